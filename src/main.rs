@@ -1,0 +1,2 @@
+//! The `cloudbft` command.
+fn main() {}
