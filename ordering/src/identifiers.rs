@@ -1,0 +1,48 @@
+//! Names of machines, groups, clients, views and positions.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+macro_rules! identifier {
+    ($(#[$meta:meta])* $name:ident($inner:ty)) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
+        pub struct $name(pub $inner);
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(formatter)
+            }
+        }
+    };
+}
+
+identifier! {
+    /// A machine (failure unit): m0 holds the first primary, m1..m(2f+1) the replicas, voters and database nodes.
+    MachineId(u8)
+}
+identifier! {
+    /// A group of replicas.
+    GroupId(u16)
+}
+identifier! {
+    /// A client: a proxy identity, as its index in the cluster file.
+    ClientId(u32)
+}
+identifier! {
+    /// A view; it is led by candidate `view mod (2f+2)`.
+    View(u64)
+}
+identifier! {
+    /// A gap-free position over all groups; the first ordered operation has order 1.
+    Order(u64)
+}
+
+/// A BLAKE3 hash.
+pub type Digest = [u8; 32];
+
+impl Order {
+    /// The order after this one.
+    pub fn next(self) -> Order {
+        Order(self.0 + 1)
+    }
+}

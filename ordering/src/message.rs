@@ -1,0 +1,181 @@
+//! What travels between proxies and nodes about requests, direct statements and their results.
+//!
+//! Agreement's own messages (PREPARE, COMMIT, ...) stand beside it in the protocol's module.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use bytes::Bytes;
+
+use crate::identifiers::{ClientId, Digest, GroupId, Order};
+
+/// A REQUEST (DESIGN.md section 4), signed by the client.
+///
+/// Exactly once: replicas and voters run a (client, number) at most once. `floor` bounds what they must
+/// remember: the client promises that every number below it is finished or given up, so they forget those
+/// and refuse them; a number at or above `floor + REQUEST_WINDOW` is refused too.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Request {
+    /// The client.
+    pub client: ClientId,
+    /// The request's number; unique per client for ever (high bits: the proxy's incarnation).
+    pub number: u64,
+    /// The lowest number that is still wanted.
+    pub floor: u64,
+    /// The home's number (`sql::footprint::Resource::home_number`): which group is in charge.
+    pub home: u64,
+    /// The encoded `sql::operation::Operation`; opaque to replicas.
+    pub operation: Bytes,
+    /// Ed25519 signature of the client over [`Request::digest`].
+    pub signature: [u8; 64],
+}
+
+/// How many request numbers of one client may be outstanding.
+pub const REQUEST_WINDOW: u64 = 4096;
+
+/// The largest encoded operation, in bytes.
+pub const OPERATION_BYTES_MAX: usize = 16 << 20;
+
+impl Request {
+    /// The hash of everything but the signature: what is signed, ordered and agreed on.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft request v1");
+        hasher.update(&self.client.0.to_le_bytes());
+        hasher.update(&self.number.to_le_bytes());
+        hasher.update(&self.floor.to_le_bytes());
+        hasher.update(&self.home.to_le_bytes());
+        hasher.update(&self.operation);
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// Proxy to voter.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum ClientMessage {
+    /// DIRECT: a statement that needs no agreement.
+    Direct(Direct),
+    /// Asks again for the result of a request or of a direct statement, this time whole.
+    Recall(ResultKey),
+}
+
+/// DIRECT (DESIGN.md section 3): a read outside transactions, or a statement of an interactive transaction
+/// within its held footprint.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Direct {
+    /// The client's number for the answer; unique per client for ever, counted apart from requests.
+    pub number: u64,
+    /// Whether this voter is the one that should answer with the whole result.
+    pub whole: bool,
+    /// The encoded `sql::operation::SessionContext`.
+    pub context: Bytes,
+    /// Which transaction the statement belongs to, if any.
+    pub transaction: Option<DirectTransaction>,
+    /// `cloudbft.reads = 'session'`: run only when every order up to this one has been executed (0: at once).
+    pub not_before: Order,
+    /// The encoded `sql::operation::Exchange`.
+    pub exchange: Bytes,
+}
+
+/// A direct statement's place in its transaction.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct DirectTransaction {
+    /// The encoded `sql::operation::TransactionId`'s session and number (the client is the sender).
+    pub session: u64,
+    /// The transaction's number within the session.
+    pub number: u64,
+    /// Writes of the transaction that must have run before this statement.
+    pub writes_before: u32,
+    /// [`chain`] over those writes.
+    pub chain: Digest,
+    /// Whether the statement counts as a write (is sent to all voters, and listed by COMMIT).
+    pub write: bool,
+}
+
+/// The hash chain over a transaction's writes: each link hashes the previous one and the encoded exchange.
+/// A transaction's chain starts at [`CHAIN_START`].
+pub fn chain(previous: &Digest, exchange: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(previous);
+    hasher.update(exchange);
+    *hasher.finalize().as_bytes()
+}
+
+/// The chain of a transaction that has written nothing.
+pub const CHAIN_START: Digest = [0; 32];
+
+/// What a RESULT answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
+pub enum ResultKey {
+    /// The ordered request with this number of the receiving client.
+    Request(u64),
+    /// The direct statement with this number of the receiving client.
+    Direct(u64),
+}
+
+/// RESULT: voter to proxy. Two results agree when their orders (of requests) and one of their digests are equal.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ResultMessage {
+    /// What is answered.
+    pub key: ResultKey,
+    /// The order at which the request ran; for a direct statement the last order this voter had executed
+    /// without gap (informative, enters no vote).
+    pub order: Order,
+    /// What happened.
+    pub outcome: Outcome,
+}
+
+/// A voter's answer.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Outcome {
+    /// The backend answered; the digests are over the encoded `sql::operation::ExchangeResult`.
+    Done {
+        /// Hash of the messages in sequence.
+        sequence: Digest,
+        /// The same with the rows of each statement sorted by hash (order of rows does not matter).
+        multiset: Digest,
+        /// The encoded `ExchangeResult`, from the voter that was picked or on recall.
+        whole: Option<Bytes>,
+    },
+    /// The voter refuses, alike on all correct voters (for example BF003, 40P01).
+    Refused {
+        /// Five characters.
+        sqlstate: String,
+        /// What was refused.
+        message: String,
+        /// Rule or resource.
+        detail: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The voter cannot say (its transaction missed a statement, or its server is down): no vote.
+    Unavailable,
+}
+
+/// REPLY-COMMIT-DB: voter to replicas.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ReplyCommitDb {
+    /// Every order up to this one has been executed.
+    pub executed: Order,
+    /// Every order up to this one is durable in the voter's database.
+    pub flushed: Order,
+}
+
+/// COMMIT-DB: a replica of the group in charge to the voters. One message covers the entries of one batch.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct CommitDb {
+    /// The group that decided.
+    pub group: GroupId,
+    /// The decided entries, ascending by order.
+    pub entries: Vec<CommitDbEntry>,
+}
+
+/// One decided operation.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct CommitDbEntry {
+    /// The operation's order.
+    pub order: Order,
+    /// The primary's time, in microseconds since the Unix epoch; strictly monotone over orders.
+    pub time_us: u64,
+    /// The request's digest; all zero for an order that recovery filled with nothing.
+    pub digest: Digest,
+    /// The request itself: to the voter on the replica's own machine, or on demand.
+    pub request: Option<Request>,
+}

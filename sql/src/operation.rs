@@ -1,0 +1,227 @@
+//! The self-contained operation (DESIGN.md section 5): what a proxy signs, replicas order, and any voter can
+//! run on any backend connection. Nothing in it refers to session state by name.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use bytes::Bytes;
+
+use crate::footprint::Footprint;
+
+/// A transaction of one client: unique for ever, since sessions and numbers are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
+pub struct TransactionId {
+    /// The client (proxy identity), as its index in the cluster file.
+    pub client: u32,
+    /// The session (application connection) on that client; the high bits hold the proxy's incarnation.
+    pub session: u64,
+    /// The transaction's number within the session.
+    pub number: u64,
+}
+
+/// Who asks, and under which settings: what a backend must be set to before a statement runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+pub struct SessionContext {
+    /// The session on the client.
+    pub session: u64,
+    /// The database role that the application logged in as.
+    pub role: String,
+    /// The database.
+    pub database: String,
+    /// The settings (GUCs) that the session has changed, sorted by name; values as `SHOW` prints them.
+    pub settings: Vec<(String, String)>,
+}
+
+/// One unit of work, as ordered.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Operation {
+    /// Who asks.
+    pub context: SessionContext,
+    /// The resources that the client declares; voters derive them again and refuse too few (BF003).
+    pub footprint: Footprint,
+    /// What to do.
+    pub work: Work,
+}
+
+/// What an operation does.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Work {
+    /// An autocommit exchange that writes: runs in a transaction of its own under its footprint's locks.
+    OneShot {
+        /// The exchange.
+        exchange: Bytes,
+    },
+    /// An ordered read: takes no lock, runs on the snapshot of its order (DESIGN.md section 3).
+    Read {
+        /// The open transaction in whose backend the read runs, so that it sees that transaction's writes.
+        transaction: Option<TransactionId>,
+        /// Writes of that transaction that must have run before.
+        writes_before: u32,
+        /// The exchange.
+        exchange: Bytes,
+    },
+    /// Opens an interactive transaction with its first exchange, under the footprint's locks, to the end.
+    Begin {
+        /// The transaction.
+        transaction: TransactionId,
+        /// The isolation that the application asked for.
+        isolation: Isolation,
+        /// Whether the transaction is READ ONLY.
+        read_only: bool,
+        /// Exchanges that must run first (savepoints set before the first statement that needed a lock), then
+        /// the first exchange; each is a [`Bytes`]-encoded [`Exchange`]. Only the last one's result is sent.
+        exchanges: Vec<Bytes>,
+    },
+    /// A further exchange that needs resources which the transaction does not hold, or that is large.
+    Extend {
+        /// The transaction.
+        transaction: TransactionId,
+        /// Writes of that transaction that must have run before.
+        writes_before: u32,
+        /// The exchange.
+        exchange: Bytes,
+    },
+    /// Ends a transaction: it commits exactly this list of writes (DESIGN.md section 3, step 4).
+    Commit {
+        /// The transaction.
+        transaction: TransactionId,
+        /// Every write since Begin, in order, Begin's and Extend's exchanges included.
+        writes: Vec<TransactionWrite>,
+    },
+    /// Ends a transaction without effect.
+    Abort {
+        /// The transaction.
+        transaction: TransactionId,
+    },
+}
+
+/// One write of an interactive transaction, as listed by its Commit.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum TransactionWrite {
+    /// A direct statement: the encoded [`Exchange`].
+    Direct(Bytes),
+    /// The exchanges of the ordered Begin or Extend at this order.
+    Ordered(u64),
+}
+
+/// The isolation level that the application asked for (DESIGN.md section 3, table).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+pub enum Isolation {
+    /// READ UNCOMMITTED and READ COMMITTED.
+    #[default]
+    ReadCommitted,
+    /// REPEATABLE READ: a snapshot at the order of Begin.
+    RepeatableRead,
+    /// SERIALIZABLE: everything read is locked exclusively.
+    Serializable,
+}
+
+/// One protocol exchange: what the application sent up to Sync (or one simple Query).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+pub enum Exchange {
+    /// A simple Query message: one or more statements.
+    Simple {
+        /// The text as sent.
+        text: String,
+    },
+    /// Extended-protocol messages.
+    Extended {
+        /// The statements that the steps name by index.
+        statements: Vec<StatementText>,
+        /// The messages in the order sent.
+        steps: Vec<Step>,
+    },
+    /// Opens COPY ... FROM STDIN on the transaction's backend; answered by CopyInResponse.
+    CopyStart {
+        /// The COPY statement.
+        text: String,
+    },
+    /// A piece of COPY data, at most 1 MiB, at any boundary; answered by nothing.
+    CopyData {
+        /// The bytes, without framing.
+        data: Bytes,
+    },
+    /// The end of COPY data: CopyDone, or CopyFail with the application's reason.
+    CopyEnd {
+        /// The reason of a CopyFail.
+        failure: Option<String>,
+    },
+}
+
+/// A prepared statement by its text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+pub struct StatementText {
+    /// The text as sent.
+    pub text: String,
+    /// The parameter types that Parse declared (0 = unspecified); may be shorter than the parameters.
+    pub parameter_types: Vec<u32>,
+}
+
+/// One extended-protocol message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+pub enum Step {
+    /// Parse: answered by ParseComplete. (A Bind of a statement that an earlier exchange parsed has no Parse
+    /// step: the voter prepares it silently when its backend lacks it.)
+    Parse {
+        /// Index into the exchange's statements.
+        statement: u16,
+    },
+    /// Describe of a statement: ParameterDescription, then RowDescription or NoData.
+    DescribeStatement {
+        /// Index into the exchange's statements.
+        statement: u16,
+    },
+    /// Bind: answered by BindComplete.
+    Bind {
+        /// The portal's name; portals live to the end of the transaction.
+        portal: String,
+        /// Index into the exchange's statements.
+        statement: u16,
+        /// Parameter format codes, as sent: none, one for all, or one each.
+        parameter_formats: Vec<i16>,
+        /// The parameters' bytes, as sent.
+        parameters: Vec<Option<Bytes>>,
+        /// Result format codes, as sent.
+        result_formats: Vec<i16>,
+    },
+    /// Describe of a portal: RowDescription or NoData.
+    DescribePortal {
+        /// The portal.
+        portal: String,
+    },
+    /// Execute: rows, then CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute {
+        /// The portal.
+        portal: String,
+        /// At most this many rows; 0 = all.
+        max_rows: u32,
+    },
+    /// Close of a portal: answered by CloseComplete.
+    ClosePortal {
+        /// The portal.
+        portal: String,
+    },
+}
+
+impl Exchange {
+    /// The bytes that are sent, hashed and listed.
+    pub fn encode(&self) -> Bytes {
+        // Serialising into memory cannot fail.
+        Bytes::from(borsh::to_vec(self).unwrap_or_default())
+    }
+
+    /// The exchange from its bytes.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one exchange.
+    pub fn decode(bytes: &[u8]) -> Result<Self, std::io::Error> {
+        borsh::from_slice(bytes)
+    }
+}
+
+/// What a voter's backend answered to an exchange, as sent to the application.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ExchangeResult {
+    /// Backend messages, framed as on the wire, without ReadyForQuery.
+    pub messages: Bytes,
+    /// The transaction status byte of the ReadyForQuery that ended it: `I`, `T` or `E`.
+    pub status: u8,
+}
