@@ -52,9 +52,10 @@ impl Resource {
     pub fn home_number(&self) -> u64 {
         match self {
             Resource::Everything => 0,
-            Resource::Partition(PartitionKey { value: PartitionValue::Integer(value), .. }) => {
-                1 + (value.unsigned_abs() & 0xffff_ffff)
-            }
+            Resource::Partition(PartitionKey {
+                value: PartitionValue::Integer(value),
+                ..
+            }) => 1 + (value.unsigned_abs() & 0xffff_ffff),
             other => hash_number(&other.to_string()),
         }
     }
@@ -106,12 +107,16 @@ impl Footprint {
 
     /// The footprint of what cannot be derived: everything, exclusively.
     pub fn everything() -> Self {
-        Self { entries: vec![(Resource::Everything, Mode::Exclusive)] }
+        Self {
+            entries: vec![(Resource::Everything, Mode::Exclusive)],
+        }
     }
 
     /// A footprint of one resource.
     pub fn of(resource: Resource, mode: Mode) -> Self {
-        Self { entries: vec![(resource, mode)] }
+        Self {
+            entries: vec![(resource, mode)],
+        }
     }
 
     /// Adds a resource; a resource that is there keeps the stronger mode.
@@ -146,18 +151,27 @@ impl Footprint {
     /// Whether holding `self` suffices for `needed`: each needed resource, or an ancestor of it, is held in
     /// the needed mode or a stronger one.
     pub fn covers(&self, needed: &Footprint) -> bool {
-        needed.entries.iter().all(|(resource, mode)| self.holds(resource, *mode))
+        needed
+            .entries
+            .iter()
+            .all(|(resource, mode)| self.holds(resource, *mode))
     }
 
     fn holds(&self, resource: &Resource, mode: Mode) -> bool {
-        let own = self.entries.binary_search_by(|(held, _)| held.cmp(resource)).ok().and_then(|at| self.entries.get(at));
+        let own = self
+            .entries
+            .binary_search_by(|(held, _)| held.cmp(resource))
+            .ok()
+            .and_then(|at| self.entries.get(at));
         own.is_some_and(|(_, held)| *held >= mode) || resource.parent().is_some_and(|parent| self.holds(&parent, mode))
     }
 
     /// The home: the smallest exclusively locked resource, or the smallest of all when none is exclusive.
     pub fn home(&self) -> Resource {
         let exclusive = self.entries.iter().find(|(_, mode)| *mode == Mode::Exclusive);
-        exclusive.or(self.entries.first()).map_or(Resource::Everything, |(resource, _)| resource.clone())
+        exclusive
+            .or(self.entries.first())
+            .map_or(Resource::Everything, |(resource, _)| resource.clone())
     }
 }
 
@@ -176,7 +190,10 @@ mod tests {
     use super::*;
 
     fn warehouse(value: i64) -> Resource {
-        Resource::Partition(PartitionKey { family: "warehouse".into(), value: PartitionValue::Integer(value) })
+        Resource::Partition(PartitionKey {
+            family: "warehouse".into(),
+            value: PartitionValue::Integer(value),
+        })
     }
 
     #[test]
