@@ -1,5 +1,7 @@
 //! The kit against a plain PostgreSQL: load, run, check; and the checks must find what is broken.
 
+#![allow(clippy::unwrap_used)]
+
 mod postgres_server;
 
 use std::path::PathBuf;
