@@ -38,7 +38,7 @@ pub struct Report {
     pub reconnects: u64,
     /// Terminals that still waited for the server when the run ended.
     pub stuck_terminals: u64,
-    /// Committed transactions in each second of the measurement.
+    /// Committed transactions in each complete second of the measurement.
     pub committed_each_second: Vec<u64>,
 }
 

@@ -184,7 +184,9 @@ impl Recorder {
         report.error_samples = counters.error_samples.clone();
         report.unknown_outcomes = counters.unknown_outcomes;
         report.reconnects = counters.reconnects;
+        let complete_seconds = usize::try_from(measured.as_secs()).unwrap_or(usize::MAX);
         report.committed_each_second = counters.committed_each_second.clone();
+        report.committed_each_second.resize(complete_seconds, 0);
     }
 }
 
@@ -269,7 +271,17 @@ mod tests {
             (101, 100, 1)
         );
         assert!((line.p50_ms - 50.0).abs() < 1.0 && (line.p99_ms - 99.0).abs() < 1.0);
-        assert_eq!(report.committed_each_second.iter().sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn seconds_without_a_commit_are_shown_and_the_last_incomplete_one_is_not() {
+        let recorder = Recorder::new(Instant::now() - Duration::from_secs(3));
+        recorder.completed(
+            TransactionKind::Payment,
+            Completion::Committed,
+            Duration::ZERO,
+        );
+        assert_eq!(report_of(&recorder).committed_each_second, [0, 0, 0]);
     }
 
     #[test]
