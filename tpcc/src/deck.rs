@@ -27,11 +27,7 @@ impl Deck {
             random.shuffle(&mut self.cards);
             self.dealt = 0;
         }
-        let card = self
-            .cards
-            .get(self.dealt)
-            .copied()
-            .unwrap_or(TransactionKind::NewOrder);
+        let card = self.cards.get(self.dealt).copied().unwrap_or(TransactionKind::NewOrder);
         self.dealt += 1;
         card
     }

@@ -47,11 +47,7 @@ impl<const SCALE: u32> ToSql for Fixed<SCALE> {
         let count = i16::try_from(groups.len())?;
         out.put_i16(count);
         out.put_i16(if count == 0 { 0 } else { count - 2 });
-        out.put_u16(if self.0 < 0 {
-            SIGN_NEGATIVE
-        } else {
-            SIGN_POSITIVE
-        });
+        out.put_u16(if self.0 < 0 { SIGN_NEGATIVE } else { SIGN_POSITIVE });
         out.put_u16(u16::try_from(SCALE)?);
         groups.iter().rev().for_each(|group| out.put_i16(*group));
         Ok(IsNull::No)
@@ -99,25 +95,13 @@ mod tests {
 
     fn round_trip<const SCALE: u32>(units: i64) -> i64 {
         let mut wire = BytesMut::new();
-        Fixed::<SCALE>(units)
-            .to_sql(&Type::NUMERIC, &mut wire)
-            .unwrap();
+        Fixed::<SCALE>(units).to_sql(&Type::NUMERIC, &mut wire).unwrap();
         Fixed::<SCALE>::from_sql(&Type::NUMERIC, &wire).unwrap().0
     }
 
     #[test]
     fn numbers_survive_the_wire() {
-        for units in [
-            0,
-            1,
-            -1,
-            99,
-            100,
-            10_000,
-            -1_000_000,
-            123_456_789,
-            i64::MAX / 4,
-        ] {
+        for units in [0, 1, -1, 99, 100, 10_000, -1_000_000, 123_456_789, i64::MAX / 4] {
             assert_eq!(round_trip::<2>(units), units);
             assert_eq!(round_trip::<4>(units), units);
         }
@@ -126,9 +110,7 @@ mod tests {
     #[test]
     fn digits_beyond_the_scale_are_refused() {
         let mut wire = BytesMut::new();
-        Fixed::<4>(12_345)
-            .to_sql(&Type::NUMERIC, &mut wire)
-            .unwrap();
+        Fixed::<4>(12_345).to_sql(&Type::NUMERIC, &mut wire).unwrap();
         assert!(Fixed::<2>::from_sql(&Type::NUMERIC, &wire).is_err());
     }
 

@@ -138,13 +138,11 @@ impl LedgerReport {
                 (copies > 0).then(|| format!("rolled back, but found {copies} times"))
             }
         };
-        let complaint =
-            complaint.or_else(|| (!is_intact).then(|| "found, but with other values".to_owned()));
+        let complaint = complaint.or_else(|| (!is_intact).then(|| "found, but with other values".to_owned()));
         if let Some(complaint) = complaint {
             self.violations += 1;
             if self.listed_violations.len() < LISTED_VIOLATIONS_MAX {
-                self.listed_violations
-                    .push(format!("{complaint}: {:?}", entry.claim));
+                self.listed_violations.push(format!("{complaint}: {:?}", entry.claim));
             }
         }
     }
@@ -161,10 +159,7 @@ struct Found {
 pub(crate) async fn check(client: &Client, path: &Path) -> Result<LedgerReport, Error> {
     let mut by_warehouse: BTreeMap<i32, Vec<Entry>> = BTreeMap::new();
     for entry in read(path)? {
-        by_warehouse
-            .entry(entry.claim.warehouse())
-            .or_default()
-            .push(entry);
+        by_warehouse.entry(entry.claim.warehouse()).or_default().push(entry);
     }
     let mut report = LedgerReport::default();
     for (warehouse, entries) in by_warehouse {

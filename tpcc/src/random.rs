@@ -210,10 +210,7 @@ mod tests {
         for seed in 0..500 {
             let constants = Constants::for_run(&mut Random::new(seed, 0));
             let delta = (constants.last_name - Constants::for_load().last_name).abs();
-            assert!(
-                (65..=119).contains(&delta) && delta != 96 && delta != 112,
-                "{delta}"
-            );
+            assert!((65..=119).contains(&delta) && delta != 96 && delta != 112, "{delta}");
         }
     }
 
@@ -229,10 +226,7 @@ mod tests {
     fn a_tenth_of_the_data_is_original() {
         let mut random = Random::new(3, 0);
         let texts: Vec<String> = (0..10_000).map(|_| random.data()).collect();
-        let original = texts
-            .iter()
-            .filter(|text| text.contains("ORIGINAL"))
-            .count();
+        let original = texts.iter().filter(|text| text.contains("ORIGINAL")).count();
         assert!((850..1_150).contains(&original), "{original}");
         assert!(texts.iter().all(|text| (26..=50).contains(&text.len())));
     }

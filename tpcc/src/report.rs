@@ -103,24 +103,11 @@ impl fmt::Display for Report {
             self.seconds,
             self.seed
         )?;
-        writeln!(
-            out,
-            "{:.1} tx/s, {:.1} tpmC",
-            self.transactions_per_second, self.tpm_c
-        )?;
+        writeln!(out, "{:.1} tx/s, {:.1} tpmC", self.transactions_per_second, self.tpm_c)?;
         writeln!(
             out,
             "\n{:<13}{:>8}{:>10}{:>12}{:>7}{:>10}{:>10}{:>10}{:>10}{:>10}",
-            "",
-            "count",
-            "committed",
-            "rolled back",
-            "failed",
-            "mean ms",
-            "p50 ms",
-            "p95 ms",
-            "p99 ms",
-            "max ms"
+            "", "count", "committed", "rolled back", "failed", "mean ms", "p50 ms", "p95 ms", "p99 ms", "max ms"
         )?;
         for line in &self.transactions {
             writeln!(out, "{line}")?;
@@ -128,9 +115,7 @@ impl fmt::Display for Report {
         writeln!(out, "\naborts: {}", Counts(&self.aborts))?;
         writeln!(out, "unexpected errors: {}", Counts(&self.errors))?;
         for sample in &self.error_samples {
-            let place = sample
-                .transaction
-                .map_or("connecting", TransactionKind::name);
+            let place = sample.transaction.map_or("connecting", TransactionKind::name);
             writeln!(
                 out,
                 "  second {}, {place}: {} ({})",
@@ -181,11 +166,7 @@ impl fmt::Display for Counts<'_> {
         if self.0.is_empty() {
             return write!(out, "none");
         }
-        let parts: Vec<String> = self
-            .0
-            .iter()
-            .map(|(code, count)| format!("{code} × {count}"))
-            .collect();
+        let parts: Vec<String> = self.0.iter().map(|(code, count)| format!("{code} × {count}")).collect();
         write!(out, "{}", parts.join(", "))
     }
 }

@@ -40,10 +40,7 @@ pub async fn run(options: &RunOptions) -> Result<Report, Error> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_until(
-    options: &RunOptions,
-    stop: impl Future<Output = ()> + Send,
-) -> Result<Report, Error> {
+pub async fn run_until(options: &RunOptions, stop: impl Future<Output = ()> + Send) -> Result<Report, Error> {
     let scale = scale_to_use(options).await?;
     let sessions = open_sessions(options).await?;
     let warm_up = Duration::from_secs(options.warmup_seconds);

@@ -39,20 +39,14 @@ impl Scale {
 
     /// The cardinalities of a loaded database.
     pub(crate) async fn of_database(client: &Client) -> Result<Self, Error> {
-        let warehouses = client
-            .query_one("SELECT max(w_id) FROM warehouse", &[])
-            .await?;
+        let warehouses = client.query_one("SELECT max(w_id) FROM warehouse", &[]).await?;
         let items = client.query_one("SELECT max(i_id) FROM item", &[]).await?;
         let customers = client
-            .query_one(
-                "SELECT max(c_id) FROM customer WHERE c_w_id = 1 AND c_d_id = 1",
-                &[],
-            )
+            .query_one("SELECT max(c_id) FROM customer WHERE c_w_id = 1 AND c_d_id = 1", &[])
             .await?;
         let maximum = |row: &tokio_postgres::Row| -> Result<i32, Error> {
-            row.try_get::<_, Option<i32>>(0)?.ok_or_else(|| {
-                Error::Database("the tables are empty: run the load first".to_owned())
-            })
+            row.try_get::<_, Option<i32>>(0)?
+                .ok_or_else(|| Error::Database("the tables are empty: run the load first".to_owned()))
         };
         Ok(Self {
             warehouses: maximum(&warehouses)?,

@@ -150,11 +150,7 @@ impl Recorder {
     pub(crate) fn totals(&self) -> Totals {
         let counters = self.lock();
         Totals {
-            committed: counters
-                .kinds
-                .values()
-                .map(|of_kind| of_kind.committed)
-                .sum(),
+            committed: counters.kinds.values().map(|of_kind| of_kind.committed).sum(),
             aborts: counters.aborts.values().sum(),
             errors: counters.errors.values().sum(),
         }
@@ -163,9 +159,7 @@ impl Recorder {
     /// Fills the measured part of a report.
     pub(crate) fn fill(&self, report: &mut Report) {
         let counters = self.lock();
-        let measured = counters
-            .measured
-            .unwrap_or_else(|| self.measure_from.elapsed());
+        let measured = counters.measured.unwrap_or_else(|| self.measure_from.elapsed());
         let seconds = measured.as_secs_f64().max(f64::MIN_POSITIVE);
         report.seconds = seconds;
         report.transactions = TransactionKind::ALL
@@ -206,8 +200,7 @@ impl KindCounters {
     fn record(&mut self, response: Duration) {
         if self.response_micros.is_none() {
             // The bounds are constants and valid, so this does not fail.
-            self.response_micros =
-                Histogram::new_with_bounds(1, RESPONSE_MICROS_MAX, RESPONSE_DIGITS).ok();
+            self.response_micros = Histogram::new_with_bounds(1, RESPONSE_MICROS_MAX, RESPONSE_DIGITS).ok();
         }
         if let Some(histogram) = &mut self.response_micros {
             histogram.saturating_record(u64::try_from(response.as_micros()).unwrap_or(u64::MAX));
@@ -259,28 +252,17 @@ mod tests {
             let response = Duration::from_millis(millis);
             recorder.completed(TransactionKind::NewOrder, Completion::Committed, response);
         }
-        recorder.completed(
-            TransactionKind::NewOrder,
-            Completion::RolledBack,
-            Duration::ZERO,
-        );
+        recorder.completed(TransactionKind::NewOrder, Completion::RolledBack, Duration::ZERO);
         let report = report_of(&recorder);
         let line = &report.transactions[0];
-        assert_eq!(
-            (line.count, line.committed, line.rolled_back),
-            (101, 100, 1)
-        );
+        assert_eq!((line.count, line.committed, line.rolled_back), (101, 100, 1));
         assert!((line.p50_ms - 50.0).abs() < 1.0 && (line.p99_ms - 99.0).abs() < 1.0);
     }
 
     #[test]
     fn seconds_without_a_commit_are_shown_and_the_last_incomplete_one_is_not() {
         let recorder = Recorder::new(Instant::now() - Duration::from_secs(3));
-        recorder.completed(
-            TransactionKind::Payment,
-            Completion::Committed,
-            Duration::ZERO,
-        );
+        recorder.completed(TransactionKind::Payment, Completion::Committed, Duration::ZERO);
         assert_eq!(report_of(&recorder).committed_each_second, [0, 0, 0]);
     }
 

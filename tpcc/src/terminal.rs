@@ -161,12 +161,7 @@ impl Terminal {
     }
 
     /// BEGIN, the body, and COMMIT or ROLLBACK.
-    async fn attempt(
-        &self,
-        session: &Session,
-        input: &Input,
-        stamp: &Stamp,
-    ) -> Result<Attempt, Error> {
+    async fn attempt(&self, session: &Session, input: &Input, stamp: &Stamp) -> Result<Attempt, Error> {
         let Session { client, statements } = session;
         let begin = self.shared.options.isolation.begin_statement();
         if let Err(error) = client.batch_execute(begin).await {

@@ -10,10 +10,7 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 use postgres_server::PostgresServer;
 use tokio_postgres::{Client, NoTls};
-use tpcc::{
-    CheckOptions, CheckReport, Isolation, LoadMethod, LoadOptions, Report, RunOptions,
-    TransactionKind,
-};
+use tpcc::{CheckOptions, CheckReport, Isolation, LoadMethod, LoadOptions, Report, RunOptions, TransactionKind};
 
 /// A loaded server, a connection to it, and a place for the ledger.
 struct Fixture {
@@ -35,11 +32,7 @@ impl Fixture {
         let (client, connection) = tokio_postgres::connect(server.dsn(), NoTls).await.unwrap();
         tokio::spawn(connection);
         let ledger = server.directory().join("ledger");
-        Self {
-            server,
-            client,
-            ledger,
-        }
+        Self { server, client, ledger }
     }
 
     fn run_options(&self) -> RunOptions {
@@ -83,10 +76,7 @@ impl Fixture {
 }
 
 fn assert_clean(report: &Report) {
-    assert!(
-        report.errors.is_empty() && report.unknown_outcomes == 0,
-        "{report}"
-    );
+    assert!(report.errors.is_empty() && report.unknown_outcomes == 0, "{report}");
     assert_eq!(report.stuck_terminals, 0);
     for kind in TransactionKind::ALL {
         let line = report.transaction(kind).unwrap();
@@ -103,8 +93,8 @@ async fn the_mix_keeps_the_database_consistent_and_damage_is_found() {
     assert_clean(&report);
     fixture.assert_sound().await;
     let acknowledged = fixture.check().await.ledger.unwrap().acknowledged;
-    let counted = [TransactionKind::NewOrder, TransactionKind::Payment]
-        .map(|kind| report.transaction(kind).unwrap().committed);
+    let counted =
+        [TransactionKind::NewOrder, TransactionKind::Payment].map(|kind| report.transaction(kind).unwrap().committed);
     assert!(
         acknowledged >= counted.iter().sum(),
         "{acknowledged} in the ledger, {report}"
@@ -272,16 +262,10 @@ async fn a_restart_of_the_server_is_survived_and_reported() {
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     fixture.server.restart();
     let report = running.await.unwrap().unwrap();
-    assert!(
-        !report.errors.is_empty() && report.reconnects >= 4,
-        "{report}"
-    );
+    assert!(!report.errors.is_empty() && report.reconnects >= 4, "{report}");
     assert!(!report.error_samples.is_empty());
     assert!(
-        report
-            .committed_each_second
-            .last()
-            .is_some_and(|count| *count > 0),
+        report.committed_each_second.last().is_some_and(|count| *count > 0),
         "{report}"
     );
     let check = fixture.check().await;
@@ -330,10 +314,7 @@ async fn a_server_that_refuses_copy_is_loaded_by_inserts() {
         method: LoadMethod::Copy,
         ..LoadOptions::new(&dsn)
     };
-    let refusal = tpcc::load(&copy, ProgressBar::hidden())
-        .await
-        .unwrap_err()
-        .to_string();
+    let refusal = tpcc::load(&copy, ProgressBar::hidden()).await.unwrap_err().to_string();
     assert!(refusal.contains("0A000"), "{refusal}");
     let auto = LoadOptions {
         method: LoadMethod::Auto,
@@ -341,10 +322,5 @@ async fn a_server_that_refuses_copy_is_loaded_by_inserts() {
         ..copy
     };
     tpcc::load(&auto, ProgressBar::hidden()).await.unwrap();
-    assert!(
-        tpcc::check(&CheckOptions::new(&dsn))
-            .await
-            .unwrap()
-            .passed()
-    );
+    assert!(tpcc::check(&CheckOptions::new(&dsn)).await.unwrap().passed());
 }

@@ -11,6 +11,7 @@ use crate::tpcc;
 struct Load {
     child: Child,
     ledger: String,
+    report: String,
 }
 
 impl Load {
@@ -32,12 +33,12 @@ impl Load {
                 "--terminals",
                 "4",
             ])
-            .args(["--seconds", seconds, "--ledger", &ledger])
+            .args(["--seconds", seconds, "--ledger", &ledger, "--json", &report])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("tpcc starts");
-        Load { child, ledger }
+        Load { child, ledger, report }
     }
 }
 
@@ -57,6 +58,8 @@ fn survive(hurt: impl FnOnce(&Cluster)) {
     let ended = load.child.wait_with_output().expect("tpcc ends");
     assert!(ended.status.success(), "the application saw an error: {}", text(&ended));
     println!("{}", text(&ended));
+    let report = std::fs::read_to_string(&load.report).expect("a report");
+    tpcc::assert_no_error(&serde_json::from_str(&report).expect("JSON"));
     check_ledger(&cluster, &load.ledger);
     cluster.assert_equal();
 }

@@ -40,7 +40,21 @@ fn run(cluster: &Cluster, warehouses: &str, terminals: &str, seconds: &str) -> V
     let run = cluster.command(&[&["tpcc", "run", "--dsn", cluster.dsn()], arguments.as_slice()].concat());
     assert!(run.status.success(), "run: {}", text(&run));
     println!("{}", text(&run));
-    serde_json::from_str(&std::fs::read_to_string(json).expect("a report")).expect("JSON")
+    let report = serde_json::from_str(&std::fs::read_to_string(json).expect("a report")).expect("JSON");
+    assert_no_error(&report);
+    report
+}
+
+/// Asserts that transactions committed, and that the application saw no error and lost no connection.
+pub(crate) fn assert_no_error(report: &Value) {
+    assert!(
+        report["transactions_per_second"].as_f64().expect("a number") > 0.0,
+        "{report}"
+    );
+    assert_eq!(report["errors"], serde_json::json!({}), "{report}");
+    for count in ["unknown_outcomes", "reconnects", "stuck_terminals"] {
+        assert_eq!(report[count], 0, "{count}: {report}");
+    }
 }
 
 pub(crate) fn check(cluster: &Cluster) {

@@ -164,9 +164,11 @@ mod tests {
                     .any(|pair| matches!(pair, ["FROM" | "JOIN", name] if *name == table.name));
                 if is_read {
                     tables += 1;
-                    let key = table.columns.iter().map(|(name, _)| *name).find(|name| {
-                        name.ends_with("_w_id") && name.matches('_').count() == 2 || *name == "w_id"
-                    });
+                    let key = table
+                        .columns
+                        .iter()
+                        .map(|(name, _)| *name)
+                        .find(|name| name.ends_with("_w_id") && name.matches('_').count() == 2 || *name == "w_id");
                     let key = key.unwrap();
                     let is_named = condition.query.contains(&format!("{key} = {{w}}"))
                         || condition.query.contains(&format!("{key} IN ({{all}})"));
@@ -179,10 +181,7 @@ mod tests {
 
     #[test]
     fn conditions_are_numbered_as_in_the_specification() {
-        let numbers: Vec<u32> = CONDITIONS
-            .iter()
-            .map(|condition| condition.number)
-            .collect();
+        let numbers: Vec<u32> = CONDITIONS.iter().map(|condition| condition.number).collect();
         assert_eq!(numbers, (1..=12).collect::<Vec<u32>>());
     }
 }

@@ -52,10 +52,7 @@ pub struct Violation {
 impl CheckReport {
     /// Whether everything holds.
     pub fn passed(&self) -> bool {
-        let ledger_holds = self
-            .ledger
-            .as_ref()
-            .is_none_or(|ledger| ledger.violations == 0);
+        let ledger_holds = self.ledger.as_ref().is_none_or(|ledger| ledger.violations == 0);
         ledger_holds && self.conditions.iter().all(|condition| condition.passed)
     }
 
@@ -89,11 +86,7 @@ pub async fn check(options: &CheckOptions) -> Result<CheckReport, Error> {
     })
 }
 
-async fn check_condition(
-    client: &Client,
-    condition: &Condition,
-    warehouses: i32,
-) -> Result<ConditionReport, Error> {
+async fn check_condition(client: &Client, condition: &Condition, warehouses: i32) -> Result<ConditionReport, Error> {
     let mut violation = None;
     for warehouse in 1..=warehouses {
         let query = query_for(condition, warehouse, warehouses);
@@ -143,25 +136,13 @@ fn row_text(row: &SimpleQueryRow) -> String {
 
 impl fmt::Display for CheckReport {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            out,
-            "consistency of {} warehouses, clause 3.3.2:",
-            self.warehouses
-        )?;
+        writeln!(out, "consistency of {} warehouses, clause 3.3.2:", self.warehouses)?;
         for condition in &self.conditions {
             let verdict = if condition.passed { "holds " } else { "BROKEN" };
             writeln!(out, "{:>4} {verdict} {}", condition.number, condition.rule)?;
             if let Some(violation) = &condition.violation {
-                writeln!(
-                    out,
-                    "       warehouse {}: {}",
-                    violation.warehouse, violation.row
-                )?;
-                writeln!(
-                    out,
-                    "       found by: {}",
-                    violation.query.replace('\n', "\n       ")
-                )?;
+                writeln!(out, "       warehouse {}: {}", violation.warehouse, violation.row)?;
+                writeln!(out, "       found by: {}", violation.query.replace('\n', "\n       "))?;
             }
         }
         let Some(ledger) = &self.ledger else {
@@ -170,11 +151,7 @@ impl fmt::Display for CheckReport {
         writeln!(
             out,
             "ledger: {} acknowledged, {} of unknown outcome ({} of them found), {} rolled back; {} violations",
-            ledger.acknowledged,
-            ledger.unknown,
-            ledger.unknown_found,
-            ledger.refused,
-            ledger.violations
+            ledger.acknowledged, ledger.unknown, ledger.unknown_found, ledger.refused, ledger.violations
         )?;
         ledger
             .listed_violations

@@ -64,10 +64,7 @@ async fn create_tables(client: &Client, drop: bool) -> Result<(), Error> {
     Ok(())
 }
 
-async fn choose_transport(
-    options: &LoadOptions,
-    progress: &ProgressBar,
-) -> Result<Transport, Error> {
+async fn choose_transport(options: &LoadOptions, progress: &ProgressBar) -> Result<Transport, Error> {
     match options.method {
         LoadMethod::Copy => return Ok(Transport::Copy),
         LoadMethod::Insert => return Ok(Transport::Insert),
@@ -81,8 +78,7 @@ async fn choose_transport(
     match error.code() {
         Some(code) if NO_COPY.contains(&code.code()) => {
             let refusal = describe(&error);
-            progress
-                .suspend(|| eprintln!("loading by INSERT, for the server refuses COPY: {refusal}"));
+            progress.suspend(|| eprintln!("loading by INSERT, for the server refuses COPY: {refusal}"));
             Ok(Transport::Insert)
         }
         _ => Err(error.into()),
@@ -103,9 +99,7 @@ async fn load_warehouses(options: &LoadOptions, population: &Population) -> Resu
                 if warehouse > population.scale.warehouses {
                     return Ok::<(), Error>(());
                 }
-                population
-                    .progress
-                    .set_message(format!("warehouse {warehouse}"));
+                population.progress.set_message(format!("warehouse {warehouse}"));
                 let stream = u64::from(warehouse.unsigned_abs());
                 population
                     .load_warehouse(&client, warehouse, &mut Random::new(seed, stream))
@@ -131,10 +125,7 @@ async fn finish(client: &Client, foreign_keys: bool, progress: &ProgressBar) -> 
     progress.set_message("statistics");
     for table in TABLES {
         // Statistics only help the planner: a server that does not know ANALYZE still works.
-        if let Err(error) = client
-            .batch_execute(&format!("ANALYZE {}", table.name))
-            .await
-        {
+        if let Err(error) = client.batch_execute(&format!("ANALYZE {}", table.name)).await {
             let refusal = describe(&error);
             progress.suspend(|| eprintln!("no statistics: {refusal}"));
             break;

@@ -10,9 +10,7 @@ use crate::Error;
 use crate::fixed::Fixed;
 use crate::random::{Constants, LAST_NAMES, Random, last_name};
 use crate::scale::{DISTRICTS, Scale};
-use crate::schema::{
-    CUSTOMER, DISTRICT, HISTORY, ITEM, NEW_ORDER, ORDER_LINE, ORDERS, STOCK, Table, WAREHOUSE,
-};
+use crate::schema::{CUSTOMER, DISTRICT, HISTORY, ITEM, NEW_ORDER, ORDER_LINE, ORDERS, STOCK, Table, WAREHOUSE};
 
 /// What every customer has paid before the beginning, in hundredths.
 const FIRST_PAYMENT: i64 = 1_000;
@@ -41,11 +39,7 @@ struct LoadedOrder {
 
 impl Population {
     /// The item table, which has no warehouse.
-    pub(super) async fn load_items(
-        &self,
-        client: &Client,
-        random: &mut Random,
-    ) -> Result<(), Error> {
+    pub(super) async fn load_items(&self, client: &Client, random: &mut Random) -> Result<(), Error> {
         let mut writer = self.writer(client, &ITEM).await?;
         for item in 1..=self.scale.items {
             let image = random.uniform(1, 10_000);
@@ -78,15 +72,10 @@ impl Population {
         self.load_orders(client, warehouse, &orders, random).await?;
         self.load_new_orders(client, warehouse, &orders).await?;
         self.load_stock(client, warehouse, random).await?;
-        self.load_order_lines(client, warehouse, &orders, random)
-            .await
+        self.load_order_lines(client, warehouse, &orders, random).await
     }
 
-    async fn writer<'a>(
-        &'a self,
-        client: &'a Client,
-        table: &Table,
-    ) -> Result<TableWriter<'a>, Error> {
+    async fn writer<'a>(&'a self, client: &'a Client, table: &Table) -> Result<TableWriter<'a>, Error> {
         TableWriter::begin(client, self.transport, table, &self.progress).await
     }
 
@@ -95,40 +84,24 @@ impl Population {
         i64::from(self.scale.customers) * FIRST_PAYMENT
     }
 
-    async fn load_warehouse_row(
-        &self,
-        client: &Client,
-        warehouse: i32,
-        random: &mut Random,
-    ) -> Result<(), Error> {
+    async fn load_warehouse_row(&self, client: &Client, warehouse: i32, random: &mut Random) -> Result<(), Error> {
         let mut writer = self.writer(client, &WAREHOUSE).await?;
         let name = random.text(6, 10);
         let address = Address::draw(random);
         let mut row = vec![Value::Number(warehouse), Value::Text(&name)];
         row.extend(address.values());
         row.push(Value::Rate(Fixed(random.units(0, 2_000))));
-        row.push(Value::Money(Fixed(
-            self.district_payments() * i64::from(DISTRICTS),
-        )));
+        row.push(Value::Money(Fixed(self.district_payments() * i64::from(DISTRICTS))));
         writer.row(&row).await?;
         writer.finish().await
     }
 
-    async fn load_districts(
-        &self,
-        client: &Client,
-        warehouse: i32,
-        random: &mut Random,
-    ) -> Result<(), Error> {
+    async fn load_districts(&self, client: &Client, warehouse: i32, random: &mut Random) -> Result<(), Error> {
         let mut writer = self.writer(client, &DISTRICT).await?;
         for district in 1..=DISTRICTS {
             let name = random.text(6, 10);
             let address = Address::draw(random);
-            let mut row = vec![
-                Value::Number(warehouse),
-                Value::Number(district),
-                Value::Text(&name),
-            ];
+            let mut row = vec![Value::Number(warehouse), Value::Number(district), Value::Text(&name)];
             row.extend(address.values());
             row.push(Value::Rate(Fixed(random.units(0, 2_000))));
             row.push(Value::Money(Fixed(self.district_payments())));
@@ -138,12 +111,7 @@ impl Population {
         writer.finish().await
     }
 
-    async fn load_customers(
-        &self,
-        client: &Client,
-        warehouse: i32,
-        random: &mut Random,
-    ) -> Result<(), Error> {
+    async fn load_customers(&self, client: &Client, warehouse: i32, random: &mut Random) -> Result<(), Error> {
         let constants = Constants::for_load();
         let mut writer = self.writer(client, &CUSTOMER).await?;
         for (district, customer) in self.customers() {
@@ -181,12 +149,7 @@ impl Population {
         writer.finish().await
     }
 
-    async fn load_history(
-        &self,
-        client: &Client,
-        warehouse: i32,
-        random: &mut Random,
-    ) -> Result<(), Error> {
+    async fn load_history(&self, client: &Client, warehouse: i32, random: &mut Random) -> Result<(), Error> {
         let mut writer = self.writer(client, &HISTORY).await?;
         for (district, customer) in self.customers() {
             let data = random.text(12, 24);
@@ -252,12 +215,7 @@ impl Population {
         writer.finish().await
     }
 
-    async fn load_new_orders(
-        &self,
-        client: &Client,
-        warehouse: i32,
-        orders: &[LoadedOrder],
-    ) -> Result<(), Error> {
+    async fn load_new_orders(&self, client: &Client, warehouse: i32, orders: &[LoadedOrder]) -> Result<(), Error> {
         let mut writer = self.writer(client, &NEW_ORDER).await?;
         for order in orders.iter().filter(|order| !order.is_delivered) {
             let row = [warehouse, order.district, order.id].map(Value::Number);
@@ -301,29 +259,15 @@ impl Population {
         writer.finish().await
     }
 
-    async fn load_stock(
-        &self,
-        client: &Client,
-        warehouse: i32,
-        random: &mut Random,
-    ) -> Result<(), Error> {
+    async fn load_stock(&self, client: &Client, warehouse: i32, random: &mut Random) -> Result<(), Error> {
         let mut writer = self.writer(client, &STOCK).await?;
         for item in 1..=self.scale.items {
             let quantity = random.uniform(10, 100);
             let district_texts: Vec<String> = (0..DISTRICTS).map(|_| random.text(24, 24)).collect();
             let data = random.data();
-            let mut row = vec![
-                Value::Number(warehouse),
-                Value::Number(item),
-                Value::Number(quantity),
-            ];
+            let mut row = vec![Value::Number(warehouse), Value::Number(item), Value::Number(quantity)];
             row.extend(district_texts.iter().map(|text| Value::Text(text)));
-            row.extend([
-                Value::Number(0),
-                Value::Number(0),
-                Value::Number(0),
-                Value::Text(&data),
-            ]);
+            row.extend([Value::Number(0), Value::Number(0), Value::Number(0), Value::Text(&data)]);
             writer.row(&row).await?;
         }
         writer.finish().await

@@ -40,10 +40,7 @@ pub(super) enum Value<'a> {
 }
 
 /// Tries whether the server knows COPY, with no rows.
-pub(super) async fn copy_nothing(
-    client: &Client,
-    table: &Table,
-) -> Result<(), tokio_postgres::Error> {
+pub(super) async fn copy_nothing(client: &Client, table: &Table) -> Result<(), tokio_postgres::Error> {
     let sink = client.copy_in::<_, Bytes>(&copy_statement(table)).await?;
     Box::pin(sink).as_mut().finish().await.map(drop)
 }
@@ -79,11 +76,7 @@ impl<'a> TableWriter<'a> {
             client,
             progress,
             copy,
-            insert_prefix: format!(
-                "INSERT INTO {} ({}) VALUES ",
-                table.name,
-                table.column_list()
-            ),
+            insert_prefix: format!("INSERT INTO {} ({}) VALUES ", table.name, table.column_list()),
             buffer: String::new(),
             buffered_rows: 0,
         })
@@ -98,8 +91,7 @@ impl<'a> TableWriter<'a> {
                 return Ok(());
             }
         } else {
-            self.buffer
-                .push_str(if self.buffered_rows == 1 { "" } else { ", " });
+            self.buffer.push_str(if self.buffered_rows == 1 { "" } else { ", " });
             append_insert_row(&mut self.buffer, values);
             if self.buffered_rows < INSERT_ROWS {
                 return Ok(());
@@ -194,10 +186,7 @@ mod tests {
     fn rows_are_written_as_copy_reads_them() {
         let mut buffer = String::new();
         append_copy_row(&mut buffer, &ROW);
-        assert_eq!(
-            buffer,
-            "-7\tabc\t-10.00\t0.5000\t1970-01-01 00:00:00.000000\t\\N\n"
-        );
+        assert_eq!(buffer, "-7\tabc\t-10.00\t0.5000\t1970-01-01 00:00:00.000000\t\\N\n");
     }
 
     #[test]

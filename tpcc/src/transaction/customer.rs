@@ -54,13 +54,9 @@ impl Lookup {
             Selection::Number(number) => return Ok(*number),
             Selection::LastName(name) => name,
         };
-        let rows = client
-            .query(&self.by_last_name, &[&warehouse, &district, name])
-            .await?;
+        let rows = client.query(&self.by_last_name, &[&warehouse, &district, name]).await?;
         let middle = rows.len().div_ceil(2).saturating_sub(1);
-        let row = rows
-            .get(middle)
-            .ok_or(Failure::Missing("customer of this last name"))?;
+        let row = rows.get(middle).ok_or(Failure::Missing("customer of this last name"))?;
         Ok(row.try_get(0)?)
     }
 }

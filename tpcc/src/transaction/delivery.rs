@@ -46,18 +46,10 @@ impl Statements {
                  ORDER BY no_o_id LIMIT 1",
             )
             .await?,
-            take: prepare(
-                "DELETE FROM new_order WHERE no_w_id = $1 AND no_d_id = $2 AND no_o_id = $3",
-            )
-            .await?,
-            customer: prepare(
-                "SELECT o_c_id FROM orders WHERE o_w_id = $1 AND o_d_id = $2 AND o_id = $3",
-            )
-            .await?,
-            set_carrier: prepare(
-                "UPDATE orders SET o_carrier_id = $4 WHERE o_w_id = $1 AND o_d_id = $2 AND o_id = $3",
-            )
-            .await?,
+            take: prepare("DELETE FROM new_order WHERE no_w_id = $1 AND no_d_id = $2 AND no_o_id = $3").await?,
+            customer: prepare("SELECT o_c_id FROM orders WHERE o_w_id = $1 AND o_d_id = $2 AND o_id = $3").await?,
+            set_carrier: prepare("UPDATE orders SET o_carrier_id = $4 WHERE o_w_id = $1 AND o_d_id = $2 AND o_id = $3")
+                .await?,
             set_delivery: prepare(
                 "UPDATE order_line SET ol_delivery_d = $4 \
                  WHERE ol_w_id = $1 AND ol_d_id = $2 AND ol_o_id = $3",
@@ -76,12 +68,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(
-        &self,
-        client: &Client,
-        input: &Input,
-        stamp: &Stamp,
-    ) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         for district in 1..=DISTRICTS {
             if let Some(order) = self.take_oldest(client, input.warehouse, district).await? {
                 self.deliver(client, input, stamp, district, order).await?;
@@ -94,25 +81,13 @@ impl Statements {
     ///
     /// Under READ COMMITTED another delivery may take the same one between the two statements; then the DELETE
     /// finds nothing, and the next SELECT sees what is left.
-    async fn take_oldest(
-        &self,
-        client: &Client,
-        warehouse: i32,
-        district: i32,
-    ) -> Result<Option<i32>, Failure> {
+    async fn take_oldest(&self, client: &Client, warehouse: i32, district: i32) -> Result<Option<i32>, Failure> {
         for _ in 0..TAKE_ATTEMPTS_MAX {
-            let Some(row) = client
-                .query_opt(&self.oldest, &[&warehouse, &district])
-                .await?
-            else {
+            let Some(row) = client.query_opt(&self.oldest, &[&warehouse, &district]).await? else {
                 return Ok(None);
             };
             let order: i32 = row.try_get(0)?;
-            if client
-                .execute(&self.take, &[&warehouse, &district, &order])
-                .await?
-                > 0
-            {
+            if client.execute(&self.take, &[&warehouse, &district, &order]).await? > 0 {
                 return Ok(Some(order));
             }
         }
@@ -129,13 +104,7 @@ impl Statements {
     ) -> Result<(), Failure> {
         let Input { warehouse, carrier } = input;
         let district = &district;
-        let row = fetch(
-            client,
-            &self.customer,
-            &[warehouse, district, &order],
-            "order",
-        )
-        .await?;
+        let row = fetch(client, &self.customer, &[warehouse, district, &order], "order").await?;
         let customer: i32 = row.try_get(0)?;
         change(
             client,
@@ -151,13 +120,7 @@ impl Statements {
             "order lines",
         )
         .await?;
-        let row = fetch(
-            client,
-            &self.amount,
-            &[warehouse, district, &order],
-            "order lines",
-        )
-        .await?;
+        let row = fetch(client, &self.amount, &[warehouse, district, &order], "order lines").await?;
         let amount: Money = row.try_get(0)?;
         change(
             client,

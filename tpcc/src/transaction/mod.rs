@@ -218,12 +218,7 @@ impl Statements {
     }
 
     /// Runs the body of a transaction.
-    pub(crate) async fn perform(
-        &self,
-        client: &Client,
-        input: &Input,
-        stamp: &Stamp,
-    ) -> Result<Ending, Failure> {
+    pub(crate) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         match input {
             Input::NewOrder(input) => self.new_order.perform(client, input, stamp).await,
             Input::Payment(input) => self.payment.perform(client, input, stamp).await,

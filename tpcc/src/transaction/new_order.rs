@@ -55,9 +55,7 @@ impl Input {
     }
 
     fn is_all_local(&self) -> bool {
-        self.lines
-            .iter()
-            .all(|line| line.supply_warehouse == self.warehouse)
+        self.lines.iter().all(|line| line.supply_warehouse == self.warehouse)
     }
 }
 
@@ -104,14 +102,9 @@ impl Statements {
         let prepare = |text: &'static str| client.prepare(text);
         Ok(Self {
             warehouse: prepare("SELECT w_tax FROM warehouse WHERE w_id = $1").await?,
-            district: prepare(
-                "SELECT d_next_o_id, d_tax FROM district WHERE d_w_id = $1 AND d_id = $2 FOR UPDATE",
-            )
-            .await?,
-            advance_district: prepare(
-                "UPDATE district SET d_next_o_id = $3 WHERE d_w_id = $1 AND d_id = $2",
-            )
-            .await?,
+            district: prepare("SELECT d_next_o_id, d_tax FROM district WHERE d_w_id = $1 AND d_id = $2 FOR UPDATE")
+                .await?,
+            advance_district: prepare("UPDATE district SET d_next_o_id = $3 WHERE d_w_id = $1 AND d_id = $2").await?,
             customer: prepare(
                 "SELECT c_discount, c_last, c_credit FROM customer \
                  WHERE c_w_id = $1 AND c_d_id = $2 AND c_id = $3",
@@ -122,10 +115,7 @@ impl Statements {
                  VALUES ($1, $2, $3, $4, $5, $6, $7)",
             )
             .await?,
-            insert_new_order: prepare(
-                "INSERT INTO new_order (no_w_id, no_d_id, no_o_id) VALUES ($1, $2, $3)",
-            )
-            .await?,
+            insert_new_order: prepare("INSERT INTO new_order (no_w_id, no_d_id, no_o_id) VALUES ($1, $2, $3)").await?,
             item: prepare("SELECT i_price, i_name, i_data FROM item WHERE i_id = $1").await?,
             stock,
             update_stock: prepare(
@@ -142,12 +132,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(
-        &self,
-        client: &Client,
-        input: &Input,
-        stamp: &Stamp,
-    ) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         let Input {
             warehouse,
             district,
@@ -167,13 +152,7 @@ impl Statements {
             "district",
         )
         .await?;
-        let row = fetch(
-            client,
-            &self.customer,
-            &[warehouse, district, customer],
-            "customer",
-        )
-        .await?;
+        let row = fetch(client, &self.customer, &[warehouse, district, customer], "customer").await?;
         let _discount: Rate = row.try_get(0)?;
 
         let line_count = i32::try_from(lines.len()).unwrap_or(i32::MAX);
@@ -221,9 +200,7 @@ impl Statements {
         line: &Line,
     ) -> Result<bool, Failure> {
         let Input {
-            warehouse,
-            district,
-            ..
+            warehouse, district, ..
         } = input;
         let Line {
             supply_warehouse,
@@ -310,20 +287,9 @@ mod tests {
         let lines: Vec<&Line> = inputs.iter().flat_map(|input| &input.lines).collect();
         let unused = lines.iter().filter(|line| line.item > scale.items).count();
         assert!((120..280).contains(&unused), "{unused}");
-        let remote = lines
-            .iter()
-            .filter(|line| line.supply_warehouse != 2)
-            .count();
-        assert!(
-            (1_700..2_300).contains(&remote),
-            "{remote} of {}",
-            lines.len()
-        );
+        let remote = lines.iter().filter(|line| line.supply_warehouse != 2).count();
+        assert!((1_700..2_300).contains(&remote), "{remote} of {}", lines.len());
         assert!((190_000..210_000).contains(&lines.len()));
-        assert!(
-            inputs
-                .iter()
-                .all(|input| (5..=15).contains(&input.lines.len()))
-        );
+        assert!(inputs.iter().all(|input| (5..=15).contains(&input.lines.len())));
     }
 }

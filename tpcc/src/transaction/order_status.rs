@@ -63,17 +63,8 @@ impl Statements {
             district,
             customer,
         } = input;
-        let customer = self
-            .lookup
-            .find(client, *warehouse, *district, customer)
-            .await?;
-        fetch(
-            client,
-            &self.customer,
-            &[warehouse, district, &customer],
-            "customer",
-        )
-        .await?;
+        let customer = self.lookup.find(client, *warehouse, *district, customer).await?;
+        fetch(client, &self.customer, &[warehouse, district, &customer], "customer").await?;
         let row = fetch(
             client,
             &self.last_order,
@@ -82,9 +73,7 @@ impl Statements {
         )
         .await?;
         let order: i32 = row.try_get(0)?;
-        let lines = client
-            .query(&self.lines, &[warehouse, district, &order])
-            .await?;
+        let lines = client.query(&self.lines, &[warehouse, district, &order]).await?;
         if lines.is_empty() {
             return Err(Failure::Missing("lines of the last order"));
         }

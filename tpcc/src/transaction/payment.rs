@@ -70,10 +70,7 @@ impl Statements {
                  WHERE w_id = $1",
             )
             .await?,
-            pay_district: prepare(
-                "UPDATE district SET d_ytd = d_ytd + $3 WHERE d_w_id = $1 AND d_id = $2",
-            )
-            .await?,
+            pay_district: prepare("UPDATE district SET d_ytd = d_ytd + $3 WHERE d_w_id = $1 AND d_id = $2").await?,
             district: prepare(
                 "SELECT d_name, d_street_1, d_street_2, d_city, d_state, d_zip FROM district \
                  WHERE d_w_id = $1 AND d_id = $2",
@@ -91,10 +88,8 @@ impl Statements {
                  c_payment_cnt = c_payment_cnt + 1 WHERE c_w_id = $1 AND c_d_id = $2 AND c_id = $3",
             )
             .await?,
-            customer_data: prepare(
-                "SELECT c_data FROM customer WHERE c_w_id = $1 AND c_d_id = $2 AND c_id = $3",
-            )
-            .await?,
+            customer_data: prepare("SELECT c_data FROM customer WHERE c_w_id = $1 AND c_d_id = $2 AND c_id = $3")
+                .await?,
             pay_bad_credit: prepare(
                 "UPDATE customer SET c_balance = c_balance - $4, c_ytd_payment = c_ytd_payment + $4, \
                  c_payment_cnt = c_payment_cnt + 1, c_data = $5 \
@@ -109,12 +104,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(
-        &self,
-        client: &Client,
-        input: &Input,
-        stamp: &Stamp,
-    ) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         let Input {
             warehouse,
             district,
@@ -123,34 +113,16 @@ impl Statements {
             amount,
             ..
         } = input;
-        change(
-            client,
-            &self.pay_warehouse,
-            &[warehouse, amount],
-            "warehouse",
-        )
-        .await?;
+        change(client, &self.pay_warehouse, &[warehouse, amount], "warehouse").await?;
         let row = fetch(client, &self.warehouse, &[warehouse], "warehouse").await?;
         let warehouse_name: &str = row.try_get(0)?;
-        change(
-            client,
-            &self.pay_district,
-            &[warehouse, district, amount],
-            "district",
-        )
-        .await?;
-        let district_row =
-            fetch(client, &self.district, &[warehouse, district], "district").await?;
+        change(client, &self.pay_district, &[warehouse, district, amount], "district").await?;
+        let district_row = fetch(client, &self.district, &[warehouse, district], "district").await?;
         let district_name: &str = district_row.try_get(0)?;
 
         let customer = self
             .lookup
-            .find(
-                client,
-                *customer_warehouse,
-                *customer_district,
-                &input.customer,
-            )
+            .find(client, *customer_warehouse, *customer_district, &input.customer)
             .await?;
         self.pay(client, input, customer).await?;
 
@@ -173,13 +145,11 @@ impl Statements {
                 ],
             )
             .await?;
-        Ok(Ending::Commit(stamp.marker.clone().map(|marker| {
-            Claim::Payment {
-                warehouse: *warehouse,
-                district: *district,
-                amount_cents: amount.0,
-                marker,
-            }
+        Ok(Ending::Commit(stamp.marker.clone().map(|marker| Claim::Payment {
+            warehouse: *warehouse,
+            district: *district,
+            amount_cents: amount.0,
+            marker,
         })))
     }
 
@@ -203,12 +173,11 @@ impl Statements {
         }
         let row = fetch(client, &self.customer_data, &key, "customer").await?;
         let old_data: &str = row.try_get(0)?;
-        let data: String = format!(
-            "{customer} {customer_district} {customer_warehouse} {district} {warehouse} {amount} {old_data}"
-        )
-        .chars()
-        .take(CUSTOMER_DATA_CHARACTERS)
-        .collect();
+        let data: String =
+            format!("{customer} {customer_district} {customer_warehouse} {district} {warehouse} {amount} {old_data}")
+                .chars()
+                .take(CUSTOMER_DATA_CHARACTERS)
+                .collect();
         parameters.push(&data);
         change(client, &self.pay_bad_credit, &parameters, "customer").await
     }
@@ -233,20 +202,13 @@ mod tests {
             home_district: 1,
         };
         let inputs: Vec<Input> = (0..10_000).map(|_| Input::draw(&mut source)).collect();
-        let remote = inputs
-            .iter()
-            .filter(|input| input.customer_warehouse != 4)
-            .count();
+        let remote = inputs.iter().filter(|input| input.customer_warehouse != 4).count();
         assert!((1_350..1_650).contains(&remote), "{remote}");
         let by_name = inputs
             .iter()
             .filter(|input| matches!(input.customer, Selection::LastName(_)))
             .count();
         assert!((5_800..6_200).contains(&by_name), "{by_name}");
-        assert!(
-            inputs
-                .iter()
-                .all(|input| (1..=4).contains(&input.customer_warehouse))
-        );
+        assert!(inputs.iter().all(|input| (1..=4).contains(&input.customer_warehouse)));
     }
 }

@@ -36,8 +36,7 @@ impl Statements {
     pub(super) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
         let prepare = |text: &'static str| client.prepare(text);
         Ok(Self {
-            district: prepare("SELECT d_next_o_id FROM district WHERE d_w_id = $1 AND d_id = $2")
-                .await?,
+            district: prepare("SELECT d_next_o_id FROM district WHERE d_w_id = $1 AND d_id = $2").await?,
             low_stock: prepare(
                 "SELECT count(DISTINCT s_i_id) FROM order_line, stock \
                  WHERE ol_w_id = $1 AND ol_d_id = $2 AND ol_o_id < $3 AND ol_o_id >= $4 \

@@ -44,11 +44,7 @@ impl PostgresServer {
             .stdout(Stdio::null())
             .status();
         assert!(made.unwrap().success());
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let process = spawn(&data, port);
         let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
         let server = Self {
@@ -83,9 +79,7 @@ impl PostgresServer {
 
     fn stop(&mut self, signal: &str) {
         let process_id = self.process.id().to_string();
-        let sent = Command::new("kill")
-            .args(["-s", signal, &process_id])
-            .status();
+        let sent = Command::new("kill").args(["-s", signal, &process_id]).status();
         assert!(sent.unwrap().success());
         self.process.wait().unwrap();
     }
@@ -100,10 +94,7 @@ impl PostgresServer {
             if ready.unwrap().success() {
                 return;
             }
-            assert!(
-                begun.elapsed() < START_TIME_MAX,
-                "PostgreSQL does not start"
-            );
+            assert!(begun.elapsed() < START_TIME_MAX, "PostgreSQL does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -119,14 +110,7 @@ fn spawn(data: &Path, port: u16) -> Child {
     program("postgres")
         .arg("-D")
         .arg(data)
-        .args([
-            "-p",
-            &port.to_string(),
-            "-k",
-            "",
-            "-c",
-            "listen_addresses=127.0.0.1",
-        ])
+        .args(["-p", &port.to_string(), "-k", "", "-c", "listen_addresses=127.0.0.1"])
         .args([
             "-c",
             "shared_buffers=64MB",
@@ -160,17 +144,8 @@ fn program(name: &str) -> Command {
 fn unprivileged_user() -> Option<(u32, u32)> {
     let id = |arguments: &[&str]| -> u32 {
         let output = Command::new("id").args(arguments).output().unwrap();
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap()
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
     };
     let is_root = id(&["-u"]) == 0;
-    is_root.then(|| {
-        (
-            id(&["-u", UNPRIVILEGED_USER]),
-            id(&["-g", UNPRIVILEGED_USER]),
-        )
-    })
+    is_root.then(|| (id(&["-u", UNPRIVILEGED_USER]), id(&["-g", UNPRIVILEGED_USER])))
 }
