@@ -16,12 +16,15 @@ struct Load {
 
 impl Load {
     fn start(cluster: &Cluster, seconds: &str) -> Load {
-        let ledger = cluster
-            .directory()
-            .join("ledger")
-            .to_str()
-            .expect("a UTF-8 path")
-            .to_string();
+        let file = |name: &str| {
+            cluster
+                .directory()
+                .join(name)
+                .to_str()
+                .expect("a UTF-8 path")
+                .to_string()
+        };
+        let (ledger, report) = (file("ledger"), file("report.json"));
         let child = Command::new(tests::cluster::binary())
             .args([
                 "tpcc",
