@@ -1,1 +1,7 @@
-//! Crate `cluster`.
+//! What makes the parts a running system: the cluster file, identities, links, the durable log, the node.
+
+pub mod clock;
+pub mod hex;
+pub mod identity;
+pub mod link;
+pub mod tls;
