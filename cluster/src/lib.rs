@@ -4,4 +4,5 @@ pub mod clock;
 pub mod hex;
 pub mod identity;
 pub mod link;
+pub mod log;
 pub mod tls;
