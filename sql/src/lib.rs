@@ -5,3 +5,4 @@
 
 pub mod footprint;
 pub mod operation;
+pub mod result;
