@@ -5,4 +5,5 @@
 
 pub mod footprint;
 pub mod operation;
+pub mod rules;
 pub mod result;
