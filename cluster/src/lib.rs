@@ -2,9 +2,12 @@
 
 pub mod clock;
 pub mod file;
+pub mod front;
 pub mod hex;
+pub mod http;
 pub mod identity;
 pub mod link;
 pub mod log;
+pub mod metrics;
 pub mod postgres;
 pub mod tls;
