@@ -28,7 +28,7 @@ pub struct Report {
     pub transactions: Vec<TransactionReport>,
     /// Serialization failures and deadlocks by SQLSTATE (class 40); the transactions were run again.
     pub aborts: BTreeMap<String, u64>,
-    /// Unexpected errors by SQLSTATE; "connection" and "missing row" are those without one.
+    /// Unexpected errors by SQLSTATE, also of the warm-up; "connection" and "missing row" are those without one.
     pub errors: BTreeMap<String, u64>,
     /// The first unexpected errors.
     pub error_samples: Vec<ErrorSample>,
@@ -38,7 +38,7 @@ pub struct Report {
     pub reconnects: u64,
     /// Terminals that still waited for the server when the run ended.
     pub stuck_terminals: u64,
-    /// Committed transactions in each second of the measurement.
+    /// Committed transactions in each complete second of the measurement.
     pub committed_each_second: Vec<u64>,
 }
 

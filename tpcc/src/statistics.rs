@@ -11,6 +11,8 @@ use crate::transaction::{Failure, TransactionKind};
 
 /// Unexpected errors that are kept word by word; all are counted.
 const ERROR_SAMPLES_MAX: usize = 20;
+/// And so many of each SQLSTATE, for an outage repeats one error all the time.
+const ERROR_SAMPLES_PER_CODE_MAX: u64 = 5;
 /// Longest response time that is told apart.
 const RESPONSE_MICROS_MAX: u64 = 3_600_000_000;
 /// Significant digits of response times.
@@ -96,7 +98,9 @@ impl Recorder {
 
     /// A serialization failure or deadlock, after which the transaction may be run again.
     pub(crate) fn aborted(&self, code: &str) {
-        *self.lock().aborts.entry(code.to_owned()).or_default() += 1;
+        if Instant::now() >= self.measure_from {
+            *self.lock().aborts.entry(code.to_owned()).or_default() += 1;
+        }
     }
 
     /// A transaction was aborted more often than it may be run again.
@@ -114,8 +118,10 @@ impl Recorder {
     pub(crate) fn error(&self, kind: Option<TransactionKind>, code: &str, message: String) {
         let second = self.measure_from.elapsed().as_secs();
         let mut counters = self.lock();
-        *counters.errors.entry(code.to_owned()).or_default() += 1;
-        if counters.error_samples.len() < ERROR_SAMPLES_MAX {
+        let count = counters.errors.entry(code.to_owned()).or_default();
+        *count += 1;
+        let is_rare = *count <= ERROR_SAMPLES_PER_CODE_MAX;
+        if is_rare && counters.error_samples.len() < ERROR_SAMPLES_MAX {
             counters.error_samples.push(ErrorSample {
                 second,
                 transaction: kind,
@@ -178,7 +184,9 @@ impl Recorder {
         report.error_samples = counters.error_samples.clone();
         report.unknown_outcomes = counters.unknown_outcomes;
         report.reconnects = counters.reconnects;
+        let complete_seconds = usize::try_from(measured.as_secs()).unwrap_or(usize::MAX);
         report.committed_each_second = counters.committed_each_second.clone();
+        report.committed_each_second.resize(complete_seconds, 0);
     }
 }
 
@@ -263,7 +271,17 @@ mod tests {
             (101, 100, 1)
         );
         assert!((line.p50_ms - 50.0).abs() < 1.0 && (line.p99_ms - 99.0).abs() < 1.0);
-        assert_eq!(report.committed_each_second.iter().sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn seconds_without_a_commit_are_shown_and_the_last_incomplete_one_is_not() {
+        let recorder = Recorder::new(Instant::now() - Duration::from_secs(3));
+        recorder.completed(
+            TransactionKind::Payment,
+            Completion::Committed,
+            Duration::ZERO,
+        );
+        assert_eq!(report_of(&recorder).committed_each_second, [0, 0, 0]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The kit against a plain PostgreSQL: load, run, check; and the checks must find what is broken.
 
+#![allow(clippy::unwrap_used)]
+
 mod postgres_server;
 
 use std::path::PathBuf;
@@ -108,103 +110,84 @@ async fn the_mix_keeps_the_database_consistent_and_damage_is_found() {
         "{acknowledged} in the ledger, {report}"
     );
 
-    every_condition_fails_alone(&fixture).await;
+    every_condition_notices_damage(&fixture).await;
     fixture.assert_sound().await;
     the_ledger_misses_what_is_gone(&fixture).await;
 }
 
-/// For every condition one change that breaks it, with no other condition broken than those that must be.
-async fn every_condition_fails_alone(fixture: &Fixture) {
-    let update =
-        |table: &str, change: &str, key: &str| format!("UPDATE {table} SET {change} WHERE {key}");
-    // The payments say what the warehouse and the districts must hold.
-    let (raise, lower) = ("w_ytd = w_ytd + 0.01", "w_ytd = w_ytd - 0.01");
-    let of = |change| update("warehouse", change, "w_id = 2");
-    fixture.assert_breaks(&of(raise), &of(lower), &[1, 8]).await;
-
-    let of = |change| update("district", change, "d_w_id = 1 AND d_id = 3");
-    fixture
-        .assert_breaks(
-            &of("d_next_o_id = d_next_o_id + 1"),
-            &of("d_next_o_id = d_next_o_id - 1"),
+/// For every condition a change that breaks it, and no others than those that must break with it.
+async fn every_condition_notices_damage(fixture: &Fixture) {
+    // Damage, repair, and the conditions that are broken between the two.
+    let cases: [(&str, &str, &[u32]); 11] = [
+        (
+            "UPDATE warehouse SET w_ytd = w_ytd + 0.01 WHERE w_id = 2",
+            "UPDATE warehouse SET w_ytd = w_ytd - 0.01 WHERE w_id = 2",
+            &[1, 8],
+        ),
+        (
+            "UPDATE district SET d_ytd = d_ytd + (d_id - 1.5) WHERE d_w_id = 1 AND d_id IN (1, 2)",
+            "UPDATE district SET d_ytd = d_ytd - (d_id - 1.5) WHERE d_w_id = 1 AND d_id IN (1, 2)",
+            &[9],
+        ),
+        (
+            "UPDATE district SET d_next_o_id = d_next_o_id + 1 WHERE d_w_id = 1 AND d_id = 3",
+            "UPDATE district SET d_next_o_id = d_next_o_id - 1 WHERE d_w_id = 1 AND d_id = 3",
             &[2],
-        )
-        .await;
-    let move_ytd = |from: &str, to: &str| {
-        format!(
-            "UPDATE district SET d_ytd = d_ytd + 1 WHERE d_w_id = 1 AND d_id = {to};
-             UPDATE district SET d_ytd = d_ytd - 1 WHERE d_w_id = 1 AND d_id = {from}"
-        )
-    };
-    fixture
-        .assert_breaks(&move_ytd("1", "2"), &move_ytd("2", "1"), &[9])
-        .await;
-
-    // A gap between the oldest and the newest new order, whose order was not delivered.
-    let gap = "FROM new_order WHERE no_w_id = 1 AND no_d_id = 5 AND no_o_id = 280";
-    fixture
-        .sql(&format!("CREATE TEMP TABLE gap AS SELECT * {gap}"))
-        .await;
-    let refill = "INSERT INTO new_order SELECT * FROM gap";
-    fixture
-        .assert_breaks(&format!("DELETE {gap}"), refill, &[3, 5, 11])
-        .await;
-
-    let of = |change| update("orders", change, "o_w_id = 2 AND o_d_id = 7 AND o_id = 11");
-    fixture
-        .assert_breaks(
-            &of("o_ol_cnt = o_ol_cnt + 1"),
-            &of("o_ol_cnt = o_ol_cnt - 1"),
+        ),
+        (
+            "DELETE FROM new_order WHERE no_w_id = 1 AND no_d_id = 5 AND no_o_id = 280",
+            "INSERT INTO new_order (no_w_id, no_d_id, no_o_id) VALUES (1, 5, 280)",
+            &[3, 5, 11],
+        ),
+        (
+            "UPDATE orders SET o_ol_cnt = o_ol_cnt + 1 WHERE o_w_id = 2 AND o_d_id = 7 AND o_id = 11",
+            "UPDATE orders SET o_ol_cnt = o_ol_cnt - 1 WHERE o_w_id = 2 AND o_d_id = 7 AND o_id = 11",
             &[4, 6],
-        )
-        .await;
-    let exchange = |by: &str| {
-        format!(
-            "UPDATE orders SET o_ol_cnt = o_ol_cnt + {by} WHERE o_w_id = 2 AND o_d_id = 7 AND o_id = 11;
-             UPDATE orders SET o_ol_cnt = o_ol_cnt - {by} WHERE o_w_id = 2 AND o_d_id = 7 AND o_id = 12"
-        )
-    };
-    fixture
-        .assert_breaks(&exchange("1"), &exchange("-1"), &[6])
-        .await;
-
-    let of = |change| update("orders", change, "o_w_id = 1 AND o_d_id = 2 AND o_id = 20");
-    fixture
-        .assert_breaks(&of("o_carrier_id = NULL"), &of("o_carrier_id = 4"), &[5, 7])
-        .await;
-    let line = "ol_w_id = 1 AND ol_d_id = 9 AND ol_o_id = 1 AND ol_number = 1";
-    let of = |change| update("order_line", change, line);
-    fixture
-        .assert_breaks(
-            &of("ol_delivery_d = NULL"),
-            &of("ol_delivery_d = '2024-01-01'"),
+        ),
+        (
+            "UPDATE orders SET o_ol_cnt = o_ol_cnt + 2 * o_id - 23
+             WHERE o_w_id = 2 AND o_d_id = 7 AND o_id IN (11, 12)",
+            "UPDATE orders SET o_ol_cnt = o_ol_cnt - 2 * o_id + 23
+             WHERE o_w_id = 2 AND o_d_id = 7 AND o_id IN (11, 12)",
+            &[6],
+        ),
+        (
+            "UPDATE orders SET o_carrier_id = NULL WHERE o_w_id = 1 AND o_d_id = 2 AND o_id = 20",
+            "UPDATE orders SET o_carrier_id = 4 WHERE o_w_id = 1 AND o_d_id = 2 AND o_id = 20",
+            &[5, 7],
+        ),
+        (
+            "UPDATE order_line SET ol_delivery_d = NULL
+             WHERE ol_w_id = 1 AND ol_d_id = 9 AND ol_o_id = 1 AND ol_number = 1",
+            "UPDATE order_line SET ol_delivery_d = '2024-01-01'
+             WHERE ol_w_id = 1 AND ol_d_id = 9 AND ol_o_id = 1 AND ol_number = 1",
             &[7],
-        )
-        .await;
-
-    let customer = "c_w_id = 2 AND c_d_id = 4 AND c_id = 5";
-    let of = |change| update("customer", change, customer);
-    fixture
-        .assert_breaks(
-            &of("c_balance = c_balance + 1, c_ytd_payment = c_ytd_payment - 1"),
-            &of("c_balance = c_balance - 1, c_ytd_payment = c_ytd_payment + 1"),
+        ),
+        (
+            "UPDATE customer SET c_balance = c_balance + 1, c_ytd_payment = c_ytd_payment - 1
+             WHERE c_w_id = 2 AND c_d_id = 4 AND c_id = 5",
+            "UPDATE customer SET c_balance = c_balance - 1, c_ytd_payment = c_ytd_payment + 1
+             WHERE c_w_id = 2 AND c_d_id = 4 AND c_id = 5",
             &[10],
-        )
-        .await;
-    fixture
-        .assert_breaks(
-            &of("c_ytd_payment = c_ytd_payment - 1"),
-            &of("c_ytd_payment = c_ytd_payment + 1"),
-            &[12],
-        )
-        .await;
-    fixture
-        .assert_breaks(
-            &of("c_delivery_cnt = c_delivery_cnt + 1"),
-            &of("c_delivery_cnt = c_delivery_cnt - 1"),
+        ),
+        (
+            "UPDATE customer SET c_delivery_cnt = c_delivery_cnt + 1
+             WHERE c_w_id = 2 AND c_d_id = 4 AND c_id = 5",
+            "UPDATE customer SET c_delivery_cnt = c_delivery_cnt - 1
+             WHERE c_w_id = 2 AND c_d_id = 4 AND c_id = 5",
             &[11],
-        )
-        .await;
+        ),
+        (
+            "UPDATE customer SET c_ytd_payment = c_ytd_payment - 1
+             WHERE c_w_id = 2 AND c_d_id = 4 AND c_id = 5",
+            "UPDATE customer SET c_ytd_payment = c_ytd_payment + 1
+             WHERE c_w_id = 2 AND c_d_id = 4 AND c_id = 5",
+            &[12],
+        ),
+    ];
+    for (damage, repair, conditions) in cases {
+        fixture.assert_breaks(damage, repair, conditions).await;
+    }
 }
 
 async fn the_ledger_misses_what_is_gone(fixture: &Fixture) {
@@ -316,4 +299,52 @@ async fn an_existing_database_is_kept_unless_asked() {
     let again = LoadOptions { drop: true, ..load };
     tpcc::load(&again, ProgressBar::hidden()).await.unwrap();
     fixture.assert_sound().await;
+}
+
+/// With row-level security a plain PostgreSQL refuses COPY with SQLSTATE 0A000.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_copy_is_loaded_by_inserts() {
+    let server = PostgresServer::start();
+    let (client, connection) = tokio_postgres::connect(server.dsn(), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let setup = "
+        CREATE ROLE application LOGIN;
+        GRANT ALL ON SCHEMA public TO application;
+        CREATE FUNCTION secure_tables() RETURNS event_trigger LANGUAGE plpgsql AS $$
+        DECLARE name text;
+        BEGIN
+            FOR name IN SELECT object_identity FROM pg_event_trigger_ddl_commands()
+                WHERE command_tag = 'CREATE TABLE' AND object_type = 'table' LOOP
+                EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', name);
+                EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', name);
+                EXECUTE format('CREATE POLICY everything ON %s USING (true)', name);
+            END LOOP;
+        END $$;
+        CREATE EVENT TRIGGER secure_tables ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
+            EXECUTE FUNCTION secure_tables();";
+    client.batch_execute(setup).await.unwrap();
+    let dsn = server.dsn().replace("user=postgres", "user=application");
+
+    let copy = LoadOptions {
+        small: true,
+        method: LoadMethod::Copy,
+        ..LoadOptions::new(&dsn)
+    };
+    let refusal = tpcc::load(&copy, ProgressBar::hidden())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refusal.contains("0A000"), "{refusal}");
+    let auto = LoadOptions {
+        method: LoadMethod::Auto,
+        drop: true,
+        ..copy
+    };
+    tpcc::load(&auto, ProgressBar::hidden()).await.unwrap();
+    assert!(
+        tpcc::check(&CheckOptions::new(&dsn))
+            .await
+            .unwrap()
+            .passed()
+    );
 }

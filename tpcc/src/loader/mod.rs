@@ -34,7 +34,7 @@ pub async fn load(options: &LoadOptions, progress: ProgressBar) -> Result<(), Er
     let client = connect(&options.dsn).await?;
     progress.set_message("tables");
     create_tables(&client, options.drop).await?;
-    let transport = choose_transport(&client, options.method, &progress).await?;
+    let transport = choose_transport(options, &progress).await?;
 
     progress.set_message("items");
     let population = Population {
@@ -65,16 +65,17 @@ async fn create_tables(client: &Client, drop: bool) -> Result<(), Error> {
 }
 
 async fn choose_transport(
-    client: &Client,
-    method: LoadMethod,
+    options: &LoadOptions,
     progress: &ProgressBar,
 ) -> Result<Transport, Error> {
-    match method {
+    match options.method {
         LoadMethod::Copy => return Ok(Transport::Copy),
         LoadMethod::Insert => return Ok(Transport::Insert),
         LoadMethod::Auto => {}
     }
-    let Err(error) = copy_nothing(client, &ITEM).await else {
+    // On a connection of its own: after a refused COPY tokio-postgres takes later answers for the wrong statement.
+    let client = connect(&options.dsn).await?;
+    let Err(error) = copy_nothing(&client, &ITEM).await else {
         return Ok(Transport::Copy);
     };
     match error.code() {
