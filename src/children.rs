@@ -29,6 +29,12 @@ impl ChildProcess {
         Self::start(name.clone(), &["node", "--machine", &name], file, &file.layout().node_log(machine))
     }
 
+    /// Starts the counter process of a machine.
+    pub(crate) fn counter(file: &ClusterFile, machine: MachineId) -> std::io::Result<Self> {
+        let (machine_name, log) = (machine_name(machine), file.layout().counter_log(machine));
+        Self::start(format!("counter of {machine_name}"), &["counter", "--machine", &machine_name], file, &log)
+    }
+
     /// Starts the proxy.
     pub(crate) fn proxy(file: &ClusterFile) -> std::io::Result<Self> {
         Self::start(String::from("proxy"), &["proxy"], file, &file.layout().proxy_log())

@@ -39,6 +39,9 @@ enum Command {
     Node(process::NodeOptions),
     /// Run the proxy (`up` does this)
     Proxy(process::ProxyOptions),
+    /// Run the trusted counter of one machine as a process of its own (`up` does this)
+    #[command(hide = true)]
+    Counter(process::CounterOptions),
     /// Load, run and check TPC-C against anything that speaks the Postgres protocol
     Tpcc {
         #[command(subcommand)]
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Node(options) => process::node(&options),
         Command::Proxy(options) => process::proxy(&options),
+        Command::Counter(options) => process::counter(&options),
         Command::Up(options) => up::run(options),
         other => run(other),
     };
@@ -80,7 +84,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::Verify(options) => verify::run(&options).await,
             Command::Explain(options) => explain::run(&options).await,
             Command::Tpcc { command } => Ok(tpcc::command::execute(command).await?),
-            Command::Up(_) | Command::Node(_) | Command::Proxy(_) => Ok(ExitCode::FAILURE),
+            Command::Up(_) | Command::Node(_) | Command::Proxy(_) | Command::Counter(_) => Ok(ExitCode::FAILURE),
         }
     })
 }

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cluster::file::ClusterFile;
+use ordering::identifiers::MachineId;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,14 +37,65 @@ pub(crate) struct ProxyOptions {
     lifeline: bool,
 }
 
+/// `cloudbft counter`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CounterOptions {
+    /// The cluster file
+    #[arg(long)]
+    config: PathBuf,
+    /// The machine: m0, m1, ...
+    #[arg(long)]
+    machine: String,
+    /// End when standard input ends: it is held open by `up`
+    #[arg(long)]
+    lifeline: bool,
+}
+
+/// Runs the trusted counter of a machine to its end.
+pub(crate) fn counter(options: &CounterOptions) -> Result<ExitCode, Failure> {
+    crate::logging::start();
+    let file = ClusterFile::read(&options.config)?;
+    let machine = machine(&file, &options.machine)?;
+    let ended = AtomicBool::new(false);
+    let runtime = runtime(1)?;
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(|| cluster::counter::serve(&file, machine, &ended));
+        let failed = async {
+            while !serving.is_finished() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                () = shutdown(options.lifeline) => {}
+                () = failed => {}
+            }
+        });
+        ended.store(true, Ordering::Relaxed);
+        serving.join().map_err(|_| "the counter panicked")?.map_err(Failure::from)
+    })?;
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn machine(file: &ClusterFile, name: &str) -> Result<MachineId, Failure> {
+    let known = file.machines.iter().find(|machine| cluster::file::machine_name(machine.id) == name);
+    Ok(known.ok_or_else(|| format!("there is no machine {name} in the cluster file"))?.id)
+}
+
 /// Runs a node to its end.
 pub(crate) fn node(options: &NodeOptions) -> Result<ExitCode, Failure> {
     crate::logging::start();
     let file = ClusterFile::read(&options.config)?;
-    let known = file.machines.iter().find(|machine| cluster::file::machine_name(machine.id) == options.machine);
-    let machine = known.ok_or_else(|| format!("there is no machine {} in the cluster file", options.machine))?.id;
+    let machine = machine(&file, &options.machine)?;
     let runtime = runtime(file.tunables.limits.node_threads)?;
-    runtime.block_on(cluster::node::run(&file, machine, shutdown(options.lifeline)))?;
+    let outcome = runtime.block_on(cluster::node::run(&file, machine, shutdown(options.lifeline)));
+    if let Err(error) = &outcome {
+        tracing::error!(%error, "the node ends");
+    }
+    // The reader of the lifeline cannot be interrupted.
+    runtime.shutdown_background();
+    outcome?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// The process ids of a running cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct UpState {
     /// `up` itself.
     pub(crate) up_pid: u32,
@@ -21,6 +22,8 @@ pub(crate) struct UpState {
     pub(crate) proxy_pid: Option<u32>,
     /// The nodes, by machine name.
     pub(crate) node_pids: BTreeMap<String, u32>,
+    /// The counter processes, if there are any.
+    pub(crate) counter_pids: Vec<u32>,
 }
 
 impl UpState {
@@ -39,7 +42,7 @@ impl UpState {
 
     /// The children's process ids.
     pub(crate) fn children(&self) -> impl Iterator<Item = u32> + '_ {
-        self.proxy_pid.into_iter().chain(self.node_pids.values().copied())
+        self.proxy_pid.into_iter().chain(self.node_pids.values().copied()).chain(self.counter_pids.iter().copied())
     }
 }
 
@@ -56,7 +59,7 @@ pub(crate) fn is_ours(pid: u32, directory: &Path) -> bool {
     let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
     let directory = directory.display().to_string();
     let program = words.first().is_some_and(|program| program.contains("cloudbft"));
-    let command = words.iter().any(|word| matches!(&**word, "node" | "proxy"));
+    let command = words.iter().any(|word| matches!(&**word, "node" | "proxy" | "counter"));
     program && command && words.iter().any(|word| word.starts_with(&directory))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use cluster::file::{self, ClusterFile, Database, GenerateError, Tunables};
+use cluster::file::{self, ClusterFile, Database, Tunables};
 use cluster::postgres::{Binaries, DatabaseServer, PostgresError, ServerOptions};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
@@ -177,9 +177,9 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
     if let Some(word) = &options.counter {
         tunables.counter = file::parse_word(word)?;
     }
-    let kind = tunables.counter;
-    let made = file::generate(directory, &tunables, |directory| cluster::counter::provision(directory, kind));
-    Ok(made.map_err(|error: GenerateError| error.to_string())?)
+    let counters = cluster::counter::Provisioner::new(tunables.counter)?;
+    let counter = |directory: &Path| counters.provision(directory).map_err(|error| error.to_string());
+    Ok(file::generate(directory, &tunables, counter)?)
 }
 
 fn change_listen(path: &Path, old: SocketAddr, new: SocketAddr) -> Result<ClusterFile, Failure> {
@@ -214,6 +214,7 @@ pub(crate) fn databases(file: &ClusterFile) -> Result<Vec<DatabaseServer>, Postg
 struct Supervised {
     file: ClusterFile,
     databases: Vec<DatabaseServer>,
+    counters: Vec<ChildProcess>,
     nodes: Vec<ChildProcess>,
     proxy: Option<ChildProcess>,
 }
@@ -221,7 +222,7 @@ struct Supervised {
 impl Supervised {
     fn new(file: ClusterFile) -> Result<Self, PostgresError> {
         let databases = databases(&file)?;
-        Ok(Self { file, databases, nodes: Vec::new(), proxy: None })
+        Ok(Self { file, databases, counters: Vec::new(), nodes: Vec::new(), proxy: None })
     }
 
     async fn start(&mut self) -> Result<(), Failure> {
@@ -235,6 +236,9 @@ impl Supervised {
         }
         let ids: Vec<_> = self.file.machines.iter().map(|machine| machine.id).collect();
         for id in ids {
+            if self.file.tunables.counter == file::CounterKind::Process {
+                self.counters.push(ChildProcess::counter(&self.file, id)?);
+            }
             self.nodes.push(ChildProcess::node(&self.file, id)?);
         }
         self.proxy = Some(ChildProcess::proxy(&self.file)?);
@@ -316,6 +320,9 @@ impl Supervised {
         for node in &mut self.nodes {
             node.stop().await;
         }
+        for counter in &mut self.counters {
+            counter.stop().await;
+        }
         let mut stopping = tokio::task::JoinSet::new();
         for server in self.databases.clone() {
             stopping.spawn(async move { server.stop().await });
@@ -331,7 +338,8 @@ impl Supervised {
     fn write_state(&self) -> std::io::Result<()> {
         let node_pids = self.nodes.iter().filter_map(|node| Some((node.name.clone(), node.pid()?))).collect();
         let proxy_pid = self.proxy.as_ref().and_then(ChildProcess::pid);
-        UpState { up_pid: std::process::id(), proxy_pid, node_pids }.write(&self.file.layout())
+        let counter_pids = self.counters.iter().filter_map(ChildProcess::pid).collect();
+        UpState { up_pid: std::process::id(), proxy_pid, node_pids, counter_pids }.write(&self.file.layout())
     }
 }
 

@@ -18,10 +18,14 @@ impl Clock {
         }
     }
 
+    /// Microseconds since the start.
+    pub fn monotonic_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
     /// Microseconds since the Unix epoch.
     pub fn now_us(&self) -> u64 {
-        let elapsed_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.started_unix_us.saturating_add(elapsed_us)
+        self.started_unix_us.saturating_add(self.monotonic_us())
     }
 }
 

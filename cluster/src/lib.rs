@@ -1,6 +1,7 @@
 //! What makes the parts a running system: the cluster file, identities, links, the durable log, the node.
 
 pub mod clock;
+pub mod counter;
 pub mod file;
 pub mod front;
 pub mod hex;
@@ -9,5 +10,6 @@ pub mod identity;
 pub mod link;
 pub mod log;
 pub mod metrics;
+//pub mod node;
 pub mod postgres;
 pub mod tls;

@@ -63,6 +63,11 @@ impl Layout {
         self.machine(id).join("node.log")
     }
 
+    /// What a machine's counter process says.
+    pub fn counter_log(&self, id: MachineId) -> PathBuf {
+        self.machine(id).join("counter.log")
+    }
+
     /// The directory of the proxy.
     pub fn proxy(&self) -> PathBuf {
         self.directory.join("proxy")

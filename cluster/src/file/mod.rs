@@ -49,7 +49,7 @@ pub struct Machine {
     /// Its public identity key.
     pub identity: [u8; 32],
     /// The public identity of its trusted counter.
-    pub counter: Vec<u8>,
+    pub counter: [u8; 32],
     /// Its database node; m0 has none.
     pub database: Option<Database>,
 }

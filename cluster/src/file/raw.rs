@@ -453,7 +453,7 @@ impl Parsed<'_> {
                 link: raw.link,
                 metrics: raw.metrics,
                 identity,
-                counter: self.key(&raw.counter)?.to_vec(),
+                counter: self.key(&raw.counter)?,
                 database: database.map(|raw| Database {
                     socket_directory: raw.socket_directory.clone(),
                     port: raw.port,

@@ -57,14 +57,12 @@ pub enum Frame {
     Agreement(Bytes),
     /// A voter asks a replica for its decisions from an order on.
     FetchCommitDb(Order),
-    /// A voter asks for the body of a decided request.
+    /// A voter asks for the body of a decided request: answered by a [`Frame::CommitDb`] with it.
     FetchRequest(Order, Digest),
-    /// The answer to [`Frame::FetchRequest`].
-    GiveRequest(Request),
 }
 
 /// A frame's kind, for metrics and limits; the index is its Borsh tag.
-const KINDS: [(&str, usize); 11] = [
+const KINDS: [(&str, usize); 10] = [
     ("ping", SMALL_BYTES_MAX),
     ("pong", SMALL_BYTES_MAX),
     ("request", OPERATION_BYTES_MAX + SLACK_BYTES),
@@ -75,7 +73,6 @@ const KINDS: [(&str, usize); 11] = [
     ("agreement", LARGE_BYTES_MAX),
     ("fetch_commit_db", SMALL_BYTES_MAX),
     ("fetch_request", SMALL_BYTES_MAX),
-    ("give_request", OPERATION_BYTES_MAX + SLACK_BYTES),
 ];
 
 /// The name and the largest size in bytes of the kind with this tag.

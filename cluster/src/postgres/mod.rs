@@ -55,3 +55,6 @@ impl PostgresError {
         move |source| PostgresError::System { what, source }
     }
 }
+
+#[cfg(test)]
+mod tests;
