@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use cluster::file::ClusterFile;
 use ordering::identifiers::MachineId;
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
@@ -93,7 +92,6 @@ pub(crate) fn node(options: &NodeOptions) -> Result<ExitCode, Failure> {
     if let Err(error) = &outcome {
         tracing::error!(%error, "the node ends");
     }
-    // The reader of the lifeline cannot be interrupted.
     runtime.shutdown_background();
     outcome?;
     Ok(ExitCode::SUCCESS)
@@ -130,9 +128,12 @@ async fn shutdown(lifeline: bool) {
         if !lifeline {
             std::future::pending::<()>().await;
         }
-        let mut buffer = [0; 64];
-        let mut input = tokio::io::stdin();
-        while matches!(input.read(&mut buffer).await, Ok(1..)) {}
+        let (sender, ended) = tokio::sync::oneshot::channel::<()>();
+        std::thread::spawn(move || {
+            let _held = sender;
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        });
+        let _ = ended.await;
     };
     let interrupted = async {
         if tokio::signal::ctrl_c().await.is_err() {

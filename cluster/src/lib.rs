@@ -10,6 +10,8 @@ pub mod identity;
 pub mod link;
 pub mod log;
 pub mod metrics;
-//pub mod node;
+//NODE
+#[path = "node_stub.rs"]
+pub mod node;
 pub mod postgres;
 pub mod tls;
