@@ -22,6 +22,10 @@ const COMPLETE_MS_MAX: u64 = 20_000;
 const POLL_MS: u64 = 25;
 /// The pause before a proxy that ended is started again.
 const PROXY_RESTART_MS: u64 = 500;
+/// How often database servers are looked at.
+const DATABASE_LOOK_MS: u64 = 500;
+/// The pause after a database server that could not be started.
+const DATABASE_RETRY_MS: u64 = 10_000;
 /// Connections of a database server beside the voter's: people, `verify`, reserved ones.
 const CONNECTIONS_SPARE: usize = 20;
 
@@ -214,6 +218,7 @@ pub(crate) fn databases(file: &ClusterFile) -> Result<Vec<DatabaseServer>, Postg
 struct Supervised {
     file: ClusterFile,
     databases: Vec<DatabaseServer>,
+    watchers: tokio::task::JoinSet<()>,
     counters: Vec<ChildProcess>,
     nodes: Vec<ChildProcess>,
     proxy: Option<ChildProcess>,
@@ -222,7 +227,8 @@ struct Supervised {
 impl Supervised {
     fn new(file: ClusterFile) -> Result<Self, PostgresError> {
         let databases = databases(&file)?;
-        Ok(Self { file, databases, counters: Vec::new(), nodes: Vec::new(), proxy: None })
+        let watchers = tokio::task::JoinSet::new();
+        Ok(Self { file, databases, watchers, counters: Vec::new(), nodes: Vec::new(), proxy: None })
     }
 
     async fn start(&mut self) -> Result<(), Failure> {
@@ -282,8 +288,11 @@ impl Supervised {
         format!("{name} ended at once: {last}\n  see {}", log.display())
     }
 
-    /// Until a signal: starts the proxy again when it ends; nodes stay down.
+    /// Until a signal: starts the proxy and database servers again when they end; nodes stay down.
     async fn watch(&mut self, signals: &mut Signals) {
+        for server in self.databases.clone() {
+            self.watchers.spawn(keep_running(server));
+        }
         loop {
             let proxy_ended = async {
                 match &mut self.proxy {
@@ -311,6 +320,7 @@ impl Supervised {
 
     /// Stops everything in order: who asks before who answers.
     async fn stop(&mut self) {
+        self.watchers.shutdown().await;
         if let Some(proxy) = &mut self.proxy {
             proxy.stop().await;
         }
@@ -340,6 +350,20 @@ impl Supervised {
         let proxy_pid = self.proxy.as_ref().and_then(ChildProcess::pid);
         let counter_pids = self.counters.iter().filter_map(ChildProcess::pid).collect();
         UpState { up_pid: std::process::id(), proxy_pid, node_pids, counter_pids }.write(&self.file.layout())
+    }
+}
+
+/// Starts a database server again when it ends; its voter finds it, and catches up.
+async fn keep_running(server: DatabaseServer) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(DATABASE_LOOK_MS)).await;
+        if server.pid().is_none() {
+            eprintln!("cloudbft: a database server ended; starting it again");
+            if let Err(error) = server.start().await {
+                eprintln!("cloudbft: {error}");
+                tokio::time::sleep(Duration::from_millis(DATABASE_RETRY_MS)).await;
+            }
+        }
     }
 }
 

@@ -10,8 +10,6 @@ pub mod identity;
 pub mod link;
 pub mod log;
 pub mod metrics;
-//NODE
-#[path = "node_stub.rs"]
 pub mod node;
 pub mod postgres;
 pub mod tls;

@@ -113,11 +113,11 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
     if identity.public().to_bytes() != machine.identity {
         return Err(NodeError::AnotherIdentity(me));
     }
-    let OpenCounter { counter, verifier } = patiently(|| counter::open(file, me)).await?;
+    let OpenCounter { mut counter, verifier } = patiently(|| counter::open(file, me)).await?;
     let (log, durable) = open_log(file, me).await?;
     let directory = directory(file, verifier)?;
     let configuration = configuration(file, me)?;
-    let restored = history::restore(&log, configuration, &directory, &identity, &*counter)?;
+    let restored = history::restore(&log, configuration, &identity, &mut *counter)?;
 
     let (voter_outputs, outputs) = mpsc::channel(VOTER_OUTPUTS_MAX);
     let voter = machine.database.is_some().then(|| Voter::start(voter_config(file, machine), voter_outputs));

@@ -9,15 +9,13 @@ use bytes::Bytes;
 use ordering::agreement::{Agreement, Input, Now, To};
 use ordering::identifiers::MachineId;
 use ordering::message::CommitDb;
-use ordering::minbft::messages::Message;
-use ordering::minbft::record::LogIndex;
-use ordering::minbft::{Machine, Output};
+use ordering::minbft::{LogIndex, LogReader, Machine, Message, Output};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 
-use super::NodeError;
+use super::{NodeError, history};
 use super::receiver::Arrival;
 use super::status::StatusBoard;
 use crate::clock::Clock;
@@ -147,7 +145,7 @@ impl Owner {
             Output::Send { to, message } => self.send(to, &message)?,
             Output::Deliver(message) => self.deliver(message),
             Output::Answer { to, message } => self.answer(to, message),
-            Output::ReadLog { reader } => super::history::read(reader, self),
+            Output::ReadLog { reader } => self.read_log(reader),
             Output::Report(misbehaviour) => {
                 let peer = format!("m{}", misbehaviour.machine);
                 tracing::warn!(%peer, kind = ?misbehaviour.kind, "misbehaviour");
@@ -192,6 +190,20 @@ impl Owner {
         {
             metrics::counter!("cloudbft_voter_input_dropped_total").increment(1);
         }
+    }
+
+    /// Reads beside the owner task.
+    fn read_log(&self, reader: LogReader) {
+        let position = self.index.offset(reader.from()) >> INDEX_SHIFT;
+        let reading = history::Reading {
+            directory: self.log.directory().to_owned(),
+            position,
+            reader,
+            me: self.me,
+            links: Arc::clone(&self.links),
+            voter: self.voter.clone(),
+        };
+        tokio::task::spawn_blocking(move || reading.run());
     }
 
     fn set_gauges(&mut self) {

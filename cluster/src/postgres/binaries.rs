@@ -103,7 +103,7 @@ fn candidates() -> Vec<(u32, PathBuf)> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     found.extend(std::env::split_paths(&path).filter_map(|directory| {
         let server = directory.join("postgres");
-        let version = if server.is_file() {
+        let version = if server.is_file() && directory.join("initdb").is_file() {
             version_of(server.as_os_str())
         } else {
             None
