@@ -182,17 +182,27 @@ impl Logical {
     /// Whether a one-shot or Begin must wait: for holders, for Extends that wait, and for what came before it.
     fn must_wait(&self, order: u64, locks: &Locks) -> bool {
         locks.iter().any(|(resource, mode)| {
-            let Some(state) = self.resources.get(resource) else { return false };
+            let Some(state) = self.resources.get(resource) else {
+                return false;
+            };
             state.holders.values().any(|held| mode.conflicts(*held))
                 || state.extends.values().any(|wanted| mode.conflicts(*wanted))
-                || state.waiting.conflicting(*mode).any(|orders| orders.first().is_some_and(|first| *first < order))
+                || state
+                    .waiting
+                    .conflicting(*mode)
+                    .any(|orders| orders.first().is_some_and(|first| *first < order))
         })
     }
 
     fn queue(&mut self, order: u64, transaction: Option<TransactionId>, footprint: &Footprint, bytes: usize) {
         let locks = locks_of(footprint);
         for (resource, mode) in &locks {
-            self.resources.entry(resource.clone()).or_default().waiting.of(*mode).insert(order);
+            self.resources
+                .entry(resource.clone())
+                .or_default()
+                .waiting
+                .of(*mode)
+                .insert(order);
         }
         if let Some(id) = transaction {
             self.waiting_begins.insert(id, order);
@@ -300,8 +310,13 @@ impl Logical {
         for (resource, mode) in locks_of(footprint) {
             let held = own.and_then(|open| open.locks.get(&resource));
             let mode = held.map_or(mode, |held| held.join(mode));
-            let Some(state) = self.resources.get(&resource) else { continue };
-            let others = state.holders.iter().filter(|(id, held)| **id != transaction && mode.conflicts(**held));
+            let Some(state) = self.resources.get(&resource) else {
+                continue;
+            };
+            let others = state
+                .holders
+                .iter()
+                .filter(|(id, held)| **id != transaction && mode.conflicts(**held));
             blockers.extend(others.map(|(id, _)| *id));
         }
         blockers
@@ -337,7 +352,9 @@ impl Logical {
             };
         }
         let cancelled = self.unqueue_extend(transaction);
-        let Some(open) = self.transactions.remove(&transaction) else { return Ended::default() };
+        let Some(open) = self.transactions.remove(&transaction) else {
+            return Ended::default();
+        };
         let mut released: BTreeMap<_, _> = open.locks.clone();
         for (resource, _) in open.locks {
             self.change(&resource, |state| {
@@ -345,7 +362,10 @@ impl Logical {
             });
         }
         for (resource, mode) in cancelled.iter().flat_map(|(_, footprint)| locks_of(footprint)) {
-            released.entry(resource).and_modify(|held| *held = held.join(mode)).or_insert(mode);
+            released
+                .entry(resource)
+                .and_modify(|held| *held = held.join(mode))
+                .or_insert(mode);
         }
         self.regrant(order, &released.into_iter().collect());
         Ended {
@@ -360,7 +380,9 @@ impl Logical {
         let mut candidates = BTreeSet::new();
         self.add_candidates(released, 0, &mut candidates);
         while let Some(order) = candidates.pop_first() {
-            let Some(waiting) = self.waiting.get(&order) else { continue };
+            let Some(waiting) = self.waiting.get(&order) else {
+                continue;
+            };
             if self.must_wait(order, &waiting.locks) {
                 continue;
             }
@@ -376,9 +398,13 @@ impl Logical {
     fn regrant_extends(&mut self, granted: u64) {
         let extends: Vec<_> = self.waiting_extends.iter().map(|(order, id)| (*order, *id)).collect();
         for (order, id) in extends {
-            let Some(open) = self.transactions.get(&id) else { continue };
+            let Some(open) = self.transactions.get(&id) else {
+                continue;
+            };
             let began = open.began;
-            let Some((_, footprint)) = open.extend.clone() else { continue };
+            let Some((_, footprint)) = open.extend.clone() else {
+                continue;
+            };
             if self.blockers(id, &footprint).is_empty() {
                 self.unqueue_extend(id);
                 self.hold(id, began, &footprint);
@@ -390,7 +416,9 @@ impl Logical {
     /// What waits after `after` for a lock that conflicts with one of these.
     fn add_candidates(&self, released: &Locks, after: u64, candidates: &mut BTreeSet<u64>) {
         for (resource, mode) in released {
-            let Some(state) = self.resources.get(resource) else { continue };
+            let Some(state) = self.resources.get(resource) else {
+                continue;
+            };
             for orders in state.waiting.conflicting(*mode) {
                 candidates.extend(orders.range(after.saturating_add(1)..));
             }

@@ -55,7 +55,10 @@ pub type Locks = Vec<(Resource, LockMode)>;
 pub fn locks_of(footprint: &Footprint) -> Locks {
     let mut locks: BTreeMap<Resource, LockMode> = BTreeMap::new();
     let mut add = |resource: Resource, mode: LockMode| {
-        locks.entry(resource).and_modify(|held| *held = held.join(mode)).or_insert(mode);
+        locks
+            .entry(resource)
+            .and_modify(|held| *held = held.join(mode))
+            .or_insert(mode);
     };
     add(Resource::Everything, LockMode::IntentShared);
     for (resource, mode) in footprint.entries() {
@@ -94,7 +97,9 @@ impl<T> ByMode<T> {
     /// The slots of the modes that conflict with `mode`.
     pub fn conflicting(&self, mode: LockMode) -> impl Iterator<Item = &T> {
         let pairs = LockMode::ALL.into_iter().zip(&self.slots);
-        pairs.filter(move |(other, _)| mode.conflicts(*other)).map(|(_, slot)| slot)
+        pairs
+            .filter(move |(other, _)| mode.conflicts(*other))
+            .map(|(_, slot)| slot)
     }
 
     /// All slots.

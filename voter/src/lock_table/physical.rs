@@ -92,7 +92,11 @@ impl Physical {
         opened_first.retain(|other| !finished_first.contains(other));
         let node = NodeState {
             waits_for: finished_first.len() + opened_first.len(),
-            accesses: if kind == NodeKind::Access { locks.clone() } else { Vec::new() },
+            accesses: if kind == NodeKind::Access {
+                locks.clone()
+            } else {
+                Vec::new()
+            },
             barriers: match kind {
                 NodeKind::Barrier => locks.clone(),
                 NodeKind::Within { snapshot: true } => whole_database,
@@ -114,7 +118,9 @@ impl Physical {
 
     fn conflicts(&self, locks: &Locks, changes: bool, finished: &mut BTreeSet<u64>, opened: &mut BTreeSet<u64>) {
         for (resource, mode) in locks {
-            let Some(accessors) = self.resources.get(resource) else { continue };
+            let Some(accessors) = self.resources.get(resource) else {
+                continue;
+            };
             finished.extend(accessors.accesses.conflicting(*mode).flatten());
             if changes {
                 opened.extend(accessors.barriers.conflicting(*mode).flatten());
@@ -134,7 +140,9 @@ impl Physical {
     }
 
     pub(super) fn snapshot_open(&mut self, order: u64) -> Vec<u64> {
-        let Some(node) = self.nodes.get_mut(&order) else { return Vec::new() };
+        let Some(node) = self.nodes.get_mut(&order) else {
+            return Vec::new();
+        };
         let barriers = std::mem::take(&mut node.barriers);
         let dependents = std::mem::take(&mut node.snapshot_dependents);
         self.unregister(&barriers, |accessors, mode| accessors.barriers.of(mode).remove(&order));
@@ -143,15 +151,21 @@ impl Physical {
 
     pub(super) fn finish(&mut self, order: u64) -> Vec<u64> {
         let mut ready = self.snapshot_open(order);
-        let Some(node) = self.nodes.remove(&order) else { return ready };
-        self.unregister(&node.accesses, |accessors, mode| accessors.accesses.of(mode).remove(&order));
+        let Some(node) = self.nodes.remove(&order) else {
+            return ready;
+        };
+        self.unregister(&node.accesses, |accessors, mode| {
+            accessors.accesses.of(mode).remove(&order)
+        });
         ready.extend(self.release(&node.dependents));
         ready
     }
 
     fn unregister(&mut self, locks: &Locks, mut remove: impl FnMut(&mut Accessors, LockMode) -> bool) {
         for (resource, mode) in locks {
-            let Some(accessors) = self.resources.get_mut(resource) else { continue };
+            let Some(accessors) = self.resources.get_mut(resource) else {
+                continue;
+            };
             remove(accessors, *mode);
             if accessors.is_empty() {
                 self.resources.remove(resource);
@@ -162,7 +176,9 @@ impl Physical {
     fn release(&mut self, dependents: &[u64]) -> Vec<u64> {
         let mut ready = Vec::new();
         for dependent in dependents {
-            let Some(node) = self.nodes.get_mut(dependent) else { continue };
+            let Some(node) = self.nodes.get_mut(dependent) else {
+                continue;
+            };
             node.waits_for = node.waits_for.saturating_sub(1);
             if node.waits_for == 0 {
                 ready.push(*dependent);

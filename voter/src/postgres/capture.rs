@@ -25,7 +25,8 @@ impl ServerError {
     /// function raises by itself is always a result.
     pub fn is_server_fault(&self) -> bool {
         let class = self.sqlstate.get(..2).unwrap_or_default();
-        let fault = matches!(class, "08" | "53" | "57" | "58" | "XX") || matches!(self.sqlstate.as_str(), "40P01" | "55P03");
+        let fault =
+            matches!(class, "08" | "53" | "57" | "58" | "XX") || matches!(self.sqlstate.as_str(), "40P01" | "55P03");
         fault && self.routine != "exec_stmt_raise"
     }
 }
@@ -43,7 +44,9 @@ impl From<ServerError> for PostgresError {
 pub fn error_fields(body: &[u8]) -> ServerError {
     let mut error = ServerError::default();
     for field in body.split(|byte| *byte == 0) {
-        let Some((kind, value)) = field.split_first() else { continue };
+        let Some((kind, value)) = field.split_first() else {
+            continue;
+        };
         let value = String::from_utf8_lossy(value).into_owned();
         match kind {
             b'C' => error.sqlstate = value,
@@ -116,9 +119,13 @@ fn canonical_row_description(frame: &Bytes) -> Vec<u8> {
     let mut at = HEADER_BYTES + 2;
     // Each field: name\0, table OID (4), column (2), type OID (4), size (2), modifier (4), format (2).
     while let Some(rest) = bytes.get(at..) {
-        let Some(name_length) = rest.iter().position(|byte| *byte == 0) else { break };
+        let Some(name_length) = rest.iter().position(|byte| *byte == 0) else {
+            break;
+        };
         let fixed = at + name_length + 1;
-        let Some(origin) = bytes.get_mut(fixed..fixed + 6) else { break };
+        let Some(origin) = bytes.get_mut(fixed..fixed + 6) else {
+            break;
+        };
         let oid = origin.first_chunk::<4>().map_or(0, |oid| u32::from_be_bytes(*oid));
         if oid >= FIRST_USER_OID {
             origin.fill(0);

@@ -140,6 +140,20 @@ impl Connection {
         }
     }
 
+    /// Writes everything that is outgoing, and keeps what comes in meanwhile.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn flush(&mut self) -> Result<(), PostgresError> {
+        while !self.outgoing.is_empty() {
+            self.write_some().await?;
+            if self.incoming.len() < self.message_bytes_max {
+                self.read_some()?;
+            }
+        }
+        Ok(())
+    }
+
     async fn write_some(&mut self) -> Result<(), PostgresError> {
         match self.stream.try_write(&self.outgoing) {
             Ok(written) => self.outgoing.advance(written),
@@ -167,8 +181,12 @@ impl Connection {
             self.incoming.advance(skipped);
             self.skip -= skipped;
         }
-        let Some((tag, rest)) = self.incoming.split_first() else { return Ok(None) };
-        let (tag, Some(length)) = (*tag, rest.first_chunk::<4>()) else { return Ok(None) };
+        let Some((tag, rest)) = self.incoming.split_first() else {
+            return Ok(None);
+        };
+        let (tag, Some(length)) = (*tag, rest.first_chunk::<4>()) else {
+            return Ok(None);
+        };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         if !(4..=POSTGRES_MESSAGE_BYTES_MAX).contains(&length) {
             return Err(PostgresError::protocol(format!("a message of {length} bytes")));

@@ -46,7 +46,9 @@ impl Prepared {
 
     /// Notes that the server has prepared `name` (of [`Prepared::new_name`]).
     pub fn insert(&mut self, key: PreparedKey, name: &str) {
-        let Some(number) = name.strip_prefix('s').and_then(|number| number.parse().ok()) else { return };
+        let Some(number) = name.strip_prefix('s').and_then(|number| number.parse().ok()) else {
+            return;
+        };
         self.clock += 1;
         if let Some((_, used)) = self.names.insert(key.clone(), (number, self.clock)) {
             self.by_use.remove(&used);

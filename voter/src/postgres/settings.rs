@@ -37,7 +37,9 @@ pub fn refused(settings: &[(String, String)]) -> Option<&str> {
             || lower.starts_with("cloudbft.")
             || lower.starts_with("default_transaction_")
             || lower.is_empty()
-            || !lower.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'))
+            || !lower
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'))
     })
 }
 
@@ -57,13 +59,19 @@ pub fn difference(has: Option<&[(String, String)]>, wants: &[(String, String)]) 
     let mut statements = match has {
         None => vec![String::from("RESET ALL")],
         Some(has) => {
-            let gone = has.iter().filter(|(name, _)| !wants.iter().any(|(other, _)| other == name));
+            let gone = has
+                .iter()
+                .filter(|(name, _)| !wants.iter().any(|(other, _)| other == name));
             gone.map(|(name, _)| format!("RESET {}", identifier(name))).collect()
         }
     };
     let changed = wants.iter().filter(|pair| has.is_none_or(|has| !has.contains(pair)));
     statements.extend(changed.map(|(name, value)| {
-        format!("SELECT pg_catalog.set_config({}, {}, false)", literal(name), literal(value))
+        format!(
+            "SELECT pg_catalog.set_config({}, {}, false)",
+            literal(name),
+            literal(value)
+        )
     }));
     Some(statements.join("; "))
 }
@@ -83,7 +91,10 @@ mod tests {
     use super::*;
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect()
     }
 
     #[test]
@@ -101,7 +112,12 @@ mod tests {
     #[test]
     fn pinned_and_strange_names_are_refused() {
         assert_eq!(refused(&pairs(&[("TimeZone", "UTC")])), None);
-        for name in ["JIT", "cloudbft.seed", "a; drop table t", "default_transaction_read_only"] {
+        for name in [
+            "JIT",
+            "cloudbft.seed",
+            "a; drop table t",
+            "default_transaction_read_only",
+        ] {
             assert_eq!(refused(&pairs(&[(name, "x")])), Some(name));
         }
     }
