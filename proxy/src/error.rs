@@ -59,15 +59,24 @@ impl ApplicationError {
     }
 
     pub(crate) fn fatal(sqlstate: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { severity: Severity::Fatal, ..Self::new(sqlstate, message) }
+        Self {
+            severity: Severity::Fatal,
+            ..Self::new(sqlstate, message)
+        }
     }
 
     pub(crate) fn warning(sqlstate: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { severity: Severity::Warning, ..Self::new(sqlstate, message) }
+        Self {
+            severity: Severity::Warning,
+            ..Self::new(sqlstate, message)
+        }
     }
 
     pub(crate) fn notice(sqlstate: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { severity: Severity::Notice, ..Self::new(sqlstate, message) }
+        Self {
+            severity: Severity::Notice,
+            ..Self::new(sqlstate, message)
+        }
     }
 
     #[must_use]
@@ -84,7 +93,10 @@ impl ApplicationError {
 
     /// Statements in a failed transaction.
     pub(crate) fn in_failed_transaction() -> Self {
-        Self::new("25P02", "current transaction is aborted, commands ignored until end of transaction block")
+        Self::new(
+            "25P02",
+            "current transaction is aborted, commands ignored until end of transaction block",
+        )
     }
 
     /// Cancelled by the application.
@@ -102,8 +114,9 @@ impl From<&FrameError> for ApplicationError {
     fn from(error: &FrameError) -> Self {
         match error {
             FrameError::Malformed(message) => Self::fatal("08P01", *message),
-            FrameError::TooLarge(_) => Self::fatal("54000", error.to_string())
-                .hint("Send large data with COPY FROM STDIN, in pieces."),
+            FrameError::TooLarge(_) => {
+                Self::fatal("54000", error.to_string()).hint("Send large data with COPY FROM STDIN, in pieces.")
+            }
             FrameError::Encoding(_) => Self::new("22021", error.to_string()),
             FrameError::Connection(_) | FrameError::Closed => Self::fatal("08006", error.to_string()),
         }

@@ -15,7 +15,9 @@ pub(crate) struct Backend {
 
 impl Backend {
     pub(crate) fn new() -> Self {
-        Self { buffer: BytesMut::with_capacity(BUFFER_BYTES) }
+        Self {
+            buffer: BytesMut::with_capacity(BUFFER_BYTES),
+        }
     }
 
     /// Everything written since the last call.

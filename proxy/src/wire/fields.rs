@@ -22,15 +22,21 @@ impl Fields {
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, FrameError> {
-        self.rest.try_get_u8().map_err(|_| FrameError::Malformed("insufficient data left in message"))
+        self.rest
+            .try_get_u8()
+            .map_err(|_| FrameError::Malformed("insufficient data left in message"))
     }
 
     pub(super) fn i16(&mut self) -> Result<i16, FrameError> {
-        self.rest.try_get_i16().map_err(|_| FrameError::Malformed("insufficient data left in message"))
+        self.rest
+            .try_get_i16()
+            .map_err(|_| FrameError::Malformed("insufficient data left in message"))
     }
 
     pub(super) fn i32(&mut self) -> Result<i32, FrameError> {
-        self.rest.try_get_i32().map_err(|_| FrameError::Malformed("insufficient data left in message"))
+        self.rest
+            .try_get_i32()
+            .map_err(|_| FrameError::Malformed("insufficient data left in message"))
     }
 
     /// A count of items that take at least `item_bytes` each: never more than the message can hold, so that
@@ -51,7 +57,9 @@ impl Fields {
         self.rest.advance(1);
         match std::str::from_utf8(&bytes) {
             Ok(text) => Ok(text.to_owned()),
-            Err(error) => Err(FrameError::Encoding(bytes.get(error.valid_up_to()).copied().unwrap_or_default())),
+            Err(error) => Err(FrameError::Encoding(
+                bytes.get(error.valid_up_to()).copied().unwrap_or_default(),
+            )),
         }
     }
 
@@ -62,6 +70,10 @@ impl Fields {
 
     /// Nothing may be left.
     pub(super) fn end(self) -> Result<(), FrameError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(FrameError::Malformed("invalid message format")) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(FrameError::Malformed("invalid message format"))
+        }
     }
 }

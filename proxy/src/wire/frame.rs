@@ -104,7 +104,11 @@ impl FrameReader {
         if length < 4 {
             return Err(FrameError::Malformed("invalid message length"));
         }
-        let limit = if self.authenticated { MESSAGE_BYTES_MAX } else { AUTHENTICATION_BYTES_MAX };
+        let limit = if self.authenticated {
+            MESSAGE_BYTES_MAX
+        } else {
+            AUTHENTICATION_BYTES_MAX
+        };
         if length > limit {
             return Err(FrameError::TooLarge(limit));
         }

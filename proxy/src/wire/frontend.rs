@@ -9,11 +9,18 @@ use super::frame::FrameError;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frontend {
     Query(String),
-    Parse { name: String, text: String, parameter_types: Vec<u32> },
+    Parse {
+        name: String,
+        text: String,
+        parameter_types: Vec<u32>,
+    },
     Bind(Bind),
     DescribeStatement(String),
     DescribePortal(String),
-    Execute { portal: String, max_rows: u32 },
+    Execute {
+        portal: String,
+        max_rows: u32,
+    },
     CloseStatement(String),
     ClosePortal(String),
     Flush,
@@ -84,7 +91,11 @@ fn parse_parse(fields: &mut Fields) -> Result<Frontend, FrameError> {
     let count = fields.count(4)?;
     let types = (0..count).map(|_| fields.i32().map(i32::cast_unsigned));
     let parameter_types = types.collect::<Result<_, _>>()?;
-    Ok(Frontend::Parse { name, text, parameter_types })
+    Ok(Frontend::Parse {
+        name,
+        text,
+        parameter_types,
+    })
 }
 
 fn parse_bind(fields: &mut Fields) -> Result<Bind, FrameError> {
@@ -92,11 +103,19 @@ fn parse_bind(fields: &mut Fields) -> Result<Bind, FrameError> {
     let parameter_formats = parse_formats(fields)?;
     let count = fields.count(4)?;
     if parameter_formats.len() > 1 && parameter_formats.len() != count {
-        return Err(FrameError::Malformed("bind message has a wrong number of parameter formats"));
+        return Err(FrameError::Malformed(
+            "bind message has a wrong number of parameter formats",
+        ));
     }
     let parameters = (0..count).map(|_| parse_parameter(fields)).collect::<Result<_, _>>()?;
     let result_formats = parse_formats(fields)?;
-    Ok(Bind { portal, statement, parameter_formats, parameters, result_formats })
+    Ok(Bind {
+        portal,
+        statement,
+        parameter_formats,
+        parameters,
+        result_formats,
+    })
 }
 
 fn parse_formats(fields: &mut Fields) -> Result<Vec<i16>, FrameError> {

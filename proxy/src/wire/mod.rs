@@ -13,7 +13,5 @@ mod startup;
 pub(crate) use backend::Backend;
 pub(crate) use frame::{FrameError, FrameReader};
 pub(crate) use frontend::{Bind, Frontend};
-pub(crate) use response::{
-    Scan, command_tag, first_error, leave_out, read_rows, scan, shift_error_position, step_boundaries,
-};
+pub(crate) use response::{first_error, leave_out, read_rows, scan, shift_error_position, step_boundaries};
 pub(crate) use startup::{PROTOCOL_LATEST_MINOR, Startup, StartupPacket};

@@ -117,7 +117,9 @@ fn shift_message(message: &[u8], characters: usize) -> Vec<u8> {
         let Some((kind, text)) = field.split_first() else {
             continue;
         };
-        let position = std::str::from_utf8(text).ok().and_then(|text| text.parse::<usize>().ok());
+        let position = std::str::from_utf8(text)
+            .ok()
+            .and_then(|text| text.parse::<usize>().ok());
         fields.push(*kind);
         match (kind, position) {
             (b'P', Some(position)) => fields.extend_from_slice((position + characters).to_string().as_bytes()),

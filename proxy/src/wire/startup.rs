@@ -34,7 +34,9 @@ pub(crate) struct Startup {
 impl Startup {
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let mut parameters = self.parameters.iter();
-        parameters.find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+        parameters
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
