@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use ordering::identifiers::{ClientId, MachineId};
+use sql::rules::PartitionRules;
 
 /// A proxy's configuration. No globals: everything a session needs comes from here.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ pub struct ProxyConfig {
     pub faults: usize,
     /// The machines that hold a voter: 2f+1 of them, ascending (m1..m(2f+1)).
     pub voters: Vec<MachineId>,
+    /// The partition rules of the cluster file.
+    pub rules: PartitionRules,
     /// The databases that applications may name.
     pub databases: Vec<String>,
     /// The roles that applications may log in as.
@@ -72,6 +75,7 @@ impl ProxyConfig {
             incarnation,
             faults,
             voters: (1..=machines).map(MachineId).collect(),
+            rules: PartitionRules::default(),
             databases: vec!["postgres".into()],
             roles: vec![RoleConfig {
                 name: "postgres".into(),
