@@ -1,5 +1,7 @@
 //! One contract, passed by every implementation of the trusted counter.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
