@@ -16,7 +16,6 @@ use tokio::sync::mpsc;
 use crate::file::{ApplicationTls, Authentication, ClusterFile};
 use crate::identity::{Identity, IdentityError};
 use crate::link::{Frame, Links, Peer, PeerAddress, Receiver};
-use crate::postgres::SUPERUSER;
 use crate::tls::TlsError;
 
 /// Messages between the front and the links that wait at most.
@@ -89,7 +88,9 @@ fn configuration(
         Authentication::Trust => proxy::Authentication::Trust,
         Authentication::ScramSha256 => proxy::Authentication::ScramSha256,
     };
-    config.catalog_role = SUPERUSER.to_owned();
+    // The catalog is readable for every role; voters let a client be its own roles only.
+    config.catalog_role = tunables.roles.first().map(|role| role.name.clone()).unwrap_or_default();
+    config.rules = tunables.partitions.clone();
     if let Some(tls) = &tunables.tls {
         config.tls = Some(application_tls(tls)?);
         config.tls_required = tls.required;

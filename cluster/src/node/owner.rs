@@ -170,7 +170,9 @@ impl Owner {
     /// A decision: whole to the own voter, digests to the others.
     fn deliver(&self, message: CommitDb) {
         metrics::histogram!("cloudbft_order_batch_size").record(message.entries.len() as f64);
-        self.links.send_to_all(self.replicas.iter().copied(), &Frame::CommitDb(message.digests()));
+        let mut digests = message.clone();
+        digests.entries.iter_mut().for_each(|entry| entry.request = None);
+        self.links.send_to_all(self.replicas.iter().copied(), &Frame::CommitDb(digests));
         self.to_own_voter(message);
     }
 
