@@ -4,6 +4,10 @@
 //! its statements.
 
 mod cache;
+mod derive;
+mod level;
+mod parse;
+mod statement;
 mod template;
 
 use std::ops::Range;
@@ -11,15 +15,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::footprint::{Footprint, Mode};
 use crate::operation::{Exchange, SessionContext, StatementText, Step};
-use crate::refusal::{NOT_SUPPORTED, PROGRAM_LIMIT_EXCEEDED, Refusal};
+use crate::refusal::{NOT_SUPPORTED, Refusal};
 use crate::schema::Schema;
 use crate::statement::{Effect, StatementClass};
 
 use cache::Cache;
 use template::{Parameters, Template};
 
-/// Texts above this many bytes are not parsed: they take `Everything`, and are not cached.
+pub(crate) use template::KeyKind;
+
+/// Statements above this many bytes are not parsed: they take `Everything`; texts above it are not cached.
 pub const PARSED_BYTES_MAX: usize = 256 * 1024;
+
+/// Texts above this many bytes are refused.
+pub const TEXT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// More statements than this in one text are refused.
 pub const STATEMENTS_MAX: usize = 10_000;
@@ -95,7 +104,7 @@ impl Analyzer {
         if let Some(found) = self.cache().get(text) {
             return found;
         }
-        let analysis = Arc::new(analyse_text(&self.schema, text));
+        let analysis = Arc::new(statement::analyse_text(&self.schema, text));
         if text.len() <= PARSED_BYTES_MAX {
             self.cache().insert(Arc::clone(&analysis.text), Arc::clone(&analysis));
         }
@@ -237,20 +246,4 @@ fn unknown_statement() -> Refusal {
         "a Bind names a statement that the exchange does not hold",
         "This is a defect of the proxy.",
     )
-}
-
-fn analyse_text(_schema: &Schema, text: &str) -> TextAnalysis {
-    let _ = PROGRAM_LIMIT_EXCEEDED;
-    TextAnalysis {
-        statements: vec![StatementAnalysis {
-            range: 0..text.len(),
-            class: StatementClass::Write,
-            executable: text.to_owned(),
-            needs_clock: true,
-            needs_transaction: false,
-            template: Template::everything(Mode::Exclusive),
-        }],
-        text: Arc::from(text),
-        executable: None,
-    }
 }

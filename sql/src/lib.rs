@@ -14,4 +14,7 @@ pub mod rules;
 pub mod schema;
 pub mod statement;
 
+mod classify;
+mod functions;
 mod lexer;
+mod words;

@@ -13,6 +13,8 @@ pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// A setting that is pinned on every database node.
 pub const CANNOT_CHANGE_PARAMETER: &str = "55P02";
+/// What Postgres would not parse either.
+pub const SYNTAX_ERROR: &str = "42601";
 /// A limit of the middleware.
 pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
 
