@@ -9,6 +9,8 @@ mod frame;
 mod frontend;
 mod response;
 mod startup;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use backend::Backend;
 pub(crate) use frame::{FrameError, FrameReader};

@@ -105,7 +105,8 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
             match message {
                 ToNode::Request(request) => {
                     let signature = Signature::from_bytes(&request.signature);
-                    key.verify_strict(&request.digest(), &signature).expect("requests are signed");
+                    key.verify_strict(&request.digest(), &signature)
+                        .expect("requests are signed");
                     if done.insert(request.number) {
                         order += 1;
                         let operation: Operation = borsh::from_slice(&request.operation).unwrap();
@@ -114,18 +115,24 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
                     }
                 }
                 ToNode::Client(ClientMessage::Direct(direct)) => {
-                    let Destination::Machines(machines) = destination else { panic!("direct to all") };
+                    let Destination::Machines(machines) = destination else {
+                        panic!("direct to all")
+                    };
                     // The result is the same for all; it is computed when the first is asked.
                     let asked = directs.entry(direct.number).or_default();
                     let first = asked.is_empty();
                     *asked = asked.union(machines);
                     if first {
-                        cluster.faults.see(if direct.transaction.is_some() { "direct" } else { "read" });
+                        cluster
+                            .faults
+                            .see(if direct.transaction.is_some() { "direct" } else { "read" });
                     }
                     tokio::spawn(cluster.clone().direct(direct, machines, first));
                 }
                 ToNode::Client(ClientMessage::Recall(key)) => {
-                    let Destination::Machines(machines) = destination else { panic!("recall to all") };
+                    let Destination::Machines(machines) = destination else {
+                        panic!("recall to all")
+                    };
                     let kept = cluster.kept.lock().unwrap().get(&key).cloned();
                     if let Some((order, outcome)) = kept {
                         tokio::spawn(cluster.clone().answer(key, order, outcome, machines, machines));
@@ -149,9 +156,17 @@ impl Cluster {
         };
         for machine in to.iter().filter(|machine| !mute.contains(*machine)) {
             let mut outcome = outcome.clone();
-            if let Outcome::Done { sequence, multiset, whole } = &mut outcome {
+            if let Outcome::Done {
+                sequence,
+                multiset,
+                whole,
+            } = &mut outcome
+            {
                 if liars.contains(machine) {
-                    let lie = ExchangeResult { messages: message(b'C', b"SELECT 666\0").into(), status: b'I' };
+                    let lie = ExchangeResult {
+                        messages: message(b'C', b"SELECT 666\0").into(),
+                        status: b'I',
+                    };
                     let digests = lie.digests().unwrap();
                     (*sequence, *multiset) = (digests.sequence, digests.multiset);
                     *whole = Some(borsh::to_vec(&lie).unwrap().into());
@@ -197,7 +212,11 @@ impl Cluster {
             let outcome = match &direct.transaction {
                 None => done(self.alone(&context, "BEGIN READ ONLY", &[exchange], "COMMIT").await),
                 Some(place) => {
-                    let id = TransactionId { client: 0, session: place.session, number: place.number };
+                    let id = TransactionId {
+                        client: 0,
+                        session: place.session,
+                        number: place.number,
+                    };
                     let open = self.transactions.lock().await.get(&id).cloned();
                     match open {
                         None => Outcome::Unavailable,
@@ -237,15 +256,34 @@ impl Cluster {
                 self.idle.lock().unwrap().push(backend);
                 done(result)
             }
-            Work::Read { transaction: None, exchange, .. } => {
+            Work::Read {
+                transaction: None,
+                exchange,
+                ..
+            } => {
                 let exchange = Exchange::decode(&exchange).unwrap();
                 done(self.alone(context, "BEGIN READ ONLY", &[exchange], "COMMIT").await)
             }
-            Work::Read { transaction: Some(id), exchange, .. } => {
+            Work::Read {
+                transaction: Some(id),
+                exchange,
+                ..
+            } => {
                 let open = self.transactions.lock().await.get(&id).cloned().unwrap();
-                done(open.lock().await.backend.exchange(&Exchange::decode(&exchange).unwrap()).await)
+                done(
+                    open.lock()
+                        .await
+                        .backend
+                        .exchange(&Exchange::decode(&exchange).unwrap())
+                        .await,
+                )
             }
-            Work::Begin { transaction, isolation, read_only, exchanges } => {
+            Work::Begin {
+                transaction,
+                isolation,
+                read_only,
+                exchanges,
+            } => {
                 let mut backend = self.backend().await;
                 backend.settings(context).await;
                 let level = match isolation {
@@ -254,7 +292,12 @@ impl Cluster {
                 };
                 let mode = if read_only { "READ ONLY" } else { "READ WRITE" };
                 backend.simple(&format!("BEGIN ISOLATION LEVEL {level} {mode}")).await;
-                let mut open = Open { backend, chain: CHAIN_START, count: 0, ordered: HashMap::new() };
+                let mut open = Open {
+                    backend,
+                    chain: CHAIN_START,
+                    count: 0,
+                    ordered: HashMap::new(),
+                };
                 let mut result = None;
                 for exchange in &exchanges {
                     open.count += 1;
@@ -262,10 +305,17 @@ impl Cluster {
                     result = Some(open.backend.exchange(&Exchange::decode(exchange).unwrap()).await);
                 }
                 open.ordered.insert(order.0, exchanges);
-                self.transactions.lock().await.insert(transaction, Arc::new(AsyncMutex::new(open)));
+                self.transactions
+                    .lock()
+                    .await
+                    .insert(transaction, Arc::new(AsyncMutex::new(open)));
                 done(result.unwrap())
             }
-            Work::Extend { transaction, writes_before, exchange } => {
+            Work::Extend {
+                transaction,
+                writes_before,
+                exchange,
+            } => {
                 let open = self.transactions.lock().await.get(&transaction).cloned().unwrap();
                 let mut open = open.lock().await;
                 assert_eq!(open.count, writes_before);
@@ -283,7 +333,9 @@ impl Cluster {
                     match write {
                         TransactionWrite::Direct(exchange) => listed = chain(&listed, exchange),
                         TransactionWrite::Ordered(order) => {
-                            listed = open.ordered[order].iter().fold(listed, |listed, bytes| chain(&listed, bytes));
+                            listed = open.ordered[order]
+                                .iter()
+                                .fold(listed, |listed, bytes| chain(&listed, bytes));
                         }
                     }
                 }
@@ -295,7 +347,10 @@ impl Cluster {
                 if let Some(open) = open {
                     open.lock().await.backend.simple("ROLLBACK").await;
                 }
-                done(ExchangeResult { messages: message(b'C', b"ROLLBACK\0").into(), status: b'I' })
+                done(ExchangeResult {
+                    messages: message(b'C', b"ROLLBACK\0").into(),
+                    status: b'I',
+                })
             }
         }
     }
@@ -306,7 +361,9 @@ impl Cluster {
             Some(backend) => backend,
             None => {
                 let mut backend = Raw::over(UnixStream::connect(self.postgres.socket()).await.unwrap());
-                backend.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")])).await;
+                backend
+                    .send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
+                    .await;
                 backend.until_ready().await;
                 backend
             }
@@ -343,7 +400,8 @@ impl Backend {
         self.simple("DISCARD ALL").await;
         for (name, value) in &context.settings {
             let (name, value) = (name.replace('\'', "''"), value.replace('\'', "''"));
-            self.simple(&format!("SELECT set_config('{name}', '{value}', false)")).await;
+            self.simple(&format!("SELECT set_config('{name}', '{value}', false)"))
+                .await;
         }
     }
 
@@ -359,7 +417,10 @@ impl Backend {
             }
             Exchange::CopyData { data } => {
                 self.send(&message(b'd', data)).await;
-                return ExchangeResult { messages: Bytes::new(), status: b'T' };
+                return ExchangeResult {
+                    messages: Bytes::new(),
+                    status: b'T',
+                };
             }
             Exchange::CopyEnd { failure: None } => self.send(&message(b'c', b"")).await,
             Exchange::CopyEnd { failure: Some(reason) } => {
@@ -377,12 +438,19 @@ impl Backend {
     async fn extended(&mut self, statements: &[sql::operation::StatementText], steps: &[Step]) {
         let mut bytes = Vec::new();
         let parsed: Vec<bool> = (0..statements.len())
-            .map(|at| steps.iter().any(|step| matches!(step, Step::Parse { statement } if usize::from(*statement) == at)))
+            .map(|at| {
+                steps
+                    .iter()
+                    .any(|step| matches!(step, Step::Parse { statement } if usize::from(*statement) == at))
+            })
             .collect();
         let parse = |at: usize, name: String| {
             let mut body = format!("{name}\0{}\0", statements[at].text).into_bytes();
             body.extend_from_slice(&(statements[at].parameter_types.len() as u16).to_be_bytes());
-            statements[at].parameter_types.iter().for_each(|oid| body.extend_from_slice(&oid.to_be_bytes()));
+            statements[at]
+                .parameter_types
+                .iter()
+                .for_each(|oid| body.extend_from_slice(&oid.to_be_bytes()));
             message(b'P', &body)
         };
         for at in (0..statements.len()).filter(|at| !parsed[*at]) {
@@ -402,12 +470,22 @@ impl Backend {
         for step in steps {
             match step {
                 Step::Parse { statement } => bytes.extend(parse(usize::from(*statement), format!("s{statement}"))),
-                Step::DescribeStatement { statement } => bytes.extend(message(b'D', format!("Ss{statement}\0").as_bytes())),
-                Step::Bind { portal, statement, parameter_formats, parameters, result_formats } => {
+                Step::DescribeStatement { statement } => {
+                    bytes.extend(message(b'D', format!("Ss{statement}\0").as_bytes()))
+                }
+                Step::Bind {
+                    portal,
+                    statement,
+                    parameter_formats,
+                    parameters,
+                    result_formats,
+                } => {
                     let mut body = format!("{portal}\0s{statement}\0").into_bytes();
                     let formats = |body: &mut Vec<u8>, formats: &[i16]| {
                         body.extend_from_slice(&(formats.len() as u16).to_be_bytes());
-                        formats.iter().for_each(|format| body.extend_from_slice(&format.to_be_bytes()));
+                        formats
+                            .iter()
+                            .for_each(|format| body.extend_from_slice(&format.to_be_bytes()));
                     };
                     formats(&mut body, parameter_formats);
                     body.extend_from_slice(&(parameters.len() as u16).to_be_bytes());
@@ -460,7 +538,9 @@ impl Backend {
             if !failed {
                 answers.truncate(answers.len() - self.closes);
             } else {
-                let names: Vec<u8> = (0..self.closes).flat_map(|at| message(b'C', format!("Ss{at}\0").as_bytes())).collect();
+                let names: Vec<u8> = (0..self.closes)
+                    .flat_map(|at| message(b'C', format!("Ss{at}\0").as_bytes()))
+                    .collect();
                 self.send(&[names, message(b'S', b"")].concat()).await;
                 while self.next().await.is_some_and(|answer| answer.tag != b'Z') {}
             }
@@ -468,6 +548,9 @@ impl Backend {
         for answer in answers {
             messages.extend(message(answer.tag, &answer.body));
         }
-        ExchangeResult { messages: messages.into(), status }
+        ExchangeResult {
+            messages: messages.into(),
+            status,
+        }
     }
 }

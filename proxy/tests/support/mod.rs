@@ -1,7 +1,7 @@
 //! A small in-process cluster for the proxy's own tests: three voters that share one real PostgreSQL server, and a
 //! sequencer that orders nothing but the sequence of arrival. Faults can be put in. It stands in for nodes only here;
 //! what proves the whole system is in the workspace's `tests` crate.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 pub mod cluster;
 pub mod postgres;
@@ -50,7 +50,13 @@ impl World {
             };
             Proxy::run(listener, config, port, shutdown).await.unwrap();
         });
-        World { postgres, address, faults, proxy, stop: Some(stop) }
+        World {
+            postgres,
+            address,
+            faults,
+            proxy,
+            stop: Some(stop),
+        }
     }
 
     pub fn stop(&mut self) {
@@ -63,7 +69,10 @@ impl World {
     }
 
     pub async fn try_connect(&self, more: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
-        let text = format!("host=127.0.0.1 port={} user=postgres dbname=postgres {more}", self.address.port());
+        let text = format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres {more}",
+            self.address.port()
+        );
         let (client, connection) = tokio_postgres::connect(&text, tokio_postgres::NoTls).await?;
         tokio::spawn(async move {
             let _ = connection.await;

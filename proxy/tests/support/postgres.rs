@@ -18,7 +18,9 @@ pub struct Postgres {
 
 /// When root: the user under which PostgreSQL agrees to run.
 fn unprivileged() -> Option<nix::unistd::User> {
-    nix::unistd::geteuid().is_root().then(|| nix::unistd::User::from_name("postgres").unwrap().unwrap())
+    nix::unistd::geteuid()
+        .is_root()
+        .then(|| nix::unistd::User::from_name("postgres").unwrap().unwrap())
 }
 
 fn command(program: &str) -> Command {
@@ -38,7 +40,17 @@ impl Postgres {
         }
         let data = directory.path().join("data");
         let status = command("initdb")
-            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .args([
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+                "-D",
+            ])
             .arg(&data)
             .status()
             .unwrap();
@@ -47,7 +59,15 @@ impl Postgres {
         let child = command("postgres")
             .arg("-D")
             .arg(&data)
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200", "-k"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "fsync=off",
+                "-c",
+                "max_connections=200",
+                "-k",
+            ])
             .arg(directory.path())
             .args(["-p", &port.to_string()])
             .spawn()
@@ -72,7 +92,11 @@ impl Postgres {
 
     /// A client that bypasses the proxy.
     pub async fn connect(&self) -> tokio_postgres::Client {
-        let text = format!("host={} port={} user=postgres", self.directory.path().display(), self.port);
+        let text = format!(
+            "host={} port={} user=postgres",
+            self.directory.path().display(),
+            self.port
+        );
         let (client, connection) = tokio_postgres::connect(&text, tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(async move {
             let _ = connection.await;

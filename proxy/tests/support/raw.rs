@@ -63,7 +63,11 @@ pub struct Raw<S = TcpStream> {
 
 impl<S> Raw<S> {
     pub fn over(stream: S) -> Self {
-        Raw { stream, pushed: None, closes: 0 }
+        Raw {
+            stream,
+            pushed: None,
+            closes: 0,
+        }
     }
 }
 
@@ -96,7 +100,8 @@ impl Raw<TcpStream> {
     /// Logs in as `postgres`.
     pub async fn login(address: std::net::SocketAddr) -> Self {
         let mut raw = Self::open(address).await;
-        raw.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")])).await;
+        raw.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
+            .await;
         let answers = raw.until_ready().await;
         assert_eq!(answers.first().map(|answer| answer.tag), Some(b'R'), "{answers:?}");
         raw
@@ -138,6 +143,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     /// Sends, and gives the types of everything up to ReadyForQuery.
     pub async fn tags(&mut self, bytes: &[u8]) -> String {
         self.send(bytes).await;
-        self.until_ready().await.iter().map(|answer| answer.tag as char).collect()
+        self.until_ready()
+            .await
+            .iter()
+            .map(|answer| answer.tag as char)
+            .collect()
     }
 }
