@@ -1,6 +1,8 @@
 //! A real cluster for one test: `cloudbft up` in a temporary directory, its real processes, and ways to hurt them.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -57,10 +59,9 @@ impl Cluster {
     /// The same with a given binary (for test builds with a fault built in).
     pub fn up_with(binary: PathBuf, options: &[&str]) -> Cluster {
         let slot = ONE_CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = tempfile::Builder::new()
-            .prefix("cloudbft-test.")
-            .tempdir_in("/tmp")
-            .expect("a directory");
+        let directory = tempfile::Builder::new().prefix("cloudbft-test.").tempdir_in("/tmp").expect("a directory");
+        // Database servers run as user `postgres`, who must be able to enter.
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711)).expect("permissions");
         let options = options.iter().map(ToString::to_string).collect();
         let mut cluster = Cluster {
             directory,

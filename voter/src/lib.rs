@@ -1,1 +1,21 @@
-//! Crate `voter`.
+//! The voter: counts the replicas' decisions, locks and runs the operations in order on its PostgreSQL server, and
+//! answers proxies and replicas (DESIGN.md sections 3, 5, 6 and 8).
+//!
+//! Pure: vote counting, the lock table, the table of transactions. With IO: the Postgres backends and the owner task.
+
+pub mod client_window;
+pub mod config;
+mod executor;
+pub mod lock_table;
+mod owner;
+pub mod postgres;
+pub mod results;
+mod slot;
+pub mod transactions;
+pub mod vote;
+pub mod voter;
+pub mod work;
+
+pub use config::{PostgresConfig, VoterConfig, VoterLimits};
+pub use owner::REPLICAS_CLIENT;
+pub use voter::{Voter, VoterHandle, VoterInput, VoterOutput, VoterState};

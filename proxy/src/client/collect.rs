@@ -1,0 +1,320 @@
+//! Counting the answers to one call: pure.
+
+use bytes::Bytes;
+use ordering::identifiers::{Digest, MachineId, Order};
+use ordering::message::{Outcome, ResultMessage};
+
+use crate::port::MachineSet;
+
+/// What a voter said, as far as it enters the vote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    Done { sequence: Digest, multiset: Digest },
+    Refused(Refused),
+    Unavailable,
+}
+
+/// A refusal by voters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) sqlstate: String,
+    pub(crate) message: String,
+    pub(crate) detail: String,
+    pub(crate) hint: String,
+}
+
+#[derive(Clone, Debug)]
+struct Answer {
+    machine: MachineId,
+    order: Order,
+    verdict: Verdict,
+}
+
+/// What enough voters agree on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Agreed {
+    Sequence(Digest),
+    Multiset(Digest),
+    Refused(Refused),
+}
+
+/// How a call stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// What enough voters agree on, the voters that do, and the order that they name.
+    pub(crate) agreed: Option<(Agreed, MachineSet, Order)>,
+    /// Voters that answered, in whatever way.
+    pub(crate) answered: MachineSet,
+    /// Voters that could not say.
+    pub(crate) unavailable: MachineSet,
+    /// The size of the largest group of equal answers.
+    pub(crate) largest: usize,
+    /// Whether two answers differ.
+    pub(crate) conflict: bool,
+}
+
+/// The answers to one call.
+///
+/// Invariant: at most one answer of each voter, and at most one whole result of each voter that was asked for one.
+#[derive(Debug)]
+pub(crate) struct Collect {
+    voters: MachineSet,
+    /// Equal answers that are needed.
+    needed: usize,
+    /// Whether orders must be equal too: for requests.
+    ordered: bool,
+    answers: Vec<Answer>,
+    /// Voters whose whole result is welcome.
+    whole_from: MachineSet,
+    wholes: Vec<(MachineId, Bytes)>,
+}
+
+impl Collect {
+    pub(crate) fn new(voters: MachineSet, needed: usize, ordered: bool) -> Self {
+        Self {
+            voters,
+            needed,
+            ordered,
+            answers: Vec::with_capacity(voters.len()),
+            whole_from: MachineSet::EMPTY,
+            wholes: Vec::new(),
+        }
+    }
+
+    /// From now on, takes whole results of these voters.
+    pub(crate) fn welcome_whole(&mut self, machines: MachineSet) {
+        self.whole_from = self.whole_from.union(machines);
+    }
+
+    /// Counts an answer; says whether somebody should look.
+    pub(crate) fn add(&mut self, machine: MachineId, result: ResultMessage) -> bool {
+        if !self.voters.contains(machine) {
+            return false;
+        }
+        let verdict = match result.outcome {
+            Outcome::Done {
+                sequence,
+                multiset,
+                whole,
+            } => {
+                if let Some(whole) = whole {
+                    self.keep_whole(machine, whole);
+                }
+                Verdict::Done { sequence, multiset }
+            }
+            Outcome::Refused {
+                sqlstate,
+                message,
+                detail,
+                hint,
+            } => Verdict::Refused(Refused {
+                sqlstate,
+                message,
+                detail,
+                hint,
+            }),
+            Outcome::Unavailable => Verdict::Unavailable,
+        };
+        let answer = Answer {
+            machine,
+            order: result.order,
+            verdict,
+        };
+        match self.answers.iter_mut().find(|answer| answer.machine == machine) {
+            // A voter's word stands, unless it had none.
+            Some(before) if before.verdict == Verdict::Unavailable => *before = answer,
+            Some(_) => {}
+            None => self.answers.push(answer),
+        }
+        self.answers.len() >= self.needed.min(self.voters.len() / 2 + 1)
+            || self
+                .answers
+                .last()
+                .is_some_and(|last| last.verdict == Verdict::Unavailable)
+            || self.has_conflict()
+    }
+
+    fn keep_whole(&mut self, machine: MachineId, whole: Bytes) {
+        if self.whole_from.contains(machine) && !self.wholes.iter().any(|(from, _)| *from == machine) {
+            self.wholes.push((machine, whole));
+        }
+    }
+
+    /// A whole result of one of these voters.
+    pub(crate) fn take_whole(&mut self, supporters: MachineSet) -> Option<(MachineId, Bytes)> {
+        let at = self
+            .wholes
+            .iter()
+            .position(|(machine, _)| supporters.contains(*machine))?;
+        Some(self.wholes.swap_remove(at))
+    }
+
+    fn has_conflict(&self) -> bool {
+        let mut spoken = self
+            .answers
+            .iter()
+            .filter(|answer| answer.verdict != Verdict::Unavailable);
+        spoken
+            .next()
+            .is_some_and(|first| spoken.any(|answer| !self.equal(first, answer)))
+    }
+
+    fn equal(&self, one: &Answer, other: &Answer) -> bool {
+        let verdicts = match (&one.verdict, &other.verdict) {
+            (
+                Verdict::Done { sequence, multiset },
+                Verdict::Done {
+                    sequence: sequence_2,
+                    multiset: multiset_2,
+                },
+            ) => sequence == sequence_2 || multiset == multiset_2,
+            (Verdict::Refused(one), Verdict::Refused(other)) => one == other,
+            _ => false,
+        };
+        verdicts && (!self.ordered || one.order == other.order)
+    }
+
+    /// How the call stands.
+    pub(crate) fn standing(&self) -> Standing {
+        let unavailable = self
+            .answers
+            .iter()
+            .filter(|answer| answer.verdict == Verdict::Unavailable);
+        let mut standing = Standing {
+            agreed: None,
+            answered: self.answers.iter().map(|answer| answer.machine).collect(),
+            unavailable: unavailable.map(|answer| answer.machine).collect(),
+            largest: 0,
+            conflict: self.has_conflict(),
+        };
+        // Equal sequences first: only then is the order of rows voted too.
+        for compare in [Self::same_sequence, Self::same_multiset] {
+            for answer in &self.answers {
+                let Some(agreed) = compare(answer, answer) else {
+                    continue;
+                };
+                let group = self
+                    .answers
+                    .iter()
+                    .filter(|other| compare(answer, other).is_some() && (!self.ordered || answer.order == other.order));
+                let supporters: MachineSet = group.map(|other| other.machine).collect();
+                standing.largest = standing.largest.max(supporters.len());
+                if supporters.len() >= self.needed && standing.agreed.is_none() {
+                    standing.agreed = Some((agreed, supporters, answer.order));
+                }
+            }
+        }
+        standing
+    }
+
+    fn same_sequence(one: &Answer, other: &Answer) -> Option<Agreed> {
+        match (&one.verdict, &other.verdict) {
+            (Verdict::Done { sequence, .. }, Verdict::Done { sequence: other, .. }) if sequence == other => {
+                Some(Agreed::Sequence(*sequence))
+            }
+            (Verdict::Refused(refused), Verdict::Refused(other)) if refused == other => {
+                Some(Agreed::Refused(refused.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    fn same_multiset(one: &Answer, other: &Answer) -> Option<Agreed> {
+        match (&one.verdict, &other.verdict) {
+            (Verdict::Done { multiset, .. }, Verdict::Done { multiset: other, .. }) if multiset == other => {
+                Some(Agreed::Multiset(*multiset))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ordering::message::ResultKey;
+
+    use super::*;
+
+    const A: Digest = [1; 32];
+    const B: Digest = [2; 32];
+
+    fn voters() -> MachineSet {
+        [1, 2, 3].map(MachineId).into_iter().collect()
+    }
+
+    fn done(order: u64, sequence: Digest, multiset: Digest) -> ResultMessage {
+        ResultMessage {
+            key: ResultKey::Request(1),
+            order: Order(order),
+            outcome: Outcome::Done {
+                sequence,
+                multiset,
+                whole: None,
+            },
+        }
+    }
+
+    #[test]
+    fn one_liar_decides_nothing_however_often_it_speaks() {
+        let mut collect = Collect::new(voters(), 2, true);
+        for digest in [A, B, A, A] {
+            collect.add(MachineId(1), done(5, digest, digest));
+        }
+        assert_eq!(collect.standing().agreed, None);
+        assert_eq!(collect.standing().largest, 1);
+        collect.add(MachineId(0), done(5, A, A));
+        assert_eq!(collect.standing().agreed, None, "m0 holds no voter");
+    }
+
+    #[test]
+    fn equal_answers_at_different_orders_do_not_agree() {
+        let mut collect = Collect::new(voters(), 2, true);
+        collect.add(MachineId(1), done(5, A, A));
+        collect.add(MachineId(2), done(6, A, A));
+        assert_eq!(collect.standing().agreed, None);
+        assert!(collect.add(MachineId(3), done(6, A, A)));
+        let (agreed, supporters, order) = collect.standing().agreed.unwrap();
+        assert_eq!((agreed, supporters.len(), order), (Agreed::Sequence(A), 2, Order(6)));
+    }
+
+    #[test]
+    fn rows_in_another_order_agree_as_a_multiset() {
+        let mut collect = Collect::new(voters(), 2, false);
+        collect.add(MachineId(1), done(1, A, [9; 32]));
+        collect.add(MachineId(2), done(2, B, [9; 32]));
+        assert!(!collect.standing().conflict);
+        assert!(matches!(collect.standing().agreed, Some((Agreed::Multiset(_), _, _))));
+    }
+
+    #[test]
+    fn a_whole_is_kept_only_from_whom_it_was_asked() {
+        let mut collect = Collect::new(voters(), 2, false);
+        collect.welcome_whole(MachineSet::one(MachineId(2)));
+        for machine in [1, 2] {
+            let mut message = done(1, A, A);
+            if let Outcome::Done { whole, .. } = &mut message.outcome {
+                *whole = Some(Bytes::from_static(b"x"));
+            }
+            collect.add(MachineId(machine), message);
+        }
+        assert_eq!(
+            collect.take_whole(voters()).map(|(machine, _)| machine),
+            Some(MachineId(2))
+        );
+        assert_eq!(collect.take_whole(voters()), None);
+    }
+
+    #[test]
+    fn a_voter_that_could_not_say_may_say_later() {
+        let mut collect = Collect::new(voters(), 2, false);
+        let unavailable = ResultMessage {
+            outcome: Outcome::Unavailable,
+            ..done(1, A, A)
+        };
+        assert!(collect.add(MachineId(1), unavailable));
+        assert_eq!(collect.standing().unavailable.len(), 1);
+        collect.add(MachineId(1), done(1, A, A));
+        collect.add(MachineId(2), done(1, A, A));
+        assert!(collect.standing().agreed.is_some());
+    }
+}

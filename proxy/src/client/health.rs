@@ -1,0 +1,122 @@
+//! Which voters seem to be there: decides only whom to ask first, never what is true.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ordering::identifiers::MachineId;
+
+use crate::port::MachineSet;
+
+/// A voter that leaves direct statements unanswered for this long is not asked first any more.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Machine {
+    id: MachineId,
+    link_up: AtomicBool,
+    /// Microseconds since `start` at which it was asked for something and has said nothing since; 0 for none.
+    silent_since_us: AtomicU64,
+}
+
+/// What is known about the voters.
+#[derive(Debug)]
+pub(super) struct Health {
+    start: Instant,
+    machines: Vec<Machine>,
+    next: AtomicUsize,
+}
+
+impl Health {
+    pub(super) fn new(voters: &[MachineId]) -> Self {
+        let machine = |id: &MachineId| Machine {
+            id: *id,
+            link_up: AtomicBool::new(true),
+            silent_since_us: AtomicU64::new(0),
+        };
+        Self {
+            start: Instant::now(),
+            machines: voters.iter().map(machine).collect(),
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1)
+    }
+
+    fn machine(&self, id: MachineId) -> Option<&Machine> {
+        self.machines.iter().find(|machine| machine.id == id)
+    }
+
+    pub(super) fn link(&self, id: MachineId, up: bool) {
+        if let Some(machine) = self.machine(id) {
+            machine.link_up.store(up, Ordering::Relaxed);
+            machine.silent_since_us.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn asked(&self, machines: MachineSet) {
+        let now = self.now_us();
+        for machine in self.machines.iter().filter(|machine| machines.contains(machine.id)) {
+            let _ = machine
+                .silent_since_us
+                .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn answered(&self, id: MachineId) {
+        if let Some(machine) = self.machine(id) {
+            machine.silent_since_us.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The voters that seem to be there.
+    pub(super) fn live(&self) -> MachineSet {
+        let now = self.now_us();
+        let limit = u64::try_from(SILENCE_MAX.as_micros()).unwrap_or(u64::MAX);
+        let live = self.machines.iter().filter(|machine| {
+            let since = machine.silent_since_us.load(Ordering::Relaxed);
+            machine.link_up.load(Ordering::Relaxed) && (since == 0 || now.saturating_sub(since) < limit)
+        });
+        live.map(|machine| machine.id).collect()
+    }
+
+    /// `count` voters to ask: those in `avoid`, and those that seem down, only when there are no others; in turn, so that
+    /// the work is spread.
+    pub(super) fn pick(&self, count: usize, avoid: MachineSet) -> Vec<MachineId> {
+        let live = self.live().without(avoid);
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let length = self.machines.len().max(1);
+        let rotated = || {
+            self.machines
+                .iter()
+                .cycle()
+                .skip(turn % length)
+                .take(length)
+                .map(|machine| machine.id)
+        };
+        let good = rotated().filter(|id| live.contains(*id));
+        let worse = rotated().filter(|id| !live.contains(*id) && !avoid.contains(*id));
+        let worst = rotated().filter(|id| avoid.contains(*id));
+        good.chain(worse).chain(worst).take(count).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_spread_and_dead_voters_are_avoided() {
+        let health = Health::new(&[1, 2, 3].map(MachineId));
+        let picks: MachineSet = (0..3).flat_map(|_| health.pick(1, MachineSet::EMPTY)).collect();
+        assert_eq!(picks.len(), 3);
+        health.link(MachineId(2), false);
+        for _ in 0..4 {
+            assert!(!health.pick(2, MachineSet::EMPTY).contains(&MachineId(2)));
+            assert_eq!(health.pick(3, MachineSet::EMPTY).last(), Some(&MachineId(2)));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The client side of the agreement (DESIGN.md sections 3 and 4): signs and numbers requests, asks voters directly,
+//! and believes only what enough of them say alike.
+
+mod calls;
+mod collect;
+mod direct;
+mod health;
+mod numbers;
+mod order;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use ordering::identifiers::{ClientId, MachineId, Order};
+use ordering::message::ResultKey;
+use sql::operation::ExchangeResult;
+use sql::result::ResultDigests;
+use tokio::sync::{Notify, mpsc};
+
+use crate::config::ProxyConfig;
+use crate::error::{ApplicationError, NO_MAJORITY, NO_PROGRESS};
+use crate::port::{Destination, FromNode, MachineSet, ToNode};
+use calls::Calls;
+use collect::{Agreed, Refused};
+use health::Health;
+use numbers::Numbers;
+
+pub(crate) use direct::{Question, Quorum};
+
+/// How many results the dispatcher takes at once.
+const DISPATCH_BATCH: usize = 256;
+
+/// The client side of the agreement, shared by all sessions.
+#[derive(Debug)]
+pub(crate) struct Client {
+    id: ClientId,
+    signing_key: SigningKey,
+    faults: usize,
+    voters: Vec<MachineId>,
+    voter_set: MachineSet,
+    statement_timeout: Duration,
+    to: mpsc::Sender<(Destination, ToNode)>,
+    calls: Calls,
+    numbers: Numbers,
+    next_direct: AtomicU64,
+    health: Health,
+    /// The highest order that a vote has named.
+    acknowledged: AtomicU64,
+}
+
+/// What enough voters said.
+#[derive(Clone, Debug)]
+pub(crate) struct Voted {
+    /// The order at which it ran (requests), or 0.
+    pub(crate) order: Order,
+    /// The result.
+    pub(crate) result: ExchangeResult,
+    /// Voters that could not say.
+    pub(crate) unavailable: MachineSet,
+}
+
+/// Why there is no voted result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The voters refuse, alike.
+    Refused(ApplicationError),
+    /// Voters differ, and cannot come to agree.
+    NoMajority(String),
+    /// Not all voters say the same (at this moment): to be ordered.
+    Undecided,
+    /// So many voters cannot say that no majority is left.
+    Unavailable,
+    /// Nothing for the time limit.
+    NoProgress,
+    /// Nothing for the time limit, and what was asked for may still be committed.
+    OutcomeUnknown,
+    /// The application cancelled it, and it has no effect.
+    Cancelled,
+    /// It is larger than an operation may be.
+    TooLarge,
+}
+
+impl Failure {
+    /// What the application is told, for a statement that has had no lasting effect.
+    pub(crate) fn into_error(self) -> ApplicationError {
+        match self {
+            Failure::Refused(error) => error,
+            Failure::NoMajority(detail) => {
+                ApplicationError::new(NO_MAJORITY, "no majority of the database nodes gives the same result")
+                    .detail(detail)
+                    .hint("Ask for a total order (ORDER BY), or run `cloudbft scrub` to find a node that diverged.")
+            }
+            Failure::Undecided | Failure::Unavailable => {
+                ApplicationError::new(NO_PROGRESS, "too few database nodes can answer")
+                    .detail("Fewer than f+1 database nodes hold the state of this transaction.")
+                    .hint("Run the transaction again.")
+            }
+            Failure::NoProgress => ApplicationError::new(NO_PROGRESS, "the cluster makes no progress")
+                .hint("Look at the cluster's health; run the transaction again."),
+            Failure::OutcomeUnknown => ApplicationError::new(
+                "08007",
+                "the cluster did not say in time whether the transaction is committed",
+            )
+            .detail("It may be committed later, or never.")
+            .hint("Look at the data before you run it again."),
+            Failure::Cancelled => ApplicationError::cancelled(),
+            Failure::TooLarge => ApplicationError::new("54000", "the statement with its parameters is too large")
+                .hint("Send large data with COPY FROM STDIN."),
+        }
+    }
+}
+
+impl From<Refused> for ApplicationError {
+    fn from(refused: Refused) -> Self {
+        ApplicationError::new(Cow::Owned(refused.sqlstate), refused.message)
+            .detail(refused.detail)
+            .hint(refused.hint)
+    }
+}
+
+/// A session's wish to cancel what it waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Cancel {
+    requested: std::sync::atomic::AtomicBool,
+    notify: Notify,
+}
+
+impl Cancel {
+    /// The application asks for it.
+    pub(crate) fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+        self.notify.notify_one();
+    }
+
+    /// Forgets an earlier wish: it came too late.
+    pub(crate) fn reset(&self) {
+        self.requested.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
+    }
+
+    async fn wait(&self) {
+        while !self.is_requested() {
+            self.notify.notified().await;
+        }
+    }
+}
+
+impl Client {
+    /// A client, and the channel from which [`Client::dispatch`] must be fed.
+    pub(crate) fn new(config: &ProxyConfig, to: mpsc::Sender<(Destination, ToNode)>) -> Arc<Self> {
+        Arc::new(Self {
+            id: config.client,
+            signing_key: config.signing_key.clone(),
+            faults: config.faults,
+            voters: config.voters.clone(),
+            voter_set: config.voters.iter().copied().collect(),
+            statement_timeout: config.statement_timeout,
+            to,
+            calls: Calls::default(),
+            numbers: Numbers::new(config.incarnation),
+            next_direct: AtomicU64::new(numbers::first_number(config.incarnation)),
+            health: Health::new(&config.voters),
+            acknowledged: AtomicU64::new(0),
+        })
+    }
+
+    /// The client's identity.
+    pub(crate) fn id(&self) -> ClientId {
+        self.id
+    }
+
+    /// The highest order that a vote has named so far.
+    pub(crate) fn acknowledged(&self) -> Order {
+        Order(self.acknowledged.load(Ordering::Relaxed))
+    }
+
+    /// How many requests are outstanding.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.numbers.outstanding()
+    }
+
+    /// Routes what comes from the nodes, until the channel ends.
+    pub(crate) async fn dispatch(self: Arc<Self>, mut from: mpsc::Receiver<(MachineId, FromNode)>) {
+        let mut batch = Vec::with_capacity(DISPATCH_BATCH);
+        while from.recv_many(&mut batch, DISPATCH_BATCH).await > 0 {
+            for (machine, message) in batch.drain(..) {
+                match message {
+                    FromNode::Result(result) => {
+                        self.health.answered(machine);
+                        self.calls.deliver(machine, result);
+                    }
+                    FromNode::LinkUp => self.health.link(machine, true),
+                    FromNode::LinkDown => self.health.link(machine, false),
+                }
+            }
+        }
+    }
+
+    async fn send(&self, destination: Destination, message: ToNode) -> Result<(), Failure> {
+        self.to
+            .send((destination, message))
+            .await
+            .map_err(|_| Failure::NoProgress)
+    }
+
+    async fn recall(&self, key: ResultKey, machine: MachineId) -> Result<(), Failure> {
+        let message = ToNode::Client(ordering::message::ClientMessage::Recall(key));
+        metrics::counter!("cloudbft_recalls_total").increment(1);
+        self.send(Destination::Machines(MachineSet::one(machine)), message)
+            .await
+    }
+
+    /// Takes a whole result if it is what was agreed on.
+    fn verify_whole(agreed: &Agreed, whole: &Bytes) -> Option<ExchangeResult> {
+        let result = split_result(whole)?;
+        let ResultDigests { sequence, multiset } = result.digests().ok()?;
+        let matches = match agreed {
+            Agreed::Sequence(agreed) => *agreed == sequence,
+            Agreed::Multiset(agreed) => *agreed == multiset,
+            Agreed::Refused(_) => false,
+        };
+        matches.then_some(result)
+    }
+}
+
+/// Decodes an [`ExchangeResult`] without copying its messages.
+fn split_result(whole: &Bytes) -> Option<ExchangeResult> {
+    let length = usize::try_from(u32::from_le_bytes(*whole.first_chunk::<4>()?)).ok()?;
+    let end = length.checked_add(4)?;
+    if whole.len() != end.checked_add(1)? {
+        return None;
+    }
+    Some(ExchangeResult {
+        messages: whole.slice(4..end),
+        status: *whole.get(end)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_split_as_borsh_encodes_them() {
+        let result = ExchangeResult {
+            messages: Bytes::from_static(b"C\0\0\0\x05\0"),
+            status: b'I',
+        };
+        let encoded = Bytes::from(borsh::to_vec(&result).unwrap());
+        assert_eq!(split_result(&encoded), Some(result));
+        assert_eq!(split_result(&encoded.slice(..encoded.len() - 1)), None);
+        assert_eq!(split_result(&Bytes::from_static(b"\xff\xff\xff\xffI")), None);
+    }
+}

@@ -1,0 +1,149 @@
+//! Accepting application connections, and ending.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use crate::client::Client;
+use crate::config::ProxyConfig;
+use crate::port::{ClusterPort, MachineSet};
+use crate::session::greet;
+use crate::shared::Shared;
+
+/// Connections that may be logging in beside those that are logged in: they are told that there is no room.
+const GREETING_MAX: usize = 100;
+/// The pause after a failed accept (no file descriptors left, for example).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long outstanding requests (aborts of lost sessions) may take at the end.
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// The proxy as a whole.
+#[derive(Debug)]
+pub struct Proxy;
+
+/// Why a proxy could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The configuration contradicts itself.
+    #[error("proxy configuration: {0}")]
+    Configuration(String),
+    /// The listener failed.
+    #[error("listener: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+impl Proxy {
+    /// Serves applications on `listener` until `shutdown` completes; then lets open transactions end (at most
+    /// `config.shutdown_grace`), and returns.
+    ///
+    /// # Errors
+    /// When the configuration contradicts itself, or the listener fails.
+    pub async fn run(
+        listener: TcpListener,
+        config: ProxyConfig,
+        port: ClusterPort,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), ProxyError> {
+        check(&config)?;
+        metrics::gauge!("cloudbft_client_connections_max").set(config.connections_max as f64);
+        let client = Client::new(&config, port.to);
+        let shared = Arc::new(Shared::new(config, Arc::clone(&client))?);
+        let dispatcher = tokio::spawn(Arc::clone(&client).dispatch(port.from));
+        let loaders: Vec<_> = shared
+            .catalogs
+            .values()
+            .map(|catalog| {
+                let (catalog, client) = (Arc::clone(catalog), Arc::clone(&client));
+                tokio::spawn(async move { catalog.load(&client).await })
+            })
+            .collect();
+        let (ending, end) = watch::channel(false);
+        let sessions = Arc::new(Semaphore::new(shared.config.connections_max + GREETING_MAX));
+        let acceptor = Acceptor {
+            logged_in: Arc::new(Semaphore::new(shared.config.connections_max)),
+            all: Arc::clone(&sessions),
+            shared: Arc::clone(&shared),
+            end,
+        };
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => acceptor.take(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "accept failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        ending.send_replace(true);
+        let all = u32::try_from(shared.config.connections_max + GREETING_MAX).unwrap_or(u32::MAX);
+        let limit = shared.config.shutdown_grace + DRAIN_LIMIT;
+        let _ = tokio::time::timeout(limit, sessions.acquire_many(all)).await;
+        let drained = async {
+            while client.outstanding() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_LIMIT, drained).await;
+        loaders.iter().for_each(tokio::task::JoinHandle::abort);
+        dispatcher.abort();
+        Ok(())
+    }
+}
+
+fn check(config: &ProxyConfig) -> Result<(), ProxyError> {
+    let wrong = |message: &str| Err(ProxyError::Configuration(message.into()));
+    if config.voters.len() != 2 * config.faults + 1 {
+        return wrong("there must be 2f+1 voters");
+    }
+    if config.voters.iter().any(|machine| machine.0 >= MachineSet::CAPACITY) {
+        return wrong("a machine's number is too high");
+    }
+    if config.voters.iter().copied().collect::<MachineSet>().len() != config.voters.len() {
+        return wrong("a voter is named twice");
+    }
+    if config.databases.is_empty() || config.roles.is_empty() {
+        return wrong("at least one database and one role must be allowed");
+    }
+    if config.statement_timeout.is_zero() || config.transaction_timeout.is_zero() {
+        return wrong("time limits must be positive");
+    }
+    Ok(())
+}
+
+/// Starts a task per connection.
+struct Acceptor {
+    logged_in: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    end: watch::Receiver<bool>,
+}
+
+impl Acceptor {
+    fn take(&self, stream: TcpStream) {
+        // Beyond this, not even a refusal is worth a task.
+        let Ok(permit) = Arc::clone(&self.all).try_acquire_owned() else {
+            return;
+        };
+        let (shared, logged_in, mut end) = (Arc::clone(&self.shared), Arc::clone(&self.logged_in), self.end.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let greeted = tokio::select! {
+                greeted = greet(stream, Arc::clone(&shared), logged_in) => greeted,
+                _ = end.wait_for(|ends| *ends) => None,
+            };
+            if let Some((session, _slot)) = greeted {
+                shared.metrics.connections.increment(1.0);
+                session.run(end).await;
+                shared.metrics.connections.decrement(1.0);
+            }
+        });
+    }
+}

@@ -1,0 +1,223 @@
+//! SCRAM-SHA-256, server side (RFC 5802, RFC 7677), against verifiers as Postgres stores them. No IO.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+
+/// The mechanism's name.
+pub(crate) const MECHANISM: &str = "SCRAM-SHA-256";
+/// Iterations that a made-up verifier claims: as Postgres's default, so that unknown roles look like known ones.
+const ITERATIONS: u32 = 4096;
+/// Random bytes in the server's nonce.
+const NONCE_BYTES: usize = 18;
+/// The longest client nonce that is taken, in characters.
+const CLIENT_NONCE_MAX: usize = 1024;
+
+/// A stored verifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Verifier {
+    iterations: u32,
+    salt: Vec<u8>,
+    stored_key: [u8; 32],
+    server_key: [u8; 32],
+}
+
+/// Why authentication failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ScramError {
+    #[error("malformed SCRAM message")]
+    Malformed,
+    #[error("channel binding is not supported by the proxy")]
+    ChannelBinding,
+    #[error("password authentication failed")]
+    Refused,
+}
+
+impl Verifier {
+    /// The verifier from `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("SCRAM-SHA-256$")?;
+        let (parameters, keys) = rest.split_once('$')?;
+        let (iterations, salt) = parameters.split_once(':')?;
+        let (stored_key, server_key) = keys.split_once(':')?;
+        let iterations = iterations.parse().ok().filter(|iterations| *iterations > 0)?;
+        Some(Self {
+            iterations,
+            salt: STANDARD.decode(salt).ok()?,
+            stored_key: STANDARD.decode(stored_key).ok()?.try_into().ok()?,
+            server_key: STANDARD.decode(server_key).ok()?.try_into().ok()?,
+        })
+    }
+
+    /// A verifier that no password satisfies, the same at each attempt: a stranger cannot tell it from a real one.
+    pub(crate) fn made_up(role: &str, secret: &[u8; 32]) -> Self {
+        let hash = blake3::keyed_hash(secret, role.as_bytes());
+        let (salt, _) = hash.as_bytes().split_at(16);
+        Self {
+            iterations: ITERATIONS,
+            salt: salt.to_vec(),
+            stored_key: [0; 32],
+            server_key: [0; 32],
+        }
+    }
+}
+
+/// An exchange after the client's first message.
+#[derive(Debug)]
+pub(crate) struct Scram {
+    verifier: Verifier,
+    /// Whether the verifier is a real one.
+    known: bool,
+    channel_header: String,
+    nonce: String,
+    client_first_bare: String,
+    server_first: String,
+}
+
+impl Scram {
+    /// Takes the client's first message; the answer is [`Scram::server_first`].
+    pub(crate) fn start(
+        verifier: Option<Verifier>,
+        made_up: Verifier,
+        client_first: &[u8],
+    ) -> Result<Self, ScramError> {
+        let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed)?;
+        let (channel_header, bare) = split_header(text)?;
+        let client_nonce = bare.split(',').find_map(|part| part.strip_prefix("r="));
+        let client_nonce = client_nonce
+            .filter(|nonce| !nonce.is_empty() && nonce.len() <= CLIENT_NONCE_MAX)
+            .filter(|nonce| nonce.bytes().all(|byte| byte.is_ascii_graphic() && byte != b','))
+            .ok_or(ScramError::Malformed)?;
+        let nonce = format!("{client_nonce}{}", STANDARD.encode(rand::random::<[u8; NONCE_BYTES]>()));
+        let known = verifier.is_some();
+        let verifier = verifier.unwrap_or(made_up);
+        let server_first = format!(
+            "r={nonce},s={},i={}",
+            STANDARD.encode(&verifier.salt),
+            verifier.iterations
+        );
+        Ok(Self {
+            verifier,
+            known,
+            channel_header: channel_header.to_owned(),
+            nonce,
+            client_first_bare: bare.to_owned(),
+            server_first,
+        })
+    }
+
+    /// The server's first message.
+    pub(crate) fn server_first(&self) -> &str {
+        &self.server_first
+    }
+
+    /// Takes the client's final message; gives the server's final one.
+    pub(crate) fn finish(&self, client_final: &[u8]) -> Result<String, ScramError> {
+        let text = std::str::from_utf8(client_final).map_err(|_| ScramError::Malformed)?;
+        let (without_proof, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
+        let mut parts = without_proof.split(',');
+        let binding = parts
+            .next()
+            .and_then(|part| part.strip_prefix("c="))
+            .ok_or(ScramError::Malformed)?;
+        let nonce = parts
+            .next()
+            .and_then(|part| part.strip_prefix("r="))
+            .ok_or(ScramError::Malformed)?;
+        if binding != STANDARD.encode(&self.channel_header) || nonce != self.nonce {
+            return Err(ScramError::Malformed);
+        }
+        let proof: [u8; 32] = STANDARD
+            .decode(proof)
+            .ok()
+            .and_then(|proof| proof.try_into().ok())
+            .ok_or(ScramError::Malformed)?;
+        let message = format!("{},{},{without_proof}", self.client_first_bare, self.server_first);
+        let signature = hmac(&self.verifier.stored_key, message.as_bytes());
+        let client_key: Vec<u8> = proof.iter().zip(signature).map(|(proof, byte)| proof ^ byte).collect();
+        let stored_key: [u8; 32] = Sha256::digest(&client_key).into();
+        if !equal(&stored_key, &self.verifier.stored_key) || !self.known {
+            return Err(ScramError::Refused);
+        }
+        Ok(format!(
+            "v={}",
+            STANDARD.encode(hmac(&self.verifier.server_key, message.as_bytes()))
+        ))
+    }
+}
+
+/// Splits the GS2 header from the rest: `n,,` or `y,,`, with an authorisation identity that is ignored, as in Postgres.
+fn split_header(text: &str) -> Result<(&str, &str), ScramError> {
+    if text.starts_with("p=") {
+        return Err(ScramError::ChannelBinding);
+    }
+    if !(text.starts_with("n,") || text.starts_with("y,")) {
+        return Err(ScramError::Malformed);
+    }
+    let mut commas = text.match_indices(',');
+    let second = commas.nth(1).map(|(at, _)| at).ok_or(ScramError::Malformed)?;
+    text.split_at_checked(second + 1).ok_or(ScramError::Malformed)
+}
+
+fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
+    // A key of any length is valid for HMAC.
+    match Hmac::<Sha256>::new_from_slice(key) {
+        Ok(mut mac) => {
+            mac.update(message);
+            mac.finalize().into_bytes().into()
+        }
+        Err(_) => [0; 32],
+    }
+}
+
+/// Compares in a time that does not depend on where the difference is.
+pub(crate) fn equal(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len()
+        && one
+            .iter()
+            .zip(other)
+            .fold(0, |differences, (a, b)| differences | (a ^ b))
+            == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+    use postgres_protocol::password::scram_sha_256;
+
+    use super::*;
+
+    fn exchange(verifier: Option<Verifier>, password: &str) -> Result<(), ScramError> {
+        let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+        let server = Scram::start(verifier, Verifier::made_up("ann", &[7; 32]), client.message())?;
+        client.update(server.server_first().as_bytes()).unwrap();
+        let last = server.finish(client.message())?;
+        client.finish(last.as_bytes()).unwrap();
+        Ok(())
+    }
+
+    #[test]
+    fn the_right_password_passes_and_others_do_not() {
+        let verifier = Verifier::parse(&scram_sha_256(b"secret")).unwrap();
+        assert_eq!(exchange(Some(verifier.clone()), "secret"), Ok(()));
+        assert_eq!(exchange(Some(verifier), "wrong"), Err(ScramError::Refused));
+        assert_eq!(exchange(None, "secret"), Err(ScramError::Refused));
+    }
+
+    #[test]
+    fn malformed_messages_are_refused() {
+        let made_up = || Verifier::made_up("ann", &[7; 32]);
+        for first in ["", "n", "n,", "n,,", "n,,n=a", "n,,n=,r=", "x,,n=,r=abc", "n,,n=,r=a b"] {
+            assert!(Scram::start(None, made_up(), first.as_bytes()).is_err(), "{first}");
+        }
+        let bound = Scram::start(None, made_up(), b"p=tls-server-end-point,,n=,r=abc");
+        assert_eq!(bound.unwrap_err(), ScramError::ChannelBinding);
+        let server = Scram::start(None, made_up(), b"n,,n=,r=abc").unwrap();
+        for last in ["", "c=biws,r=abc,p=", "c=biws,r=abc,p=AAAA", "p=", ",p="] {
+            assert_eq!(server.finish(last.as_bytes()), Err(ScramError::Malformed), "{last}");
+        }
+        assert!(Verifier::parse("SCRAM-SHA-256$0:AA==$AA==:AA==").is_none());
+        assert!(Verifier::parse("md5abc").is_none());
+    }
+}

@@ -1,0 +1,130 @@
+//! Running one exchange: analysis, routing, and what its result means for the session.
+
+use std::time::Instant;
+
+use sql::operation::{Exchange, ExchangeResult};
+use sql::refusal::Refusal;
+use sql::statement::Effect;
+
+use super::Session;
+use super::routing::Routed;
+use crate::client::Failure;
+use crate::error::{ApplicationError, FOOTPRINT_TOO_SMALL, NOT_SUPPORTED};
+use crate::measures::{QueryClass, Stage};
+use crate::wire::scan;
+
+/// How often an exchange is tried again with a newer catalog.
+const CATALOG_RETRIES_MAX: u32 = 3;
+
+impl From<Refusal> for ApplicationError {
+    fn from(refusal: Refusal) -> Self {
+        ApplicationError::new(refusal.sqlstate, refusal.message)
+            .detail(refusal.detail)
+            .hint(refusal.hint)
+    }
+}
+
+impl Session {
+    /// Runs an exchange and gives the voted result (which may hold an error of the database's own). `stateful` when it
+    /// needs or leaves state on the backend beside data.
+    ///
+    /// On an error, and on a result that fails, the transaction block (if any) has failed.
+    pub(super) async fn execute(
+        &mut self,
+        exchange: &Exchange,
+        stateful: bool,
+    ) -> Result<ExchangeResult, ApplicationError> {
+        let start = Instant::now();
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
+            return Err(ApplicationError::in_failed_transaction());
+        }
+        self.cancel.reset();
+        let outcome = self.execute_with_retries(exchange, stateful).await;
+        let extended = matches!(exchange, Exchange::Extended { .. });
+        match outcome {
+            Ok((result, effect)) => {
+                self.shared
+                    .metrics
+                    .query(QueryClass::from(effect), extended, start.elapsed());
+                self.note_result(&result, effect);
+                Ok(result)
+            }
+            Err(error) => {
+                self.fail_transaction();
+                Err(error)
+            }
+        }
+    }
+
+    async fn execute_with_retries(
+        &mut self,
+        exchange: &Exchange,
+        stateful: bool,
+    ) -> Result<(ExchangeResult, Effect), ApplicationError> {
+        let encoded = exchange.encode();
+        let mut retries = 0;
+        loop {
+            let state = self.catalog.current();
+            let context = self.context();
+            let start = Instant::now();
+            let analysis = state.analyzer.exchange(exchange, &context.decoded);
+            self.shared.metrics.stage(Stage::Analyse, start.elapsed());
+            let analysis = analysis.map_err(|refusal| {
+                self.shared.metrics.refused(refusal.rule, refusal.sqlstate);
+                ApplicationError::from(refusal)
+            })?;
+            if analysis.needs_transaction && self.transaction.is_none() {
+                return Err(
+                    ApplicationError::new(NOT_SUPPORTED, "currval and lastval need an open transaction")
+                        .detail("Statements outside a transaction share no session on the database nodes.")
+                        .hint("Use INSERT ... RETURNING, or run both statements in one transaction."),
+                );
+            }
+            if let Some(transaction) = &mut self.transaction {
+                transaction.used |= analysis.effect >= Effect::Read;
+            }
+            let routed = Routed {
+                encoded: encoded.clone(),
+                analysis: &analysis,
+                stateful,
+            };
+            match self.route(&routed).await {
+                Ok(result) => return Ok((result, analysis.effect)),
+                Err(Failure::Refused(error)) if error.sqlstate == FOOTPRINT_TOO_SMALL => {
+                    let lost = self.transaction.as_ref().is_some_and(|transaction| transaction.doomed);
+                    if lost || retries == CATALOG_RETRIES_MAX {
+                        return Err(error);
+                    }
+                    retries += 1;
+                    self.refresh_catalog(state.version).await;
+                }
+                Err(failure) => return Err(failure.into_error()),
+            }
+        }
+    }
+
+    async fn refresh_catalog(&self, seen: u64) {
+        if let Err(error) = self.catalog.refresh_after(&self.shared.client, seen).await {
+            tracing::warn!(%error, "the catalog could not be refreshed");
+        }
+    }
+
+    fn note_result(&mut self, result: &ExchangeResult, effect: Effect) {
+        let failed = scan(&result.messages).failed;
+        match &mut self.transaction {
+            Some(transaction) => {
+                transaction.catalog_changed |= effect == Effect::Ddl;
+                transaction.failed |= failed || result.status == b'E';
+            }
+            None if effect == Effect::Ddl => self.catalog.changed(&self.shared.client),
+            None => {}
+        }
+    }
+
+    /// An error happened: a block fails.
+    pub(super) fn fail_transaction(&mut self) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.failed = true;
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! The extended protocol: messages gathered up to Sync (or Flush) make one exchange.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sql::operation::{Exchange, ExchangeResult, StatementText, Step};
+use sql::statement::StatementClass;
+
+use super::describe::DescriptionKey;
+use super::prepared::{Prepared, no_statement};
+use super::simple::is_cursor;
+use super::special::{INT4_OID, is_special, special_column};
+use super::{End, Session};
+use crate::error::ApplicationError;
+use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
+
+/// Steps of one exchange, at most; a longer pipeline is run in several.
+const STEPS_MAX: usize = 5_000;
+/// Parameter and text bytes of one exchange, at most; a longer pipeline is run in several.
+const PIPELINE_BYTES_MAX: usize = 4 << 20;
+
+/// A portal, as the proxy knows it.
+#[derive(Debug)]
+pub(super) enum Portal {
+    /// On the voters' backends.
+    Backend,
+    /// Of a statement that the proxy answers itself.
+    Special { prepared: Arc<Prepared>, binary: bool },
+}
+
+/// What to take back when a pipeline fails before it.
+#[derive(Debug)]
+enum Undo {
+    Statement(String, Option<Arc<Prepared>>),
+    Portal(String, Option<Portal>),
+}
+
+/// Messages that wait for Sync.
+#[derive(Debug, Default)]
+pub(super) struct Pipeline {
+    statements: Vec<Arc<Prepared>>,
+    steps: Vec<Step>,
+    bytes: usize,
+    /// Responses of the proxy's own, each to be sent after so many steps were completed.
+    inserts: Vec<(usize, Bytes)>,
+    /// Changes of the session, each to be taken back when fewer steps than this were completed.
+    undo: Vec<(usize, Undo)>,
+    /// Portals that this pipeline bound.
+    bound: Vec<String>,
+    /// The exchange needs or leaves state on the backend.
+    stateful: bool,
+    /// Steps that describe a statement, to be remembered.
+    described: Vec<(usize, DescriptionKey)>,
+}
+
+impl Pipeline {
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.inserts.is_empty()
+    }
+
+    fn has_bind(&self) -> bool {
+        self.steps
+            .iter()
+            .any(|step| matches!(step, Step::Bind { .. } | Step::Execute { .. }))
+    }
+
+    fn is_full(&self) -> bool {
+        self.steps.len() >= STEPS_MAX || self.bytes >= PIPELINE_BYTES_MAX
+    }
+
+    /// The index of a statement in the exchange.
+    fn index(&mut self, prepared: &Arc<Prepared>) -> u16 {
+        let found = self.statements.iter().position(|known| Arc::ptr_eq(known, prepared));
+        let index = found.unwrap_or_else(|| {
+            self.bytes += prepared.statement.text.len();
+            self.statements.push(Arc::clone(prepared));
+            self.statements.len() - 1
+        });
+        u16::try_from(index).unwrap_or(u16::MAX)
+    }
+
+    fn insert(&mut self, write: impl FnOnce(&mut Backend)) {
+        let mut messages = Backend::new();
+        write(&mut messages);
+        self.inserts.push((self.steps.len(), messages.take()));
+    }
+
+    fn exchange(&mut self) -> Exchange {
+        let statements = self
+            .statements
+            .iter()
+            .map(|prepared| prepared.statement.clone())
+            .collect();
+        Exchange::Extended {
+            statements,
+            steps: std::mem::take(&mut self.steps),
+        }
+    }
+}
+
+impl Session {
+    /// Takes one message of the extended protocol.
+    pub(super) async fn extended(&mut self, message: Frontend) -> Result<(), End> {
+        let outcome = match message {
+            Frontend::Parse {
+                name,
+                text,
+                parameter_types,
+            } => self.parse(name, text, parameter_types),
+            Frontend::Bind(bind) => self.bind(bind),
+            Frontend::DescribeStatement(name) => self.describe_statement(&name),
+            Frontend::DescribePortal(name) => self.describe_portal(name),
+            Frontend::Execute { portal, max_rows } => return self.execute_portal(portal, max_rows).await,
+            Frontend::CloseStatement(name) => {
+                self.close_statement(name);
+                Ok(())
+            }
+            Frontend::ClosePortal(name) => {
+                self.close_portal(name);
+                Ok(())
+            }
+            Frontend::Flush => {
+                self.run_pipeline(false).await?;
+                self.connection.flush().await?;
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        match outcome {
+            Ok(()) if self.pipeline.is_full() => self.run_pipeline(false).await,
+            Ok(()) => Ok(()),
+            Err(error) => self.pipeline_error(&error).await,
+        }
+    }
+
+    fn parse(&mut self, name: String, mut text: String, parameter_types: Vec<u32>) -> Result<(), ApplicationError> {
+        let state = self.catalog.current();
+        let mut analysis = state.analyzer.text(&text);
+        if analysis.statements.len() > 1 {
+            return Err(ApplicationError::new(
+                "42601",
+                "cannot insert multiple commands into a prepared statement",
+            ));
+        }
+        let class_of = |analysis: &sql::analysis::TextAnalysis| {
+            analysis
+                .statements
+                .first()
+                .map_or(StatementClass::Empty, |statement| statement.class.clone())
+        };
+        let mut class = class_of(&analysis);
+        if let StatementClass::Execute { name } = &class {
+            text = self.expand_execute(name, &text)?;
+            analysis = state.analyzer.text(&text);
+            class = class_of(&analysis);
+        }
+        if let StatementClass::Refused(refusal) = class {
+            self.shared.metrics.refused(refusal.rule, refusal.sqlstate);
+            return Err(refusal.into());
+        }
+        let special = class == StatementClass::Empty || is_special(&class, &text);
+        let statement = StatementText { text, parameter_types };
+        let known = !special && self.known_description(&statement).is_some();
+        let before = self.keep_statement(&name, Prepared::new(statement, class, special))?;
+        if special || known {
+            self.pipeline.insert(Backend::parse_complete);
+        } else if let Some(prepared) = self.statements.get(&name).cloned() {
+            let statement = self.pipeline.index(&prepared);
+            self.pipeline.steps.push(Step::Parse { statement });
+        }
+        let completed = self.pipeline.steps.len();
+        self.pipeline.undo.push((completed, Undo::Statement(name, before)));
+        Ok(())
+    }
+
+    fn bind(&mut self, bind: Bind) -> Result<(), ApplicationError> {
+        let prepared = self
+            .statements
+            .get(&bind.statement)
+            .cloned()
+            .ok_or_else(|| no_statement(&bind.statement))?;
+        if !bind.portal.is_empty() && self.portals.contains_key(&bind.portal) {
+            return Err(ApplicationError::new(
+                "42P03",
+                format!("portal \"{}\" already exists", bind.portal),
+            ));
+        }
+        let portal = if prepared.special {
+            self.pipeline.insert(Backend::bind_complete);
+            Portal::Special {
+                prepared,
+                binary: bind.result_formats.first() == Some(&1),
+            }
+        } else {
+            let statement = self.pipeline.index(&prepared);
+            self.pipeline.bytes += bind.parameters.iter().flatten().map(Bytes::len).sum::<usize>();
+            self.pipeline.stateful |= !bind.portal.is_empty() || is_cursor(&prepared.class);
+            self.pipeline.steps.push(Step::Bind {
+                portal: bind.portal.clone(),
+                statement,
+                parameter_formats: bind.parameter_formats,
+                parameters: bind.parameters,
+                result_formats: bind.result_formats,
+            });
+            self.pipeline.bound.push(bind.portal.clone());
+            Portal::Backend
+        };
+        let before = self.portals.insert(bind.portal.clone(), portal);
+        let completed = self.pipeline.steps.len();
+        self.pipeline.undo.push((completed, Undo::Portal(bind.portal, before)));
+        Ok(())
+    }
+
+    fn describe_statement(&mut self, name: &str) -> Result<(), ApplicationError> {
+        let prepared = self.statements.get(name).cloned().ok_or_else(|| no_statement(name))?;
+        if prepared.special {
+            self.pipeline.insert(|out| {
+                out.no_parameters();
+                describe_special(&prepared, out);
+            });
+            return Ok(());
+        }
+        if let Some(description) = self.known_description(&prepared.statement) {
+            self.pipeline.insert(|out| out.raw(&description));
+            return Ok(());
+        }
+        let statement = self.pipeline.index(&prepared);
+        self.pipeline.steps.push(Step::DescribeStatement { statement });
+        if self.is_catalog_settled() {
+            let key = self.description_key(&prepared.statement);
+            self.pipeline.described.push((self.pipeline.steps.len(), key));
+        }
+        Ok(())
+    }
+
+    /// Whether no uncommitted DDL of this session hides the common catalog, and no failure its own state.
+    fn is_catalog_settled(&self) -> bool {
+        self.transaction
+            .as_ref()
+            .is_none_or(|transaction| !transaction.catalog_changed && !transaction.failed)
+    }
+
+    fn description_key(&mut self, statement: &StatementText) -> DescriptionKey {
+        let context = self.context();
+        DescriptionKey::new(&context, &statement.text, &statement.parameter_types)
+    }
+
+    fn known_description(&mut self, statement: &StatementText) -> Option<Bytes> {
+        if !self.is_catalog_settled() {
+            return None;
+        }
+        let key = self.description_key(statement);
+        self.shared.descriptions.get(key, self.catalog.epoch())
+    }
+
+    fn describe_portal(&mut self, name: String) -> Result<(), ApplicationError> {
+        match self.portals.get(&name) {
+            Some(Portal::Special { prepared, .. }) => {
+                let prepared = Arc::clone(prepared);
+                self.pipeline.insert(|out| describe_special(&prepared, out));
+                return Ok(());
+            }
+            Some(Portal::Backend) => {}
+            // A cursor of DECLARE is a portal too.
+            None if self.is_begun() => {}
+            None => return Err(no_portal(&name)),
+        }
+        self.pipeline.stateful |= !self.pipeline.bound.contains(&name);
+        self.pipeline.steps.push(Step::DescribePortal { portal: name });
+        Ok(())
+    }
+
+    async fn execute_portal(&mut self, name: String, max_rows: u32) -> Result<(), End> {
+        match self.portals.get(&name) {
+            Some(Portal::Special { prepared, binary }) => {
+                let (prepared, binary) = (Arc::clone(prepared), *binary);
+                self.execute_special(&prepared, binary).await
+            }
+            None if !self.is_begun() => self.pipeline_error(&no_portal(&name)).await,
+            _ => {
+                self.pipeline.stateful |= max_rows > 0 || !self.pipeline.bound.contains(&name);
+                self.pipeline.steps.push(Step::Execute { portal: name, max_rows });
+                if self.pipeline.is_full() {
+                    self.run_pipeline(false).await
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    async fn execute_special(&mut self, prepared: &Prepared, binary: bool) -> Result<(), End> {
+        if prepared.class == StatementClass::Empty {
+            self.pipeline.insert(Backend::empty_query_response);
+            return Ok(());
+        }
+        self.run_pipeline(false).await?;
+        if self.skip_to_sync {
+            return Ok(());
+        }
+        let text = prepared.statement.text.as_str();
+        if prepared.class == StatementClass::CopyFrom {
+            self.begin_implicitly();
+            return match self.copy_from(text).await? {
+                Ok(messages) => self.deliver_result(&messages).await,
+                Err(error) => self.pipeline_error(&error).await,
+            };
+        }
+        match self.run_special(&prepared.class, text).await {
+            Ok(reply) => {
+                if let (Some((_, value)), Some((_, oid, _))) = (&reply.row, special_column(&prepared.class, text)) {
+                    match value.parse::<i32>() {
+                        Ok(number) if binary && oid == INT4_OID => self.connection.out.one_value(&number.to_be_bytes()),
+                        _ => self.connection.out.one_value(value.as_bytes()),
+                    }
+                }
+                self.connection.out.command_complete(&reply.tag);
+                Ok(())
+            }
+            Err(error) => self.pipeline_error(&error).await,
+        }
+    }
+
+    fn close_statement(&mut self, name: String) {
+        let before = self.forget_statement(&name);
+        self.pipeline.insert(Backend::close_complete);
+        let completed = self.pipeline.steps.len();
+        self.pipeline.undo.push((completed, Undo::Statement(name, before)));
+    }
+
+    fn close_portal(&mut self, name: String) {
+        let before = self.portals.remove(&name);
+        match &before {
+            Some(Portal::Backend) => {
+                self.pipeline.stateful |= !self.pipeline.bound.contains(&name);
+                self.pipeline.steps.push(Step::ClosePortal { portal: name.clone() });
+            }
+            _ => self.pipeline.insert(Backend::close_complete),
+        }
+        let completed = self.pipeline.steps.len();
+        self.pipeline.undo.push((completed, Undo::Portal(name, before)));
+    }
+
+    /// Sync: everything gathered runs, and an implicit block ends.
+    pub(super) async fn sync(&mut self) -> Result<(), End> {
+        if self.skip_to_sync {
+            self.pipeline = Pipeline::default();
+        } else {
+            self.run_pipeline(true).await?;
+        }
+        self.skip_to_sync = false;
+        self.end_implicit().await;
+        if self.transaction.is_none() {
+            self.portals.clear();
+        }
+        self.ready().await
+    }
+
+    /// Runs what was gathered as one exchange. Without a Sync behind it, more of the same transaction may follow.
+    pub(super) async fn run_pipeline(&mut self, at_sync: bool) -> Result<(), End> {
+        let mut pipeline = std::mem::take(&mut self.pipeline);
+        if pipeline.steps.is_empty() {
+            pipeline
+                .inserts
+                .iter()
+                .for_each(|(_, messages)| self.connection.out.raw(messages));
+            return Ok(());
+        }
+        let stays_open = !at_sync && pipeline.has_bind();
+        if stays_open {
+            self.begin_implicitly();
+        }
+        let epoch = self.catalog.epoch();
+        let exchange = pipeline.exchange();
+        let outcome = self.execute(&exchange, pipeline.stateful || stays_open).await;
+        match outcome {
+            Ok(result) => self.pipeline_result(pipeline, &result, epoch).await,
+            Err(error) => {
+                let first = pipeline.inserts.iter().take_while(|(after, _)| *after == 0);
+                first.for_each(|(_, messages)| self.connection.out.raw(messages));
+                self.take_back(pipeline.undo, 0);
+                self.report(&error);
+                self.stop_pipeline();
+                Ok(())
+            }
+        }
+    }
+
+    async fn pipeline_result(&mut self, pipeline: Pipeline, result: &ExchangeResult, epoch: u64) -> Result<(), End> {
+        let failed = scan(&result.messages).failed;
+        if pipeline.inserts.is_empty() && pipeline.described.is_empty() && !failed {
+            self.connection.deliver(&result.messages).await?;
+            return Ok(());
+        }
+        let boundaries = step_boundaries(&result.messages);
+        for (step, key) in &pipeline.described {
+            if let Some(messages) = step_messages(result, &boundaries, *step) {
+                self.shared.descriptions.keep(*key, epoch, messages);
+            }
+        }
+        let mut sent = 0;
+        for (after, messages) in &pipeline.inserts {
+            let at = match after.checked_sub(1) {
+                None => 0,
+                Some(step) => match boundaries.get(step) {
+                    Some(at) => *at,
+                    None => break,
+                },
+            };
+            self.connection
+                .deliver(&result.messages.slice(sent..at.max(sent)))
+                .await?;
+            self.connection.out.raw(messages);
+            sent = at.max(sent);
+        }
+        self.connection.deliver(&result.messages.slice(sent..)).await?;
+        if failed {
+            if let Some(error) = first_error(&result.messages) {
+                self.shared.metrics.error(&error.sqlstate);
+            }
+            self.take_back(pipeline.undo, boundaries.len());
+            self.stop_pipeline();
+        }
+        Ok(())
+    }
+
+    /// Delivers the result of one statement that ran by itself.
+    async fn deliver_result(&mut self, messages: &Bytes) -> Result<(), End> {
+        self.connection.deliver(messages).await?;
+        if scan(messages).failed {
+            self.stop_pipeline();
+        }
+        Ok(())
+    }
+
+    /// Takes back what happened after the last step that was completed.
+    fn take_back(&mut self, undo: Vec<(usize, Undo)>, completed: usize) {
+        for (needs, undo) in undo.into_iter().rev().filter(|(needs, _)| *needs > completed) {
+            debug_assert!(needs > completed);
+            match undo {
+                Undo::Statement(name, before) => {
+                    self.forget_statement(&name);
+                    if let Some(before) = before {
+                        self.statements.insert(name, before);
+                        self.shared.metrics.prepared_statements.increment(1.0);
+                    }
+                }
+                Undo::Portal(name, before) => {
+                    match before {
+                        Some(before) => self.portals.insert(name, before),
+                        None => self.portals.remove(&name),
+                    };
+                }
+            }
+        }
+    }
+
+    /// An error: what came before is run and answered first.
+    pub(super) async fn pipeline_error(&mut self, error: &ApplicationError) -> Result<(), End> {
+        self.run_pipeline(false).await?;
+        if !self.skip_to_sync {
+            self.report(error);
+            self.stop_pipeline();
+        }
+        Ok(())
+    }
+
+    /// The rest of the pipeline is skipped; its transaction has failed.
+    fn stop_pipeline(&mut self) {
+        self.pipeline = Pipeline::default();
+        self.skip_to_sync = true;
+        self.fail_transaction();
+    }
+}
+
+/// The messages that answer one step (counted from 1).
+fn step_messages(result: &ExchangeResult, boundaries: &[usize], step: usize) -> Option<Bytes> {
+    let end = *boundaries.get(step.checked_sub(1)?)?;
+    let start = step
+        .checked_sub(2)
+        .map_or(Some(0), |before| boundaries.get(before).copied())?;
+    // Notices of the step before do not belong to it.
+    let messages = result.messages.get(start..end)?;
+    let clean = sql::result::messages(messages)
+        .flatten()
+        .all(|(tag, _)| matches!(tag, b't' | b'T' | b'n'));
+    clean.then(|| result.messages.slice(start..end))
+}
+
+fn describe_special(prepared: &Prepared, out: &mut Backend) {
+    match special_column(&prepared.class, &prepared.statement.text) {
+        Some((name, oid, bytes)) => out.one_column(&name, oid, bytes),
+        None => out.no_data(),
+    }
+}
+
+fn no_portal(name: &str) -> ApplicationError {
+    ApplicationError::new("34000", format!("portal \"{name}\" does not exist"))
+}

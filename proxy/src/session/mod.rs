@@ -1,0 +1,207 @@
+//! One application connection: the state machine that makes a cluster look like one PostgreSQL server.
+
+mod connection;
+mod context;
+mod control;
+mod copy;
+mod describe;
+mod execute;
+mod extended;
+mod handshake;
+mod prepared;
+mod routing;
+mod set;
+mod settings;
+mod simple;
+mod special;
+mod tokens;
+mod transaction;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::cancels::Registered;
+use crate::catalog::Catalog;
+use crate::client::Cancel;
+use crate::error::ApplicationError;
+use crate::shared::Shared;
+use crate::wire::{FrameError, Frontend};
+use connection::Connection;
+use context::Context;
+use extended::{Pipeline, Portal};
+use prepared::Prepared;
+use settings::Settings;
+use transaction::Transaction;
+
+pub(crate) use describe::Descriptions;
+pub(crate) use handshake::greet;
+
+/// A session after its application has logged in.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    connection: Connection,
+    catalog: Arc<Catalog>,
+    id: u64,
+    role: String,
+    database: String,
+    registered: Registered,
+    cancel: Arc<Cancel>,
+    settings: Settings,
+    /// The settings of the startup packet: what RESET goes back to.
+    startup_settings: Settings,
+    /// The values of reported settings when nothing is set.
+    defaults: Arc<BTreeMap<String, String>>,
+    context: Option<Arc<Context>>,
+    transaction: Option<Transaction>,
+    next_transaction: u64,
+    statements: HashMap<String, Arc<Prepared>>,
+    portals: HashMap<String, Portal>,
+    pipeline: Pipeline,
+    /// After an error in the extended protocol, everything up to Sync is skipped.
+    skip_to_sync: bool,
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+enum End {
+    /// The application left, or its connection broke.
+    Gone,
+    /// The application is told why.
+    Told(ApplicationError),
+}
+
+impl From<FrameError> for End {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Connection(_) | FrameError::Closed => End::Gone,
+            other => End::Told((&other).into()),
+        }
+    }
+}
+
+impl Session {
+    /// Serves the application until it leaves or must leave. An open transaction is aborted at the end.
+    pub(crate) async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let end = self.serve(&mut shutdown).await;
+        self.abandon_transaction();
+        if let Err(End::Told(error)) = end {
+            self.shared.metrics.error(&error.sqlstate);
+            self.connection.out.error(&error);
+            let _ = self.connection.flush().await;
+        }
+        self.shared
+            .metrics
+            .prepared_statements
+            .decrement(self.statements.len() as f64);
+    }
+
+    async fn serve(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<(), End> {
+        loop {
+            match self.next_message(shutdown).await {
+                Ok(Frontend::Terminate) => return Ok(()),
+                Ok(message) => self.handle(message).await?,
+                Err(End::Told(error)) if error.severity == crate::error::Severity::Error => {
+                    self.broken_message(error).await?;
+                }
+                Err(end) => return Err(end),
+            }
+        }
+    }
+
+    /// The next message; ends the session on shutdown, and when it holds a transaction open and idle for too long.
+    async fn next_message(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<Frontend, End> {
+        let idle_limit = self.shared.config.transaction_timeout;
+        let grace = self.shared.config.shutdown_grace;
+        let holds = self.is_begun();
+        let busy = self.transaction.is_some() || !self.pipeline.is_empty();
+        let deadline = holds.then(|| Instant::now() + idle_limit);
+        let mut end_at = None;
+        loop {
+            tokio::select! {
+                biased;
+                message = self.connection.message() => return Ok(message?),
+                () = sleep_until(deadline) => return Err(End::Told(ApplicationError::fatal(
+                    "25P03",
+                    "terminating connection due to idle-in-transaction timeout",
+                ))),
+                () = sleep_until(end_at) => return Err(End::Told(ApplicationError::shutting_down())),
+                _ = shutdown.wait_for(|ends| *ends), if end_at.is_none() => {
+                    end_at = Some(Instant::now() + if busy { grace } else { std::time::Duration::ZERO });
+                }
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: Frontend) -> Result<(), End> {
+        match message {
+            Frontend::Query(text) => self.simple_query(text).await,
+            Frontend::Sync => self.sync().await,
+            // Left over from a COPY that failed: ignored, as by Postgres.
+            Frontend::CopyData(_) | Frontend::CopyDone | Frontend::CopyFail(_) => Ok(()),
+            Frontend::FunctionCall => {
+                let error = ApplicationError::new("0A000", "function calls of the wire protocol are not supported")
+                    .hint("Call the function with SELECT; large objects do not work through the proxy.");
+                self.report(&error);
+                self.fail_transaction();
+                self.ready().await
+            }
+            Frontend::Authentication(_) => Err(End::Told(ApplicationError::fatal(
+                "08P01",
+                "unexpected authentication message",
+            ))),
+            _ if self.skip_to_sync => Ok(()),
+            message => self.extended(message).await,
+        }
+    }
+
+    /// A message whose frame is sound and whose content is not.
+    async fn broken_message(&mut self, error: ApplicationError) -> Result<(), End> {
+        if self.skip_to_sync {
+            return Ok(());
+        }
+        if Frontend::is_extended(self.connection.last_tag) {
+            return self.pipeline_error(&error).await;
+        }
+        self.report(&error);
+        self.fail_transaction();
+        self.ready().await
+    }
+
+    /// Puts an error into the response.
+    fn report(&mut self, error: &ApplicationError) {
+        self.shared.metrics.error(&error.sqlstate);
+        self.connection.out.error(error);
+    }
+
+    /// ReadyForQuery, and everything gathered goes out.
+    async fn ready(&mut self) -> Result<(), End> {
+        let status = match &self.transaction {
+            None => b'I',
+            Some(transaction) if transaction.failed => b'E',
+            Some(_) => b'T',
+        };
+        self.connection.write_limit = self.is_begun().then_some(self.shared.config.transaction_timeout);
+        self.connection.out.ready_for_query(status);
+        self.connection.flush().await?;
+        Ok(())
+    }
+
+    /// The context of statements outside the voters' transaction.
+    fn context(&mut self) -> Arc<Context> {
+        let (id, role, database, settings) = (self.id, &self.role, &self.database, &self.settings);
+        let context = self
+            .context
+            .get_or_insert_with(|| Context::new(id, role, database, settings));
+        Arc::clone(context)
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

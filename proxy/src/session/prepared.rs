@@ -1,0 +1,212 @@
+//! Prepared statements: of the extended protocol, and of PREPARE, EXECUTE and DEALLOCATE, which share their names.
+
+use std::sync::Arc;
+
+use sql::operation::{Exchange, StatementText, Step};
+use sql::statement::StatementClass;
+
+use super::Session;
+use super::special::Reply;
+use super::tokens::{parameters, parenthesised_list, replace_parameters};
+use crate::error::ApplicationError;
+use crate::wire::first_error;
+
+/// Prepared statements of one session, at most.
+const STATEMENTS_MAX: usize = 10_000;
+
+/// A prepared statement.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) statement: StatementText,
+    /// What it is, as far as the proxy treats it apart.
+    pub(super) class: StatementClass,
+    /// Whether the proxy answers it itself.
+    pub(super) special: bool,
+    /// The parameter types that SQL's PREPARE declared, as text.
+    declared: Vec<String>,
+}
+
+impl Prepared {
+    pub(super) fn new(statement: StatementText, class: StatementClass, special: bool) -> Self {
+        Self {
+            statement,
+            class,
+            special,
+            declared: Vec::new(),
+        }
+    }
+}
+
+pub(super) fn no_statement(name: &str) -> ApplicationError {
+    match name {
+        "" => ApplicationError::new("26000", "unnamed prepared statement does not exist"),
+        name => ApplicationError::new("26000", format!("prepared statement \"{name}\" does not exist")),
+    }
+}
+
+impl Session {
+    /// Keeps a prepared statement; gives the one of this name before.
+    pub(super) fn keep_statement(
+        &mut self,
+        name: &str,
+        prepared: Prepared,
+    ) -> Result<Option<Arc<Prepared>>, ApplicationError> {
+        if !name.is_empty() && self.statements.contains_key(name) {
+            return Err(ApplicationError::new(
+                "42P05",
+                format!("prepared statement \"{name}\" already exists"),
+            ));
+        }
+        if self.statements.len() >= STATEMENTS_MAX {
+            return Err(
+                ApplicationError::new("54000", "too many prepared statements in this session")
+                    .hint("Close or DEALLOCATE those that are not needed any more."),
+            );
+        }
+        let before = self.statements.insert(name.to_owned(), Arc::new(prepared));
+        if before.is_none() {
+            self.shared.metrics.prepared_statements.increment(1.0);
+        }
+        Ok(before)
+    }
+
+    /// Forgets a prepared statement.
+    pub(super) fn forget_statement(&mut self, name: &str) -> Option<Arc<Prepared>> {
+        let removed = self.statements.remove(name)?;
+        self.shared.metrics.prepared_statements.decrement(1.0);
+        Some(removed)
+    }
+
+    /// PREPARE: the database checks the statement, the proxy keeps it.
+    pub(super) async fn sql_prepare(&mut self, name: &str, body: &str, text: &str) -> Result<Reply, ApplicationError> {
+        let analysis = self.catalog.current().analyzer.text(body);
+        let class = analysis
+            .statements
+            .first()
+            .map_or(StatementClass::Empty, |statement| statement.class.clone());
+        if let StatementClass::Refused(refusal) = class {
+            return Err(refusal.into());
+        }
+        let declared = declared_types(text);
+        let statement = StatementText {
+            text: body.to_owned(),
+            parameter_types: Vec::new(),
+        };
+        let exchange = Exchange::Extended {
+            statements: vec![statement.clone()],
+            steps: vec![Step::Parse { statement: 0 }],
+        };
+        // With declared types the text alone may not be enough to infer them: the first EXECUTE tells.
+        if declared.is_empty() {
+            let result = self.execute(&exchange, false).await?;
+            if let Some(error) = first_error(&result.messages) {
+                let before = text.len().saturating_sub(body.len());
+                let shift = text.get(..before).map_or(0, |before| before.chars().count());
+                let position = error.position.map(|position| position + shift);
+                return Err(ApplicationError { position, ..error });
+            }
+        }
+        self.keep_statement(
+            name,
+            Prepared {
+                statement,
+                class,
+                special: false,
+                declared,
+            },
+        )?;
+        Ok(Reply::tag("PREPARE"))
+    }
+
+    /// DEALLOCATE.
+    pub(super) fn sql_deallocate(&mut self, name: Option<&str>) -> Result<Reply, ApplicationError> {
+        match name {
+            None => {
+                self.shared
+                    .metrics
+                    .prepared_statements
+                    .decrement(self.statements.len() as f64);
+                self.statements.clear();
+                Ok(Reply::tag("DEALLOCATE ALL"))
+            }
+            Some(name) => {
+                self.forget_statement(name).ok_or_else(|| no_statement(name))?;
+                Ok(Reply::tag("DEALLOCATE"))
+            }
+        }
+    }
+
+    /// The text that an EXECUTE stands for: the prepared statement's, with the arguments in the place of parameters.
+    pub(super) fn expand_execute(&self, name: &str, text: &str) -> Result<String, ApplicationError> {
+        let prepared = self.statements.get(name).ok_or_else(|| no_statement(name))?;
+        let arguments = arguments(text);
+        let body = &prepared.statement.text;
+        let expected = parameters(body).max(prepared.declared.len());
+        if expected != arguments.len() {
+            let message = format!("wrong number of parameters for prepared statement \"{name}\"");
+            let detail = format!("Expected {expected} parameters but got {}.", arguments.len());
+            return Err(ApplicationError::new("42601", message).detail(detail));
+        }
+        Ok(replace_parameters(body, |number| {
+            let at = number.checked_sub(1)?;
+            let argument = arguments.get(at)?;
+            Some(match prepared.declared.get(at) {
+                Some(declared) if declared != "unknown" => format!("CAST(({argument}) AS {declared})"),
+                _ if is_simple_literal(argument) => argument.clone(),
+                _ => format!("({argument})"),
+            })
+        }))
+    }
+}
+
+/// Whether a literal keeps its open type only without parentheses around it.
+fn is_simple_literal(argument: &str) -> bool {
+    let quoted = argument.starts_with('\'') && super::tokens::tokens(argument).count() == 1;
+    quoted || argument.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// What follows the name in `PREPARE name ...` and `EXECUTE name ...`.
+fn after_name(text: &str) -> &str {
+    let mut words = 0;
+    let mut consumed = 0;
+    for (token, piece) in super::tokens::tokens(text) {
+        consumed += piece.len();
+        if matches!(token, super::tokens::Token::Other(_)) && !piece.starts_with("--") && !piece.starts_with("/*") {
+            words += 1;
+            if words == 2 {
+                break;
+            }
+        }
+    }
+    text.get(consumed..).unwrap_or_default()
+}
+
+/// The types in `PREPARE name (types) AS`.
+fn declared_types(text: &str) -> Vec<String> {
+    parenthesised_list(after_name(text))
+        .map(|(types, _)| types)
+        .unwrap_or_default()
+}
+
+/// The arguments of `EXECUTE name (arguments)`.
+fn arguments(text: &str) -> Vec<String> {
+    parenthesised_list(after_name(text))
+        .map(|(arguments, _)| arguments)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_and_arguments_are_found() {
+        assert_eq!(
+            declared_types("PREPARE p (int, numeric(10, 2)) AS SELECT $1"),
+            ["int", "numeric(10, 2)"]
+        );
+        assert_eq!(declared_types("prepare \"a b\" as select (1)"), Vec::<String>::new());
+        assert_eq!(arguments("EXECUTE p(1, 'x,y')"), ["1", "'x,y'"]);
+        assert_eq!(arguments("execute p"), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,243 @@
+//! SET and RESET: the value is validated by the voters' databases, and kept by the proxy.
+
+use sql::operation::{Exchange, Isolation};
+
+use super::Session;
+use super::handshake::is_utf8;
+use super::settings::{READS, REPORTED, Settings, reported_name};
+use super::tokens::{quote_identifier, quote_literal};
+use super::transaction::DEFERRED_MAX;
+use crate::error::ApplicationError;
+use crate::wire::{first_error, read_rows};
+
+/// The longest application name, in bytes (Postgres's NAMEDATALEN - 1).
+const APPLICATION_NAME_BYTES_MAX: usize = 63;
+/// Settings that one session may have set, at most.
+const SETTINGS_MAX: usize = 1000;
+/// The longest value of a setting, in bytes.
+const VALUE_BYTES_MAX: usize = 64 << 10;
+
+impl Session {
+    /// SET, SET LOCAL, RESET (`None`): validates, keeps and (if `report`) reports the setting.
+    pub(super) async fn change_setting(
+        &mut self,
+        name: &str,
+        value: Option<String>,
+        local: bool,
+        report: bool,
+    ) -> Result<(), ApplicationError> {
+        let value = value.or_else(|| self.startup_settings.get(name).map(str::to_owned));
+        if value.as_ref().is_some_and(|value| value.len() > VALUE_BYTES_MAX)
+            || self.settings.names().count() >= SETTINGS_MAX
+        {
+            return Err(ApplicationError::new("54000", "too many or too large settings"));
+        }
+        let before = self.reported_value_of(name);
+        match own_setting(name, value.as_deref())? {
+            Own::No => self.change_database_setting(name, value, local).await?,
+            Own::Ignored => {}
+            Own::Value(value) => self.keep_setting(name, Some(value), local),
+            Own::Default => self.keep_setting(name, None, local),
+            Own::Isolation(isolation) => return self.set_transaction_isolation(isolation),
+            Own::ReadOnly(read_only) => return self.set_transaction_read_only(read_only),
+        }
+        if report {
+            self.report_change(name, before);
+        }
+        Ok(())
+    }
+
+    /// A setting of the database: the voters' databases say whether the value is valid, and how it is written.
+    async fn change_database_setting(
+        &mut self,
+        name: &str,
+        value: Option<String>,
+        local: bool,
+    ) -> Result<(), ApplicationError> {
+        let in_block = self.transaction.is_some();
+        let begun = self.begun().is_some();
+        // Inside a transaction the backend gets it too, and only until the end: the proxy keeps what shall stay.
+        let text = match &value {
+            Some(value) => {
+                format!(
+                    "SELECT pg_catalog.set_config({}, {}, true)",
+                    quote_literal(name),
+                    quote_literal(value)
+                )
+            }
+            None if begun => format!("SET LOCAL {} TO DEFAULT", quote_name(name)),
+            None => format!("SHOW {}", quote_name(name)),
+        };
+        let exchange = Exchange::Simple { text };
+        let result = self.execute(&exchange, begun).await?;
+        if let Some(error) = first_error(&result.messages) {
+            return Err(error);
+        }
+        if in_block && !begun && value.is_some() {
+            self.defer(&exchange)?;
+        } else if in_block && !begun {
+            self.defer(&Exchange::Simple {
+                text: format!("SET LOCAL {} TO DEFAULT", quote_name(name)),
+            })?;
+        }
+        let canonical = read_rows(&result.messages).and_then(|rows| rows.into_iter().next()?.into_iter().next()?);
+        let value = value.map(|value| canonical.unwrap_or(value));
+        if local && !in_block {
+            return Ok(());
+        }
+        self.keep_setting(name, value, local);
+        Ok(())
+    }
+
+    /// Has an exchange run at the Begin of the transaction.
+    pub(super) fn defer(&mut self, exchange: &Exchange) -> Result<(), ApplicationError> {
+        if let Some(transaction) = &mut self.transaction {
+            if transaction.deferred.len() >= DEFERRED_MAX {
+                return Err(ApplicationError::new(
+                    "54000",
+                    "too many settings and savepoints before the first statement",
+                ));
+            }
+            transaction.deferred.push(exchange.encode());
+        }
+        Ok(())
+    }
+
+    fn keep_setting(&mut self, name: &str, value: Option<String>, local: bool) {
+        match value {
+            Some(value) if local && self.transaction.is_some() => self.settings.set_local(name, value),
+            _ if local => {}
+            value => self.settings.set(name, value),
+        }
+        self.context = None;
+    }
+
+    /// RESET ALL.
+    pub(super) async fn reset_all(&mut self) -> Result<(), ApplicationError> {
+        let names: Vec<String> = self.settings.names().map(str::to_owned).collect();
+        if self.transaction.is_some() {
+            for name in names {
+                self.change_setting(&name, None, false, true).await?;
+            }
+            return Ok(());
+        }
+        self.adopt_settings(self.startup_settings.clone());
+        Ok(())
+    }
+
+    /// Puts other settings in force, and reports what changes.
+    pub(super) fn adopt_settings(&mut self, settings: Settings) {
+        if self.settings == settings {
+            return;
+        }
+        let before = REPORTED.map(|name| (name, self.reported_value(name)));
+        self.settings = settings;
+        self.context = None;
+        for (name, value) in before {
+            self.report_change(name, Some(value));
+        }
+    }
+
+    /// The value of a reported setting.
+    pub(super) fn reported_value(&self, name: &str) -> String {
+        let lower = name.to_ascii_lowercase();
+        match lower.as_str() {
+            "client_encoding" => return "UTF8".into(),
+            "in_hot_standby" => return "off".into(),
+            _ => {}
+        }
+        let set = self.settings.get(&lower).map(str::to_owned);
+        set.or_else(|| self.defaults.get(name).cloned()).unwrap_or_default()
+    }
+
+    fn reported_value_of(&self, name: &str) -> Option<String> {
+        reported_name(name).map(|name| self.reported_value(name))
+    }
+
+    fn report_change(&mut self, name: &str, before: Option<String>) {
+        if let (Some(name), Some(before)) = (reported_name(name), before) {
+            let now = self.reported_value(name);
+            if now != before {
+                self.connection.out.parameter_status(name, &now);
+            }
+        }
+    }
+
+    fn set_transaction_isolation(&mut self, isolation: Isolation) -> Result<(), ApplicationError> {
+        let modes = sql::statement::TransactionModes {
+            isolation: Some(isolation),
+            ..Default::default()
+        };
+        self.set_transaction(modes)
+    }
+
+    fn set_transaction_read_only(&mut self, read_only: bool) -> Result<(), ApplicationError> {
+        let modes = sql::statement::TransactionModes {
+            read_only: Some(read_only),
+            ..Default::default()
+        };
+        self.set_transaction(modes)
+    }
+}
+
+/// Settings that the proxy itself acts on.
+enum Own {
+    No,
+    Ignored,
+    Default,
+    Value(String),
+    Isolation(Isolation),
+    ReadOnly(bool),
+}
+
+fn own_setting(name: &str, value: Option<&str>) -> Result<Own, ApplicationError> {
+    match (name, value) {
+        (READS, Some(value)) => match value.to_ascii_lowercase().as_str() {
+            value @ ("linearizable" | "session") => Ok(Own::Value(value.to_owned())),
+            _ => Err(invalid_value(name, value).hint("Available values: linearizable, session.")),
+        },
+        ("client_encoding", Some(value)) if is_utf8(value) => Ok(Own::Ignored),
+        ("client_encoding", Some(value)) => Err(ApplicationError::new(
+            "0A000",
+            format!("client_encoding \"{value}\" is not supported through the proxy"),
+        )
+        .hint("Use client_encoding UTF8.")),
+        ("default_transaction_isolation", Some(value)) => {
+            let isolation = parse_isolation(value).ok_or_else(|| invalid_value(name, value))?;
+            Ok(Own::Value(super::transaction::isolation_name(isolation).into()))
+        }
+        ("transaction_isolation", Some(value)) => parse_isolation(value)
+            .map(Own::Isolation)
+            .ok_or_else(|| invalid_value(name, value)),
+        ("transaction_read_only", Some(value)) => Ok(Own::ReadOnly(super::transaction::is_on(value))),
+        ("transaction_deferrable" | "default_transaction_deferrable", _) => Ok(Own::Ignored),
+        ("application_name", Some(value)) => {
+            let name: String = value
+                .chars()
+                .map(|c| if (' '..='~').contains(&c) { c } else { '?' })
+                .collect();
+            Ok(Own::Value(name.chars().take(APPLICATION_NAME_BYTES_MAX).collect()))
+        }
+        (READS | "client_encoding" | "default_transaction_isolation" | "application_name", None) => Ok(Own::Default),
+        ("transaction_isolation" | "transaction_read_only", None) => Ok(Own::Ignored),
+        _ => Ok(Own::No),
+    }
+}
+
+fn parse_isolation(value: &str) -> Option<Isolation> {
+    match value.to_ascii_lowercase().as_str() {
+        "read committed" | "read uncommitted" => Some(Isolation::ReadCommitted),
+        "repeatable read" => Some(Isolation::RepeatableRead),
+        "serializable" => Some(Isolation::Serializable),
+        _ => None,
+    }
+}
+
+fn invalid_value(name: &str, value: &str) -> ApplicationError {
+    ApplicationError::new("22023", format!("invalid value for parameter \"{name}\": \"{value}\""))
+}
+
+/// A setting's name, which may have a prefix: each part quoted.
+fn quote_name(name: &str) -> String {
+    name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".")
+}

@@ -1,0 +1,127 @@
+//! A session's settings (GUCs): kept by the proxy, sent with every operation (DESIGN.md section 5).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Settings that applications are told of when they change (ParameterStatus), in the spelling of Postgres.
+pub(super) const REPORTED: [&str; 13] = [
+    "server_version",
+    "server_encoding",
+    "client_encoding",
+    "application_name",
+    "default_transaction_read_only",
+    "in_hot_standby",
+    "is_superuser",
+    "session_authorization",
+    "DateStyle",
+    "IntervalStyle",
+    "TimeZone",
+    "integer_datetimes",
+    "standard_conforming_strings",
+];
+
+/// Which answers to unlocked reads the session accepts: `linearizable` or `session`.
+pub(super) const READS: &str = "cloudbft.reads";
+
+/// The reported name of a setting, if it is reported.
+pub(super) fn reported_name(name: &str) -> Option<&'static str> {
+    REPORTED
+        .iter()
+        .copied()
+        .find(|reported| reported.eq_ignore_ascii_case(name))
+}
+
+/// The settings that differ from the defaults of role and database. Names are in lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settings {
+    session: Arc<BTreeMap<String, String>>,
+    /// What SET LOCAL set: until the end of the transaction.
+    local: Arc<BTreeMap<String, String>>,
+}
+
+impl Settings {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.local
+            .get(name)
+            .or_else(|| self.session.get(name))
+            .map(String::as_str)
+    }
+
+    /// SET: `None` is the default.
+    pub(super) fn set(&mut self, name: &str, value: Option<String>) {
+        if self.local.contains_key(name) {
+            Arc::make_mut(&mut self.local).remove(name);
+        }
+        let session = Arc::make_mut(&mut self.session);
+        match value {
+            Some(value) => session.insert(name.to_owned(), value),
+            None => session.remove(name),
+        };
+    }
+
+    /// SET LOCAL.
+    pub(super) fn set_local(&mut self, name: &str, value: String) {
+        Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
+    }
+
+    /// RESET ALL.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// What remains after the transaction.
+    pub(super) fn end_transaction(&mut self) {
+        self.local = Arc::default();
+    }
+
+    /// The settings as voters need them: sorted by name, without those that concern the proxy only.
+    pub(super) fn for_context(&self) -> Vec<(String, String)> {
+        let mut merged: BTreeMap<&str, &str> = BTreeMap::new();
+        for (name, value) in self.session.iter().chain(self.local.iter()) {
+            if !is_proxys_own(name) {
+                merged.insert(name, value);
+            }
+        }
+        merged
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// Names of all settings that are set.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.session.keys().chain(self.local.keys()).map(String::as_str)
+    }
+}
+
+/// Settings that the proxy itself acts on: isolation travels with Begin, encodings never change.
+pub(super) fn is_proxys_own(name: &str) -> bool {
+    matches!(
+        name,
+        READS | "default_transaction_isolation" | "default_transaction_deferrable" | "client_encoding"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_settings_hide_those_of_the_session_until_the_end() {
+        let mut settings = Settings::default();
+        settings.set("work_mem", Some("1MB".into()));
+        settings.set_local("work_mem", "2MB".into());
+        assert_eq!(settings.for_context(), [("work_mem".to_string(), "2MB".to_string())]);
+        settings.end_transaction();
+        assert_eq!(settings.get("work_mem"), Some("1MB"));
+        settings.set("work_mem", None);
+        assert_eq!(settings.get("work_mem"), None);
+    }
+
+    #[test]
+    fn the_proxys_own_settings_do_not_travel() {
+        let mut settings = Settings::default();
+        settings.set(READS, Some("session".into()));
+        assert!(settings.for_context().is_empty());
+    }
+}

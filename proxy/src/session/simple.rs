@@ -1,0 +1,227 @@
+//! Simple Query: one text, one or several statements.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sql::analysis::{StatementAnalysis, TextAnalysis};
+use sql::operation::Exchange;
+use sql::statement::{Cursor, StatementClass};
+
+use super::special::{INT4_OID, Reply, is_special, special_column};
+use super::{End, Session};
+use crate::error::ApplicationError;
+use crate::wire::{scan, shift_error_position};
+
+/// A part of a text that is run at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    /// Statements that go to the voters as they are, by their place in the text.
+    Plain { range: Range<usize>, stateful: bool },
+    /// A statement that the proxy treats apart, by its number.
+    Special(usize),
+}
+
+/// What the session must do before the next segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Continue,
+    /// An error: the rest of the text is not run.
+    Stop,
+}
+
+impl Session {
+    /// Runs a Query message.
+    pub(super) async fn simple_query(&mut self, text: String) -> Result<(), End> {
+        if !self.pipeline.is_empty() {
+            self.run_pipeline(true).await?;
+        }
+        self.skip_to_sync = false;
+        self.forget_statement("");
+        self.portals.remove("");
+        let analysis = self.catalog.current().analyzer.text(&text);
+        self.run_text(&analysis).await?;
+        self.end_implicit().await;
+        if self.transaction.is_none() {
+            self.portals.clear();
+        }
+        self.ready().await
+    }
+
+    async fn run_text(&mut self, analysis: &Arc<TextAnalysis>) -> Result<(), End> {
+        let text = analysis.text();
+        let statements = &analysis.statements;
+        if statements
+            .iter()
+            .all(|statement| statement.class == StatementClass::Empty)
+        {
+            self.connection.out.empty_query_response();
+            return Ok(());
+        }
+        let segments = segments(text, statements);
+        if let [Segment::Plain { stateful, .. }] = segments.as_slice() {
+            let exchange = Exchange::Simple { text: text.to_owned() };
+            let outcome = self.execute(&exchange, *stateful).await;
+            self.answer(outcome.map(|result| result.messages)).await?;
+            return Ok(());
+        }
+        let several = segments.len() > 1;
+        for segment in segments {
+            let flow = match segment {
+                Segment::Plain { range, stateful } => {
+                    self.begin_implicitly();
+                    self.run_plain(text, range, stateful).await?
+                }
+                Segment::Special(index) => {
+                    let Some(statement) = statements.get(index) else {
+                        continue;
+                    };
+                    self.run_special_statement(text, statement, several).await?
+                }
+            };
+            if flow == Flow::Stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn run_plain(&mut self, text: &str, range: Range<usize>, stateful: bool) -> Result<Flow, End> {
+        let before = text.get(..range.start).map_or(0, |before| before.chars().count());
+        let part = text.get(range).unwrap_or_default();
+        let outcome = self
+            .execute(&Exchange::Simple { text: part.to_owned() }, stateful)
+            .await;
+        self.answer(outcome.map(|result| shift_error_position(&result.messages, before)))
+            .await
+    }
+
+    async fn run_special_statement(
+        &mut self,
+        text: &str,
+        statement: &StatementAnalysis,
+        several: bool,
+    ) -> Result<Flow, End> {
+        let part = text.get(statement.range.clone()).unwrap_or_default().trim();
+        match &statement.class {
+            StatementClass::Execute { name } => {
+                let expanded = match self.expand_execute(name, part) {
+                    Ok(expanded) => expanded,
+                    Err(error) => {
+                        let error = self.failing(error);
+                        return self.answer(Err(error)).await;
+                    }
+                };
+                if several {
+                    self.begin_implicitly();
+                }
+                let outcome = self.execute(&Exchange::Simple { text: expanded }, false).await;
+                self.answer(outcome.map(|result| result.messages)).await
+            }
+            StatementClass::CopyFrom => {
+                self.begin_implicitly();
+                match self.copy_from(part).await? {
+                    Ok(messages) => self.answer(Ok(messages)).await,
+                    Err(error) => self.answer(Err(error)).await,
+                }
+            }
+            StatementClass::Refused(refusal) => {
+                self.shared.metrics.refused(refusal.rule, refusal.sqlstate);
+                let error = self.failing(refusal.clone().into());
+                self.answer(Err(error)).await
+            }
+            class => {
+                if several && !matches!(class, StatementClass::TransactionControl(_)) {
+                    self.begin_implicitly();
+                }
+                let outcome = self.run_special(class, part).await;
+                match outcome {
+                    Ok(reply) => {
+                        self.write_reply(&reply, class, part);
+                        Ok(Flow::Continue)
+                    }
+                    Err(error) => self.answer(Err(error)).await,
+                }
+            }
+        }
+    }
+
+    /// An error of the proxy's own: an open block fails.
+    fn failing(&mut self, error: ApplicationError) -> ApplicationError {
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
+            return ApplicationError::in_failed_transaction();
+        }
+        self.fail_transaction();
+        error
+    }
+
+    fn write_reply(&mut self, reply: &Reply, class: &StatementClass, text: &str) {
+        if let (Some((_, value)), Some((name, oid, bytes))) = (&reply.row, special_column(class, text)) {
+            self.connection.out.one_column(&name, oid, bytes);
+            debug_assert!(oid != INT4_OID || value.parse::<i32>().is_ok());
+            self.connection.out.one_value(value.as_bytes());
+        }
+        self.connection.out.command_complete(&reply.tag);
+    }
+
+    async fn answer(&mut self, outcome: Result<bytes::Bytes, ApplicationError>) -> Result<Flow, End> {
+        match outcome {
+            Ok(messages) => {
+                let failed = scan(&messages).failed;
+                if let Some(error) = failed.then(|| crate::wire::first_error(&messages)).flatten() {
+                    self.shared.metrics.error(&error.sqlstate);
+                }
+                self.connection.deliver(&messages).await?;
+                Ok(if failed { Flow::Stop } else { Flow::Continue })
+            }
+            Err(error) => {
+                self.report(&error);
+                Ok(Flow::Stop)
+            }
+        }
+    }
+
+    /// Ends the implicit block of a text or a pipeline: commits it, or rolls it back when it has failed.
+    pub(super) async fn end_implicit(&mut self) {
+        if self.transaction.as_ref().is_none_or(|transaction| transaction.explicit) {
+            return;
+        }
+        if let Err(error) = self.commit().await {
+            self.report(&error);
+        }
+    }
+}
+
+/// Divides a text into parts that go to the voters and statements that the proxy treats apart.
+fn segments(text: &str, statements: &[StatementAnalysis]) -> Vec<Segment> {
+    let mut segments: Vec<Segment> = Vec::new();
+    for (index, statement) in statements.iter().enumerate() {
+        let part = text.get(statement.range.clone()).unwrap_or_default();
+        let apart = is_special(&statement.class, part)
+            || matches!(
+                statement.class,
+                StatementClass::Execute { .. } | StatementClass::Refused(_)
+            );
+        let is_cursor = matches!(statement.class, StatementClass::Cursor(_));
+        match segments.last_mut() {
+            _ if statement.class == StatementClass::Empty => {}
+            _ if apart => segments.push(Segment::Special(index)),
+            Some(Segment::Plain { range, stateful }) => {
+                range.end = statement.range.end;
+                *stateful |= is_cursor;
+            }
+            _ => segments.push(Segment::Plain {
+                range: statement.range.clone(),
+                stateful: is_cursor,
+            }),
+        }
+    }
+    segments
+}
+
+/// Whether a statement's class concerns a cursor.
+pub(super) fn is_cursor(class: &StatementClass) -> bool {
+    matches!(
+        class,
+        StatementClass::Cursor(Cursor::Declare { .. } | Cursor::Fetch { .. } | Cursor::Move { .. } | Cursor::Close(_))
+    )
+}

@@ -1,0 +1,194 @@
+//! Statements that the proxy answers itself, because they concern the session rather than the data.
+
+use sql::statement::{Setting, StatementClass};
+
+use super::Session;
+use super::settings::READS;
+use super::transaction::isolation_name;
+use crate::error::ApplicationError;
+
+/// The OID of `text`, for rows that the proxy makes.
+pub(super) const TEXT_OID: u32 = 25;
+/// The OID of `int4`.
+pub(super) const INT4_OID: u32 = 23;
+
+/// The answer to such a statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// Column name and value.
+    pub(super) row: Option<(String, String)>,
+    pub(super) tag: String,
+}
+
+impl Reply {
+    pub(super) fn tag(tag: impl Into<String>) -> Self {
+        Self {
+            row: None,
+            tag: tag.into(),
+        }
+    }
+}
+
+/// Whether the proxy answers a statement itself.
+pub(super) fn is_special(class: &StatementClass, text: &str) -> bool {
+    match class {
+        StatementClass::TransactionControl(_) | StatementClass::Prepare { .. } | StatementClass::Deallocate(_) => true,
+        StatementClass::Setting(Setting::Show(name)) => is_shown_here(name),
+        StatementClass::Setting(Setting::ShowAll) => false,
+        StatementClass::Setting(_) | StatementClass::CopyFrom => true,
+        _ => is_backend_pid(text),
+    }
+}
+
+/// The column that such a statement returns, with its type.
+pub(super) fn special_column(class: &StatementClass, text: &str) -> Option<(String, u32, i16)> {
+    match class {
+        StatementClass::Setting(Setting::Show(name)) => Some((name.clone(), TEXT_OID, -1)),
+        StatementClass::Setting(Setting::SetConfig { .. }) => Some(("set_config".into(), TEXT_OID, -1)),
+        _ if is_backend_pid(text) => Some(("pg_backend_pid".into(), INT4_OID, 4)),
+        _ => None,
+    }
+}
+
+/// Settings of which only the proxy knows the value.
+fn is_shown_here(name: &str) -> bool {
+    matches!(
+        name,
+        READS
+            | "transaction_isolation"
+            | "transaction_read_only"
+            | "transaction_deferrable"
+            | "default_transaction_isolation"
+            | "default_transaction_deferrable"
+            | "client_encoding"
+            | "session_authorization"
+    )
+}
+
+/// Exactly `SELECT pg_backend_pid()`: of the servers, each would say something else.
+fn is_backend_pid(text: &str) -> bool {
+    if text.len() > 60 {
+        return false;
+    }
+    let words: Vec<_> = text.trim().trim_end_matches(';').split_ascii_whitespace().collect();
+    words.join(" ").eq_ignore_ascii_case("select pg_backend_pid()")
+}
+
+impl Session {
+    /// Runs a statement that the proxy answers itself.
+    pub(super) async fn run_special(&mut self, class: &StatementClass, text: &str) -> Result<Reply, ApplicationError> {
+        if let StatementClass::TransactionControl(control) = class {
+            return self.transaction_control(control, text).await;
+        }
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
+            return Err(ApplicationError::in_failed_transaction());
+        }
+        let outcome = self.run_special_unfailed(class, text).await;
+        if outcome.is_err() {
+            self.fail_transaction();
+        }
+        outcome
+    }
+
+    async fn run_special_unfailed(&mut self, class: &StatementClass, text: &str) -> Result<Reply, ApplicationError> {
+        match class {
+            StatementClass::Setting(setting) => self.run_setting(setting, text).await,
+            StatementClass::Prepare { name, body } => self.sql_prepare(name, body, text).await,
+            StatementClass::Deallocate(name) => self.sql_deallocate(name.as_deref()),
+            _ => Ok(Reply {
+                row: Some(("pg_backend_pid".into(), self.registered.process.to_string())),
+                tag: "SELECT 1".into(),
+            }),
+        }
+    }
+
+    async fn run_setting(&mut self, setting: &Setting, text: &str) -> Result<Reply, ApplicationError> {
+        match setting {
+            Setting::Set { local, name, value } => {
+                let outside = self
+                    .transaction
+                    .as_ref()
+                    .is_none_or(|transaction| !transaction.explicit);
+                if *local && outside {
+                    let warning = "SET LOCAL can only be used in transaction blocks";
+                    self.connection.out.error(&ApplicationError::warning("25P01", warning));
+                }
+                self.change_setting(name, value.clone(), *local, true).await?;
+                Ok(Reply::tag("SET"))
+            }
+            Setting::SetConfig { local, name, value } => {
+                self.change_setting(name, Some(value.clone()), *local, true).await?;
+                let value = self.settings.get(name).unwrap_or(value).to_owned();
+                Ok(Reply {
+                    row: Some(("set_config".into(), value)),
+                    tag: "SELECT 1".into(),
+                })
+            }
+            Setting::Reset(name) => {
+                self.change_setting(name, None, false, true).await?;
+                Ok(Reply::tag("RESET"))
+            }
+            Setting::ResetAll => {
+                self.reset_all().await?;
+                Ok(Reply::tag("RESET"))
+            }
+            Setting::DiscardAll => {
+                if self.transaction.is_some() {
+                    let message = "DISCARD ALL cannot run inside a transaction block";
+                    return Err(ApplicationError::new("25001", message));
+                }
+                self.reset_all().await?;
+                self.shared
+                    .metrics
+                    .prepared_statements
+                    .decrement(self.statements.len() as f64);
+                self.statements.clear();
+                self.portals.clear();
+                Ok(Reply::tag("DISCARD ALL"))
+            }
+            Setting::DiscardOther => {
+                let words = text.split_ascii_whitespace().take(2).collect::<Vec<_>>().join(" ");
+                Ok(Reply::tag(words.trim_end_matches(';').to_ascii_uppercase()))
+            }
+            Setting::Show(name) => Ok(Reply {
+                row: Some((name.clone(), self.show(name))),
+                tag: "SHOW".into(),
+            }),
+            Setting::ShowAll => Err(ApplicationError::new(
+                crate::error::NOT_SUPPORTED,
+                "SHOW ALL was not expected here",
+            )),
+        }
+    }
+
+    fn show(&self, name: &str) -> String {
+        let of_transaction = |of: fn(&super::transaction::Transaction) -> String| self.transaction.as_ref().map(of);
+        let set = |name: &str, default: &str| self.settings.get(name).unwrap_or(default).to_owned();
+        match name {
+            "transaction_isolation" => of_transaction(|transaction| isolation_name(transaction.isolation).into())
+                .unwrap_or_else(|| set("default_transaction_isolation", "read committed")),
+            "transaction_read_only" => {
+                of_transaction(|transaction| if transaction.read_only { "on" } else { "off" }.into())
+                    .unwrap_or_else(|| set("default_transaction_read_only", "off"))
+            }
+            "default_transaction_isolation" => set(name, "read committed"),
+            "transaction_deferrable" | "default_transaction_deferrable" => set("default_transaction_deferrable", "off"),
+            "client_encoding" => "UTF8".into(),
+            "session_authorization" => set(name, &self.role),
+            READS => set(READS, "linearizable"),
+            _ => String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_exact_question_for_the_process_is_answered_here() {
+        assert!(is_backend_pid(" select  PG_backend_pid() ;"));
+        assert!(!is_backend_pid("select pg_backend_pid(), 1"));
+        assert!(!is_backend_pid("select pg_backend_pid() from t"));
+    }
+}

@@ -1,0 +1,228 @@
+//! A session's open transaction, as the proxy knows it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ordering::identifiers::{Digest, Order};
+use ordering::message::{CHAIN_START, DirectTransaction, chain};
+use sql::footprint::{Footprint, Mode};
+use sql::operation::{Isolation, TransactionId, TransactionWrite};
+use sql::statement::TransactionModes;
+
+use super::context::Context;
+use super::settings::Settings;
+use crate::port::MachineSet;
+
+/// Writes kept inline for COMMIT, in bytes; what exceeds this is ordered instead, so that COMMIT stays bounded.
+pub(super) const INLINE_BYTES_MAX: usize = 4 << 20;
+/// Savepoints at once, at most.
+pub(super) const SAVEPOINTS_MAX: usize = 10_000;
+/// Exchanges that wait for the Begin, at most.
+pub(super) const DEFERRED_MAX: usize = 10_000;
+
+/// A transaction block: explicit (BEGIN), or the implicit one of a multi-statement text or a pipeline.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    pub(super) explicit: bool,
+    pub(super) failed: bool,
+    /// It was rolled back as a whole: not even ROLLBACK TO helps.
+    pub(super) doomed: bool,
+    pub(super) isolation: Isolation,
+    pub(super) read_only: bool,
+    /// A statement has run: modes are fixed.
+    pub(super) used: bool,
+    /// It may have changed the catalog.
+    pub(super) catalog_changed: bool,
+    /// Exchanges that must run on the voters before its first one there.
+    pub(super) deferred: Vec<Bytes>,
+    pub(super) savepoints: Vec<Savepoint>,
+    /// The session's settings at its start.
+    pub(super) settings_before: Settings,
+    /// Its part on the voters, once begun.
+    pub(super) begun: Option<Begun>,
+}
+
+/// A savepoint.
+#[derive(Debug)]
+pub(super) struct Savepoint {
+    pub(super) name: String,
+    pub(super) settings: Settings,
+}
+
+/// A transaction that is open on the voters.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) id: TransactionId,
+    /// Under which settings its statements run.
+    pub(super) context: Arc<Context>,
+    /// The resources locked so far.
+    pub(super) held: Footprint,
+    /// Whether plain reads see one snapshot, the same on all voters.
+    pub(super) snapshot: bool,
+    /// Voters that missed one of its statements.
+    pub(super) stale: MachineSet,
+    writes: Vec<TransactionWrite>,
+    count: u32,
+    chain: Digest,
+    inline_bytes: usize,
+}
+
+impl Transaction {
+    pub(super) fn new(explicit: bool, modes: TransactionModes, settings: &Settings) -> Self {
+        let default_isolation = settings.get("default_transaction_isolation").and_then(parse_isolation);
+        let default_read_only = settings.get("default_transaction_read_only").is_some_and(is_on);
+        Self {
+            explicit,
+            failed: false,
+            doomed: false,
+            isolation: modes.isolation.or(default_isolation).unwrap_or_default(),
+            read_only: modes.read_only.unwrap_or(default_read_only),
+            used: false,
+            catalog_changed: false,
+            deferred: Vec::new(),
+            savepoints: Vec::new(),
+            settings_before: settings.clone(),
+            begun: None,
+        }
+    }
+
+    /// The isolation that the voters run it with: a READ ONLY transaction that asked for SERIALIZABLE reads the snapshot
+    /// of its Begin, which is a point in the serial order, and locks nothing.
+    pub(super) fn voters_isolation(&self) -> Isolation {
+        if self.isolation == Isolation::Serializable && self.read_only {
+            return Isolation::RepeatableRead;
+        }
+        self.isolation
+    }
+
+    /// Whether its plain reads take locks.
+    pub(super) fn locks_reads(&self) -> bool {
+        self.voters_isolation() == Isolation::Serializable
+    }
+
+    /// Whether its plain reads may run outside it, as autocommit reads, before it holds anything.
+    pub(super) fn reads_outside(&self) -> bool {
+        self.isolation == Isolation::ReadCommitted
+    }
+
+    /// The modes that `AND CHAIN` hands on.
+    pub(super) fn modes(&self) -> TransactionModes {
+        TransactionModes {
+            isolation: Some(self.isolation),
+            read_only: Some(self.read_only),
+            ..TransactionModes::default()
+        }
+    }
+
+    /// The newest savepoint of this name.
+    pub(super) fn savepoint(&self, name: &str) -> Option<usize> {
+        self.savepoints.iter().rposition(|savepoint| savepoint.name == name)
+    }
+}
+
+impl Begun {
+    /// A transaction whose Begin ran these exchanges at this order.
+    pub(super) fn new(
+        id: TransactionId,
+        context: Arc<Context>,
+        held: Footprint,
+        snapshot: bool,
+        order: Order,
+        exchanges: &[Bytes],
+    ) -> Self {
+        let mut begun = Self {
+            id,
+            context,
+            held,
+            snapshot,
+            stale: MachineSet::EMPTY,
+            writes: vec![TransactionWrite::Ordered(order.0)],
+            count: 0,
+            chain: CHAIN_START,
+            inline_bytes: 0,
+        };
+        exchanges.iter().for_each(|exchange| begun.count_write(exchange));
+        begun
+    }
+
+    fn count_write(&mut self, exchange: &[u8]) {
+        self.count = self.count.saturating_add(1);
+        self.chain = chain(&self.chain, exchange);
+    }
+
+    /// A direct write was sent.
+    pub(super) fn wrote_directly(&mut self, exchange: Bytes) {
+        self.count_write(&exchange);
+        self.inline_bytes = self.inline_bytes.saturating_add(exchange.len());
+        self.writes.push(TransactionWrite::Direct(exchange));
+    }
+
+    /// An ordered Extend ran.
+    pub(super) fn extended(&mut self, order: Order, exchange: &[u8], footprint: &Footprint) {
+        self.count_write(exchange);
+        self.writes.push(TransactionWrite::Ordered(order.0));
+        self.held.extend(footprint);
+    }
+
+    /// Whether a direct write of this size leaves COMMIT bounded.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.inline_bytes.saturating_add(bytes) <= INLINE_BYTES_MAX
+    }
+
+    /// Writes so far.
+    pub(super) fn writes_before(&self) -> u32 {
+        self.count
+    }
+
+    /// The list for COMMIT.
+    pub(super) fn into_writes(self) -> (TransactionId, Vec<TransactionWrite>, Footprint) {
+        (self.id, self.writes, self.held)
+    }
+
+    /// The place of a direct statement.
+    pub(super) fn place(&self, write: bool) -> DirectTransaction {
+        DirectTransaction {
+            session: self.id.session,
+            number: self.id.number,
+            writes_before: self.count,
+            chain: self.chain,
+            write,
+        }
+    }
+}
+
+/// The footprint with every lock exclusive: what SERIALIZABLE takes for reads.
+pub(super) fn exclusive(footprint: &Footprint) -> Footprint {
+    let mut locks = Footprint::empty();
+    footprint
+        .entries()
+        .iter()
+        .for_each(|(resource, _)| locks.add(resource.clone(), Mode::Exclusive));
+    locks
+}
+
+/// An isolation level as `SHOW` prints it.
+pub(super) fn isolation_name(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::ReadCommitted => "read committed",
+        Isolation::RepeatableRead => "repeatable read",
+        Isolation::Serializable => "serializable",
+    }
+}
+
+fn parse_isolation(name: &str) -> Option<Isolation> {
+    match name.to_ascii_lowercase().as_str() {
+        "read committed" | "read uncommitted" => Some(Isolation::ReadCommitted),
+        "repeatable read" => Some(Isolation::RepeatableRead),
+        "serializable" => Some(Isolation::Serializable),
+        _ => None,
+    }
+}
+
+/// Whether a Boolean setting is on.
+pub(super) fn is_on(value: &str) -> bool {
+    matches!(
+        value.to_ascii_lowercase().as_str(),
+        "on" | "true" | "yes" | "1" | "t" | "y"
+    )
+}

@@ -1,0 +1,97 @@
+//! A small in-process cluster for the proxy's own tests: three voters that share one real PostgreSQL server, and a
+//! sequencer that orders nothing but the sequence of arrival. Faults can be put in. It stands in for nodes only here;
+//! what proves the whole system is in the workspace's `tests` crate.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod cluster;
+pub mod postgres;
+pub mod raw;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use ordering::identifiers::ClientId;
+use proxy::{Proxy, ProxyConfig};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+pub use cluster::Faults;
+pub use postgres::Postgres;
+
+/// A proxy in front of a test cluster.
+pub struct World {
+    pub postgres: std::sync::Arc<Postgres>,
+    pub address: SocketAddr,
+    pub faults: Faults,
+    pub proxy: tokio::task::JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl World {
+    pub async fn start() -> World {
+        Self::start_with(|_| {}).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut ProxyConfig)) -> World {
+        let postgres = Postgres::start();
+        let mut config = ProxyConfig::new(ClientId(0), SigningKey::from_bytes(&[3; 32]), 1, 1);
+        config.statement_timeout = Duration::from_secs(10);
+        config.databases = vec!["postgres".into(), "template1".into()];
+        change(&mut config);
+        let key = config.signing_key.verifying_key();
+        let (port, faults) = cluster::start(std::sync::Arc::clone(&postgres), key);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let proxy = tokio::spawn(async move {
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            Proxy::run(listener, config, port, shutdown).await.unwrap();
+        });
+        World {
+            postgres,
+            address,
+            faults,
+            proxy,
+            stop: Some(stop),
+        }
+    }
+
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// A tokio-postgres client of the proxy.
+    pub async fn connect(&self) -> tokio_postgres::Client {
+        self.try_connect("").await.unwrap()
+    }
+
+    pub async fn try_connect(&self, more: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let text = format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres {more}",
+            self.address.port()
+        );
+        let (client, connection) = tokio_postgres::connect(&text, tokio_postgres::NoTls).await?;
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(client)
+    }
+
+    /// What psql prints.
+    pub async fn psql(&self, arguments: &[&str]) -> String {
+        let output = tokio::process::Command::new("psql")
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", self.address.port().to_string())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", "postgres")
+            .arg("-X")
+            .args(arguments)
+            .output()
+            .await
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    }
+}

@@ -1,0 +1,114 @@
+//! A real PostgreSQL server for one test.
+
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const BINARIES: &str = "/usr/lib/postgresql/15/bin";
+
+pub struct Postgres {
+    child: Child,
+    directory: tempfile::TempDir,
+    pub port: u16,
+}
+
+/// When root: the user under which PostgreSQL agrees to run.
+fn unprivileged() -> Option<nix::unistd::User> {
+    nix::unistd::geteuid()
+        .is_root()
+        .then(|| nix::unistd::User::from_name("postgres").unwrap().unwrap())
+}
+
+fn command(program: &str) -> Command {
+    let mut command = Command::new(Path::new(BINARIES).join(program));
+    if let Some(user) = unprivileged() {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/tmp");
+    command
+}
+
+impl Postgres {
+    pub fn start() -> Arc<Postgres> {
+        let directory = tempfile::Builder::new().prefix("bft").tempdir_in("/tmp").unwrap();
+        if let Some(user) = unprivileged() {
+            chown(directory.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        }
+        let data = directory.path().join("data");
+        let status = command("initdb")
+            .args([
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+                "-D",
+            ])
+            .arg(&data)
+            .status()
+            .unwrap();
+        assert!(status.success(), "initdb failed");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = command("postgres")
+            .arg("-D")
+            .arg(&data)
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "fsync=off",
+                "-c",
+                "max_connections=200",
+                "-k",
+            ])
+            .arg(directory.path())
+            .args(["-p", &port.to_string()])
+            .spawn()
+            .unwrap();
+        let postgres = Arc::new(Postgres { child, directory, port });
+        postgres.wait_until_up();
+        postgres
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join(format!(".s.PGSQL.{}", self.port))
+    }
+
+    fn wait_until_up(&self) {
+        let start = Instant::now();
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "PostgreSQL does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+
+    /// A client that bypasses the proxy.
+    pub async fn connect(&self) -> tokio_postgres::Client {
+        let text = format!(
+            "host={} port={} user=postgres",
+            self.directory.path().display(),
+            self.port
+        );
+        let (client, connection) = tokio_postgres::connect(&text, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        client
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,371 @@
+//! From a statement's syntax tree to its footprint template (DESIGN.md section 6).
+//!
+//! Only an allow-list of shapes is narrow; whatever else is found makes the template take everything.
+
+mod copy;
+mod expressions;
+mod query;
+mod writes;
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use sqlparser::ast::{Expr, ObjectName, Query, Select, Statement, Visit, Visitor};
+
+use super::level::ParameterUses;
+use super::parse::parse;
+use super::template::{Access, Keyed, Template};
+use crate::footprint::{Mode, Resource};
+use crate::functions::{self, FunctionKind};
+use crate::lexer::TokenKind;
+use crate::refusal::Refusal;
+use crate::schema::{Schema, TableName};
+use crate::statement::StatementClass;
+use crate::words::Words;
+
+pub(super) use copy::derive_copy;
+
+/// What the tree of a statement tells.
+#[derive(Debug)]
+pub(super) struct Derived {
+    /// Read, LockingRead or Write.
+    pub(super) class: StatementClass,
+    pub(super) template: Template,
+    pub(super) needs_clock: bool,
+    pub(super) needs_transaction: bool,
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// Derives what a query or a data-modifying statement touches. A statement that cannot be parsed is of the class that
+/// its keywords tell, and touches everything.
+pub(super) fn derive(schema: &Schema, words: Words<'_>, class: StatementClass) -> Derived {
+    let Some(statement) = parse(words) else {
+        return unparsed(schema, words, class);
+    };
+    let mut deriver = Deriver::new(schema, words);
+    deriver.collect_names(&statement);
+    let _: ControlFlow<()> = statement.visit(&mut deriver);
+    deriver.finish()
+}
+
+/// What keywords and names of functions tell of a statement that the parser cannot read.
+fn unparsed(schema: &Schema, words: Words<'_>, class: StatementClass) -> Derived {
+    let is_read = class == StatementClass::Read && !calls_unknown_function(schema, words);
+    let class = match (is_read, class) {
+        (false, StatementClass::Read) => StatementClass::Write,
+        (_, class) => class,
+    };
+    let limits = words.contains_any(&["limit", "fetch"]) && class == StatementClass::Write;
+    Derived {
+        template: Template::everything(if is_read { Mode::Shared } else { Mode::Exclusive }),
+        needs_clock: true,
+        needs_transaction: words.contains_any(&["currval", "lastval"]),
+        refusal: limits.then(|| query::limit_refusal("it is of a form that CloudBFT does not know")),
+        class,
+    }
+}
+
+/// Words before a parenthesis that are no functions.
+const BEFORE_PARENTHESIS: &[&str] = &[
+    "in",
+    "values",
+    "from",
+    "select",
+    "any",
+    "some",
+    "all",
+    "exists",
+    "and",
+    "or",
+    "not",
+    "as",
+    "on",
+    "by",
+    "when",
+    "then",
+    "else",
+    "case",
+    "where",
+    "having",
+    "limit",
+    "offset",
+    "union",
+    "except",
+    "intersect",
+    "using",
+    "over",
+    "filter",
+    "group",
+    "cast",
+    "operator",
+    "with",
+    "distinct",
+    "interval",
+    "like",
+    "ilike",
+    "between",
+    "join",
+    "is",
+    "lateral",
+    "only",
+    "rows",
+    "materialized",
+    "varchar",
+    "char",
+    "character",
+    "varying",
+    "numeric",
+    "decimal",
+    "bit",
+    "float",
+    "sets",
+    "cube",
+    "rollup",
+    "window",
+    "conflict",
+    "similar",
+    "substring",
+    "trim",
+    "position",
+    "collation",
+    "xmlelement",
+    "xmlexists",
+    "xmlparse",
+    "xmlserialize",
+    "treat",
+    "to",
+    "current_timestamp",
+    "current_time",
+    "localtime",
+    "localtimestamp",
+    "extract",
+];
+
+fn calls_unknown_function(schema: &Schema, words: Words<'_>) -> bool {
+    let tokens = words.rest();
+    tokens.windows(2).enumerate().any(|(index, pair)| {
+        let [name, parenthesis] = pair else { return false };
+        let Some(called) = name.identifier(words.text).filter(|_| parenthesis.is_punctuation(b'(')) else {
+            return false;
+        };
+        let before = |back: usize| index.checked_sub(back).and_then(|at| tokens.get(at));
+        let qualifier = before(1)
+            .filter(|token| token.is_punctuation(b'.'))
+            .and_then(|_| before(2)?.identifier(words.text));
+        let is_keyword = name.kind == TokenKind::Word && BEFORE_PARENTHESIS.contains(&called.as_ref());
+        let kind = functions::kind(schema, qualifier.as_deref(), &called);
+        !is_keyword
+            && matches!(
+                kind,
+                FunctionKind::Unknown | FunctionKind::Sequence | FunctionKind::SetConfig
+            )
+    })
+}
+
+/// Collects accesses while it visits the tree.
+struct Deriver<'schema> {
+    schema: &'schema Schema,
+    uses: ParameterUses,
+    template: Template,
+    /// Names of common table expressions.
+    common: BTreeSet<String>,
+    /// Subqueries of EXISTS: their rows are not looked at.
+    exists: BTreeSet<usize>,
+    writes: bool,
+    locks: bool,
+    modifies: bool,
+    needs_clock: bool,
+    needs_transaction: bool,
+    refusal: Option<Refusal>,
+    /// Names of relations that the visitor met, and those that a query level or a target accounts for: a difference
+    /// means that something was not understood.
+    relations_met: usize,
+    relations_understood: usize,
+}
+
+impl<'schema> Deriver<'schema> {
+    fn new(schema: &'schema Schema, words: Words<'_>) -> Self {
+        Self {
+            schema,
+            uses: parameter_uses(words),
+            template: Template::default(),
+            common: BTreeSet::new(),
+            exists: BTreeSet::new(),
+            writes: false,
+            locks: false,
+            modifies: false,
+            needs_clock: false,
+            needs_transaction: false,
+            refusal: None,
+            relations_met: 0,
+            relations_understood: 0,
+        }
+    }
+
+    /// Common table expressions and locking clauses act on all that follows: they are found before.
+    fn collect_names(&mut self, statement: &Statement) {
+        let mut names = Names::default();
+        let _: ControlFlow<()> = statement.visit(&mut names);
+        self.locks = names.locks;
+        self.modifies = names.modifies;
+        self.writes = names.modifies;
+        for name in &names.common {
+            let shadowed = TableName {
+                schema: "public".into(),
+                name: name.clone(),
+            };
+            // `WITH t AS (SELECT * FROM t)`: which t is meant depends on the place.
+            if name.starts_with("pg_") || self.schema.table(&shadowed).is_some() || self.schema.is_sequence(&shadowed) {
+                self.not_understood();
+            }
+        }
+        self.common = names.common;
+    }
+
+    /// The mode in which tables are read: exclusive under a locking clause.
+    fn read_mode(&self) -> Mode {
+        match self.locks {
+            true => Mode::Exclusive,
+            false => Mode::Shared,
+        }
+    }
+
+    fn not_understood(&mut self) {
+        let mode = match self.writes || self.locks {
+            true => Mode::Exclusive,
+            false => Mode::Shared,
+        };
+        self.everything(mode);
+    }
+
+    fn everything(&mut self, mode: Mode) {
+        self.template.everything = self.template.everything.max(Some(mode));
+    }
+
+    /// Something that may do anything: it writes, as far as is known.
+    fn runs_unknown_code(&mut self) {
+        self.writes = true;
+        self.needs_clock = true;
+        self.everything(Mode::Exclusive);
+    }
+
+    fn fixed(&mut self, resource: Resource, mode: Mode) {
+        self.access(Access::Fixed(resource, mode));
+    }
+
+    fn keyed(&mut self, keyed: Keyed) {
+        self.access(Access::Keyed(keyed));
+    }
+
+    fn access(&mut self, access: Access) {
+        if !self.template.accesses.contains(&access) {
+            self.template.accesses.push(access);
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.refusal.get_or_insert(refusal);
+    }
+
+    fn finish(mut self) -> Derived {
+        if self.relations_met != self.relations_understood {
+            self.not_understood();
+        }
+        if self.template.everything == Some(Mode::Exclusive) {
+            self.template.accesses.clear();
+        }
+        let class = match (self.writes, self.locks) {
+            (true, _) => StatementClass::Write,
+            (false, true) => StatementClass::LockingRead,
+            (false, false) => StatementClass::Read,
+        };
+        Derived {
+            class,
+            template: self.template,
+            needs_clock: self.needs_clock,
+            needs_transaction: self.needs_transaction,
+            refusal: self.refusal,
+        }
+    }
+}
+
+impl Visitor for Deriver<'_> {
+    type Break = ();
+
+    fn pre_visit_statement(&mut self, statement: &Statement) -> ControlFlow<()> {
+        match statement {
+            Statement::Query(_) => {}
+            Statement::Insert(insert) => self.insert(insert),
+            Statement::Update(update) => self.update(update),
+            Statement::Delete(delete) => self.delete(delete),
+            _ => self.runs_unknown_code(),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        self.query(query);
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
+        self.select(select);
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+        self.expression(expression);
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_relation(&mut self, _: &ObjectName) -> ControlFlow<()> {
+        self.relations_met += 1;
+        ControlFlow::Continue(())
+    }
+}
+
+/// What must be known before the tree is visited.
+#[derive(Default)]
+struct Names {
+    common: BTreeSet<String>,
+    locks: bool,
+    modifies: bool,
+}
+
+impl Visitor for Names {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let tables = query.with.iter().flat_map(|with| &with.cte_tables);
+        self.common
+            .extend(tables.map(|table| super::level::name_of(&table.alias.name)));
+        self.locks |= !query.locks.is_empty();
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_statement(&mut self, statement: &Statement) -> ControlFlow<()> {
+        self.modifies |= !matches!(statement, Statement::Query(_));
+        ControlFlow::Continue(())
+    }
+}
+
+/// How often each parameter occurs.
+fn parameter_uses(words: Words<'_>) -> ParameterUses {
+    let mut uses = Vec::new();
+    for token in words.rest().iter().filter(|token| token.kind == TokenKind::Parameter) {
+        let number = token
+            .source(words.text)
+            .get(1..)
+            .and_then(|digits| digits.parse::<u16>().ok());
+        let Some(index) = number.and_then(|number| usize::from(number).checked_sub(1)) else {
+            continue;
+        };
+        if uses.len() <= index {
+            uses.resize(index + 1, 0_u16);
+        }
+        if let Some(count) = uses.get_mut(index) {
+            *count = count.saturating_add(1);
+        }
+    }
+    ParameterUses(std::rc::Rc::new(uses))
+}

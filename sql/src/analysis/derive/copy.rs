@@ -1,0 +1,86 @@
+//! COPY of a whole table.
+
+use super::writes::Change;
+use super::{Derived, Deriver};
+use crate::footprint::Mode;
+use crate::schema::{Schema, TableName};
+use crate::statement::StatementClass;
+use crate::words::Words;
+
+/// Derives what `COPY table (columns) ...` touches; the table's name comes next in `words`.
+pub(in super::super) fn derive_copy(
+    schema: &Schema,
+    mut words: Words<'_>,
+    mode: Mode,
+    class: StatementClass,
+) -> Derived {
+    let mut deriver = Deriver::new(schema, words);
+    let is_write = mode == Mode::Exclusive;
+    deriver.writes = is_write;
+    deriver.modifies = is_write;
+    match (table_name(&mut words), is_write) {
+        (Some(name), true) => deriver.copied_into(&name, &columns(words)),
+        (Some(name), false) => deriver.copied_from(&name),
+        (None, _) => deriver.everything(mode),
+    }
+    let derived = deriver.finish();
+    Derived { class, ..derived }
+}
+
+impl Deriver<'_> {
+    /// COPY FROM: rows of any key.
+    fn copied_into(&mut self, name: &TableName, columns: &[String]) {
+        let schema = self.schema;
+        let Some(table) = schema.table(name).filter(|table| super::writes::is_plain_table(table)) else {
+            return self.runs_unknown_code();
+        };
+        let columns = match columns {
+            [] => table.columns.iter().map(|column| column.name.clone()).collect(),
+            some => some.to_vec(),
+        };
+        self.touch_table(name, table, Mode::Exclusive, |_| None);
+        self.copied_defaults(table, &columns);
+        self.constraints(name, table, &Change::Insert, |_, _| super::writes::Inserted::Unknown);
+    }
+
+    fn copied_from(&mut self, name: &TableName) {
+        let Some(table) = self.schema.table(name) else {
+            return self.everything(Mode::Shared);
+        };
+        match super::writes::is_plain_table(table) {
+            true => self.touch_table(name, table, Mode::Shared, |_| None),
+            false => self.everything(Mode::Shared),
+        }
+    }
+}
+
+fn table_name(words: &mut Words<'_>) -> Option<TableName> {
+    let first = words.identifier()?;
+    if words.accept_punctuation(b'.') {
+        let name = words.identifier()?;
+        return Some(TableName { schema: first, name });
+    }
+    let schema = if first.starts_with("pg_") {
+        "pg_catalog"
+    } else {
+        "public"
+    };
+    Some(TableName {
+        schema: schema.into(),
+        name: first,
+    })
+}
+
+/// The names in the parenthesis that comes next, if one does.
+fn columns(mut words: Words<'_>) -> Vec<String> {
+    let mut columns = Vec::new();
+    if words.accept_punctuation(b'(') {
+        while let Some(column) = words.identifier() {
+            columns.push(column);
+            if !words.accept_punctuation(b',') {
+                break;
+            }
+        }
+    }
+    columns
+}

@@ -1,0 +1,594 @@
+//! INSERT, UPDATE and DELETE: what they touch beyond the rows that they name.
+
+mod constraints;
+
+use std::ops::ControlFlow;
+
+use sqlparser::ast::{
+    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, ObjectName, OnConflictAction, OnInsert, Query,
+    SelectItem, SetExpr, TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind, Value, Visit, Visitor,
+};
+
+use super::super::level::{ColumnOf, KEYS_MAX, Level, name_of, parts_of};
+use super::super::template::{KeySource, Keyed, clock_word_refusal, is_clock_word};
+use super::Deriver;
+use super::expressions::last_name;
+use super::query::key_kind;
+use crate::footprint::{Mode, Resource};
+use crate::functions;
+use crate::refusal::{NONDETERMINISTIC, Refusal};
+use crate::schema::{ColumnKind, Partitioning, Table, TableKind, TableName};
+
+pub(super) use constraints::Change;
+
+/// What an INSERT puts into one column.
+pub(super) enum Inserted {
+    /// Values known before it runs, one or more.
+    Known(Vec<KeySource>),
+    /// The column's default, in at least one row.
+    Default,
+    /// Not known.
+    Unknown,
+}
+
+impl<'schema> Deriver<'schema> {
+    pub(super) fn insert(&mut self, insert: &Insert) {
+        let TableObject::TableName(object) = &insert.table else {
+            return self.runs_unknown_code();
+        };
+        self.relations_understood += 1;
+        if !is_plain_insert(insert) {
+            return self.runs_unknown_code();
+        }
+        let Some((name, table)) = self.target(object) else {
+            return;
+        };
+        let Some(columns) = insert_columns(insert, table) else {
+            return self.runs_unknown_code();
+        };
+        let source = insert.source.as_deref();
+        let inserted = |deriver: &mut Self, column: &str| deriver.inserted(table, &columns, column, source);
+        self.insert_key(&name, table, &inserted);
+        self.defaults(table, &columns, source);
+        self.refuse_draws_over_rows(table, &columns, source);
+        self.refuse_float_sums(source);
+        self.constraints(&name, table, &Change::Insert, |deriver, column| {
+            inserted(deriver, column)
+        });
+        if let Some(source) = source {
+            self.date_literals(table, &columns, source);
+        }
+        if let Some(OnInsert::OnConflict(conflict)) = &insert.on
+            && let OnConflictAction::DoUpdate(update) = &conflict.action
+        {
+            self.assignments(&name, table, &update.assignments, None);
+        }
+    }
+
+    /// The table that a statement writes to; what it may touch at all is added when it is not a plain one.
+    fn target(&mut self, object: &ObjectName) -> Option<(TableName, &'schema Table)> {
+        let parts = parts_of(object).unwrap_or_default();
+        let name = match parts.as_slice() {
+            [name] => ("public".to_owned(), name.clone()),
+            [schema, name] => (schema.clone(), name.clone()),
+            _ => {
+                self.runs_unknown_code();
+                return None;
+            }
+        };
+        let name = TableName {
+            schema: name.0,
+            name: name.1,
+        };
+        let table = self.schema.table(&name).filter(|table| is_plain_table(table));
+        if table.is_none() {
+            self.runs_unknown_code();
+        }
+        table.map(|table| (name, table))
+    }
+
+    /// The partitions that an INSERT puts rows into.
+    fn insert_key(&mut self, name: &TableName, table: &Table, inserted: &impl Fn(&mut Self, &str) -> Inserted) {
+        let Partitioning::Key { family, column, kind } = &table.partitioning else {
+            return self.touch_table(name, table, Mode::Exclusive, |_| None);
+        };
+        match inserted(self, column) {
+            Inserted::Known(sources) => self.keyed(Keyed {
+                family: *family,
+                kind: *kind,
+                sources,
+                mode: Mode::Exclusive,
+                null_touches_nothing: false,
+            }),
+            Inserted::Default | Inserted::Unknown => self.everything(Mode::Exclusive),
+        }
+    }
+
+    /// What an INSERT puts into a column.
+    fn inserted(&mut self, table: &Table, columns: &[String], column: &str, source: Option<&Query>) -> Inserted {
+        let Some(position) = columns.iter().position(|name| name == column) else {
+            return Inserted::Default;
+        };
+        let Some(source) = source else { return Inserted::Default };
+        match source.body.as_ref() {
+            SetExpr::Values(values) => {
+                let rows = values.rows.iter().map(|row| row.content.get(position));
+                self.inserted_values(table, column, rows)
+            }
+            SetExpr::Select(select) => {
+                let item = match select.projection.get(position) {
+                    Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => expr,
+                    _ => return Inserted::Unknown,
+                };
+                // Only when no earlier item is a wildcard does the position say which column it is.
+                let wildcard = select
+                    .projection
+                    .iter()
+                    .take(position)
+                    .any(|item| !matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. }));
+                if wildcard {
+                    return Inserted::Unknown;
+                }
+                self.inserted_item(table, column, item, select)
+            }
+            _ => Inserted::Unknown,
+        }
+    }
+
+    fn inserted_values<'tree>(
+        &self,
+        table: &Table,
+        column: &str,
+        rows: impl Iterator<Item = Option<&'tree Expr>>,
+    ) -> Inserted {
+        let Some(kind) = key_kind(table, column) else {
+            return Inserted::Unknown;
+        };
+        let level = Level::new(self.uses.clone());
+        let mut sources = Vec::new();
+        for value in rows {
+            // A row that is too short ends in defaults.
+            let Some(value) = value else { return Inserted::Default };
+            if is_default(value) {
+                return Inserted::Default;
+            }
+            let Some(source) = level.source_of(value, kind) else {
+                return Inserted::Unknown;
+            };
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+            if sources.len() > KEYS_MAX {
+                return Inserted::Unknown;
+            }
+        }
+        Inserted::Known(sources)
+    }
+
+    /// A select item that is a constant, or a column that the conditions hold constant.
+    fn inserted_item(&mut self, table: &Table, column: &str, item: &Expr, select: &sqlparser::ast::Select) -> Inserted {
+        let Some(kind) = key_kind(table, column) else {
+            return Inserted::Unknown;
+        };
+        let understood = self.relations_understood;
+        let level = self.level(&select.from, select.selection.as_ref());
+        self.relations_understood = understood;
+        if let Some(source) = level.source_of(item, kind) {
+            return Inserted::Known(vec![source]);
+        }
+        let values = level
+            .resolve(item)
+            .and_then(|column| level.values(&column).map(<[_]>::to_vec));
+        match values {
+            // A column that is compared with NULL inserts nothing.
+            Some(values) if !values.contains(&KeySource::Null) => Inserted::Known(values),
+            _ => Inserted::Unknown,
+        }
+    }
+
+    /// Defaults that a COPY evaluates: those of the columns that it does not name.
+    pub(super) fn copied_defaults(&mut self, table: &Table, columns: &[String]) {
+        self.evaluate_defaults(table, |column| !columns.iter().any(|name| name == column));
+    }
+
+    /// Defaults that an INSERT may evaluate.
+    fn defaults(&mut self, table: &Table, columns: &[String], source: Option<&Query>) {
+        self.evaluate_defaults(table, |column| may_be_default(column, columns, source));
+    }
+
+    /// Sequences, the clock, and what each server has of its own.
+    fn evaluate_defaults(&mut self, table: &Table, may_be_default: impl Fn(&str) -> bool) {
+        for column in &table.columns {
+            if !column.has_default || !may_be_default(&column.name) {
+                continue;
+            }
+            for sequence in &column.sequences {
+                self.fixed(Resource::Sequence(sequence.to_string()), Mode::Exclusive);
+            }
+            self.needs_clock |= column.default_reads_clock;
+            if column.default_is_nondeterministic {
+                self.refuse(Refusal::new(
+                    NONDETERMINISTIC,
+                    8,
+                    format!(
+                        "the default of column \"{}\" reads each server's own clock or random source",
+                        column.name
+                    ),
+                    "Set the default again through the proxy: ALTER TABLE ... ALTER COLUMN ... SET DEFAULT now().",
+                ));
+            }
+        }
+    }
+
+    /// Draws (random, UUIDs, sequences) for rows whose order is not known would differ (rules 6, 7, 9 and 18).
+    fn refuse_draws_over_rows(&mut self, table: &Table, columns: &[String], source: Option<&Query>) {
+        let Some(query) = source else { return };
+        let by_default = table.columns.iter().any(|column| {
+            (column.default_draws || !column.sequences.is_empty()) && may_be_default(&column.name, columns, source)
+        });
+        let draws = by_default || calls_any(query, functions::PER_CALL);
+        if draws && !self.has_known_order(query) {
+            self.refuse(draw_refusal());
+        }
+    }
+
+    /// Whether a query gives its rows in an order that does not depend on the server.
+    fn has_known_order(&mut self, query: &Query) -> bool {
+        match query.body.as_ref() {
+            SetExpr::Values(_) => true,
+            SetExpr::Select(select) => {
+                let functions_only = select.from.iter().all(|tables| {
+                    tables.joins.is_empty()
+                        && matches!(
+                            &tables.relation,
+                            TableFactor::Function { .. }
+                                | TableFactor::UNNEST { .. }
+                                | TableFactor::Table { args: Some(_), .. }
+                        )
+                });
+                functions_only || self.is_totally_ordered(query)
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn update(&mut self, update: &Update) {
+        let is_plain = update.optimizer_hints.is_empty()
+            && update.output.is_none()
+            && update.or.is_none()
+            && update.order_by.is_empty()
+            && update.limit.is_none()
+            && update.table.joins.is_empty();
+        let from = match &update.from {
+            None => &[][..],
+            Some(UpdateTableFromKind::AfterSet(from)) => from,
+            Some(UpdateTableFromKind::BeforeSet(_)) => return self.runs_unknown_code(),
+        };
+        if !is_plain {
+            return self.runs_unknown_code();
+        }
+        let tables: Vec<_> = std::iter::once(update.table.clone())
+            .chain(from.iter().cloned())
+            .collect();
+        let Some((level, name, table)) = self.written_level(&tables, update.selection.as_ref()) else {
+            return;
+        };
+        if calls_any(update, functions::PER_CALL) && !names_one_row(&level, table) {
+            self.refuse(draw_refusal());
+        }
+        self.assignments(&name, table, &update.assignments, Some(&level));
+    }
+
+    pub(super) fn delete(&mut self, delete: &Delete) {
+        let FromTable::WithFromKeyword(from) = &delete.from else {
+            return self.runs_unknown_code();
+        };
+        let is_plain = delete.optimizer_hints.is_empty()
+            && delete.tables.is_empty()
+            && delete.output.is_none()
+            && delete.order_by.is_empty()
+            && delete.limit.is_none()
+            && from.len() == 1
+            && from.iter().all(|tables| tables.joins.is_empty());
+        if !is_plain {
+            return self.runs_unknown_code();
+        }
+        let using = delete.using.iter().flatten();
+        let tables: Vec<_> = from.iter().chain(using).cloned().collect();
+        let Some((level, name, table)) = self.written_level(&tables, delete.selection.as_ref()) else {
+            return;
+        };
+        if calls_any(delete, functions::PER_CALL) && !names_one_row(&level, table) {
+            self.refuse(draw_refusal());
+        }
+        self.constraints(&name, table, &Change::Delete, |_, _| Inserted::Unknown);
+    }
+
+    /// The level of an UPDATE or DELETE, of which the first source is the target; it is touched.
+    fn written_level(
+        &mut self,
+        tables: &[TableWithJoins],
+        selection: Option<&Expr>,
+    ) -> Option<(Level<'schema>, TableName, &'schema Table)> {
+        let level = self.level(tables, selection);
+        let target = level.sources.first()?;
+        let found = target
+            .name
+            .clone()
+            .zip(target.table)
+            .filter(|(_, table)| is_plain_table(table));
+        let Some((name, table)) = found else {
+            self.runs_unknown_code();
+            return None;
+        };
+        self.touch(&level, 0, Mode::Exclusive);
+        let mode = self.read_mode();
+        (1..level.sources.len()).for_each(|index| self.touch(&level, index, mode));
+        Some((level, name, table))
+    }
+
+    /// SET of an UPDATE, or of ON CONFLICT DO UPDATE.
+    fn assignments(
+        &mut self,
+        name: &TableName,
+        table: &'schema Table,
+        assignments: &[Assignment],
+        level: Option<&Level<'schema>>,
+    ) {
+        let Some(columns) = assigned_columns(assignments) else {
+            return self.runs_unknown_code();
+        };
+        if let Some(key) = table.key_column()
+            && columns.iter().any(|column| column == key)
+        {
+            self.everything(Mode::Exclusive);
+        }
+        for assignment in assignments {
+            self.assigned_value(table, assignment);
+        }
+        let value = |deriver: &mut Self, column: &str| match column_value(assignments, column) {
+            Some(value) => deriver.inserted_values(table, column, std::iter::once(Some(value))),
+            None => kept_value(level, column),
+        };
+        self.constraints(name, table, &Change::Update(&columns), value);
+    }
+
+    fn assigned_value(&mut self, table: &Table, assignment: &Assignment) {
+        let AssignmentTarget::ColumnName(target) = &assignment.target else {
+            return;
+        };
+        let target = parts_of(target)
+            .and_then(|parts| parts.last().cloned())
+            .unwrap_or_default();
+        let Some(column) = table.column(&target) else { return };
+        if is_default(&assignment.value) {
+            self.evaluate_defaults(table, |column| column == target);
+        }
+        if column.kind == ColumnKind::Date {
+            self.date_value(&assignment.value);
+        }
+    }
+
+    /// `'now'` as the value of a date or time column (rule 4), as a literal or a parameter.
+    fn date_literals(&mut self, table: &Table, columns: &[String], source: &Query) {
+        let SetExpr::Values(values) = source.body.as_ref() else {
+            return;
+        };
+        for (position, column) in columns.iter().enumerate() {
+            let is_date = table
+                .column(column)
+                .is_some_and(|column| column.kind == ColumnKind::Date);
+            if is_date {
+                let cells = values.rows.iter().filter_map(|row| row.content.get(position));
+                cells.for_each(|value| self.date_value(value));
+            }
+        }
+    }
+
+    fn date_value(&mut self, value: &Expr) {
+        let Expr::Value(value) = value else { return };
+        match &value.value {
+            Value::SingleQuotedString(text) if is_clock_word(text) => self.refuse(clock_word_refusal()),
+            Value::Placeholder(name) => {
+                let number = name.strip_prefix('$').and_then(|digits| digits.parse::<u16>().ok());
+                let index = number.and_then(|number| number.checked_sub(1));
+                self.template.date_parameters.extend(index);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sums of floats depend on the order in which they are added (rule 20).
+    fn refuse_float_sums(&mut self, source: Option<&Query>) {
+        const SUMS: &[&str] = &[
+            "sum",
+            "avg",
+            "stddev",
+            "stddev_pop",
+            "stddev_samp",
+            "variance",
+            "var_pop",
+            "var_samp",
+        ];
+        let Some(query) = source else { return };
+        let SetExpr::Select(select) = query.body.as_ref() else {
+            return;
+        };
+        if !calls_any(query, SUMS) {
+            return;
+        }
+        let understood = self.relations_understood;
+        let level = self.level(&select.from, None);
+        self.relations_understood = understood;
+        let sums_floats = select.projection.iter().any(|item| match item {
+            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
+                calls_any(expr, SUMS) && names_float(expr, &level)
+            }
+            _ => false,
+        });
+        if sums_floats {
+            self.refuse(Refusal::new(
+                NONDETERMINISTIC,
+                20,
+                "a sum or average of floating-point values depends on the order in which they are added",
+                "Cast the values to numeric.",
+            ));
+        }
+    }
+}
+
+fn draw_refusal() -> Refusal {
+    Refusal::new(
+        NONDETERMINISTIC,
+        6,
+        "random values or sequence numbers for several rows depend on the order in which a server finds the rows",
+        "Select the rows ORDER BY their primary key, or write them one by one.",
+    )
+}
+
+pub(super) fn is_plain_table(table: &Table) -> bool {
+    table.kind == TableKind::Table && !table.runs_user_code && !table.row_security && !table.inheritance
+}
+
+fn is_plain_insert(insert: &Insert) -> bool {
+    insert.optimizer_hints.is_empty()
+        && insert.or.is_none()
+        && !insert.ignore
+        && !insert.overwrite
+        && insert.assignments.is_empty()
+        && insert.partitioned.is_none()
+        && insert.after_columns.is_empty()
+        && !insert.has_table_keyword
+        && insert.output.is_none()
+        && !insert.replace_into
+        && insert.priority.is_none()
+        && insert.insert_alias.is_none()
+        && insert.settings.is_none()
+        && insert.format_clause.is_none()
+        && !matches!(insert.on, Some(OnInsert::DuplicateKeyUpdate(_)))
+}
+
+/// The columns that an INSERT names, or all.
+fn insert_columns(insert: &Insert, table: &Table) -> Option<Vec<String>> {
+    if insert.columns.is_empty() {
+        return Some(table.columns.iter().map(|column| column.name.clone()).collect());
+    }
+    let names = insert.columns.iter().map(|name| match parts_of(name)?.as_slice() {
+        [only] => Some(only.clone()),
+        _ => None,
+    });
+    names.collect()
+}
+
+fn is_default(value: &Expr) -> bool {
+    matches!(value, Expr::Identifier(name) if name.quote_style.is_none() && name_of(name) == "default")
+}
+
+/// Whether a column may get its default in some row.
+fn may_be_default(column: &str, columns: &[String], source: Option<&Query>) -> bool {
+    let Some(position) = columns.iter().position(|name| name == column) else {
+        return true;
+    };
+    match source.map(|query| query.body.as_ref()) {
+        Some(SetExpr::Values(values)) => values
+            .rows
+            .iter()
+            .any(|row| row.content.get(position).is_none_or(is_default)),
+        // Without a list of columns, fewer select items leave the rest to defaults.
+        Some(SetExpr::Select(select)) => {
+            let items = &select.projection;
+            let all_plain = items
+                .iter()
+                .all(|item| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. }));
+            all_plain && position >= items.len()
+        }
+        Some(_) => false,
+        None => true,
+    }
+}
+
+fn assigned_columns(assignments: &[Assignment]) -> Option<Vec<String>> {
+    let mut columns = Vec::new();
+    for assignment in assignments {
+        let names = match &assignment.target {
+            AssignmentTarget::ColumnName(name) => std::slice::from_ref(name),
+            AssignmentTarget::Tuple(names) => names,
+        };
+        for name in names {
+            // `SET composite.field` has two parts: the column is the first.
+            columns.push(parts_of(name)?.first()?.clone());
+        }
+    }
+    Some(columns)
+}
+
+fn column_value<'tree>(assignments: &'tree [Assignment], column: &str) -> Option<&'tree Expr> {
+    let mut found = assignments.iter().filter(|assignment| match &assignment.target {
+        AssignmentTarget::ColumnName(name) => {
+            parts_of(name).is_some_and(|parts| matches!(parts.as_slice(), [only] if only == column))
+        }
+        AssignmentTarget::Tuple(_) => false,
+    });
+    found.next().map(|assignment| &assignment.value)
+}
+
+/// The value that the conditions hold constant in a column that is not assigned.
+fn kept_value(level: Option<&Level<'_>>, column: &str) -> Inserted {
+    let column = ColumnOf {
+        source: 0,
+        column: column.to_owned(),
+    };
+    let values = level.and_then(|level| level.values(&column));
+    values.map_or(Inserted::Unknown, |values| Inserted::Known(values.to_vec()))
+}
+
+/// Whether the conditions name at most one row of the target.
+fn names_one_row(level: &Level<'_>, table: &Table) -> bool {
+    let Some(primary_key) = table.primary_key() else {
+        return false;
+    };
+    primary_key.iter().all(|column| {
+        let column = ColumnOf {
+            source: 0,
+            column: (*column).to_owned(),
+        };
+        level.values(&column).is_some_and(|values| values.len() == 1)
+    })
+}
+
+/// Whether one of these functions is called anywhere in a tree.
+fn calls_any(tree: &impl Visit, names: &[&str]) -> bool {
+    struct Calls<'names>(&'names [&'names str]);
+    impl Visitor for Calls<'_> {
+        type Break = ();
+        fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+            match expression {
+                Expr::Function(function) if self.0.contains(&last_name(function).as_str()) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    tree.visit(&mut Calls(names)).is_break()
+}
+
+/// Whether a float column is named anywhere in an expression.
+fn names_float(expression: &Expr, level: &Level<'_>) -> bool {
+    struct Floats<'level, 'schema>(&'level Level<'schema>);
+    impl Visitor for Floats<'_, '_> {
+        type Break = ();
+        fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+            let column = self.0.resolve(expression);
+            let table = column
+                .as_ref()
+                .and_then(|column| self.0.sources.get(column.source)?.table);
+            let kind = column
+                .and_then(|column| table?.column(&column.column))
+                .map(|column| column.kind);
+            match kind {
+                Some(ColumnKind::Float) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    expression.visit(&mut Floats(level)).is_break()
+}

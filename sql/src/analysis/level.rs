@@ -1,0 +1,351 @@
+//! One query level: its tables, and what its conditions say about their columns.
+
+use sqlparser::ast::{
+    BinaryOperator, CastKind, DataType, Expr, Ident, Join, JoinConstraint, JoinOperator, ObjectName, TableAlias,
+    UnaryOperator, Value,
+};
+
+use super::template::{KeyKind, KeySource, text_value};
+use crate::footprint::PartitionValue;
+use crate::lexer::fold;
+use crate::schema::{ColumnKind, Table, TableName};
+
+/// More conditions of one level are not followed.
+const CONDITIONS_MAX: usize = 256;
+/// More LEFT JOINs of one level are not followed.
+const LEFT_JOINS_MAX: usize = 16;
+/// A list of more values names everything.
+pub(super) const KEYS_MAX: usize = 1024;
+
+/// A table of the FROM list, or the target of a write.
+pub(super) struct Source<'schema> {
+    /// The name by which its columns are qualified.
+    pub(super) alias: String,
+    pub(super) name: Option<TableName>,
+    /// What the catalog knows; `None` for subqueries, functions and unknown tables.
+    pub(super) table: Option<&'schema Table>,
+}
+
+/// A column of a source, by the source's index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ColumnOf {
+    pub(super) source: usize,
+    pub(super) column: String,
+}
+
+/// The sources of a level, and the equalities that every row which matters satisfies.
+#[derive(Default)]
+pub(super) struct Level<'schema> {
+    pub(super) sources: Vec<Source<'schema>>,
+    constants: Vec<(ColumnOf, Vec<KeySource>)>,
+    links: Vec<(ColumnOf, ColumnOf)>,
+    left_joins: Vec<LeftJoin>,
+    uses: ParameterUses,
+}
+
+/// What holds for the rows of the right side of a LEFT JOIN that matter.
+struct LeftJoin {
+    joined: usize,
+    constants: Vec<(ColumnOf, Vec<KeySource>)>,
+    links: Vec<(ColumnOf, ColumnOf)>,
+}
+
+/// How often each parameter is used in the statement.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ParameterUses(pub(super) std::rc::Rc<Vec<u16>>);
+
+impl ParameterUses {
+    fn is_only_use(&self, index: u16) -> bool {
+        self.0.get(usize::from(index)) == Some(&1)
+    }
+}
+
+/// The folded name of an identifier.
+pub(super) fn name_of(ident: &Ident) -> String {
+    match ident.quote_style {
+        Some(_) => ident.value.clone(),
+        None => fold(&ident.value).into_owned(),
+    }
+}
+
+/// The parts of a name, folded; `None` when one is no identifier.
+pub(super) fn parts_of(name: &ObjectName) -> Option<Vec<String>> {
+    name.0.iter().map(|part| part.as_ident().map(name_of)).collect()
+}
+
+/// The name of an alias that renames no columns.
+pub(super) fn plain_alias(alias: Option<&TableAlias>) -> Result<Option<String>, ()> {
+    match alias {
+        None => Ok(None),
+        Some(alias) if alias.columns.is_empty() && alias.at.is_none() => Ok(Some(name_of(&alias.name))),
+        Some(_) => Err(()),
+    }
+}
+
+impl<'schema> Level<'schema> {
+    pub(super) fn new(uses: ParameterUses) -> Self {
+        Self {
+            uses,
+            ..Self::default()
+        }
+    }
+
+    /// Adds what a condition says when it must be true.
+    pub(super) fn require(&mut self, condition: &Expr) {
+        match condition {
+            Expr::Nested(inner) => self.require(inner),
+            Expr::BinaryOp {
+                left,
+                op: BinaryOperator::And,
+                right,
+            } => {
+                self.require(left);
+                self.require(right);
+            }
+            Expr::BinaryOp {
+                left,
+                op: BinaryOperator::Eq,
+                right,
+            } => self.equal(left, right),
+            Expr::InList {
+                expr,
+                list,
+                negated: false,
+            } => self.one_of(expr, list),
+            Expr::AnyOp {
+                left,
+                compare_op: BinaryOperator::Eq,
+                right,
+                ..
+            } => {
+                if let Expr::Array(array) = right.as_ref() {
+                    self.one_of(left, &array.elem);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a join is inner (else LEFT), and its condition; `None` for joins of which the condition cannot be used.
+    pub(super) fn join_condition(join: &Join) -> Option<(bool, Option<&Expr>)> {
+        let (is_inner, constraint) = match &join.join_operator {
+            JoinOperator::Join(constraint) | JoinOperator::Inner(constraint) | JoinOperator::CrossJoin(constraint) => {
+                (true, constraint)
+            }
+            JoinOperator::Left(constraint) | JoinOperator::LeftOuter(constraint) => (false, constraint),
+            _ => return None,
+        };
+        match constraint {
+            JoinConstraint::On(condition) => Some((is_inner, Some(condition))),
+            JoinConstraint::None => Some((is_inner, None)),
+            // Their equalities are not used; conditions elsewhere are.
+            JoinConstraint::Using(_) | JoinConstraint::Natural => Some((is_inner, None)),
+        }
+    }
+
+    /// Adds what the condition of a LEFT JOIN says about its right side: only those rows of it matter.
+    pub(super) fn add_left_join(&mut self, joined: usize, condition: &Expr) {
+        let (constants, links) = (self.constants.clone(), self.links.clone());
+        self.require(condition);
+        let extended = LeftJoin {
+            joined,
+            constants: std::mem::replace(&mut self.constants, constants),
+            links: std::mem::replace(&mut self.links, links),
+        };
+        if self.left_joins.len() < LEFT_JOINS_MAX {
+            self.left_joins.push(extended);
+        }
+    }
+
+    fn equal(&mut self, left: &Expr, right: &Expr) {
+        if let (Expr::Tuple(left), Expr::Tuple(right)) = (left, right) {
+            if left.len() == right.len() {
+                left.iter().zip(right).for_each(|(left, right)| self.equal(left, right));
+            }
+            return;
+        }
+        match (self.resolve(left), self.resolve(right)) {
+            (Some(left), Some(right)) if self.links.len() < CONDITIONS_MAX => self.links.push((left, right)),
+            (Some(_), Some(_)) => {}
+            (Some(column), None) => self.constant(column, std::slice::from_ref(right)),
+            (None, Some(column)) => self.constant(column, std::slice::from_ref(left)),
+            (None, None) => {}
+        }
+    }
+
+    fn one_of(&mut self, expression: &Expr, list: &[Expr]) {
+        if let Expr::Tuple(columns) = expression {
+            for (index, column) in columns.iter().enumerate() {
+                let of_row = |row: &Expr| match row {
+                    Expr::Tuple(values) if values.len() == columns.len() => values.get(index).cloned(),
+                    _ => None,
+                };
+                if let Some(values) = list.iter().map(of_row).collect::<Option<Vec<_>>>() {
+                    self.one_of(column, &values);
+                }
+            }
+        } else if let Some(column) = self.resolve(expression) {
+            self.constant(column, list);
+        }
+    }
+
+    fn constant(&mut self, column: ColumnOf, values: &[Expr]) {
+        let Some(kind) = self.kind(&column) else { return };
+        if values.len() > KEYS_MAX || self.constants.len() >= CONDITIONS_MAX {
+            return;
+        }
+        if let Some(sources) = values.iter().map(|value| self.source_of(value, kind)).collect() {
+            self.constants.push((column, sources));
+        }
+    }
+
+    /// Where a value that is known before the statement runs comes from.
+    pub(super) fn source_of(&self, value: &Expr, kind: KeyKind) -> Option<KeySource> {
+        constant_source(value, kind, &self.uses)
+    }
+
+    /// The column of this level that an expression names.
+    pub(super) fn resolve(&self, expression: &Expr) -> Option<ColumnOf> {
+        match expression {
+            Expr::Nested(inner) => self.resolve(inner),
+            Expr::Identifier(column) => {
+                let column = name_of(column);
+                let has = |source: &&Source<'_>| source.table.is_some_and(|table| table.column(&column).is_some());
+                self.only(|source| has(&source)).map(|source| ColumnOf {
+                    source,
+                    column: column.clone(),
+                })
+            }
+            Expr::CompoundIdentifier(parts) => {
+                let [alias, column] = parts.as_slice() else { return None };
+                let (alias, column) = (name_of(alias), name_of(column));
+                let source = self.only(|source| source.alias == alias)?;
+                Some(ColumnOf { source, column })
+            }
+            _ => None,
+        }
+    }
+
+    /// The index of the only source for which this holds.
+    fn only(&self, holds: impl Fn(&Source<'_>) -> bool) -> Option<usize> {
+        let mut found = self.sources.iter().enumerate().filter(|(_, source)| holds(source));
+        let (first, _) = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
+    /// The kind of a column, when values of it can be followed.
+    fn kind(&self, column: &ColumnOf) -> Option<KeyKind> {
+        let table = self.sources.get(column.source)?.table?;
+        match table.column(&column.column)?.kind {
+            ColumnKind::Integer => Some(KeyKind::Integer),
+            ColumnKind::Text => Some(KeyKind::Text),
+            _ => None,
+        }
+    }
+
+    /// The values that a column must have, directly or through equal columns.
+    pub(super) fn values(&self, column: &ColumnOf) -> Option<&[KeySource]> {
+        let mut joins = self.left_joins.iter().filter(|join| join.joined == column.source);
+        self.follow(column, &self.constants, &self.links)
+            .or_else(|| joins.find_map(|join| self.follow(column, &join.constants, &join.links)))
+    }
+
+    fn follow<'level>(
+        &self,
+        column: &ColumnOf,
+        constants: &'level [(ColumnOf, Vec<KeySource>)],
+        links: &[(ColumnOf, ColumnOf)],
+    ) -> Option<&'level [KeySource]> {
+        let kind = self.kind(column)?;
+        let mut reached = vec![column.clone()];
+        let mut next = 0;
+        while let Some(at) = reached.get(next).cloned() {
+            if let Some((_, values)) = constants.iter().find(|(of, _)| *of == at) {
+                return Some(values);
+            }
+            for (left, right) in links {
+                let other = match (*left == at, *right == at) {
+                    (true, _) => right,
+                    (_, true) => left,
+                    _ => continue,
+                };
+                if self.kind(other) == Some(kind) && !reached.contains(other) {
+                    reached.push(other.clone());
+                }
+            }
+            next += 1;
+        }
+        None
+    }
+}
+
+/// Where a value comes from: a literal or a parameter, perhaps cast to the kind of the column.
+fn constant_source(value: &Expr, kind: KeyKind, uses: &ParameterUses) -> Option<KeySource> {
+    match value {
+        Expr::Nested(inner) => constant_source(inner, kind, uses),
+        Expr::Value(value) => literal(&value.value, kind, uses),
+        Expr::UnaryOp {
+            op: UnaryOperator::Minus,
+            expr,
+        } => match expr.as_ref() {
+            Expr::Value(value) => match &value.value {
+                Value::Number(digits, _) if kind == KeyKind::Integer => integer(&format!("-{digits}")),
+                _ => None,
+            },
+            _ => None,
+        },
+        Expr::Cast {
+            kind: CastKind::Cast | CastKind::DoubleColon,
+            expr,
+            data_type,
+            format: None,
+        } if casts_to(data_type, kind) => match constant_source(expr, kind, uses)? {
+            KeySource::Parameter { index, only_use, .. } => Some(KeySource::Parameter {
+                index,
+                only_use,
+                cast: true,
+            }),
+            other => Some(other),
+        },
+        _ => None,
+    }
+}
+
+fn literal(value: &Value, kind: KeyKind, uses: &ParameterUses) -> Option<KeySource> {
+    match (value, kind) {
+        (Value::Null, _) => Some(KeySource::Null),
+        (Value::Number(digits, _), KeyKind::Integer) => integer(digits),
+        (Value::SingleQuotedString(text), KeyKind::Integer) => integer(text),
+        (Value::SingleQuotedString(text), KeyKind::Text) => text_value(text).map(KeySource::Value),
+        (Value::Placeholder(name), _) => {
+            let index = name.strip_prefix('$')?.parse::<u16>().ok()?.checked_sub(1)?;
+            Some(KeySource::Parameter {
+                index,
+                only_use: uses.is_only_use(index),
+                cast: false,
+            })
+        }
+        _ => None,
+    }
+}
+
+fn integer(digits: &str) -> Option<KeySource> {
+    let number = digits.parse().ok()?;
+    Some(KeySource::Value(PartitionValue::Integer(number)))
+}
+
+fn casts_to(data_type: &DataType, kind: KeyKind) -> bool {
+    match kind {
+        KeyKind::Integer => matches!(
+            data_type,
+            DataType::SmallInt(None)
+                | DataType::Int2(None)
+                | DataType::Int(None)
+                | DataType::Int4(None)
+                | DataType::Integer(None)
+                | DataType::BigInt(None)
+                | DataType::Int8(None)
+        ),
+        KeyKind::Text => matches!(data_type, DataType::Text | DataType::Varchar(None)),
+    }
+}

@@ -1,0 +1,147 @@
+//! From our tokens to the parser's syntax tree.
+//!
+//! The parser never sees the text: so it cannot read a string, a comment or an operator differently from Postgres.
+//! The tree is used to find what is touched, and never to make text that runs.
+
+use sqlparser::ast::Statement;
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::parser::Parser;
+use sqlparser::tokenizer::Token as Parsed;
+
+use crate::lexer::{Token, TokenKind};
+use crate::words::Words;
+
+/// Deeper nesting is not parsed.
+const DEPTH_MAX: usize = 40;
+/// More tokens are not parsed.
+const TOKENS_MAX: usize = 50_000;
+
+/// Words that Postgres reads as operators or clauses, and the parser as names.
+const MISREAD: [&str; 2] = ["isnull", "notnull"];
+
+/// The tree of one statement; `None` when the parser cannot read it, or is known to misread it.
+pub(super) fn parse(words: Words<'_>) -> Option<Statement> {
+    if words.rest().len() > TOKENS_MAX || words.contains_any(&MISREAD) {
+        return None;
+    }
+    let tokens = convert(words)?;
+    let mut parser = Parser::new(&PostgreSqlDialect {})
+        .with_recursion_limit(DEPTH_MAX)
+        .with_tokens(tokens);
+    let mut statements = parser.parse_statements().ok()?;
+    let only = statements.pop()?;
+    statements.is_empty().then_some(only)
+}
+
+fn convert(mut words: Words<'_>) -> Option<Vec<Parsed>> {
+    let mut tokens = Vec::with_capacity(2 * words.rest().len());
+    while let Some(token) = words.peek() {
+        if normalise(&mut words, &mut tokens) {
+            continue;
+        }
+        tokens.push(token_of(token, words.text)?);
+        words.skip();
+    }
+    Some(tokens)
+}
+
+/// Clauses that the parser does not know, as others that touch the same.
+fn normalise(words: &mut Words<'_>, tokens: &mut Vec<Parsed>) -> bool {
+    let replacement: &[&str] = if words.accept_all(&["for", "no", "key", "update"]) {
+        &["FOR", "UPDATE"]
+    } else if words.accept_all(&["for", "key", "share"]) {
+        &["FOR", "SHARE"]
+    } else if words.accept_all(&["overriding", "system", "value"]) || words.accept_all(&["overriding", "user", "value"])
+    {
+        &[]
+    } else if words.accept_all(&["update", "only"]) {
+        &["UPDATE"]
+    } else if words.accept_all(&["from", "only"]) {
+        &["FROM"]
+    } else if words.accept_all(&["join", "only"]) {
+        &["JOIN"]
+    } else {
+        return false;
+    };
+    tokens.extend(replacement.iter().map(|word| Parsed::make_word(word, None)));
+    true
+}
+
+fn token_of(token: &Token, text: &str) -> Option<Parsed> {
+    let source = token.source(text);
+    Some(match token.kind {
+        TokenKind::Word => Parsed::make_word(source, None),
+        TokenKind::QuotedIdentifier => Parsed::make_word(&token.identifier(text)?, Some('"')),
+        TokenKind::String => Parsed::SingleQuotedString(token.string_value(text)?.into_owned()),
+        // The value does not matter: no key is taken from it.
+        TokenKind::EscapeString | TokenKind::OtherString => Parsed::EscapedStringLiteral(String::new()),
+        TokenKind::DollarString(_) => Parsed::EscapedStringLiteral(String::new()),
+        TokenKind::Number => Parsed::Number(source.to_owned(), false),
+        TokenKind::Parameter => Parsed::Placeholder(source.to_owned()),
+        TokenKind::Punctuation(byte) => punctuation(byte),
+        TokenKind::Operator => operator(source)?,
+        TokenKind::UnicodeIdentifier => return None,
+    })
+}
+
+fn punctuation(byte: u8) -> Parsed {
+    match byte {
+        b'(' => Parsed::LParen,
+        b')' => Parsed::RParen,
+        b'[' => Parsed::LBracket,
+        b']' => Parsed::RBracket,
+        b',' => Parsed::Comma,
+        b';' => Parsed::SemiColon,
+        b':' => Parsed::Colon,
+        _ => Parsed::Period,
+    }
+}
+
+fn operator(source: &str) -> Option<Parsed> {
+    Some(match source {
+        "=" => Parsed::Eq,
+        "<>" | "!=" => Parsed::Neq,
+        "<" => Parsed::Lt,
+        ">" => Parsed::Gt,
+        "<=" => Parsed::LtEq,
+        ">=" => Parsed::GtEq,
+        "+" => Parsed::Plus,
+        "-" => Parsed::Minus,
+        "*" => Parsed::Mul,
+        "/" => Parsed::Div,
+        "%" => Parsed::Mod,
+        "||" => Parsed::StringConcat,
+        "::" => Parsed::DoubleColon,
+        ":=" => Parsed::Assignment,
+        "=>" => Parsed::RArrow,
+        "^" => Parsed::Caret,
+        "&" => Parsed::Ampersand,
+        "|" => Parsed::Pipe,
+        "#" => Parsed::Sharp,
+        "~" => Parsed::Tilde,
+        "~*" => Parsed::TildeAsterisk,
+        "!~" => Parsed::ExclamationMarkTilde,
+        "!~*" => Parsed::ExclamationMarkTildeAsterisk,
+        "~~" => Parsed::DoubleTilde,
+        "~~*" => Parsed::DoubleTildeAsterisk,
+        "!~~" => Parsed::ExclamationMarkDoubleTilde,
+        "!~~*" => Parsed::ExclamationMarkDoubleTildeAsterisk,
+        "<<" => Parsed::ShiftLeft,
+        ">>" => Parsed::ShiftRight,
+        "&&" => Parsed::Overlap,
+        "@" => Parsed::AtSign,
+        "->" => Parsed::Arrow,
+        "->>" => Parsed::LongArrow,
+        "#>" => Parsed::HashArrow,
+        "#>>" => Parsed::HashLongArrow,
+        "@>" => Parsed::AtArrow,
+        "<@" => Parsed::ArrowAt,
+        "#-" => Parsed::HashMinus,
+        "@?" => Parsed::AtQuestion,
+        "@@" => Parsed::AtAt,
+        "?" => Parsed::Question,
+        "?&" => Parsed::QuestionAnd,
+        "?|" => Parsed::QuestionPipe,
+        _ => return None,
+    })
+}

@@ -1,0 +1,237 @@
+//! The analysis of a text: its statements, each by its keywords, its tokens and its syntax tree.
+
+use std::sync::Arc;
+
+use super::derive::{Derived, derive, derive_copy};
+use super::template::Template;
+use super::{PARSED_BYTES_MAX, STATEMENTS_MAX, StatementAnalysis, TEXT_BYTES_MAX, TextAnalysis};
+use crate::classify::{Plan, Sketch, classify, split};
+use crate::determinism::{self, Findings, Purpose, Splice};
+use crate::footprint::Mode;
+use crate::functions;
+use crate::lexer::{LexicalError, Token, tokenize};
+use crate::refusal::{NONDETERMINISTIC, PROGRAM_LIMIT_EXCEEDED, Refusal, SYNTAX_ERROR};
+use crate::schema::{CATALOG_QUERY, Schema};
+use crate::statement::{Cursor, StatementClass};
+use crate::words::Words;
+
+pub(super) fn analyse_text(schema: &Schema, text: &str) -> TextAnalysis {
+    if text.len() > TEXT_BYTES_MAX {
+        return refused_text(text, too_large());
+    }
+    if text == CATALOG_QUERY {
+        return catalog_query();
+    }
+    let tokens = match tokenize(text) {
+        Ok(tokens) => tokens,
+        Err(error) => return refused_text(text, unreadable(text, error)),
+    };
+    let ranges = split(text, &tokens);
+    if ranges.len() > STATEMENTS_MAX {
+        return refused_text(text, too_large());
+    }
+    let mut statements = Vec::with_capacity(ranges.len().max(1));
+    let mut splices = Vec::new();
+    for range in ranges {
+        let tokens = tokens.get(range).unwrap_or_default();
+        statements.push(analyse_statement(schema, text, tokens, &mut splices));
+    }
+    if statements.is_empty() {
+        statements.push(empty(text));
+    }
+    let executable = (!splices.is_empty()).then(|| determinism::apply(text, 0..text.len(), &splices));
+    TextAnalysis {
+        statements,
+        text: Arc::from(text),
+        executable,
+    }
+}
+
+/// Our own query of the catalog is written with shapes that no application's statement is allowed; it only reads.
+fn catalog_query() -> TextAnalysis {
+    let statement = StatementAnalysis {
+        class: StatementClass::Read,
+        template: Template::everything(Mode::Shared),
+        ..empty(CATALOG_QUERY)
+    };
+    TextAnalysis {
+        statements: vec![statement],
+        text: Arc::from(CATALOG_QUERY),
+        executable: None,
+    }
+}
+
+fn empty(text: &str) -> StatementAnalysis {
+    StatementAnalysis {
+        range: 0..text.len(),
+        class: StatementClass::Empty,
+        executable: text.to_owned(),
+        needs_clock: false,
+        needs_transaction: false,
+        template: Template::default(),
+    }
+}
+
+fn refused_text(text: &str, refusal: Refusal) -> TextAnalysis {
+    let kept = if text.len() > TEXT_BYTES_MAX { "" } else { text };
+    let statement = StatementAnalysis {
+        class: StatementClass::Refused(refusal),
+        ..empty(kept)
+    };
+    TextAnalysis {
+        statements: vec![statement],
+        text: Arc::from(kept),
+        executable: None,
+    }
+}
+
+fn too_large() -> Refusal {
+    Refusal::new(
+        PROGRAM_LIMIT_EXCEEDED,
+        0,
+        "the text of the query is too large",
+        "Send it in several queries, or the data with COPY.",
+    )
+}
+
+fn unreadable(text: &str, error: LexicalError) -> Refusal {
+    let near: String = text.get(error.at..).unwrap_or_default().chars().take(40).collect();
+    let message = format!("{} at or near \"{near}\"", error.message);
+    Refusal::new(SYNTAX_ERROR, 0, message, "Close what was opened.")
+}
+
+fn analyse_statement(schema: &Schema, text: &str, tokens: &[Token], splices: &mut Vec<Splice>) -> StatementAnalysis {
+    let words = Words::new(text, tokens);
+    let range = match (tokens.first(), tokens.last()) {
+        (Some(first), Some(last)) => first.start..last.end,
+        _ => 0..0,
+    };
+    let sketch = classify(words);
+    let findings = determinism::inspect(text, tokens, purpose(&sketch, words));
+    let is_parsed = range.len() <= PARSED_BYTES_MAX;
+    let derived = resolve(schema, sketch, words, &findings, is_parsed);
+    let executable = determinism::apply(text, range.clone(), &findings.splices);
+    let class = match derived.refusal.or(findings.refusal) {
+        Some(refusal) if !matches!(derived.class, StatementClass::Refused(_)) => StatementClass::Refused(refusal),
+        _ => derived.class,
+    };
+    splices.extend(findings.splices);
+    StatementAnalysis {
+        range,
+        class,
+        executable,
+        needs_clock: derived.needs_clock || findings.needs_clock,
+        needs_transaction: derived.needs_transaction,
+        template: derived.template,
+    }
+}
+
+/// What the statement does, as far as the rules of determinism differ.
+fn purpose(sketch: &Sketch<'_>, words: Words<'_>) -> Purpose {
+    let modifies = words.contains_any(&["insert", "update", "delete", "merge"]);
+    match &sketch.class {
+        _ if words.keyword().as_deref() == Some("do") => Purpose::Definition,
+        StatementClass::Ddl => Purpose::Definition,
+        StatementClass::Write | StatementClass::CopyFrom => Purpose::Write,
+        StatementClass::Prepare { .. } if modifies => Purpose::Write,
+        _ => Purpose::Read,
+    }
+}
+
+/// The final class and the template.
+fn resolve(schema: &Schema, sketch: Sketch<'_>, words: Words<'_>, findings: &Findings, is_parsed: bool) -> Derived {
+    let class = sketch.class;
+    let of = |class: StatementClass, template: Template, needs_clock: bool| Derived {
+        class,
+        template,
+        needs_clock,
+        needs_transaction: false,
+        refusal: None,
+    };
+    match sketch.plan {
+        Plan::Nothing => of(class, Template::default(), false),
+        Plan::Everything(mode) => {
+            let needs_clock = !matches!(class, StatementClass::Maintenance { .. } | StatementClass::Read);
+            let refusal = (class == StatementClass::Ddl).then(|| drawn_rows(words)).flatten();
+            Derived {
+                refusal,
+                ..of(class, Template::everything(mode), needs_clock)
+            }
+        }
+        Plan::Copy(table, mode) => derive_copy(schema, table, mode, class),
+        // A refused statement needs no footprint.
+        Plan::Query(_) if findings.refusal.is_some() => of(class, Template::everything(Mode::Exclusive), true),
+        Plan::Query(_) if !is_parsed => {
+            let mode = if class == StatementClass::Read {
+                Mode::Shared
+            } else {
+                Mode::Exclusive
+            };
+            of(class, Template::everything(mode), true)
+        }
+        Plan::Query(inner) => {
+            let derived = derive(schema, inner, statement_class(&class));
+            let keeps_class = match class {
+                StatementClass::Cursor(Cursor::Declare { .. }) => true,
+                StatementClass::CopyTo => derived.class == StatementClass::Read,
+                _ => false,
+            };
+            match keeps_class {
+                true => Derived { class, ..derived },
+                false => derived,
+            }
+        }
+    }
+}
+
+/// The class of a query inside of DECLARE or COPY.
+fn statement_class(class: &StatementClass) -> StatementClass {
+    match class {
+        StatementClass::Cursor(_) | StatementClass::CopyTo => StatementClass::Read,
+        other => other.clone(),
+    }
+}
+
+/// DDL that gives each row of a table a random value or a number, in the order in which the server finds them.
+fn drawn_rows(words: Words<'_>) -> Option<Refusal> {
+    let mut ahead = words;
+    let first = ahead.keyword()?;
+    ahead.skip();
+    let fills = match first.as_ref() {
+        "create" => {
+            ahead.accept("materialized");
+            ahead.accept_one(&["table", "view"]) && ahead.contains_any(&["select"]) && !is_view(words)
+        }
+        "alter" => ahead.accept("table") && ahead.contains_any(&["add"]) && !ahead.contains_any(&["constraint"]),
+        "select" | "with" => true,
+        _ => false,
+    };
+    let numbers = ["serial", "bigserial", "smallserial", "identity"];
+    let draws = words.contains_any(functions::PER_CALL)
+        || (first == "alter" && ahead.contains_any(&numbers) && !ahead.contains_any(&["alter"]));
+    (fills && draws).then(|| {
+        Refusal::new(
+            NONDETERMINISTIC,
+            8,
+            "rows of a table would get random values or numbers in the order in which each server stores them",
+            "Create the column or table without them, fill it by UPDATE or INSERT in key order, then set the default.",
+        )
+    })
+}
+
+fn is_view(words: Words<'_>) -> bool {
+    words.contains_any(&["view"]) && !words.contains_any(&["materialized"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalog_query_is_a_read_of_everything() {
+        let analysis = analyse_text(&Schema::empty(), CATALOG_QUERY);
+        assert_eq!(analysis.statements.len(), 1);
+        assert_eq!(analysis.statements[0].class, StatementClass::Read);
+        assert_eq!(analysis.statements[0].executable, CATALOG_QUERY);
+    }
+}

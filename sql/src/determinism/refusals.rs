@@ -1,0 +1,287 @@
+//! What cannot be made deterministic, by its tokens.
+
+use super::{Pass, Purpose};
+use crate::functions;
+use crate::lexer::TokenKind;
+use crate::refusal::{FEATURE_NOT_SUPPORTED, INSUFFICIENT_PRIVILEGE, NONDETERMINISTIC, NOT_SUPPORTED, Refusal};
+
+/// Functions of schema `cloudbft` that applications may call.
+const OWN_FUNCTIONS: [&str; 15] = [
+    "now",
+    "transaction_timestamp",
+    "statement_timestamp",
+    "clock_timestamp",
+    "timeofday",
+    "current_timestamp",
+    "current_date",
+    "current_time",
+    "localtime",
+    "localtimestamp",
+    "age",
+    "random",
+    "gen_random_uuid",
+    "uuid_generate_v4",
+    "moment",
+];
+
+/// The refusal of what stands at the present token.
+pub(super) fn refusal(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
+    let token = pass.token(0)?;
+    if !matches!(token.kind, TokenKind::Word | TokenKind::QuotedIdentifier) {
+        return None;
+    }
+    if let Some(name) = pass.calls() {
+        return called(&name, purpose);
+    }
+    word(pass, purpose)
+}
+
+fn called(name: &str, purpose: Purpose) -> Option<Refusal> {
+    if purpose != Purpose::Read {
+        if functions::is_local_fact(name) {
+            return Some(local_fact(name));
+        }
+        if name.starts_with("pg_sleep") {
+            return Some(Refusal::new(
+                FEATURE_NOT_SUPPORTED,
+                49,
+                format!("{name}() is not supported in a statement that writes: all others would wait"),
+                "Sleep in the application.",
+            ));
+        }
+    }
+    transaction_ids(name)
+        .or_else(|| random_source(name))
+        .or_else(|| outside(name))
+        .or_else(|| session_bound(name))
+}
+
+fn local_fact(name: &str) -> Refusal {
+    Refusal::new(
+        FEATURE_NOT_SUPPORTED,
+        32,
+        format!("{name}() tells a fact of one server: a statement that writes cannot use it"),
+        "Read it first, and send its value as a parameter.",
+    )
+}
+
+fn transaction_ids(name: &str) -> Option<Refusal> {
+    const NAMES: [&str; 12] = [
+        "txid_current",
+        "txid_current_if_assigned",
+        "txid_current_snapshot",
+        "txid_status",
+        "txid_snapshot_xmin",
+        "txid_snapshot_xmax",
+        "pg_current_xact_id",
+        "pg_current_xact_id_if_assigned",
+        "pg_current_snapshot",
+        "pg_xact_status",
+        "pg_export_snapshot",
+        "pg_last_committed_xact",
+    ];
+    NAMES.contains(&name).then(|| {
+        Refusal::new(
+            FEATURE_NOT_SUPPORTED,
+            11,
+            format!("{name}() reads a counter that each server counts for itself"),
+            "Use a sequence or a version column.",
+        )
+    })
+}
+
+fn random_source(name: &str) -> Option<Refusal> {
+    const NAMES: [&str; 12] = [
+        "setseed",
+        "random_normal",
+        "uuidv4",
+        "uuidv7",
+        "uuid_generate_v1",
+        "uuid_generate_v1mc",
+        "gen_random_bytes",
+        "gen_salt",
+        "pgp_sym_encrypt",
+        "pgp_sym_encrypt_bytea",
+        "pgp_pub_encrypt",
+        "pgp_pub_encrypt_bytea",
+    ];
+    let rule = if matches!(name, "setseed" | "random_normal") {
+        6
+    } else {
+        7
+    };
+    NAMES.contains(&name).then(|| {
+        Refusal::new(
+            NONDETERMINISTIC,
+            rule,
+            format!("{name}() draws from each server's own random source"),
+            "Use random() or gen_random_uuid(), or send the value as a parameter.",
+        )
+    })
+}
+
+fn outside(name: &str) -> Option<Refusal> {
+    const NAMES: [&str; 38] = [
+        "pg_read_file",
+        "pg_read_binary_file",
+        "pg_read_file_old",
+        "pg_stat_file",
+        "pg_ls_dir",
+        "pg_ls_logdir",
+        "pg_ls_waldir",
+        "pg_ls_tmpdir",
+        "pg_ls_archive_statusdir",
+        "pg_ls_logicalmapdir",
+        "pg_ls_logicalsnapdir",
+        "pg_ls_replslotdir",
+        "pg_file_write",
+        "pg_file_sync",
+        "pg_file_rename",
+        "pg_file_unlink",
+        "pg_terminate_backend",
+        "pg_cancel_backend",
+        "pg_reload_conf",
+        "pg_rotate_logfile",
+        "pg_rotate_logfile_old",
+        "pg_promote",
+        "pg_switch_wal",
+        "pg_create_restore_point",
+        "pg_backup_start",
+        "pg_backup_stop",
+        "pg_wal_replay_pause",
+        "pg_wal_replay_resume",
+        "pg_logical_emit_message",
+        "pg_import_system_collations",
+        "pg_nextoid",
+        "pg_log_backend_memory_contexts",
+        "pg_extension_config_dump",
+        "pg_stop_making_pinned_objects",
+        "currtid2",
+        "pg_stat_reset",
+        "pg_stat_reset_shared",
+        "http_get",
+    ];
+    const PREFIXES: [&str; 8] = [
+        "dblink",
+        "binary_upgrade_",
+        "pg_replication_",
+        "pg_create_logical_",
+        "pg_create_physical_",
+        "pg_copy_",
+        "pg_drop_replication_",
+        "pg_logical_slot_",
+    ];
+    let is_outside = NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    is_outside.then(|| {
+        Refusal::new(
+            INSUFFICIENT_PRIVILEGE,
+            45,
+            format!("{name}() reaches outside the database, where servers differ"),
+            "Connect to one database node for its administration.",
+        )
+    })
+}
+
+fn session_bound(name: &str) -> Option<Refusal> {
+    const LARGE_OBJECTS: [&str; 20] = [
+        "lo_close",
+        "lo_creat",
+        "lo_create",
+        "lo_export",
+        "lo_from_bytea",
+        "lo_get",
+        "lo_import",
+        "lo_lseek",
+        "lo_lseek64",
+        "lo_open",
+        "lo_put",
+        "lo_tell",
+        "lo_tell64",
+        "lo_truncate",
+        "lo_truncate64",
+        "lo_unlink",
+        "loread",
+        "lowrite",
+        "lo_manage",
+        "lo_oid",
+    ];
+    const ADVISORY: [&str; 6] = [
+        "pg_advisory_lock",
+        "pg_advisory_lock_shared",
+        "pg_try_advisory_lock",
+        "pg_try_advisory_lock_shared",
+        "pg_advisory_unlock",
+        "pg_advisory_unlock_shared",
+    ];
+    if LARGE_OBJECTS.contains(&name) {
+        return Some(Refusal::new(
+            NOT_SUPPORTED,
+            39,
+            format!("{name}(): large objects are not supported through the proxy"),
+            "Use a bytea column.",
+        ));
+    }
+    if ADVISORY.contains(&name) {
+        return Some(Refusal::new(
+            NOT_SUPPORTED,
+            36,
+            format!("{name}(): advisory locks of a session are not supported through the proxy"),
+            "Use pg_advisory_xact_lock() in a transaction, or lock a row with SELECT ... FOR UPDATE.",
+        ));
+    }
+    (name == "pg_notify").then(|| {
+        Refusal::new(
+            NOT_SUPPORTED,
+            37,
+            "pg_notify() is not supported through the proxy",
+            "Poll a table, or use a message broker.",
+        )
+    })
+}
+
+fn word(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
+    let name = pass.name(0)?;
+    match name.as_ref() {
+        "tablesample" if pass.token(0)?.kind == TokenKind::Word && !pass.is_punctuation(-1, b'.') => {
+            Some(Refusal::new(
+                FEATURE_NOT_SUPPORTED,
+                43,
+                "TABLESAMPLE depends on where each server stores its rows",
+                "Select rows by a hash of their key instead.",
+            ))
+        }
+        "ctid" | "xmin" | "xmax" | "cmin" | "cmax" if purpose == Purpose::Write && !is_xmax_test(pass) => {
+            let rule = if name == "ctid" { 12 } else { 11 };
+            Some(Refusal::new(
+                FEATURE_NOT_SUPPORTED,
+                rule,
+                format!("system column {name} differs on every server: a statement that writes cannot use it"),
+                "Use the primary key.",
+            ))
+        }
+        "cloudbft" if purpose != Purpose::Read && !names_own_function(pass) && names_own_schema(pass) => {
+            Some(Refusal::new(
+                INSUFFICIENT_PRIVILEGE,
+                0,
+                "schema cloudbft belongs to the middleware",
+                "Leave it alone.",
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// `xmax = 0`: whether ON CONFLICT inserted; the same on every server.
+fn is_xmax_test(pass: &Pass<'_>) -> bool {
+    pass.is_word(0, "xmax")
+        && (pass.is_operator(1, "=") || pass.is_operator(1, "<>"))
+        && pass.token(2).is_some_and(|token| token.source(pass.text) == "0")
+}
+
+fn names_own_function(pass: &Pass<'_>) -> bool {
+    pass.is_punctuation(1, b'.') && pass.name(2).is_some_and(|name| OWN_FUNCTIONS.contains(&name.as_ref()))
+}
+
+fn names_own_schema(pass: &Pass<'_>) -> bool {
+    (pass.is_punctuation(1, b'.') && !pass.is_punctuation(-1, b'.')) || pass.is_word(-1, "schema")
+}

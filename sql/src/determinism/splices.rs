@@ -1,0 +1,160 @@
+//! Replacement of clocks and random sources by functions of schema `cloudbft` (rules 1 to 4, 6 and 7).
+//!
+//! Each function has the name of what it replaces, so that output columns keep their names.
+
+use std::ops::Range;
+
+use super::{Pass, Splice};
+use crate::functions::{CLOCK, CLOCK_KEYWORDS};
+use crate::lexer::{Token, TokenKind};
+
+/// Before a name and a parenthesis, these mean that the name is not called.
+const NAME_FOLLOWS: [&str; 9] = [
+    "into",
+    "table",
+    "exists",
+    "references",
+    "function",
+    "procedure",
+    "index",
+    "as",
+    "update",
+];
+
+/// Types that read the clock for `'now'`; the first word of their names.
+const DATE_TYPES: [&str; 5] = ["date", "time", "timestamp", "timetz", "timestamptz"];
+
+/// The replacement that begins at the present token.
+pub(super) fn splice(pass: &Pass<'_>) -> Option<Splice> {
+    let token = pass.token(0)?;
+    match token.kind {
+        TokenKind::Word | TokenKind::QuotedIdentifier => keyword(pass, token)
+            .or_else(|| call(pass, token))
+            .or_else(|| concurrently(pass, token)),
+        TokenKind::String => literal(pass, token),
+        _ => None,
+    }
+}
+
+/// `CURRENT_TIMESTAMP` and the like, with or without precision (rule 2).
+fn keyword(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
+    if token.kind != TokenKind::Word || pass.is_punctuation(-1, b'.') || pass.is_word(-1, "as") {
+        return None;
+    }
+    let name = token.identifier(pass.text)?;
+    CLOCK_KEYWORDS.contains(&name.as_ref()).then_some(())?;
+    let call = if pass.is_punctuation(1, b'(') { "" } else { "()" };
+    Some(Splice {
+        range: token.range(),
+        replacement: format!("cloudbft.\"{name}\"{call}"),
+    })
+}
+
+/// `now()`, `random()` and the like (rules 1, 3, 6 and 7), and `age(x)` with one argument (rule 5).
+fn call(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
+    let name = match pass.calls() {
+        Some(name) => name,
+        // Of an extension, so in any schema.
+        None if pass.is_punctuation(1, b'(') && pass.name(0).as_deref() == Some("uuid_generate_v4") => pass.name(0)?,
+        None => return None,
+    };
+    if NAME_FOLLOWS.iter().any(|word| pass.is_word(-1, word)) {
+        return None;
+    }
+    let is_age = name == "age" && has_one_argument(pass);
+    (is_age || CLOCK.contains(&name.as_ref())).then_some(())?;
+    let start = match pass.is_punctuation(-1, b'.') {
+        true => pass.token(-2)?.start,
+        false => token.start,
+    };
+    Some(Splice {
+        range: start..token.end,
+        replacement: format!("cloudbft.{name}"),
+    })
+}
+
+/// An argument of more tokens counts as the only one.
+const ARGUMENT_TOKENS_MAX: usize = 256;
+
+/// Whether the parenthesis that comes next holds no comma of its own, and something.
+fn has_one_argument(pass: &Pass<'_>) -> bool {
+    let arguments = pass.tokens.get(pass.at + 1..).unwrap_or_default();
+    let mut depth = 0_usize;
+    for (index, token) in arguments.iter().take(ARGUMENT_TOKENS_MAX).enumerate() {
+        match token.kind {
+            TokenKind::Punctuation(b'(' | b'[') => depth += 1,
+            TokenKind::Punctuation(b')' | b']') => depth = depth.saturating_sub(1),
+            TokenKind::Punctuation(b',') if depth == 1 => return false,
+            _ => {}
+        }
+        if depth == 0 {
+            return index > 1;
+        }
+    }
+    depth > 0
+}
+
+/// CONCURRENTLY cannot run in a transaction, and waits for local ones: DDL runs alone anyway (rule 44).
+fn concurrently(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
+    let first = pass.tokens.first()?;
+    let is_first = |word| first.is_word(pass.text, word);
+    let is_index = (is_first("create") || is_first("drop")) && pass.is_word(-1, "index");
+    let found = token.is_word(pass.text, "concurrently") && (is_index || is_first("reindex"));
+    found.then(|| Splice {
+        range: token.range(),
+        replacement: String::new(),
+    })
+}
+
+/// `'now'` and the like, where the text itself says that it is a date or time (rule 4).
+fn literal(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
+    let value = token.string_value(pass.text)?;
+    let word = value
+        .trim_matches(|character: char| character.is_ascii_whitespace())
+        .to_ascii_lowercase();
+    ["now", "today", "tomorrow", "yesterday"]
+        .contains(&word.as_str())
+        .then_some(())?;
+    // The sum keeps the name of the output column: that of the type it is cast to.
+    let moment = format!("(cloudbft.moment('{word}') OPERATOR(pg_catalog.+) '0'::pg_catalog.interval)");
+    if is_cast_after(pass) {
+        return Some(Splice {
+            range: token.range(),
+            replacement: moment,
+        });
+    }
+    let range = typed_literal(pass)?;
+    let type_name = pass.text.get(range.start..token.start)?.trim_end();
+    Some(Splice {
+        replacement: format!("CAST({moment} AS {type_name})"),
+        range: range.start..token.end,
+    })
+}
+
+/// `'now'::timestamp` and `CAST('now' AS timestamp)`.
+fn is_cast_after(pass: &Pass<'_>) -> bool {
+    let is_cast = pass.is_operator(1, "::")
+        || (pass.is_word(1, "as") && pass.is_punctuation(-1, b'(') && pass.is_word(-2, "cast"));
+    let type_at = match pass.is_word(2, "pg_catalog") {
+        true => 4,
+        false => 2,
+    };
+    is_cast
+        && DATE_TYPES
+            .iter()
+            .any(|name| pass.name(type_at).as_deref() == Some(*name))
+}
+
+/// `timestamp(3) with time zone 'now'`: where type and literal stand.
+fn typed_literal(pass: &Pass<'_>) -> Option<Range<usize>> {
+    let mut back = -1;
+    if pass.is_word(back, "zone") {
+        back -= 3;
+    }
+    if pass.is_punctuation(back, b')') {
+        back -= 3;
+    }
+    let type_token = pass.token(back)?;
+    let is_type = DATE_TYPES.iter().any(|name| type_token.is_word(pass.text, name));
+    is_type.then(|| type_token.start..pass.token(0).map_or(type_token.end, |token| token.end))
+}

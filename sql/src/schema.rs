@@ -1,0 +1,135 @@
+//! The catalog of user objects, as far as footprints and determinism depend on it (DESIGN.md section 6).
+
+mod parse;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::functions::Volatility;
+use crate::operation::SessionContext;
+use crate::rules::PartitionRules;
+
+use table::Column;
+pub(crate) use table::{Action, ColumnKind, ForeignKey, Partitioning, Table, TableKind, TableName};
+
+/// Values of `search_path` under which an unqualified name means a table of `public`.
+const PLAIN_PATHS: [&str; 4] = ["\"$user\", public", "\"$user\",public", "public", "\"public\""];
+
+/// Reads the catalog: one statement, run as superuser under the default `search_path`; one text column `json`,
+/// one row per object, in a deterministic order, without OIDs.
+pub const CATALOG_QUERY: &str = include_str!("schema/catalog.sql");
+
+/// A catalog of more bytes is refused.
+pub const CATALOG_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Why rows of [`CATALOG_QUERY`] are not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// A row is not the JSON of an object that this version knows.
+    #[error("catalog row is not understood: {0}")]
+    Row(#[from] serde_json::Error),
+    /// More bytes than [`CATALOG_BYTES_MAX`].
+    #[error("the catalog exceeds {0} bytes")]
+    TooLarge(usize),
+}
+
+/// The catalog under given partition rules.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    tables: BTreeMap<TableName, Table>,
+    sequences: BTreeSet<TableName>,
+    functions: BTreeMap<String, UserFunction>,
+    namespaces: BTreeSet<String>,
+    /// Whether an operator `=` of the user's takes a built-in type of keys: then no key comparison is understood.
+    overloads_equality: bool,
+    /// The names of the user's operators that may read more than their operands.
+    operators: BTreeSet<String>,
+    rules: PartitionRules,
+    digest: [u8; 32],
+}
+
+/// What is known of all user functions of one name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UserFunction {
+    /// The worst of them.
+    pub(crate) volatility: Volatility,
+    /// Whether all are immutable and in C (of an extension): they read nothing but their arguments.
+    pub(crate) is_plain: bool,
+}
+
+impl Schema {
+    /// The catalog of a database without user objects, and without partition rules.
+    pub fn empty() -> Self {
+        Self::without_objects(PartitionRules::default())
+    }
+
+    /// The catalog from the rows of [`CATALOG_QUERY`].
+    ///
+    /// # Errors
+    /// When a row is not understood, or there are too many.
+    pub fn parse<'row>(rows: impl Iterator<Item = &'row str>, rules: &PartitionRules) -> Result<Self, SchemaError> {
+        parse::parse(rows, rules)
+    }
+
+    /// The digest of catalog and rules: equal on all correct voters at one order.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The partition rules.
+    pub fn rules(&self) -> &PartitionRules {
+        &self.rules
+    }
+
+    /// The tables that parallel partitions cost something, with the reason: for `cloudbft check`.
+    pub fn warnings(&self) -> Vec<(String, &'static str)> {
+        let tables = self.tables.iter();
+        let reasons = tables.filter_map(|(name, table)| Some((name.to_string(), table.warning()?)));
+        reasons.collect()
+    }
+
+    /// Whether unqualified names mean what they mean under the default search path.
+    pub(crate) fn is_plain_path(&self, context: &SessionContext) -> bool {
+        if self.namespaces.contains(&context.role) {
+            return false;
+        }
+        let mut settings = context.settings.iter();
+        settings
+            .find(|(name, _)| name == "search_path")
+            .is_none_or(|(_, path)| PLAIN_PATHS.contains(&path.as_str()))
+    }
+
+    pub(crate) fn table(&self, name: &TableName) -> Option<&Table> {
+        self.tables.get(name)
+    }
+
+    pub(crate) fn is_sequence(&self, name: &TableName) -> bool {
+        self.sequences.contains(name)
+    }
+
+    pub(crate) fn function(&self, name: &str) -> Option<UserFunction> {
+        self.functions.get(name).copied()
+    }
+
+    pub(crate) fn is_user_operator(&self, name: &str) -> bool {
+        self.operators.contains(name)
+    }
+
+    /// Whether `=` on key columns means what Postgres means by it.
+    pub(crate) fn compares_keys_natively(&self) -> bool {
+        !self.overloads_equality
+    }
+
+    fn without_objects(rules: PartitionRules) -> Self {
+        Self {
+            tables: BTreeMap::new(),
+            sequences: BTreeSet::new(),
+            functions: BTreeMap::new(),
+            namespaces: BTreeSet::from(["public".to_string()]),
+            overloads_equality: false,
+            operators: BTreeSet::new(),
+            rules,
+            digest: [0; 32],
+        }
+    }
+}

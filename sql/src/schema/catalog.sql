@@ -1,0 +1,149 @@
+WITH namespaces AS (
+  SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n
+  WHERE n.nspname OPERATOR(pg_catalog.<>) ALL ('{pg_catalog,information_schema,cloudbft}'::pg_catalog.name[])
+    AND n.nspname OPERATOR(pg_catalog.!~) '^pg_(toast|temp_)'
+), relations AS (
+  SELECT c.*, n.nspname FROM pg_catalog.pg_class c
+  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+), column_sequences AS (
+  SELECT a.adrelid AS relation, a.adnum AS number, s.nspname, s.relname
+  FROM pg_catalog.pg_attrdef a
+  JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+    AND d.objid OPERATOR(pg_catalog.=) a.oid AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+  JOIN relations s ON s.oid OPERATOR(pg_catalog.=) d.refobjid AND s.relkind OPERATOR(pg_catalog.=) 'S'
+  UNION
+  SELECT d.refobjid, d.refobjsubid, s.nspname, s.relname
+  FROM pg_catalog.pg_depend d
+  JOIN relations s ON s.oid OPERATOR(pg_catalog.=) d.objid AND s.relkind OPERATOR(pg_catalog.=) 'S'
+  WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+    AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+    AND d.deptype OPERATOR(pg_catalog.=) 'i'
+), table_columns AS (
+  SELECT a.attrelid AS relation, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+    'name', a.attname,
+    'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
+    'category', CASE
+      WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8}'::pg_catalog.regtype[]) THEN 'integer'
+      WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{text,varchar}'::pg_catalog.regtype[])
+        AND coalesce(l.collisdeterministic, true) THEN 'text'
+      WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{date,time,timetz,timestamp,timestamptz}'::pg_catalog.regtype[]) THEN 'date'
+      WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{float4,float8}'::pg_catalog.regtype[]) THEN 'float'
+      WHEN t.typtype OPERATOR(pg_catalog.=) 'd' THEN 'domain'
+      ELSE 'other' END,
+    'not_null', a.attnotnull,
+    'default', pg_catalog.pg_get_expr(f.adbin, f.adrelid),
+    'identity', a.attidentity,
+    'generated', a.attgenerated,
+    'sequences', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(s.nspname, s.relname) ORDER BY s.nspname, s.relname)
+      FROM column_sequences s WHERE s.relation OPERATOR(pg_catalog.=) a.attrelid AND s.number OPERATOR(pg_catalog.=) a.attnum)
+  ) ORDER BY a.attnum) AS columns
+  FROM pg_catalog.pg_attribute a
+  JOIN relations r ON r.oid OPERATOR(pg_catalog.=) a.attrelid
+    AND r.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,v,m,f}'::pg_catalog."char"[])
+  JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
+  LEFT JOIN pg_catalog.pg_collation l ON l.oid OPERATOR(pg_catalog.=) a.attcollation
+  LEFT JOIN pg_catalog.pg_attrdef f ON f.adrelid OPERATOR(pg_catalog.=) a.attrelid AND f.adnum OPERATOR(pg_catalog.=) a.attnum
+  WHERE a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
+  GROUP BY a.attrelid
+), table_indexes AS (
+  SELECT i.indrelid AS relation, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+    'name', c.relname,
+    'primary', i.indisprimary,
+    'plain', i.indpred IS NULL AND i.indexprs IS NULL AND NOT i.indisexclusion AND i.indimmediate,
+    'columns', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY k.position)
+      FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (number, position)
+      LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid
+        AND a.attnum OPERATOR(pg_catalog.=) k.number AND k.number OPERATOR(pg_catalog.>) 0
+      WHERE k.position OPERATOR(pg_catalog.<=) i.indnkeyatts)
+  ) ORDER BY c.relname) AS indexes
+  FROM pg_catalog.pg_index i
+  JOIN relations c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+  WHERE i.indisunique OR i.indisexclusion
+  GROUP BY i.indrelid
+), foreign_keys AS (
+  SELECT k.conrelid AS relation, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+    'name', k.conname,
+    'columns', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY u.position)
+      FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u (number, position)
+      JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) k.conrelid AND a.attnum OPERATOR(pg_catalog.=) u.number),
+    'referenced', pg_catalog.jsonb_build_array(r.nspname, r.relname),
+    'referenced_columns', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY u.position)
+      FROM pg_catalog.unnest(k.confkey) WITH ORDINALITY AS u (number, position)
+      JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) k.confrelid AND a.attnum OPERATOR(pg_catalog.=) u.number),
+    'on_update', k.confupdtype,
+    'on_delete', k.confdeltype
+  ) ORDER BY k.conname) AS keys
+  FROM pg_catalog.pg_constraint k
+  JOIN relations r ON r.oid OPERATOR(pg_catalog.=) k.confrelid
+  WHERE k.contype OPERATOR(pg_catalog.=) 'f'
+  GROUP BY k.conrelid
+), user_functions AS (
+  SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname, p.pronargs, p.prokind
+  FROM pg_catalog.pg_proc p
+  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+  JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+), calling AS (
+  SELECT o.relation FROM (
+    SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass AS class, k.oid, k.conrelid AS relation FROM pg_catalog.pg_constraint k
+    UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, a.oid, a.adrelid FROM pg_catalog.pg_attrdef a
+    UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid, i.indrelid FROM pg_catalog.pg_index i
+  ) o
+  JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) o.class AND d.objid OPERATOR(pg_catalog.=) o.oid
+    AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+  JOIN user_functions p ON p.oid OPERATOR(pg_catalog.=) d.refobjid
+  WHERE NOT (p.lanname OPERATOR(pg_catalog.=) 'c' AND p.provolatile OPERATOR(pg_catalog.=) 'i')
+), objects AS (
+  SELECT pg_catalog.jsonb_build_object(
+    'object', 'server',
+    'version', pg_catalog.current_setting('server_version_num')::pg_catalog.int4 OPERATOR(pg_catalog./) 10000,
+    'encoding', pg_catalog.current_setting('server_encoding'),
+    'collate', d.datcollate,
+    'ctype', d.datctype) AS object
+  FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+  UNION ALL SELECT pg_catalog.jsonb_build_object('object', 'schema', 'name', n.nspname) FROM namespaces n
+  UNION ALL
+  SELECT pg_catalog.jsonb_build_object(
+    'object', 'table',
+    'schema', c.nspname,
+    'name', c.relname,
+    'kind', c.relkind,
+    'persistence', c.relpersistence,
+    'row_security', c.relrowsecurity,
+    'inheritance', c.relispartition OR c.relkind OPERATOR(pg_catalog.=) 'p' OR EXISTS (SELECT FROM pg_catalog.pg_inherits i
+      WHERE i.inhrelid OPERATOR(pg_catalog.=) c.oid OR i.inhparent OPERATOR(pg_catalog.=) c.oid),
+    'columns', k.columns,
+    'indexes', i.indexes,
+    'foreign_keys', f.keys,
+    'triggers', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(t.tgname, pg_catalog.pg_get_triggerdef(t.oid)) ORDER BY t.tgname)
+      FROM pg_catalog.pg_trigger t WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid AND NOT t.tgisinternal
+        AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'),
+    'rules', (SELECT pg_catalog.jsonb_agg(r.rulename ORDER BY r.rulename) FROM pg_catalog.pg_rewrite r
+      WHERE r.ev_class OPERATOR(pg_catalog.=) c.oid AND r.rulename OPERATOR(pg_catalog.<>) '_RETURN'),
+    'calls_functions', EXISTS (SELECT FROM calling WHERE calling.relation OPERATOR(pg_catalog.=) c.oid),
+    'definition', CASE WHEN c.relkind OPERATOR(pg_catalog.=) ANY ('{v,m}'::pg_catalog."char"[])
+      THEN pg_catalog.pg_get_viewdef(c.oid) END)
+  FROM relations c
+  LEFT JOIN table_columns k ON k.relation OPERATOR(pg_catalog.=) c.oid
+  LEFT JOIN table_indexes i ON i.relation OPERATOR(pg_catalog.=) c.oid
+  LEFT JOIN foreign_keys f ON f.relation OPERATOR(pg_catalog.=) c.oid
+  WHERE c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,v,m,f}'::pg_catalog."char"[])
+  UNION ALL
+  SELECT pg_catalog.jsonb_build_object('object', 'sequence', 'schema', c.nspname, 'name', c.relname)
+  FROM relations c WHERE c.relkind OPERATOR(pg_catalog.=) 'S'
+  UNION ALL
+  SELECT pg_catalog.jsonb_build_object('object', 'function', 'schema', p.nspname, 'name', p.proname,
+    'volatility', p.provolatile, 'language', p.lanname, 'arguments', p.pronargs, 'kind', p.prokind)
+  FROM user_functions p
+  UNION ALL
+  SELECT DISTINCT pg_catalog.jsonb_build_object('object', 'operator', 'schema', n.nspname, 'name', o.oprname,
+    'takes_keys', o.oprleft OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric}'::pg_catalog.regtype[])
+      OR o.oprright OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric}'::pg_catalog.regtype[]))
+  FROM pg_catalog.pg_operator o
+  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
+  JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) o.oprcode
+  JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+  WHERE NOT (l.lanname OPERATOR(pg_catalog.=) 'c' AND p.provolatile OPERATOR(pg_catalog.=) 'i')
+    OR o.oprname OPERATOR(pg_catalog.=) '='
+)
+SELECT o.object::pg_catalog.text AS json FROM objects o
+ORDER BY (o.object::pg_catalog.text) COLLATE pg_catalog."C"

@@ -1,0 +1,165 @@
+//! Relations of the user's.
+
+use std::fmt;
+
+use crate::analysis::KeyKind;
+
+/// A relation's qualified name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct TableName {
+    pub(crate) schema: String,
+    pub(crate) name: String,
+}
+
+/// A table, view, materialised view or foreign table.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub(crate) kind: TableKind,
+    pub(crate) columns: Vec<Column>,
+    pub(crate) uniques: Vec<Unique>,
+    pub(crate) foreign_keys: Vec<ForeignKey>,
+    /// Foreign keys of other tables (by name) that reference this one.
+    pub(crate) referenced_by: Vec<(TableName, ForeignKey)>,
+    /// Whether a write may run user code: triggers, rules, user functions in constraints, domains, foreign data.
+    pub(crate) runs_user_code: bool,
+    /// Whether row security policies apply.
+    pub(crate) row_security: bool,
+    /// Whether other tables hold rows of it, or it holds rows of another.
+    pub(crate) inheritance: bool,
+    pub(crate) partitioning: Partitioning,
+}
+
+/// Kinds of relations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TableKind {
+    Table,
+    View,
+    MaterializedView,
+    Foreign,
+}
+
+/// What the partition rules say about a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Partitioning {
+    /// Its rows are divided by a key.
+    Key {
+        family: usize,
+        column: String,
+        kind: KeyKind,
+    },
+    /// A rule names it, but its key column is missing or of a type that is not understood.
+    Unusable,
+    /// Read under any lock, written under `Everything`.
+    Reference,
+    /// No rule names it.
+    None,
+}
+
+/// Kinds of columns, as far as they are treated differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ColumnKind {
+    Integer,
+    Text,
+    Date,
+    Float,
+    Domain,
+    Other,
+}
+
+/// A column.
+#[derive(Clone, Debug)]
+pub(crate) struct Column {
+    pub(crate) name: String,
+    pub(crate) kind: ColumnKind,
+    /// Whether an INSERT without it stores something else than NULL.
+    pub(crate) has_default: bool,
+    /// Whether its default or generation expression reads the clock or the seed through `cloudbft`.
+    pub(crate) default_reads_clock: bool,
+    /// Whether its default reads each server's own clock or random source.
+    pub(crate) default_is_nondeterministic: bool,
+    /// Whether its default draws from the seed, so that the order of rows matters.
+    pub(crate) default_draws: bool,
+    /// The sequences that its default or identity draws from.
+    pub(crate) sequences: Vec<TableName>,
+}
+
+/// A unique or exclusion constraint or index.
+#[derive(Clone, Debug)]
+pub(crate) struct Unique {
+    pub(crate) primary: bool,
+    /// Whether it is immediate, over columns only, not partial, and not an exclusion constraint.
+    pub(crate) plain: bool,
+    /// The columns; `None` for an expression.
+    pub(crate) columns: Vec<Option<String>>,
+}
+
+/// What happens to referencing rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// They are looked for (NO ACTION, RESTRICT).
+    Check,
+    /// They are changed (CASCADE, SET NULL, SET DEFAULT).
+    Change,
+}
+
+/// A foreign key.
+#[derive(Clone, Debug)]
+pub(crate) struct ForeignKey {
+    pub(crate) columns: Vec<String>,
+    pub(crate) referenced: TableName,
+    pub(crate) referenced_columns: Vec<String>,
+    pub(crate) on_update: Action,
+    pub(crate) on_delete: Action,
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.schema, self.name)
+    }
+}
+
+impl Table {
+    pub(crate) fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The columns of the primary key.
+    pub(crate) fn primary_key(&self) -> Option<Vec<&str>> {
+        let primary = self.uniques.iter().find(|unique| unique.primary && unique.plain)?;
+        primary.columns.iter().map(Option::as_deref).collect()
+    }
+
+    /// The key column, for a partitioned table.
+    pub(crate) fn key_column(&self) -> Option<&str> {
+        match &self.partitioning {
+            Partitioning::Key { column, .. } => Some(column),
+            _ => None,
+        }
+    }
+
+    /// Unique constraints that rows of different partitions can violate together.
+    pub(crate) fn uniques_across_partitions(&self) -> impl Iterator<Item = &Unique> {
+        let key = self.key_column();
+        self.uniques.iter().filter(move |unique| {
+            key.is_some_and(|key| !unique.columns.iter().any(|column| column.as_deref() == Some(key)))
+        })
+    }
+
+    /// Why parallel partitions are not as parallel as they could be.
+    pub(crate) fn warning(&self) -> Option<&'static str> {
+        if self.partitioning == Partitioning::Unusable {
+            return Some("the partition key column is missing, or neither integer nor text: it is locked as a whole");
+        }
+        self.key_column()?;
+        if self.runs_user_code {
+            Some("triggers, rules or functions run on writes, which therefore lock everything")
+        } else if self.row_security || self.inheritance {
+            Some("row security, inheritance or declarative partitioning: all access locks everything")
+        } else if self.uniques_across_partitions().next().is_some() {
+            Some("a unique constraint without the partition key: inserts and deletes lock the table across partitions")
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The voter's face towards its node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ordering::identifiers::{ClientId, Digest, MachineId, Order};
+use ordering::message::{CommitDb, Direct, ReplyCommitDb, ResultKey, ResultMessage};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::VoterConfig;
+use crate::executor::Reporter;
+use crate::owner::{End, Outside, Owner, recall, send_unavailable};
+use crate::results::ResultStore;
+
+/// What the node hands to the voter. Senders are authenticated by the links.
+#[derive(Clone, Debug)]
+pub enum VoterInput {
+    /// COMMIT-DB of a replica.
+    CommitDb {
+        /// The replica's machine.
+        from: MachineId,
+        /// The message.
+        message: CommitDb,
+    },
+    /// A direct statement of a proxy.
+    Direct {
+        /// The proxy.
+        client: ClientId,
+        /// The message.
+        direct: Direct,
+    },
+    /// A proxy asks again for a result, whole.
+    Recall {
+        /// The proxy.
+        client: ClientId,
+        /// Which result.
+        key: ResultKey,
+    },
+}
+
+/// What the voter hands to its node to send.
+#[derive(Clone, Debug)]
+pub enum VoterOutput {
+    /// RESULT to a proxy.
+    Result {
+        /// The proxy.
+        client: ClientId,
+        /// The message.
+        message: ResultMessage,
+    },
+    /// REPLY-COMMIT-DB to the replicas.
+    Reply(ReplyCommitDb),
+    /// The voter needs COMMIT-DBs from this order on, of all groups, from the replicas' logs.
+    Fetch {
+        /// The first order that is missing.
+        from: Order,
+    },
+    /// The voter needs the body of a decided request, as a COMMIT-DB entry with its request.
+    FetchRequest {
+        /// The order.
+        order: Order,
+        /// The request's digest.
+        digest: Digest,
+    },
+}
+
+/// What a voter is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VoterState {
+    /// No database: not voting. It tries again every second.
+    Down(String),
+    /// Running operations; `executed` is the last order without gap.
+    Serving {
+        /// Every order up to this one has been executed.
+        executed: Order,
+        /// Every order up to this one is durable in the database.
+        flushed: Order,
+    },
+}
+
+/// A voter.
+#[derive(Debug)]
+pub struct Voter;
+
+/// How many inputs wait at most.
+pub const INPUT_QUEUE_MAX: usize = 8192;
+
+impl Voter {
+    /// Starts a voter on the current Tokio runtime. Outputs are sent in order; a full channel holds the voter up.
+    pub fn start(config: VoterConfig, outputs: mpsc::Sender<VoterOutput>) -> VoterHandle {
+        let (input, inputs) = mpsc::channel(INPUT_QUEUE_MAX);
+        let (state_sender, state) = watch::channel(VoterState::Down("starting".into()));
+        let bytes_max = config.limits.kept_result_bytes_max / config.client_roles.len().max(1);
+        let outside = Outside {
+            reporter: Reporter::new(outputs.clone(), ResultStore::new(bytes_max)),
+            config: Arc::new(config),
+            outputs,
+            state: state_sender,
+        };
+        let task = tokio::spawn(live(outside, inputs));
+        VoterHandle { input, state, task }
+    }
+}
+
+/// How long the voter waits before it tries the database again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One life after another, until the node drops the voter.
+async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>) {
+    loop {
+        let reason = match Owner::start(&outside).await {
+            Ok(owner) => match owner.serve(&mut inputs).await {
+                End::Stopped => return,
+                End::Lost(reason) => reason,
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(reason, "the voter is down");
+        metrics::counter!("cloudbft_voter_outages_total").increment(1);
+        outside.state.send_replace(VoterState::Down(reason));
+        if !stay_down(&outside, &mut inputs).await {
+            return;
+        }
+    }
+}
+
+/// Consumes inputs without a database; false when the node has dropped the voter.
+async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -> bool {
+    let retry = tokio::time::sleep(RETRY_INTERVAL);
+    tokio::pin!(retry);
+    loop {
+        let input = tokio::select! {
+            () = &mut retry => return true,
+            input = inputs.recv() => input,
+        };
+        match input {
+            None => return false,
+            // It is fetched again from the replicas' logs.
+            Some(VoterInput::CommitDb { .. }) => {}
+            Some(VoterInput::Direct { client, direct }) => {
+                send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;
+            }
+            Some(VoterInput::Recall { client, key }) => recall(&outside.reporter, client, key).await,
+        }
+    }
+}
+
+/// A running voter. Dropping every handle's sender ends it.
+#[derive(Debug)]
+pub struct VoterHandle {
+    input: mpsc::Sender<VoterInput>,
+    state: watch::Receiver<VoterState>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl VoterHandle {
+    /// The bounded queue into the voter. When it is full, COMMIT-DBs may be dropped: the voter fetches them again.
+    pub fn input(&self) -> mpsc::Sender<VoterInput> {
+        self.input.clone()
+    }
+
+    /// What the voter is doing, to watch.
+    pub fn state(&self) -> watch::Receiver<VoterState> {
+        self.state.clone()
+    }
+
+    /// Ends the voter: open transactions are rolled back by the server as its connections close.
+    pub async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
