@@ -1,1 +1,13 @@
-//! Crate `cluster`.
+//! What makes the parts a running system: the cluster file, identities, links, the durable log, the node.
+
+pub mod clock;
+pub mod file;
+pub mod front;
+pub mod hex;
+pub mod http;
+pub mod identity;
+pub mod link;
+pub mod log;
+pub mod metrics;
+pub mod postgres;
+pub mod tls;

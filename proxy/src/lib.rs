@@ -1,1 +1,10 @@
-//! Crate `proxy`.
+//! The Postgres wire front and the client side of the agreement (DESIGN.md sections 3 and 5): the thesis's client
+//! plugin. Applications connect to a [`Proxy`] as to a PostgreSQL server; it answers what a majority decided.
+
+mod config;
+mod port;
+mod proxy;
+
+pub use config::{Authentication, ProxyConfig, RoleConfig};
+pub use port::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
+pub use proxy::{Proxy, ProxyError};

@@ -1,1 +1,10 @@
-//! Crate `voter`.
+//! The voter: counts the replicas' decisions, locks and runs the operations in order on its PostgreSQL server, and
+//! answers proxies and replicas (DESIGN.md sections 3, 5, 6 and 8).
+//!
+//! Pure: vote counting, the lock table, the table of transactions. With IO: the Postgres backends and the owner task.
+
+pub mod config;
+pub mod voter;
+
+pub use config::{PostgresConfig, VoterConfig, VoterLimits};
+pub use voter::{Voter, VoterHandle, VoterInput, VoterOutput, VoterState};

@@ -1,0 +1,256 @@
+//! From the text of an exchange to its class, its footprint and the text that runs (DESIGN.md sections 5 to 7).
+//!
+//! A text is analysed once and cached; per exchange only the bound parameters are put into the templates of
+//! its statements.
+
+mod cache;
+mod template;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::footprint::{Footprint, Mode};
+use crate::operation::{Exchange, SessionContext, StatementText, Step};
+use crate::refusal::{NOT_SUPPORTED, PROGRAM_LIMIT_EXCEEDED, Refusal};
+use crate::schema::Schema;
+use crate::statement::{Effect, StatementClass};
+
+use cache::Cache;
+use template::{Parameters, Template};
+
+/// Texts above this many bytes are not parsed: they take `Everything`, and are not cached.
+pub const PARSED_BYTES_MAX: usize = 256 * 1024;
+
+/// More statements than this in one text are refused.
+pub const STATEMENTS_MAX: usize = 10_000;
+
+/// Analyses texts and exchanges against one state of the catalog.
+///
+/// A change of the catalog needs a new one.
+pub struct Analyzer {
+    schema: Arc<Schema>,
+    cache: Mutex<Cache>,
+}
+
+/// All statements of one text.
+#[derive(Debug)]
+pub struct TextAnalysis {
+    /// The statements in order; a text without any has one of class [`StatementClass::Empty`].
+    pub statements: Vec<StatementAnalysis>,
+    text: Arc<str>,
+    executable: Option<String>,
+}
+
+/// One statement of a text.
+#[derive(Debug)]
+pub struct StatementAnalysis {
+    /// Where it stands in the text, in bytes, without the semicolon.
+    pub range: Range<usize>,
+    /// What kind of statement it is.
+    pub class: StatementClass,
+    /// What runs: the statement's own text, with calls of the clock and of random sources replaced.
+    pub executable: String,
+    /// Whether it (or a default, a trigger or a function that it may use) reads the clock or the seed, so that the voter
+    /// must set `cloudbft.time_us` and `cloudbft.seed` before.
+    pub needs_clock: bool,
+    /// Whether its result depends on an earlier statement of the same backend session (`currval`, `lastval`): it
+    /// has a meaning only within an open transaction.
+    pub needs_transaction: bool,
+    template: Template,
+}
+
+/// One exchange with its parameters.
+#[derive(Clone, Debug)]
+pub struct ExchangeAnalysis {
+    /// The strongest effect of the statements that are bound (simple: of all).
+    pub effect: Effect,
+    /// What they touch.
+    pub footprint: Footprint,
+    /// Whether one of them needs the clock.
+    pub needs_clock: bool,
+    /// Whether one of them has a meaning only within an open transaction.
+    pub needs_transaction: bool,
+    /// The analyses of the exchange's texts: of the one text of a simple exchange, or of each entry of
+    /// `statements` of an extended one, by index.
+    pub texts: Vec<Arc<TextAnalysis>>,
+}
+
+impl Analyzer {
+    /// An analyser for this catalog, with an empty cache.
+    pub fn new(schema: Arc<Schema>) -> Self {
+        Self {
+            schema,
+            cache: Mutex::new(Cache::default()),
+        }
+    }
+
+    /// The catalog it works with.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    /// Analyses a text, or takes the analysis from the cache. Never fails: a statement that cannot run is of
+    /// class [`StatementClass::Refused`].
+    pub fn text(&self, text: &str) -> Arc<TextAnalysis> {
+        if let Some(found) = self.cache().get(text) {
+            return found;
+        }
+        let analysis = Arc::new(analyse_text(&self.schema, text));
+        if text.len() <= PARSED_BYTES_MAX {
+            self.cache().insert(Arc::clone(&analysis.text), Arc::clone(&analysis));
+        }
+        analysis
+    }
+
+    /// Analyses an exchange of a session: its effect and its footprint, from literals and bound parameters.
+    ///
+    /// COPY data and its end touch what the COPY statement touched: their footprint is empty.
+    ///
+    /// # Errors
+    /// When a statement of it cannot run.
+    pub fn exchange(&self, exchange: &Exchange, context: &SessionContext) -> Result<ExchangeAnalysis, Refusal> {
+        let mut analysis = match exchange {
+            Exchange::Simple { text } | Exchange::CopyStart { text } => self.simple(text)?,
+            Exchange::Extended { statements, steps } => self.extended(statements, steps)?,
+            Exchange::CopyData { .. } | Exchange::CopyEnd { .. } => ExchangeAnalysis::with_effect(Effect::Write),
+        };
+        if !self.schema.is_plain_path(context) {
+            analysis.widen();
+        }
+        Ok(analysis)
+    }
+
+    fn simple(&self, text: &str) -> Result<ExchangeAnalysis, Refusal> {
+        let text = self.text(text);
+        let mut analysis = ExchangeAnalysis::with_effect(Effect::Nothing);
+        for statement in &text.statements {
+            analysis.add(&self.schema, statement, &Parameters::none())?;
+        }
+        analysis.texts.push(text);
+        Ok(analysis)
+    }
+
+    fn extended(&self, statements: &[StatementText], steps: &[Step]) -> Result<ExchangeAnalysis, Refusal> {
+        let texts: Vec<_> = statements.iter().map(|statement| self.text(&statement.text)).collect();
+        for text in &texts {
+            text.refusal().map_or(Ok(()), |refusal| Err(refusal.clone()))?;
+        }
+        let mut analysis = ExchangeAnalysis::with_effect(Effect::Nothing);
+        for step in steps {
+            let Step::Bind {
+                statement,
+                parameter_formats,
+                parameters,
+                ..
+            } = step
+            else {
+                continue;
+            };
+            let index = usize::from(*statement);
+            let (Some(text), Some(source)) = (texts.get(index), statements.get(index)) else {
+                return Err(unknown_statement());
+            };
+            let parameters = Parameters::new(&source.parameter_types, parameter_formats, parameters);
+            for statement in &text.statements {
+                analysis.add(&self.schema, statement, &parameters)?;
+            }
+        }
+        analysis.texts = texts;
+        Ok(analysis)
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TextAnalysis {
+    /// The text as sent.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The whole text that runs in its place.
+    pub fn executable(&self) -> &str {
+        self.executable.as_deref().unwrap_or(&self.text)
+    }
+
+    /// Why it cannot run: the refusal of its first refused statement.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.statements.iter().find_map(|statement| match &statement.class {
+            StatementClass::Refused(refusal) => Some(refusal),
+            _ => None,
+        })
+    }
+
+    /// The strongest effect of its statements.
+    pub fn effect(&self) -> Effect {
+        let effects = self.statements.iter().map(|statement| statement.class.effect());
+        effects.max().unwrap_or_default()
+    }
+}
+
+impl ExchangeAnalysis {
+    fn with_effect(effect: Effect) -> Self {
+        Self {
+            effect,
+            footprint: Footprint::empty(),
+            needs_clock: false,
+            needs_transaction: false,
+            texts: Vec::new(),
+        }
+    }
+
+    fn add(
+        &mut self,
+        schema: &Schema,
+        statement: &StatementAnalysis,
+        parameters: &Parameters<'_>,
+    ) -> Result<(), Refusal> {
+        if let StatementClass::Refused(refusal) = &statement.class {
+            return Err(refusal.clone());
+        }
+        self.effect = self.effect.max(statement.class.effect());
+        self.needs_clock |= statement.needs_clock;
+        self.needs_transaction |= statement.needs_transaction;
+        statement
+            .template
+            .instantiate(parameters, schema.rules(), &mut self.footprint)
+    }
+
+    /// Widens to everything, in the mode that the effect asks for: names do not mean what they mean by default.
+    fn widen(&mut self) {
+        let mode = match self.effect {
+            Effect::Nothing | Effect::Session => return,
+            Effect::Read => Mode::Shared,
+            Effect::LockingRead | Effect::Write | Effect::Ddl | Effect::Maintenance => Mode::Exclusive,
+        };
+        self.needs_clock = true;
+        self.footprint = Footprint::of(crate::footprint::Resource::Everything, mode);
+    }
+}
+
+fn unknown_statement() -> Refusal {
+    Refusal::new(
+        NOT_SUPPORTED,
+        0,
+        "a Bind names a statement that the exchange does not hold",
+        "This is a defect of the proxy.",
+    )
+}
+
+fn analyse_text(_schema: &Schema, text: &str) -> TextAnalysis {
+    let _ = PROGRAM_LIMIT_EXCEEDED;
+    TextAnalysis {
+        statements: vec![StatementAnalysis {
+            range: 0..text.len(),
+            class: StatementClass::Write,
+            executable: text.to_owned(),
+            needs_clock: true,
+            needs_transaction: false,
+            template: Template::everything(Mode::Exclusive),
+        }],
+        text: Arc::from(text),
+        executable: None,
+    }
+}

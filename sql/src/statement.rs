@@ -1,0 +1,191 @@
+//! What a statement is: the vocabulary of [`crate::analysis`].
+
+use crate::operation::Isolation;
+use crate::refusal::Refusal;
+
+/// What kind of statement it is, as far as the proxy and the voters treat kinds differently.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StatementClass {
+    /// Nothing but comments and white space.
+    Empty,
+    /// Reads only.
+    Read,
+    /// Reads and locks rows (`FOR UPDATE` ...): changes no data; its footprint is exclusive.
+    LockingRead,
+    /// Changes data, or may do so.
+    Write,
+    /// Changes the catalog (its footprint is `Everything` exclusive): caches of the catalog end here.
+    Ddl,
+    /// Begins, ends or divides a transaction.
+    TransactionControl(TransactionControl),
+    /// Reads or changes a setting of the session.
+    Setting(Setting),
+    /// `PREPARE name AS ...`.
+    Prepare {
+        /// The prepared statement's name, folded.
+        name: String,
+        /// The text after AS.
+        body: String,
+    },
+    /// `EXECUTE name (...)`.
+    Execute {
+        /// The prepared statement's name, folded.
+        name: String,
+    },
+    /// `DEALLOCATE name`, or `None` for ALL.
+    Deallocate(Option<String>),
+    /// A cursor statement; DECLARE's footprint is its query's.
+    Cursor(Cursor),
+    /// `COPY ... FROM STDIN`: a write.
+    CopyFrom,
+    /// `COPY ... TO STDOUT`: a read.
+    CopyTo,
+    /// VACUUM, ANALYZE, REINDEX, CLUSTER, CHECKPOINT: no data changes; runs outside a transaction block
+    /// when `outside_transaction`.
+    Maintenance {
+        /// Whether Postgres refuses it inside a transaction block.
+        outside_transaction: bool,
+    },
+    /// Refused before it runs.
+    Refused(Refusal),
+}
+
+/// Statements that begin, end or divide a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TransactionControl {
+    /// `BEGIN`, `START TRANSACTION`.
+    Begin(TransactionModes),
+    /// `COMMIT`, `END`.
+    Commit {
+        /// `AND CHAIN`.
+        chain: bool,
+    },
+    /// `ROLLBACK`, `ABORT`.
+    Rollback {
+        /// `AND CHAIN`.
+        chain: bool,
+    },
+    /// `SAVEPOINT name`.
+    Savepoint(String),
+    /// `RELEASE [SAVEPOINT] name`.
+    Release(String),
+    /// `ROLLBACK TO [SAVEPOINT] name`.
+    RollbackTo(String),
+    /// `SET TRANSACTION ...`: the present transaction.
+    SetTransaction(TransactionModes),
+    /// `SET SESSION CHARACTERISTICS AS TRANSACTION ...`: later transactions of the session.
+    SetSessionCharacteristics(TransactionModes),
+}
+
+/// Transaction modes; `None` where the statement leaves the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TransactionModes {
+    /// The isolation level.
+    pub isolation: Option<Isolation>,
+    /// READ ONLY (`true`) or READ WRITE (`false`).
+    pub read_only: Option<bool>,
+    /// DEFERRABLE (`true`) or NOT DEFERRABLE (`false`).
+    pub deferrable: Option<bool>,
+}
+
+/// Statements about settings (GUCs). Names are in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Setting {
+    /// `SET [SESSION | LOCAL] name {TO | =} value`; also SET TIME ZONE, NAMES, ROLE, SCHEMA, XML OPTION and
+    /// SESSION AUTHORIZATION under the names `timezone`, `client_encoding`, `role`, `search_path`, `xmloption`
+    /// and `session_authorization`.
+    Set {
+        /// SET LOCAL.
+        local: bool,
+        /// The setting's name.
+        name: String,
+        /// The value; `None` for DEFAULT.
+        value: Option<String>,
+    },
+    /// `SELECT set_config('name', 'value', local)` as a whole statement: a [`Setting::Set`] that returns a row
+    /// with one text column `set_config`.
+    SetConfig {
+        /// The third argument.
+        local: bool,
+        /// The setting's name.
+        name: String,
+        /// The value.
+        value: String,
+    },
+    /// `RESET name`.
+    Reset(String),
+    /// `RESET ALL`.
+    ResetAll,
+    /// `DISCARD ALL`.
+    DiscardAll,
+    /// `DISCARD PLANS | SEQUENCES | TEMP`: the rest, without effect through the proxy.
+    DiscardOther,
+    /// `SHOW name`.
+    Show(String),
+    /// `SHOW ALL`.
+    ShowAll,
+}
+
+/// Cursor statements.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Cursor {
+    /// `DECLARE name CURSOR FOR ...`.
+    Declare {
+        /// The cursor's name, folded.
+        name: String,
+    },
+    /// `FETCH ... name`.
+    Fetch {
+        /// The cursor's name, folded.
+        name: String,
+    },
+    /// `MOVE ... name`.
+    Move {
+        /// The cursor's name, folded.
+        name: String,
+    },
+    /// `CLOSE name`, or `None` for ALL.
+    Close(Option<String>),
+}
+
+/// What a whole exchange does: the strongest of its statements, in ascending order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Effect {
+    /// Nothing that reaches the data: empty statements, Parse and Describe alone.
+    #[default]
+    Nothing,
+    /// Only the session or the transaction: settings, transaction control, cursors' FETCH and CLOSE.
+    Session,
+    /// Reads only.
+    Read,
+    /// Reads, and locks rows.
+    LockingRead,
+    /// Changes data, or may do so.
+    Write,
+    /// Changes the catalog.
+    Ddl,
+    /// Maintenance, without effect on data.
+    Maintenance,
+}
+
+impl StatementClass {
+    /// What a statement of this class does.
+    pub fn effect(&self) -> Effect {
+        match self {
+            StatementClass::Empty | StatementClass::Refused(_) => Effect::Nothing,
+            StatementClass::Read | StatementClass::CopyTo | StatementClass::Cursor(Cursor::Declare { .. }) => {
+                Effect::Read
+            }
+            StatementClass::LockingRead => Effect::LockingRead,
+            StatementClass::Write | StatementClass::CopyFrom => Effect::Write,
+            StatementClass::Ddl => Effect::Ddl,
+            StatementClass::Maintenance { .. } => Effect::Maintenance,
+            StatementClass::TransactionControl(_)
+            | StatementClass::Setting(_)
+            | StatementClass::Prepare { .. }
+            | StatementClass::Execute { .. }
+            | StatementClass::Deallocate(_)
+            | StatementClass::Cursor(_) => Effect::Session,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a voter is told when it starts. Everything that decides an operation's outcome must be equal on all voters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ordering::identifiers::{ClientId, MachineId};
+
+/// How a voter finds and uses its PostgreSQL server.
+#[derive(Clone, Debug)]
+pub struct PostgresConfig {
+    /// The directory of the server's Unix socket.
+    pub socket_directory: PathBuf,
+    /// The server's port (it names the socket).
+    pub port: u16,
+    /// The database that is served.
+    pub database: String,
+    /// The superuser for bookkeeping; logs in over the socket without a password (trust or peer).
+    pub superuser: String,
+    /// What `server_version_num` must be, without the minor version (15 for 15.x); 0 accepts any.
+    pub major_version: u32,
+}
+
+/// Limits. Those marked *equal* decide outcomes and must be equal on all voters.
+#[derive(Clone, Debug)]
+pub struct VoterLimits {
+    /// *Equal.* Open interactive transactions (granted or waiting); each holds one backend. A further Begin is refused.
+    pub transactions_max: usize,
+    /// *Equal.* Operations that wait for locks; a further one is refused.
+    pub waiting_max: usize,
+    /// *Equal.* Bytes of operations that wait for locks.
+    pub waiting_bytes_max: usize,
+    /// *Equal.* Bytes of writes that one open transaction may retain.
+    pub transaction_bytes_max: usize,
+    /// *Equal.* The largest result, in bytes.
+    pub result_bytes_max: usize,
+    /// Backends that run one-shot operations.
+    pub one_shot_backends: usize,
+    /// Backends that run ordered reads, and as many again for direct reads.
+    pub read_backends: usize,
+    /// Direct reads that wait for a backend; further ones are answered `Unavailable`.
+    pub direct_queue_max: usize,
+    /// Bytes of results that are kept for retransmitted requests and recalls.
+    pub kept_result_bytes_max: usize,
+    /// How long a direct statement, or an ordered one of a transaction, waits for the transaction's earlier writes.
+    pub direct_wait: Duration,
+    /// How often the floor is written while orders are executed.
+    pub floor_interval: Duration,
+}
+
+impl Default for VoterLimits {
+    fn default() -> Self {
+        Self {
+            transactions_max: 64,
+            waiting_max: 65_536,
+            waiting_bytes_max: 256 << 20,
+            transaction_bytes_max: 64 << 20,
+            result_bytes_max: 64 << 20,
+            one_shot_backends: 12,
+            read_backends: 6,
+            direct_queue_max: 1024,
+            kept_result_bytes_max: 256 << 20,
+            direct_wait: Duration::from_secs(2),
+            floor_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+impl VoterLimits {
+    /// The connections that a voter may open at once: `max_connections` of the server must exceed it.
+    pub fn backends_max(&self) -> usize {
+        self.transactions_max + self.one_shot_backends + 2 * self.read_backends + 4
+    }
+}
+
+/// A voter's configuration.
+#[derive(Clone, Debug)]
+pub struct VoterConfig {
+    /// The machine that the voter runs on: m1..m(2f+1).
+    pub machine: MachineId,
+    /// f: how many machines may be Byzantine. Replicas run on machines m1..m(2f+1).
+    pub faults: usize,
+    /// The number of groups; an operation's group is `home_number % groups`.
+    pub groups: u16,
+    /// The database server.
+    pub postgres: PostgresConfig,
+    /// *Equal.* Which database roles a client may use.
+    pub client_roles: BTreeMap<ClientId, BTreeSet<String>>,
+    /// Limits.
+    pub limits: VoterLimits,
+}
