@@ -108,7 +108,7 @@ fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, Fr
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map(rustls::ConfigBuilder::with_no_client_auth)
+        .map(|builder| builder.with_no_client_auth())
         .and_then(|builder| builder.with_single_cert(chain.unwrap_or_default(), key))
         .map(Arc::new)
         .map_err(|error| refused(&error))

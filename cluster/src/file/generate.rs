@@ -190,7 +190,8 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
     let _ = write!(
         text,
         "\n[limits]\napplication_connections_max = {}\nopen_transactions_max = {}\nbatch_entries_max = {}\n\
-         batches_in_flight_max = {}\nlog_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n",
+         batches_in_flight_max = {}\nlog_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
+         proxy_threads = {}\n",
         limits.application_connections_max,
         limits.open_transactions_max,
         limits.batch_entries_max,
@@ -198,6 +199,7 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
         limits.log_bytes_max,
         limits.shared_buffers_mib,
         limits.node_threads,
+        limits.proxy_threads,
     );
     let _ = write!(
         text,

@@ -16,7 +16,7 @@ use sql::rules::PartitionRules;
 
 pub use generate::{GenerateError, generate, make_directory, read_tunables};
 pub use layout::{Layout, socket_directory};
-pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Role, Timeouts, Tunables};
+pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Role, Timeouts, Tunables, parse_word};
 
 /// The most faults that a cluster file may ask for.
 pub const FAULTS_MAX: usize = 10;

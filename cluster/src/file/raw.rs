@@ -151,6 +151,8 @@ pub struct Limits {
     pub shared_buffers_mib: usize,
     /// Threads that run a node's tasks (the log's writer has one of its own).
     pub node_threads: usize,
+    /// Threads that run the proxy's tasks.
+    pub proxy_threads: usize,
 }
 
 impl Default for Limits {
@@ -163,6 +165,7 @@ impl Default for Limits {
             log_bytes_max: 8 << 30,
             shared_buffers_mib: 128,
             node_threads: 1,
+            proxy_threads: 1,
         }
     }
 }
@@ -238,6 +241,15 @@ pub(super) struct Parsed<'a> {
     pub(super) tunables: Tunables,
     machines: Vec<RawMachine>,
     clients: Vec<RawClient>,
+}
+
+/// A value that the file writes as a word, from the command line.
+///
+/// # Errors
+/// When there is no such value; the error lists those that there are.
+pub fn parse_word<T: serde::de::DeserializeOwned>(word: &str) -> Result<T, String> {
+    use serde::de::value::{Error, StrDeserializer};
+    T::deserialize(StrDeserializer::<Error>::new(word)).map_err(|error| error.to_string())
 }
 
 /// Reads a file that may hold tunables only (for `up --config`).
@@ -349,6 +361,7 @@ impl Parsed<'_> {
             ("batches_in_flight_max", limits.batches_in_flight_max),
             ("shared_buffers_mib", limits.shared_buffers_mib),
             ("node_threads", limits.node_threads),
+            ("proxy_threads", limits.proxy_threads),
         ];
         if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(self.error_at(

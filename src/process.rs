@@ -1,0 +1,93 @@
+//! The processes that `up` starts: `cloudbft node` and `cloudbft proxy`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cluster::file::ClusterFile;
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::Failure;
+
+/// `cloudbft node`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeOptions {
+    /// The cluster file
+    #[arg(long)]
+    config: PathBuf,
+    /// The machine: m0, m1, ...
+    #[arg(long)]
+    machine: String,
+    /// End when standard input ends: it is held open by `up`
+    #[arg(long)]
+    lifeline: bool,
+}
+
+/// `cloudbft proxy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProxyOptions {
+    /// The cluster file
+    #[arg(long)]
+    config: PathBuf,
+    /// End when standard input ends: it is held open by `up`
+    #[arg(long)]
+    lifeline: bool,
+}
+
+/// Runs a node to its end.
+pub(crate) fn node(options: &NodeOptions) -> Result<ExitCode, Failure> {
+    crate::logging::start();
+    let file = ClusterFile::read(&options.config)?;
+    let known = file.machines.iter().find(|machine| cluster::file::machine_name(machine.id) == options.machine);
+    let machine = known.ok_or_else(|| format!("there is no machine {} in the cluster file", options.machine))?.id;
+    let runtime = runtime(file.tunables.limits.node_threads)?;
+    runtime.block_on(cluster::node::run(&file, machine, shutdown(options.lifeline)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the proxy to its end.
+pub(crate) fn proxy(options: &ProxyOptions) -> Result<ExitCode, Failure> {
+    crate::logging::start();
+    let file = ClusterFile::read(&options.config)?;
+    let runtime = runtime(file.tunables.limits.proxy_threads)?;
+    runtime.block_on(cluster::front::run(&file, shutdown(options.lifeline)))?;
+    // Sessions that did not end in time are cut.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    if threads == 1 {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+    }
+}
+
+/// Completes on SIGTERM, SIGINT, or the end of the lifeline.
+async fn shutdown(lifeline: bool) {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => drop(signals.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let lost = async {
+        if !lifeline {
+            std::future::pending::<()>().await;
+        }
+        let mut buffer = [0; 64];
+        let mut input = tokio::io::stdin();
+        while matches!(input.read(&mut buffer).await, Ok(1..)) {}
+    };
+    let interrupted = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = terminated => tracing::info!("SIGTERM"),
+        () = interrupted => tracing::info!("SIGINT"),
+        () = lost => tracing::warn!("the process that started this one is gone"),
+    }
+}
