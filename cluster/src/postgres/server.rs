@@ -44,12 +44,38 @@ pub struct ServerOptions {
 pub struct DatabaseServer {
     binaries: Binaries,
     options: ServerOptions,
+    flavour: Flavour,
+}
+
+/// What a server is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flavour {
+    /// A database node, whose durable copy is the replicas' log.
+    DatabaseNode,
+    /// A PostgreSQL as it comes, to compare with.
+    Plain,
 }
 
 impl DatabaseServer {
     /// The server of a directory, which need not exist yet.
     pub fn new(binaries: Binaries, options: ServerOptions) -> Self {
-        Self { binaries, options }
+        let flavour = Flavour::DatabaseNode;
+        Self {
+            binaries,
+            options,
+            flavour,
+        }
+    }
+
+    /// A server as `initdb` makes it: all settings (durability among them) are PostgreSQL's defaults but port and socket
+    /// directory, so `connections_max` and `shared_buffers_mib` mean nothing. It also listens on localhost.
+    pub fn plain(binaries: Binaries, options: ServerOptions) -> Self {
+        let flavour = Flavour::Plain;
+        Self {
+            binaries,
+            options,
+            flavour,
+        }
     }
 
     /// Makes the data directory unless it is there, starts the server unless it runs, waits until it answers, and
@@ -133,13 +159,10 @@ impl DatabaseServer {
                 fs::remove_dir_all(&unfinished).map_err(PostgresError::system("cannot remove data.unfinished"))?;
             }
             let mut initdb = binaries.command("initdb");
-            initdb.args([
-                "--locale=C",
-                "--encoding=UTF8",
-                "--data-checksums",
-                "--auth=trust",
-                "--no-instructions",
-            ]);
+            initdb.args(["--locale=C", "--encoding=UTF8", "--auth=trust", "--no-instructions"]);
+            if self.flavour == Flavour::DatabaseNode {
+                initdb.arg("--data-checksums");
+            }
             initdb.arg("--username").arg(SUPERUSER).arg("--pgdata").arg(&unfinished);
             run(initdb, "initdb")?;
             fs::rename(&unfinished, &data).map_err(PostgresError::system("cannot rename data.unfinished"))?;
@@ -160,8 +183,21 @@ impl DatabaseServer {
                 .map_err(PostgresError::system("cannot extend postgresql.conf"))?;
         }
         let ours = data.join("cloudbft.conf");
-        fs::write(&ours, self.settings()).map_err(PostgresError::system("cannot write cloudbft.conf"))?;
+        let settings = match self.flavour {
+            Flavour::DatabaseNode => self.settings(),
+            Flavour::Plain => self.address_settings(),
+        };
+        fs::write(&ours, settings).map_err(PostgresError::system("cannot write cloudbft.conf"))?;
         self.binaries.own(&ours)
+    }
+
+    /// The only settings of a plain server that are not PostgreSQL's defaults.
+    fn address_settings(&self) -> String {
+        let ServerOptions {
+            socket_directory, port, ..
+        } = &self.options;
+        let socket = socket_directory.display().to_string().replace('\'', "''");
+        format!("unix_socket_directories = '{socket}'\nport = {port}\n")
     }
 
     /// The settings that keep servers alike (`determinism` rules 14, 20, 23, 24, 29 and 33), and those that make
