@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::{Pass, Splice};
+use crate::analysis::is_clock_word;
 use crate::functions::{CLOCK, CLOCK_KEYWORDS};
 use crate::lexer::{Token, TokenKind};
 
@@ -31,7 +32,7 @@ pub(super) fn splice(pass: &Pass<'_>) -> Option<Splice> {
         TokenKind::Word | TokenKind::QuotedIdentifier => keyword(pass, token)
             .or_else(|| call(pass, token))
             .or_else(|| concurrently(pass, token)),
-        TokenKind::String => literal(pass, token),
+        TokenKind::String | TokenKind::DollarString(_) => literal(pass, token),
         _ => None,
     }
 }
@@ -153,6 +154,16 @@ fn literal(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
         replacement: format!("CAST({moment} AS {type_name})"),
         range: range.start..token.end,
     })
+}
+
+/// Whether a date or time reads the clock in a form that is not replaced, as `'today 12:00'::timestamp`.
+pub(super) fn is_unclear_moment(pass: &Pass<'_>) -> bool {
+    let Some(token) = pass.token(0) else { return false };
+    let Some(value) = token.string_value(pass.text) else {
+        return false;
+    };
+    let is_date = is_cast_after(pass) || typed_literal(pass).is_some();
+    is_date && is_clock_word(&value) && literal(pass, token).is_none()
 }
 
 /// `'now'::timestamp` and `CAST('now' AS timestamp)`.
