@@ -145,6 +145,14 @@ impl Rig {
         let (sender, outputs) = mpsc::channel(1024);
         let handle = Voter::start(config, sender);
         tokio::spawn(pump(outputs, handle.input(), Arc::clone(&self.log)));
+        let mut state = handle.state();
+        tokio::spawn(async move {
+            while state.changed().await.is_ok() {
+                if let VoterState::Down(reason) = &*state.borrow() {
+                    eprintln!("down: {reason}");
+                }
+            }
+        });
         self.handle = Some(handle);
     }
 
@@ -157,7 +165,7 @@ impl Rig {
     pub async fn wait_for_state(&self, wanted: impl FnMut(&VoterState) -> bool) {
         let mut state = self.handle.as_ref().unwrap().state();
         let waited = tokio::time::timeout(Duration::from_secs(30), state.wait_for(wanted)).await;
-        waited.expect("the state").unwrap();
+        assert!(waited.is_ok(), "the state is {:?}", *self.handle.as_ref().unwrap().state().borrow());
     }
 
     pub async fn wait_until_serving(&self) {
@@ -404,6 +412,7 @@ async fn send(input: &mpsc::Sender<VoterInput>, entry: &CommitDbEntry) {
 /// Plays the node: keeps results, and answers Fetch from the log.
 async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<VoterInput>, log: Arc<Mutex<Log>>) {
     while let Some(output) = outputs.recv().await {
+        if std::env::var_os("RIG_TRACE").is_some() { eprintln!("{output:?}"); }
         match output {
             VoterOutput::Result { message, .. } => {
                 log.lock()
