@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cluster::file::{ClusterFile, machine_name};
 use ordering::identifiers::MachineId;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
 use crate::state;
@@ -20,6 +20,8 @@ pub(crate) struct ChildProcess {
     /// For messages: the machine's name, or `proxy`.
     pub(crate) name: String,
     child: Child,
+    /// The child ends when this does. (Waiting for a child would close its standard input.)
+    _lifeline: Option<ChildStdin>,
 }
 
 impl ChildProcess {
@@ -42,7 +44,7 @@ impl ChildProcess {
 
     fn start(name: String, arguments: &[&str], file: &ClusterFile, log: &Path) -> std::io::Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
-        let child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new(std::env::current_exe()?)
             .args(arguments)
             .arg("--lifeline")
             .arg("--config")
@@ -53,7 +55,12 @@ impl ChildProcess {
             // A Ctrl-C at the terminal is for `up`, which stops its children in order.
             .process_group(0)
             .spawn()?;
-        Ok(Self { name, child })
+        let lifeline = child.stdin.take();
+        Ok(Self {
+            name,
+            child,
+            _lifeline: lifeline,
+        })
     }
 
     /// The process id while it runs.
