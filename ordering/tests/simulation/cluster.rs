@@ -509,6 +509,12 @@ impl Cluster {
         is_all && self.replicas().all(reached)
     }
 
+    /// All machines, for the message of a failed test.
+    pub(crate) fn describe(&self) -> String {
+        let up = self.machines().filter(|id| self.is_up(*id));
+        up.map(|id| format!("m{id}: {:?}\n", self.machine(id).status())).collect()
+    }
+
     pub(crate) fn is_decided(&self, digest: &Digest) -> bool {
         self.decided.values().any(|decided| decided.digest == *digest)
     }

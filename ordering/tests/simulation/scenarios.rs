@@ -62,9 +62,11 @@ fn turbulent_life(seed: u64) {
         cluster.weather = storm(&mut cluster);
     }
     cluster.heal();
-    assert!(cluster.run_until(PATIENCE_US, Cluster::is_live), "seed {seed}: starts again");
+    let is_live = cluster.run_until(PATIENCE_US, Cluster::is_live);
+    assert!(is_live, "seed {seed}: starts again\n{}", cluster.describe());
     submit_for(&mut cluster, 5);
-    assert!(cluster.run_until(PATIENCE_US, Cluster::is_done), "seed {seed}: decides again");
+    let is_done = cluster.run_until(PATIENCE_US, Cluster::is_done);
+    assert!(is_done, "seed {seed}: decides again\n{}", cluster.describe());
     cluster.check();
     cluster.check_logs();
     assert_eq!(cluster.reports, [], "seed {seed}: nobody is accused wrongly");
@@ -148,4 +150,11 @@ fn an_idle_cluster_is_quiet() {
     cluster.run(10_000_000);
     // STATUS once a second from each of three replicas to the three others.
     assert!(cluster.sent - before <= 10 * 3 * 3 * 2, "{} messages in ten idle seconds", cluster.sent - before);
+}
+
+#[test]
+fn one_seed() {
+    if let Ok(seed) = std::env::var("SEED") {
+        turbulent_life(seed.parse().unwrap());
+    }
 }
