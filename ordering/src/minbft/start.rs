@@ -166,7 +166,12 @@ impl Machine {
         }
         // Hellos may arrive late: one of an earlier life must not replace a newer one.
         let age = |hello: &Hello| (hello.admission.epoch, hello.view, hello.point().order);
-        if self.start.hellos.get(&hello.machine).is_some_and(|known| age(known) > age(hello)) {
+        if self
+            .start
+            .hellos
+            .get(&hello.machine)
+            .is_some_and(|known| age(known) > age(hello))
+        {
             return;
         }
         self.start.hellos.insert(hello.machine, Arc::clone(hello));
