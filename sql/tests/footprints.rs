@@ -1,5 +1,7 @@
 //! Which statement touches what.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use bytes::Bytes;

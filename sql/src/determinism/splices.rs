@@ -43,11 +43,35 @@ fn keyword(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     }
     let name = token.identifier(pass.text)?;
     CLOCK_KEYWORDS.contains(&name.as_ref()).then_some(())?;
-    let call = if pass.is_punctuation(1, b'(') { "" } else { "()" };
-    Some(Splice {
-        range: token.range(),
-        replacement: format!("cloudbft.\"{name}\"{call}"),
+    let call = format!("cloudbft.\"{name}\"()");
+    Some(match precision(pass) {
+        // The cast has the type with its precision; the column's name is still the function's.
+        Some((digits, end)) => Splice {
+            range: token.start..end,
+            replacement: format!("CAST({call} AS pg_catalog.{}({digits}))", type_of(&name)),
+        },
+        None => Splice {
+            range: token.range(),
+            replacement: call,
+        },
     })
+}
+
+/// The digits in `CURRENT_TIMESTAMP (digits)`, and where it ends.
+fn precision<'text>(pass: &Pass<'text>) -> Option<(&'text str, usize)> {
+    let digits = pass.token(2).filter(|token| token.kind == TokenKind::Number)?;
+    let is_precision = pass.is_punctuation(1, b'(') && pass.is_punctuation(3, b')');
+    let end = pass.token(3)?.end;
+    is_precision.then(|| (digits.source(pass.text), end))
+}
+
+fn type_of(keyword: &str) -> &'static str {
+    match keyword {
+        "current_time" => "timetz",
+        "localtime" => "time",
+        "localtimestamp" => "timestamp",
+        _ => "timestamptz",
+    }
 }
 
 /// `now()`, `random()` and the like (rules 1, 3, 6 and 7), and `age(x)` with one argument (rule 5).
