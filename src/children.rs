@@ -28,13 +28,23 @@ impl ChildProcess {
     /// Starts the node of a machine.
     pub(crate) fn node(file: &ClusterFile, machine: MachineId) -> std::io::Result<Self> {
         let name = machine_name(machine);
-        Self::start(name.clone(), &["node", "--machine", &name], file, &file.layout().node_log(machine))
+        Self::start(
+            name.clone(),
+            &["node", "--machine", &name],
+            file,
+            &file.layout().node_log(machine),
+        )
     }
 
     /// Starts the counter process of a machine.
     pub(crate) fn counter(file: &ClusterFile, machine: MachineId) -> std::io::Result<Self> {
         let (machine_name, log) = (machine_name(machine), file.layout().counter_log(machine));
-        Self::start(format!("counter of {machine_name}"), &["counter", "--machine", &machine_name], file, &log)
+        Self::start(
+            format!("counter of {machine_name}"),
+            &["counter", "--machine", &machine_name],
+            file,
+            &log,
+        )
     }
 
     /// Starts the proxy.
@@ -85,7 +95,10 @@ impl ChildProcess {
     pub(crate) async fn stop(&mut self) {
         let Some(pid) = self.pid() else { return };
         state::terminate(pid);
-        if timeout(Duration::from_millis(STOP_MS_MAX), self.child.wait()).await.is_err() {
+        if timeout(Duration::from_millis(STOP_MS_MAX), self.child.wait())
+            .await
+            .is_err()
+        {
             let _ = self.child.kill().await;
         }
     }

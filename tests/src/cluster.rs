@@ -24,7 +24,10 @@ pub fn program() -> Result<&'static Path, Failure> {
 
 fn build() -> Result<PathBuf, Failure> {
     let test = std::env::current_exe()?;
-    let profile = test.parent().and_then(Path::parent).ok_or("the test runs outside a target directory")?;
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .ok_or("the test runs outside a target directory")?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--quiet", "--package", "cloudbft"]);
     if profile.file_name().is_some_and(|name| name == "release") {
@@ -61,7 +64,12 @@ impl Directory {
     /// When it cannot be run.
     pub fn run(&self, command: &str, arguments: &[&str]) -> Result<Output, Failure> {
         let mut running = Command::new(program()?);
-        Ok(running.arg(command).arg("--dir").arg(self.path()).args(arguments).output()?)
+        Ok(running
+            .arg(command)
+            .arg("--dir")
+            .arg(self.path())
+            .args(arguments)
+            .output()?)
     }
 
     /// What `cloudbft status --json` prints.
@@ -106,7 +114,10 @@ impl Cluster {
             child.wait()?;
             return Err(format!("`up` printed {line:?}").into());
         };
-        Ok(Self { child, dsn: dsn.to_owned() })
+        Ok(Self {
+            child,
+            dsn: dsn.to_owned(),
+        })
     }
 
     /// The process id of `up`.
@@ -131,7 +142,11 @@ impl Cluster {
     pub fn stop(mut self) -> Result<(), Failure> {
         kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGINT)?;
         let status = self.child.wait()?;
-        if status.success() { Ok(()) } else { Err(format!("`up` ended with {status}").into()) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("`up` ended with {status}").into())
+        }
     }
 
     /// Kills `up` and everything that it has started, all at once.
@@ -142,7 +157,10 @@ impl Cluster {
         let status = directory.status()?;
         let machines = status["machines"].as_array().ok_or("no machines")?.iter();
         let pids = machines.flat_map(|machine| [&machine["node_pid"], &machine["postgres_pid"]]);
-        let pids: Vec<_> = pids.chain([&status["proxy_pid"]]).filter_map(serde_json::Value::as_i64).collect();
+        let pids: Vec<_> = pids
+            .chain([&status["proxy_pid"]])
+            .filter_map(serde_json::Value::as_i64)
+            .collect();
         self.child.kill()?;
         for pid in pids {
             let _ = kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL);

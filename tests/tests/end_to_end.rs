@@ -6,7 +6,11 @@ use tests::cluster::{Cluster, Directory};
 
 async fn sum(cluster: &Cluster) -> i64 {
     let client = cluster.connect().await.unwrap();
-    client.query_one("select coalesce(sum(x), 0)::bigint from numbers", &[]).await.unwrap().get(0)
+    client
+        .query_one("select coalesce(sum(x), 0)::bigint from numbers", &[])
+        .await
+        .unwrap()
+        .get(0)
 }
 
 #[tokio::test]
@@ -14,7 +18,10 @@ async fn data_survives_down_and_a_power_cut() {
     let directory = Directory::new().unwrap();
     let cluster = Cluster::up(&directory, &[]).unwrap();
     let client = cluster.connect().await.unwrap();
-    client.batch_execute("create table numbers (x int primary key)").await.unwrap();
+    client
+        .batch_execute("create table numbers (x int primary key)")
+        .await
+        .unwrap();
     for x in 1..=10 {
         client.execute("insert into numbers values ($1)", &[&x]).await.unwrap();
     }
