@@ -69,25 +69,31 @@ pub(crate) fn inspect(text: &str, tokens: &[Token], purpose: Purpose) -> Finding
 /// Passes over a function's body that is given as a string.
 fn inspect_body(pass: &Pass<'_>, findings: &mut Findings) {
     let Some(token) = pass.token(0) else { return };
-    let body = match token.kind {
-        TokenKind::DollarString(tag) => token.dollar_body(tag),
-        TokenKind::String if pass.is_word(-1, "as") || pass.is_word(-1, "do") => token.start + 1..token.end - 1,
-        _ => return,
-    };
-    let Some(source) = pass.text.get(body.clone()) else {
+    let is_plain = token.kind == TokenKind::String && (pass.is_word(-1, "as") || pass.is_word(-1, "do"));
+    if !is_plain && !matches!(token.kind, TokenKind::DollarString(_)) {
+        return;
+    }
+    let Some(body) = token.string_value(pass.text) else {
         return;
     };
-    let Ok(tokens) = tokenize(source) else { return };
-    // Inside of quotes, quotes are doubled: a body with any is read only as far as words go.
-    let inner = inspect(source, &tokens, Purpose::Read);
+    // A body that cannot be read is none of a language that is known here, or Postgres will refuse it.
+    let Ok(tokens) = tokenize(&body) else { return };
+    let inner = inspect(&body, &tokens, Purpose::Read);
     findings.refusal = findings.refusal.take().or(inner.refusal);
-    findings.splices.extend(inner.splices.into_iter().map(|splice| Splice {
-        range: splice.range.start + body.start..splice.range.end + body.start,
-        replacement: match token.kind {
-            TokenKind::String => splice.replacement.replace('\'', "''"),
-            _ => splice.replacement,
+    if inner.splices.is_empty() {
+        return;
+    }
+    let spliced = apply(&body, 0..body.len(), &inner.splices);
+    findings.splices.push(match token.kind {
+        TokenKind::DollarString(tag) => Splice {
+            range: token.dollar_body(tag),
+            replacement: spliced,
         },
-    }));
+        _ => Splice {
+            range: token.range(),
+            replacement: format!("'{}'", spliced.replace('\'', "''")),
+        },
+    });
 }
 
 /// The text with the splices that lie in a range of it, applied to that range.

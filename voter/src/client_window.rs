@@ -43,7 +43,11 @@ impl ClientWindows {
         if number < window.floor || number - window.floor >= REQUEST_WINDOW {
             return Admission::Outside;
         }
-        if window.seen.insert(number) { Admission::New } else { Admission::Duplicate }
+        if window.seen.insert(number) {
+            Admission::New
+        } else {
+            Admission::Duplicate
+        }
     }
 
     /// The lowest number of a client that is still wanted.

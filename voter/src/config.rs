@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ordering::identifiers::{ClientId, MachineId};
+use sql::rules::PartitionRules;
 
 /// How a voter finds and uses its PostgreSQL server.
 #[derive(Clone, Debug)]
@@ -82,6 +83,8 @@ pub struct VoterConfig {
     pub faults: usize,
     /// The number of groups; an operation's group is `home_number % groups`.
     pub groups: u16,
+    /// *Equal.* Which column of which table holds the partition key.
+    pub rules: PartitionRules,
     /// The database server.
     pub postgres: PostgresConfig,
     /// *Equal.* Which database roles a client may use.

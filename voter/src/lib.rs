@@ -3,8 +3,19 @@
 //!
 //! Pure: vote counting, the lock table, the table of transactions. With IO: the Postgres backends and the owner task.
 
+pub mod client_window;
 pub mod config;
+mod executor;
+pub mod lock_table;
+mod owner;
+pub mod postgres;
+pub mod results;
+mod slot;
+pub mod transactions;
+pub mod vote;
 pub mod voter;
+pub mod work;
 
 pub use config::{PostgresConfig, VoterConfig, VoterLimits};
+pub use owner::REPLICAS_CLIENT;
 pub use voter::{Voter, VoterHandle, VoterInput, VoterOutput, VoterState};

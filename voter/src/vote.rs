@@ -121,6 +121,16 @@ impl VoteCounter {
         self.highest_seen >= self.next
     }
 
+    /// Whether [`VoteCounter::take_next`] would hand something out.
+    pub fn has_next(&self) -> bool {
+        let decided = |pending: &Pending| {
+            pending
+                .decided
+                .map(|vote| vote.digest == NO_OPERATION || !pending.bodies.is_empty())
+        };
+        self.pending.get(&self.next).and_then(decided).unwrap_or(false)
+    }
+
     /// How many orders this voter lags behind the highest one that f+1 machines have decided.
     pub fn lag(&self) -> u64 {
         (self.highest_seen + 1).saturating_sub(self.next)
@@ -146,7 +156,11 @@ impl VoteCounter {
         let counted = self.count_vote(entry.order.0, vote);
         match entry.request {
             Some(request) if counted != Counted::Mismatch => {
-                if self.keep_body(entry.order.0, from, entry.digest, request) { counted } else { Counted::Invalid }
+                if self.keep_body(entry.order.0, from, entry.digest, request) {
+                    counted
+                } else {
+                    Counted::Invalid
+                }
             }
             _ => counted,
         }
@@ -159,12 +173,20 @@ impl VoteCounter {
             let same = (decided.group, decided.time_us, decided.digest) == (vote.group, vote.time_us, vote.digest);
             return if same { Counted::Late } else { Counted::Mismatch };
         }
-        let earlier = pending.votes.iter().find(|other| (other.machine, other.group) == (vote.machine, vote.group));
+        let earlier = pending
+            .votes
+            .iter()
+            .find(|other| (other.machine, other.group) == (vote.machine, vote.group));
         if let Some(earlier) = earlier {
-            return if *earlier == vote { Counted::Late } else { Counted::Mismatch };
+            return if *earlier == vote {
+                Counted::Late
+            } else {
+                Counted::Mismatch
+            };
         }
         pending.votes.push(vote);
-        let same = |other: &&Vote| (other.group, other.time_us, other.digest) == (vote.group, vote.time_us, vote.digest);
+        let same =
+            |other: &&Vote| (other.group, other.time_us, other.digest) == (vote.group, vote.time_us, vote.digest);
         if pending.votes.iter().filter(same).count() >= needed {
             self.decide(order, vote);
         }
@@ -172,7 +194,9 @@ impl VoteCounter {
     }
 
     fn decide(&mut self, order: u64, vote: Vote) {
-        let Some(pending) = self.pending.get_mut(&order) else { return };
+        let Some(pending) = self.pending.get_mut(&order) else {
+            return;
+        };
         pending.decided = Some(vote);
         pending.votes = Vec::new();
         let mut kept = false;
@@ -189,10 +213,15 @@ impl VoteCounter {
 
     /// Keeps a body; false when it does not have the digest it claims.
     fn keep_body(&mut self, order: u64, from: MachineId, digest: Digest, request: Request) -> bool {
-        let Some(pending) = self.pending.get_mut(&order) else { return true };
+        let Some(pending) = self.pending.get_mut(&order) else {
+            return true;
+        };
         let wanted = match pending.decided {
             Some(decided) => decided.digest == digest && pending.bodies.is_empty(),
-            None => pending.bodies.iter().all(|body| body.machine != from && body.digest != digest),
+            None => pending
+                .bodies
+                .iter()
+                .all(|body| body.machine != from && body.digest != digest),
         };
         if !wanted {
             return true;
@@ -272,11 +301,20 @@ mod tests {
     #[test]
     fn two_machines_decide_when_one_may_lie() {
         let mut votes = VoteCounter::new(1, 1, Order(1));
-        assert_eq!(votes.count(MachineId(1), GroupId(0), entry(1, &request(1), true)), Counted::Match);
+        assert_eq!(
+            votes.count(MachineId(1), GroupId(0), entry(1, &request(1), true)),
+            Counted::Match
+        );
         assert!(votes.take_next().is_none());
-        assert_eq!(votes.count(MachineId(1), GroupId(0), entry(1, &request(1), true)), Counted::Late);
+        assert_eq!(
+            votes.count(MachineId(1), GroupId(0), entry(1, &request(1), true)),
+            Counted::Late
+        );
         assert!(votes.take_next().is_none(), "one machine counts once");
-        assert_eq!(votes.count(MachineId(3), GroupId(0), entry(1, &request(1), false)), Counted::Match);
+        assert_eq!(
+            votes.count(MachineId(3), GroupId(0), entry(1, &request(1), false)),
+            Counted::Match
+        );
         assert_eq!(votes.take_next().and_then(|decided| decided.request), Some(request(1)));
     }
 

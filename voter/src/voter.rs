@@ -1,10 +1,16 @@
 //! The voter's face towards its node.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
 use ordering::message::{CommitDb, Direct, ReplyCommitDb, ResultKey, ResultMessage};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::VoterConfig;
+use crate::executor::Reporter;
+use crate::owner::{End, Outside, Owner, recall, send_unavailable};
+use crate::results::ResultStore;
 
 /// What the node hands to the voter. Senders are authenticated by the links.
 #[derive(Clone, Debug)]
@@ -84,10 +90,58 @@ impl Voter {
     pub fn start(config: VoterConfig, outputs: mpsc::Sender<VoterOutput>) -> VoterHandle {
         let (input, inputs) = mpsc::channel(INPUT_QUEUE_MAX);
         let (state_sender, state) = watch::channel(VoterState::Down("starting".into()));
-        let task = tokio::spawn(async move {
-            let _ = (config, outputs, inputs, state_sender);
-        });
+        let bytes_max = config.limits.kept_result_bytes_max / config.client_roles.len().max(1);
+        let outside = Outside {
+            reporter: Reporter::new(outputs.clone(), ResultStore::new(bytes_max)),
+            config: Arc::new(config),
+            outputs,
+            state: state_sender,
+        };
+        let task = tokio::spawn(live(outside, inputs));
         VoterHandle { input, state, task }
+    }
+}
+
+/// How long the voter waits before it tries the database again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One life after another, until the node drops the voter.
+async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>) {
+    loop {
+        let reason = match Owner::start(&outside).await {
+            Ok(owner) => match owner.serve(&mut inputs).await {
+                End::Stopped => return,
+                End::Lost(reason) => reason,
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(reason, "the voter is down");
+        metrics::counter!("cloudbft_voter_outages_total").increment(1);
+        outside.state.send_replace(VoterState::Down(reason));
+        if !stay_down(&outside, &mut inputs).await {
+            return;
+        }
+    }
+}
+
+/// Consumes inputs without a database; false when the node has dropped the voter.
+async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -> bool {
+    let retry = tokio::time::sleep(RETRY_INTERVAL);
+    tokio::pin!(retry);
+    loop {
+        let input = tokio::select! {
+            () = &mut retry => return true,
+            input = inputs.recv() => input,
+        };
+        match input {
+            None => return false,
+            // It is fetched again from the replicas' logs.
+            Some(VoterInput::CommitDb { .. }) => {}
+            Some(VoterInput::Direct { client, direct }) => {
+                send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;
+            }
+            Some(VoterInput::Recall { client, key }) => recall(&outside.reporter, client, key).await,
+        }
     }
 }
 

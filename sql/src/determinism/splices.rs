@@ -73,11 +73,14 @@ fn call(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     })
 }
 
+/// An argument of more tokens counts as the only one.
+const ARGUMENT_TOKENS_MAX: usize = 256;
+
 /// Whether the parenthesis that comes next holds no comma of its own, and something.
 fn has_one_argument(pass: &Pass<'_>) -> bool {
     let arguments = pass.tokens.get(pass.at + 1..).unwrap_or_default();
     let mut depth = 0_usize;
-    for (index, token) in arguments.iter().enumerate() {
+    for (index, token) in arguments.iter().take(ARGUMENT_TOKENS_MAX).enumerate() {
         match token.kind {
             TokenKind::Punctuation(b'(' | b'[') => depth += 1,
             TokenKind::Punctuation(b')' | b']') => depth = depth.saturating_sub(1),
@@ -88,7 +91,7 @@ fn has_one_argument(pass: &Pass<'_>) -> bool {
             return index > 1;
         }
     }
-    false
+    depth > 0
 }
 
 /// CONCURRENTLY cannot run in a transaction, and waits for local ones: DDL runs alone anyway (rule 44).

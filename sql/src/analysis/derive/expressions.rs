@@ -61,7 +61,7 @@ impl Deriver<'_> {
                 self.operator(op);
             }
             Expr::UnaryOp { op, .. } => self.unary(*op),
-            Expr::Cast { data_type, .. } => self.cast(data_type),
+            Expr::Cast { data_type, expr, .. } => self.cast(data_type, expr),
             Expr::Function(function) => self.function(function),
             Expr::Exists { subquery, .. } => {
                 self.exists.insert(address(subquery));
@@ -99,9 +99,14 @@ impl Deriver<'_> {
     }
 
     /// Casts to names of catalog objects read the catalog.
-    fn cast(&mut self, data_type: &DataType) {
+    fn cast(&mut self, data_type: &DataType, value: &Expr) {
         match data_type {
-            DataType::Regclass => self.not_understood(),
+            DataType::Regclass => {
+                let name = string(value).and_then(sequence_name);
+                if !name.is_some_and(|name| self.schema.is_sequence(&name)) {
+                    self.not_understood();
+                }
+            }
             DataType::Custom(name, _) => {
                 let parts = parts_of(name).unwrap_or_default();
                 let reads_catalog = parts
@@ -204,7 +209,11 @@ fn first_argument(function: &Function) -> Option<&str> {
         } => expr,
         other => other,
     };
-    match inner {
+    string(inner)
+}
+
+fn string(expression: &Expr) -> Option<&str> {
+    match expression {
         Expr::Value(value) => match &value.value {
             Value::SingleQuotedString(text) => Some(text),
             _ => None,

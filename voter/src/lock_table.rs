@@ -1,0 +1,227 @@
+//! The lock table (DESIGN.md section 6): who may run, and after whom. Pure.
+//!
+//! Two layers. *Logical* locks are granted by the ordered history alone, so every voter grants alike. *Physical*
+//! dependencies say which granted work must have finished in this voter's Postgres before other work starts; they
+//! depend on the speed of this server, and decide nothing.
+//!
+//! Use: feed an order ([`LockTable::one_shot`], [`LockTable::begin`], ...), then take every grant with
+//! [`LockTable::next_grant`] and either [`LockTable::run`] or drop it, before the next order is fed.
+
+mod logical;
+mod mode;
+mod physical;
+
+use std::collections::BTreeMap;
+
+use sql::footprint::Footprint;
+use sql::operation::TransactionId;
+
+use logical::Logical;
+pub use logical::{LogicalSnapshot, OpenTransaction, WaitingOperation};
+pub use mode::{LockMode, locks_of};
+pub use physical::Node;
+use physical::{NodeKind, Physical};
+
+/// Where an executed operation stands (INTERFACES, "Lock table"): first the order that let it run, then its own.
+/// Positions on one home are strictly monotone in the order of execution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The order at which the locks were granted.
+    pub granted: u64,
+    /// The operation's own order; 0 for the end of a transaction.
+    pub order: u64,
+}
+
+/// A granted operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The operation's order.
+    pub order: u64,
+    /// The order that let it run.
+    pub granted: u64,
+}
+
+impl Grant {
+    /// The position of a one-shot with this grant.
+    pub fn position(self) -> Position {
+        Position {
+            granted: self.granted,
+            order: self.order,
+        }
+    }
+}
+
+/// Why the lock table refuses an Extend or a Begin, at its own order and alike on every voter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockRefusal {
+    /// The transaction is not open (never begun, refused, or ended).
+    NoTransaction,
+    /// The transaction's id is in use.
+    TransactionExists,
+    /// An Extend of the same transaction waits; the protocol between proxy and voter allows one at a time.
+    Busy,
+    /// The Extend closes a cycle: its transaction is aborted.
+    Deadlock,
+    /// Too many operations wait, or too many transactions are open.
+    TooMany,
+}
+
+/// Limits that decide outcomes: equal on all voters.
+#[derive(Clone, Copy, Debug)]
+pub struct LockLimits {
+    /// Open transactions, granted or waiting.
+    pub transactions_max: usize,
+    /// Waiting operations.
+    pub waiting_max: usize,
+    /// Bytes of waiting operations.
+    pub waiting_bytes_max: usize,
+}
+
+impl Default for LockLimits {
+    fn default() -> Self {
+        Self {
+            transactions_max: 64,
+            waiting_max: 65_536,
+            waiting_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// What the end of a transaction found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// What the transaction held; `None` when it was not open or its Begin still waited.
+    pub held: Option<Footprint>,
+    /// Begin or Extend of the transaction that still waited, and never runs.
+    pub cancelled: Option<u64>,
+}
+
+/// The lock table.
+#[derive(Debug)]
+pub struct LockTable {
+    logical: Logical,
+    physical: Physical,
+    /// Nodes of open transactions that have not finished: the transaction's end waits for them.
+    transaction_nodes: BTreeMap<TransactionId, Vec<u64>>,
+}
+
+impl LockTable {
+    /// An empty table.
+    pub fn new(limits: LockLimits) -> Self {
+        Self::restore(limits, &LogicalSnapshot::default())
+    }
+
+    /// A table in the logical state of a snapshot.
+    pub fn restore(limits: LockLimits, snapshot: &LogicalSnapshot) -> Self {
+        Self {
+            logical: Logical::restore(limits, snapshot),
+            physical: Physical::default(),
+            transaction_nodes: BTreeMap::new(),
+        }
+    }
+
+    /// The logical state: a function of the ordered history.
+    pub fn snapshot(&self) -> LogicalSnapshot {
+        self.logical.snapshot()
+    }
+
+    /// A one-shot: granted at once, or when what it conflicts with has ended.
+    ///
+    /// # Errors
+    /// [`LockRefusal::TooMany`].
+    pub fn one_shot(&mut self, order: u64, footprint: &Footprint, bytes: usize) -> Result<(), LockRefusal> {
+        self.logical.wait_or_grant(order, None, footprint, bytes)
+    }
+
+    /// The Begin of a transaction: as a one-shot, but its locks are held to the end.
+    ///
+    /// # Errors
+    /// [`LockRefusal::TooMany`], [`LockRefusal::TransactionExists`].
+    pub fn begin(
+        &mut self,
+        order: u64,
+        transaction: TransactionId,
+        footprint: &Footprint,
+        bytes: usize,
+    ) -> Result<(), LockRefusal> {
+        self.logical.wait_or_grant(order, Some(transaction), footprint, bytes)
+    }
+
+    /// An Extend: waits only for transactions that hold locks.
+    ///
+    /// # Errors
+    /// On [`LockRefusal::Deadlock`] the caller must end the transaction at this order.
+    pub fn extend(&mut self, order: u64, transaction: TransactionId, footprint: &Footprint) -> Result<(), LockRefusal> {
+        self.logical.extend(order, transaction, footprint)
+    }
+
+    /// The end of a transaction at an order: releases its locks, logically.
+    pub fn end(&mut self, order: u64, transaction: TransactionId) -> Ended {
+        self.logical.end(order, transaction)
+    }
+
+    /// The next operation that was granted, in the order of grants.
+    pub fn next_grant(&mut self) -> Option<Grant> {
+        self.logical.next_grant()
+    }
+
+    /// What an open transaction holds.
+    pub fn held(&self, transaction: TransactionId) -> Option<&Footprint> {
+        self.logical.held(transaction)
+    }
+
+    /// Starts granted work physically: true when it may run now, else it will be among the result of some
+    /// [`LockTable::finished`].
+    pub fn run(&mut self, order: u64, node: Node, footprint: &Footprint) -> bool {
+        let before = match node {
+            Node::OneShot => Vec::new(),
+            Node::Within { transaction, .. } => self.chain(transaction, order),
+            Node::Read { transaction } => transaction.map_or_else(Vec::new, |id| self.unfinished(id)),
+            Node::End { transaction } => self.transaction_nodes.remove(&transaction).unwrap_or_default(),
+        };
+        let kind = match node {
+            Node::OneShot | Node::End { .. } => NodeKind::Access,
+            Node::Within { snapshot, .. } => NodeKind::Within { snapshot },
+            Node::Read { .. } => NodeKind::Barrier,
+        };
+        self.physical.start(order, kind, &locks_of(footprint), &before)
+    }
+
+    fn chain(&mut self, transaction: TransactionId, order: u64) -> Vec<u64> {
+        let before = self.unfinished(transaction);
+        self.transaction_nodes.insert(transaction, vec![order]);
+        before
+    }
+
+    fn unfinished(&self, transaction: TransactionId) -> Vec<u64> {
+        self.transaction_nodes.get(&transaction).cloned().unwrap_or_default()
+    }
+
+    /// The snapshot of a Read or of a Begin with a snapshot is open: what came after it may start. Returns what may.
+    pub fn snapshot_open(&mut self, order: u64) -> Vec<u64> {
+        self.physical.snapshot_open(order)
+    }
+
+    /// Work has finished in Postgres. Returns the orders that may run now.
+    pub fn finished(&mut self, order: u64) -> Vec<u64> {
+        self.physical.finish(order)
+    }
+
+    /// How many operations wait for locks.
+    pub fn waiting(&self) -> usize {
+        self.logical.waiting()
+    }
+
+    /// How many transactions are open.
+    pub fn transactions(&self) -> usize {
+        self.logical.open()
+    }
+
+    /// How many granted operations have not finished.
+    pub fn unfinished_nodes(&self) -> usize {
+        self.physical.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

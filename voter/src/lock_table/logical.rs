@@ -1,0 +1,427 @@
+//! Logical locks: a function of the ordered history alone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use sql::footprint::{Footprint, Resource};
+use sql::operation::TransactionId;
+
+use super::mode::{ByMode, LockMode, Locks, locks_of};
+use super::{Ended, Grant, LockLimits, LockRefusal};
+
+/// A transaction that holds locks, in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct OpenTransaction {
+    /// The transaction.
+    pub id: TransactionId,
+    /// The order of its Begin.
+    pub began: u64,
+    /// What it holds.
+    pub held: Footprint,
+    /// Its Extend that waits: order and footprint.
+    pub extend: Option<(u64, Footprint)>,
+}
+
+/// A one-shot or a Begin that waits, in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct WaitingOperation {
+    /// Its order.
+    pub order: u64,
+    /// The transaction that it begins.
+    pub transaction: Option<TransactionId>,
+    /// What it waits for.
+    pub footprint: Footprint,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// The logical state at one order, equal on all voters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct LogicalSnapshot {
+    /// Transactions that hold locks, ascending by id.
+    pub transactions: Vec<OpenTransaction>,
+    /// Operations that wait, ascending by order.
+    pub waiting: Vec<WaitingOperation>,
+}
+
+#[derive(Debug)]
+struct Open {
+    began: u64,
+    held: Footprint,
+    locks: BTreeMap<Resource, LockMode>,
+    extend: Option<(u64, Footprint)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    transaction: Option<TransactionId>,
+    footprint: Footprint,
+    locks: Locks,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct ResourceState {
+    /// Invariant: exactly the modes in the holders' `Open::locks`.
+    holders: BTreeMap<TransactionId, LockMode>,
+    /// One-shots and Begins.
+    waiting: ByMode<BTreeSet<u64>>,
+    extends: BTreeMap<u64, LockMode>,
+}
+
+impl ResourceState {
+    fn is_empty(&self) -> bool {
+        self.holders.is_empty() && self.extends.is_empty() && self.waiting.slots().iter().all(BTreeSet::is_empty)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Logical {
+    limits: LockLimits,
+    resources: HashMap<Resource, ResourceState>,
+    transactions: BTreeMap<TransactionId, Open>,
+    waiting: BTreeMap<u64, Waiting>,
+    waiting_begins: BTreeMap<TransactionId, u64>,
+    waiting_extends: BTreeMap<u64, TransactionId>,
+    waiting_bytes: usize,
+    grants: VecDeque<Grant>,
+}
+
+impl Logical {
+    pub(super) fn restore(limits: LockLimits, snapshot: &LogicalSnapshot) -> Self {
+        let mut table = Self {
+            limits,
+            resources: HashMap::new(),
+            transactions: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            waiting_begins: BTreeMap::new(),
+            waiting_extends: BTreeMap::new(),
+            waiting_bytes: 0,
+            grants: VecDeque::new(),
+        };
+        for open in &snapshot.transactions {
+            table.hold(open.id, open.began, &open.held);
+            if let Some((order, footprint)) = &open.extend {
+                table.queue_extend(*order, open.id, footprint);
+            }
+        }
+        for waiting in &snapshot.waiting {
+            let bytes = usize::try_from(waiting.bytes).unwrap_or(usize::MAX);
+            table.queue(waiting.order, waiting.transaction, &waiting.footprint, bytes);
+        }
+        table
+    }
+
+    pub(super) fn snapshot(&self) -> LogicalSnapshot {
+        let transactions = self.transactions.iter().map(|(id, open)| OpenTransaction {
+            id: *id,
+            began: open.began,
+            held: open.held.clone(),
+            extend: open.extend.clone(),
+        });
+        let waiting = self.waiting.iter().map(|(order, waiting)| WaitingOperation {
+            order: *order,
+            transaction: waiting.transaction,
+            footprint: waiting.footprint.clone(),
+            bytes: waiting.bytes as u64,
+        });
+        LogicalSnapshot {
+            transactions: transactions.collect(),
+            waiting: waiting.collect(),
+        }
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len() + self.waiting_extends.len()
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.transactions.len()
+    }
+
+    pub(super) fn held(&self, transaction: TransactionId) -> Option<&Footprint> {
+        self.transactions.get(&transaction).map(|open| &open.held)
+    }
+
+    pub(super) fn next_grant(&mut self) -> Option<Grant> {
+        self.grants.pop_front()
+    }
+
+    /// A one-shot, or a Begin of `transaction`.
+    pub(super) fn wait_or_grant(
+        &mut self,
+        order: u64,
+        transaction: Option<TransactionId>,
+        footprint: &Footprint,
+        bytes: usize,
+    ) -> Result<(), LockRefusal> {
+        if let Some(id) = transaction {
+            if self.transactions.contains_key(&id) || self.waiting_begins.contains_key(&id) {
+                return Err(LockRefusal::TransactionExists);
+            }
+            if self.transactions.len() + self.waiting_begins.len() >= self.limits.transactions_max {
+                return Err(LockRefusal::TooMany);
+            }
+        }
+        let locks = locks_of(footprint);
+        if !self.must_wait(order, &locks) {
+            if let Some(id) = transaction {
+                self.hold(id, order, footprint);
+            }
+            self.grants.push_back(Grant { order, granted: order });
+            return Ok(());
+        }
+        let full = self.waiting.len() >= self.limits.waiting_max;
+        if full || self.waiting_bytes.saturating_add(bytes) > self.limits.waiting_bytes_max {
+            return Err(LockRefusal::TooMany);
+        }
+        self.queue(order, transaction, footprint, bytes);
+        Ok(())
+    }
+
+    /// Whether a one-shot or Begin must wait: for holders, for Extends that wait, and for what came before it.
+    fn must_wait(&self, order: u64, locks: &Locks) -> bool {
+        locks.iter().any(|(resource, mode)| {
+            let Some(state) = self.resources.get(resource) else {
+                return false;
+            };
+            state.holders.values().any(|held| mode.conflicts(*held))
+                || state.extends.values().any(|wanted| mode.conflicts(*wanted))
+                || state
+                    .waiting
+                    .conflicting(*mode)
+                    .any(|orders| orders.first().is_some_and(|first| *first < order))
+        })
+    }
+
+    fn queue(&mut self, order: u64, transaction: Option<TransactionId>, footprint: &Footprint, bytes: usize) {
+        let locks = locks_of(footprint);
+        for (resource, mode) in &locks {
+            self.resources
+                .entry(resource.clone())
+                .or_default()
+                .waiting
+                .of(*mode)
+                .insert(order);
+        }
+        if let Some(id) = transaction {
+            self.waiting_begins.insert(id, order);
+        }
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
+        let footprint = footprint.clone();
+        self.waiting.insert(
+            order,
+            Waiting {
+                transaction,
+                footprint,
+                locks,
+                bytes,
+            },
+        );
+    }
+
+    fn unqueue(&mut self, order: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&order)?;
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(waiting.bytes);
+        if let Some(id) = waiting.transaction {
+            self.waiting_begins.remove(&id);
+        }
+        for (resource, mode) in &waiting.locks {
+            self.change(resource, |state| {
+                state.waiting.of(*mode).remove(&order);
+            });
+        }
+        Some(waiting)
+    }
+
+    fn change(&mut self, resource: &Resource, change: impl FnOnce(&mut ResourceState)) {
+        if let Some(state) = self.resources.get_mut(resource) {
+            change(state);
+            if state.is_empty() {
+                self.resources.remove(resource);
+            }
+        }
+    }
+
+    /// Gives a transaction a footprint, in addition to what it holds.
+    fn hold(&mut self, id: TransactionId, began: u64, footprint: &Footprint) {
+        let open = self.transactions.entry(id).or_insert_with(|| Open {
+            began,
+            held: Footprint::empty(),
+            locks: BTreeMap::new(),
+            extend: None,
+        });
+        open.held.extend(footprint);
+        for (resource, mode) in locks_of(footprint) {
+            let held = open.locks.entry(resource.clone()).or_insert(mode);
+            *held = held.join(mode);
+            self.resources.entry(resource).or_default().holders.insert(id, *held);
+        }
+    }
+
+    pub(super) fn extend(
+        &mut self,
+        order: u64,
+        transaction: TransactionId,
+        footprint: &Footprint,
+    ) -> Result<(), LockRefusal> {
+        let open = self.transactions.get(&transaction).ok_or(LockRefusal::NoTransaction)?;
+        if open.extend.is_some() {
+            return Err(LockRefusal::Busy);
+        }
+        if self.blockers(transaction, footprint).is_empty() {
+            let began = open.began;
+            self.hold(transaction, began, footprint);
+            self.grants.push_back(Grant { order, granted: order });
+            return Ok(());
+        }
+        if self.closes_cycle(transaction, footprint) {
+            return Err(LockRefusal::Deadlock);
+        }
+        self.queue_extend(order, transaction, footprint);
+        Ok(())
+    }
+
+    fn queue_extend(&mut self, order: u64, transaction: TransactionId, footprint: &Footprint) {
+        for (resource, mode) in locks_of(footprint) {
+            self.resources.entry(resource).or_default().extends.insert(order, mode);
+        }
+        self.waiting_extends.insert(order, transaction);
+        if let Some(open) = self.transactions.get_mut(&transaction) {
+            open.extend = Some((order, footprint.clone()));
+        }
+    }
+
+    fn unqueue_extend(&mut self, transaction: TransactionId) -> Option<(u64, Footprint)> {
+        let (order, footprint) = self.transactions.get_mut(&transaction)?.extend.take()?;
+        self.waiting_extends.remove(&order);
+        for (resource, _) in locks_of(&footprint) {
+            self.change(&resource, |state| {
+                state.extends.remove(&order);
+            });
+        }
+        Some((order, footprint))
+    }
+
+    /// The other transactions that hold what an Extend needs.
+    fn blockers(&self, transaction: TransactionId, footprint: &Footprint) -> BTreeSet<TransactionId> {
+        let own = self.transactions.get(&transaction);
+        let mut blockers = BTreeSet::new();
+        for (resource, mode) in locks_of(footprint) {
+            let held = own.and_then(|open| open.locks.get(&resource));
+            let mode = held.map_or(mode, |held| held.join(mode));
+            let Some(state) = self.resources.get(&resource) else {
+                continue;
+            };
+            let others = state
+                .holders
+                .iter()
+                .filter(|(id, held)| **id != transaction && mode.conflicts(**held));
+            blockers.extend(others.map(|(id, _)| *id));
+        }
+        blockers
+    }
+
+    /// Whether the holders that an Extend waits for wait, in the end, for its own transaction. Only transactions wait
+    /// while they hold locks, and only in an Extend, so this finds every deadlock.
+    fn closes_cycle(&self, transaction: TransactionId, footprint: &Footprint) -> bool {
+        let mut reached = BTreeSet::new();
+        let mut frontier: Vec<_> = self.blockers(transaction, footprint).into_iter().collect();
+        while let Some(id) = frontier.pop() {
+            if id == transaction {
+                return true;
+            }
+            if !reached.insert(id) {
+                continue;
+            }
+            let extend = self.transactions.get(&id).and_then(|open| open.extend.as_ref());
+            if let Some((_, wanted)) = extend {
+                frontier.extend(self.blockers(id, wanted));
+            }
+        }
+        false
+    }
+
+    pub(super) fn end(&mut self, order: u64, transaction: TransactionId) -> Ended {
+        if let Some(begin) = self.waiting_begins.get(&transaction).copied() {
+            let released = self.unqueue(begin).map(|waiting| waiting.locks).unwrap_or_default();
+            self.regrant(order, &released);
+            return Ended {
+                held: None,
+                cancelled: Some(begin),
+            };
+        }
+        let cancelled = self.unqueue_extend(transaction);
+        let Some(open) = self.transactions.remove(&transaction) else {
+            return Ended::default();
+        };
+        let mut released: BTreeMap<_, _> = open.locks.clone();
+        for (resource, _) in open.locks {
+            self.change(&resource, |state| {
+                state.holders.remove(&transaction);
+            });
+        }
+        for (resource, mode) in cancelled.iter().flat_map(|(_, footprint)| locks_of(footprint)) {
+            released
+                .entry(resource)
+                .and_modify(|held| *held = held.join(mode))
+                .or_insert(mode);
+        }
+        self.regrant(order, &released.into_iter().collect());
+        Ended {
+            held: Some(open.held),
+            cancelled: cancelled.map(|(order, _)| order),
+        }
+    }
+
+    /// Grants what waited for locks that were released at `granted`: Extends first, then by order.
+    fn regrant(&mut self, granted: u64, released: &Locks) {
+        self.regrant_extends(granted);
+        let mut candidates = BTreeSet::new();
+        self.add_candidates(released, 0, &mut candidates);
+        while let Some(order) = candidates.pop_first() {
+            let Some(waiting) = self.waiting.get(&order) else {
+                continue;
+            };
+            if self.must_wait(order, &waiting.locks) {
+                continue;
+            }
+            let Some(waiting) = self.unqueue(order) else { continue };
+            if let Some(id) = waiting.transaction {
+                self.hold(id, order, &waiting.footprint);
+            }
+            self.grants.push_back(Grant { order, granted });
+            self.add_candidates(&waiting.locks, order, &mut candidates);
+        }
+    }
+
+    fn regrant_extends(&mut self, granted: u64) {
+        let extends: Vec<_> = self.waiting_extends.iter().map(|(order, id)| (*order, *id)).collect();
+        for (order, id) in extends {
+            let Some(open) = self.transactions.get(&id) else {
+                continue;
+            };
+            let began = open.began;
+            let Some((_, footprint)) = open.extend.clone() else {
+                continue;
+            };
+            if self.blockers(id, &footprint).is_empty() {
+                self.unqueue_extend(id);
+                self.hold(id, began, &footprint);
+                self.grants.push_back(Grant { order, granted });
+            }
+        }
+    }
+
+    /// What waits after `after` for a lock that conflicts with one of these.
+    fn add_candidates(&self, released: &Locks, after: u64, candidates: &mut BTreeSet<u64>) {
+        for (resource, mode) in released {
+            let Some(state) = self.resources.get(resource) else {
+                continue;
+            };
+            for orders in state.waiting.conflicting(*mode) {
+                candidates.extend(orders.range(after.saturating_add(1)..));
+            }
+        }
+    }
+}

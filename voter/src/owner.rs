@@ -1,0 +1,397 @@
+//! The owner task: holds the pure state, feeds it, and starts work. One life of it per connection to the database.
+
+mod direct;
+mod feed;
+mod floor;
+mod grant;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ordering::identifiers::{ClientId, MachineId, Order};
+use ordering::message::{CommitDb, Outcome, ReplyCommitDb, ResultKey, ResultMessage};
+use sql::operation::{Operation, TransactionId};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::client_window::ClientWindows;
+use crate::config::VoterConfig;
+use crate::executor::{Asker, Event, OneShot, OrderedRead, Reporter, Shared};
+use crate::lock_table::{LockLimits, LockTable, Position};
+use crate::postgres::PostgresError;
+use crate::postgres::bootstrap::Bookkeeper;
+use crate::postgres::pool::Pool;
+use crate::slot::{Command, SlotHandle};
+use crate::transactions::OrderedTransaction;
+use crate::vote::VoteCounter;
+use crate::voter::{VoterInput, VoterOutput, VoterState};
+use crate::work::{Catalog, Refused};
+
+use direct::EarlyDirect;
+pub(crate) use direct::send_unavailable;
+pub use feed::REPLICAS_CLIENT;
+use floor::{FloorState, Floors};
+
+/// Granted operations that have not finished, at most; further orders wait in the vote counter.
+const UNFINISHED_MAX: usize = 1024;
+
+/// How often the owner looks after gaps, replies and the floor.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The shortest time between two Fetches.
+const FETCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The longest time between two Fetches while nothing is known to be missing.
+const FETCH_INTERVAL_IDLE: Duration = Duration::from_secs(5);
+
+/// Why one life of the owner ended.
+pub(crate) enum End {
+    /// The node dropped the voter.
+    Stopped,
+    /// The database is lost: start again from the floor.
+    Lost(String),
+}
+
+/// An ordered operation that has been fed and has not finished.
+struct Fed {
+    asker: Asker,
+    time_us: u64,
+    operation: Arc<Operation>,
+    bytes: usize,
+}
+
+/// Granted work that waits for other work to finish in Postgres.
+enum Start {
+    OneShot(Box<OneShot>),
+    Read(Box<OrderedRead>),
+    Slot(TransactionId, Command),
+    /// The end of a transaction, whose slot leaves the table with it.
+    End(SlotHandle, Command),
+}
+
+struct OpenTransaction {
+    ordered: OrderedTransaction,
+    /// `None` until its Begin is granted, and when all of it was over before this life began.
+    slot: Option<SlotHandle>,
+}
+
+/// What stays of the voter when the database is lost.
+pub(crate) struct Outside {
+    pub(crate) config: Arc<VoterConfig>,
+    pub(crate) outputs: mpsc::Sender<VoterOutput>,
+    pub(crate) reporter: Reporter,
+    pub(crate) state: watch::Sender<VoterState>,
+}
+
+pub(crate) struct Owner<'a> {
+    outside: &'a Outside,
+    config: Arc<VoterConfig>,
+    shared: Arc<Shared>,
+    events: mpsc::UnboundedReceiver<Event>,
+    tasks: JoinSet<()>,
+    votes: VoteCounter,
+    windows: ClientWindows,
+    locks: LockTable,
+    fed: BTreeMap<u64, Fed>,
+    blocked: BTreeMap<u64, Start>,
+    transactions: BTreeMap<TransactionId, OpenTransaction>,
+    early: Vec<EarlyDirect>,
+    direct_reads: Arc<Semaphore>,
+    catalog: Catalog,
+    /// The work that may change the catalog: nothing after it is checked or granted before it has finished.
+    stalled_by: Option<u64>,
+    survived: BTreeMap<String, Position>,
+    /// Orders that have been fed and whose own work has not finished.
+    unfinished: BTreeSet<u64>,
+    last_fed: u64,
+    executed: Arc<AtomicU64>,
+    floors: Floors,
+    /// Orders up to here were over before this life began.
+    resumed_from: u64,
+    /// Whether the voter has caught up with what the replicas had decided when this life began.
+    caught_up: bool,
+    last_reply: (u64, u64),
+    fetch: Fetch,
+}
+
+struct Fetch {
+    from: u64,
+    at: Instant,
+    seen_next: u64,
+}
+
+impl<'a> Owner<'a> {
+    /// Connects, installs and reads what is needed.
+    pub(crate) async fn start(outside: &'a Outside) -> Result<Self, PostgresError> {
+        let config = Arc::clone(&outside.config);
+        let mut bookkeeper = Bookkeeper::open(&config).await?;
+        let found = bookkeeper.bootstrap(&config).await?;
+        let (floor, state) = match found.floor {
+            Some((order, bytes)) => (order, FloorState::decode(&bytes)?),
+            None => (0, FloorState::default()),
+        };
+        let (events_sender, events) = mpsc::unbounded_channel();
+        let pool = Pool::new(Arc::clone(&config), Arc::from(found.token));
+        let shared = Shared {
+            config: Arc::clone(&config),
+            pool: Arc::new(pool),
+            bookkeeper: tokio::sync::Mutex::new(bookkeeper),
+            reporter: outside.reporter.clone(),
+            events: events_sender,
+        };
+        let limits = LockLimits {
+            transactions_max: config.limits.transactions_max,
+            waiting_max: config.limits.waiting_max,
+            waiting_bytes_max: config.limits.waiting_bytes_max,
+        };
+        let now = Instant::now();
+        Ok(Self {
+            outside,
+            shared: Arc::new(shared),
+            events,
+            tasks: JoinSet::new(),
+            votes: VoteCounter::new(config.faults, config.groups, Order(floor + 1)),
+            windows: state.windows,
+            locks: LockTable::restore(limits, &state.locks),
+            fed: BTreeMap::new(),
+            blocked: BTreeMap::new(),
+            transactions: BTreeMap::new(),
+            early: Vec::new(),
+            direct_reads: Arc::new(Semaphore::new(config.limits.direct_queue_max)),
+            catalog: Catalog {
+                analyzer: Arc::new(found.analyzer),
+                generation: 1,
+            },
+            stalled_by: None,
+            survived: found.applied,
+            unfinished: BTreeSet::new(),
+            last_fed: floor,
+            executed: Arc::new(AtomicU64::new(floor)),
+            floors: Floors::new(floor, state.refused, now),
+            resumed_from: floor,
+            caught_up: false,
+            last_reply: (u64::MAX, u64::MAX),
+            fetch: Fetch {
+                from: floor + 1,
+                at: now,
+                seen_next: floor + 1,
+            },
+            config,
+        })
+    }
+
+    /// Serves until the database is lost or the node drops the voter.
+    pub(crate) async fn serve(mut self, inputs: &mut mpsc::Receiver<VoterInput>) -> End {
+        self.output(VoterOutput::Fetch {
+            from: self.votes.next_order(),
+        })
+        .await;
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let end = loop {
+            let ended = tokio::select! {
+                biased;
+                event = self.events.recv() => match event {
+                    Some(event) => self.take_event(event).await,
+                    None => Some(End::Stopped),
+                },
+                _ = ticks.tick() => {
+                    self.tick().await;
+                    None
+                }
+                input = inputs.recv() => match input {
+                    Some(input) => {
+                        self.take_input(input).await;
+                        None
+                    }
+                    None => Some(End::Stopped),
+                },
+            };
+            if let Some(end) = ended {
+                break end;
+            }
+        };
+        self.tasks.shutdown().await;
+        end
+    }
+
+    async fn output(&self, output: VoterOutput) {
+        let _ = self.outside.outputs.send(output).await;
+    }
+
+    async fn take_input(&mut self, input: VoterInput) {
+        match input {
+            VoterInput::CommitDb { from, message } => self.commit_db(from, message).await,
+            VoterInput::Direct { client, direct } => self.direct(client, direct).await,
+            VoterInput::Recall { client, key } => recall(&self.outside.reporter, client, key).await,
+        }
+    }
+
+    async fn commit_db(&mut self, from: MachineId, message: CommitDb) {
+        for entry in message.entries {
+            let counted = self.votes.count(from, message.group, entry);
+            metrics::counter!("cloudbft_votes_total", "voter" => from.0.to_string(), "result" => counted.label())
+                .increment(1);
+        }
+        self.advance().await;
+    }
+
+    async fn take_event(&mut self, event: Event) -> Option<End> {
+        match event {
+            Event::SnapshotOpen(order) => {
+                let ready = self.locks.snapshot_open(order);
+                self.start_all(ready);
+            }
+            Event::Finished(order, analyzer) => {
+                if let Some(analyzer) = analyzer {
+                    self.catalog = Catalog {
+                        analyzer: Arc::new(analyzer),
+                        generation: self.catalog.generation + 1,
+                    };
+                }
+                self.finished(order);
+                if self.stalled_by == Some(order) {
+                    self.stalled_by = None;
+                    self.floor_after_catalog_change().await;
+                }
+                self.advance().await;
+                self.retry_early().await;
+            }
+            Event::FloorWritten(order) => self.floors.written(order),
+            Event::Lost(reason) => return Some(End::Lost(reason)),
+        }
+        None
+    }
+
+    /// Feeds and grants as far as it goes.
+    async fn advance(&mut self) {
+        loop {
+            while self.stalled_by.is_none() {
+                let Some(grant) = self.locks.next_grant() else { break };
+                self.granted(grant).await;
+            }
+            if self.stalled_by.is_some() || self.locks.unfinished_nodes() >= UNFINISHED_MAX {
+                break;
+            }
+            let Some(decided) = self.votes.take_next() else { break };
+            self.feed(decided).await;
+        }
+    }
+
+    /// The own work of an order is over.
+    fn finished(&mut self, order: u64) {
+        self.fed.remove(&order);
+        self.unfinished.remove(&order);
+        self.floors.finished(order);
+        let executed = self
+            .unfinished
+            .first()
+            .map_or(self.last_fed, |first| first.saturating_sub(1));
+        self.executed.store(executed, Ordering::Relaxed);
+        let ready = self.locks.finished(order);
+        self.start_all(ready);
+    }
+
+    fn start_all(&mut self, ready: Vec<u64>) {
+        for order in ready {
+            if let Some(start) = self.blocked.remove(&order) {
+                self.start_work(start);
+            }
+        }
+    }
+
+    fn start_work(&mut self, start: Start) {
+        let shared = Arc::clone(&self.shared);
+        match start {
+            Start::OneShot(work) => {
+                self.tasks.spawn(crate::executor::run_one_shot(shared, *work));
+            }
+            Start::Read(work) => {
+                self.tasks.spawn(crate::executor::run_read(shared, *work));
+            }
+            Start::Slot(id, command) => {
+                if let Some(slot) = self.transactions.get(&id).and_then(|open| open.slot.as_ref()) {
+                    slot.send(command);
+                }
+            }
+            Start::End(slot, command) => slot.send(command),
+        }
+    }
+
+    /// Answers an ordered operation without running it; its order is over.
+    async fn settle(&mut self, asker: Asker, outcome: Outcome) {
+        asker.answer(&self.outside.reporter, outcome).await;
+        self.finished(asker.order);
+    }
+
+    async fn refuse(&mut self, asker: Asker, refused: impl Into<Refused>) {
+        self.settle(asker, refused.into().into()).await;
+    }
+
+    async fn tick(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        self.reply().await;
+        self.fetch_missing().await;
+        self.expire_early().await;
+        self.consider_floor();
+        if !self.caught_up && !self.votes.is_behind() && self.fetch.at.elapsed() > FETCH_INTERVAL {
+            self.caught_up = true;
+        }
+        let executed = self.executed.load(Ordering::Relaxed);
+        metrics::gauge!("cloudbft_voter_lag_entries").set(self.votes.lag() as f64);
+        metrics::gauge!("cloudbft_voter_executed_order").set(executed as f64);
+        metrics::gauge!("cloudbft_voter_waiting_operations").set(self.locks.waiting() as f64);
+        metrics::gauge!("cloudbft_voter_unfinished_operations").set(self.locks.unfinished_nodes() as f64);
+        metrics::gauge!("cloudbft_voter_open_transactions").set(self.locks.transactions() as f64);
+    }
+
+    async fn reply(&mut self) {
+        let executed = self.executed.load(Ordering::Relaxed);
+        let reply = (executed, self.floors.floor());
+        if reply == self.last_reply {
+            return;
+        }
+        self.last_reply = reply;
+        let (executed, flushed) = (Order(reply.0), Order(reply.1));
+        self.outside
+            .state
+            .send_replace(VoterState::Serving { executed, flushed });
+        self.output(VoterOutput::Reply(ReplyCommitDb { executed, flushed }))
+            .await;
+    }
+
+    /// Asks for what is missing, when it has not come by itself.
+    async fn fetch_missing(&mut self) {
+        let next = self.votes.next_order().0;
+        let moved = next != self.fetch.seen_next;
+        self.fetch.seen_next = next;
+        let since = self.fetch.at.elapsed();
+        if since < FETCH_INTERVAL || self.votes.has_next() {
+            return;
+        }
+        let fetched_some = next > self.fetch.from && !self.caught_up;
+        let stuck = self.votes.is_behind() && !moved;
+        if !(stuck || fetched_some || since >= FETCH_INTERVAL_IDLE) {
+            return;
+        }
+        for (order, digest) in self.votes.missing_bodies(BODIES_AT_ONCE) {
+            self.output(VoterOutput::FetchRequest { order, digest }).await;
+        }
+        self.fetch.from = next;
+        self.fetch.at = Instant::now();
+        self.output(VoterOutput::Fetch { from: Order(next) }).await;
+    }
+}
+
+/// How many missing bodies are asked for at once.
+const BODIES_AT_ONCE: u64 = 64;
+
+/// Answers a proxy that asks again; what is not kept is not answered.
+pub(crate) async fn recall(reporter: &Reporter, client: ClientId, key: ResultKey) {
+    let found: Option<ResultMessage> = reporter.with_store(|store| store.find(client, key).cloned());
+    if let Some(message) = found {
+        reporter.send(client, message).await;
+    }
+}

@@ -1,0 +1,247 @@
+//! What the voter needs in its database: installed, checked, and read at every start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sql::analysis::Analyzer;
+use sql::determinism::FUNCTIONS_SQL;
+use sql::schema::{CATALOG_QUERY, Schema};
+
+use super::PostgresError;
+use super::connection::{APPLICATION_NAME, Connection};
+use super::settings::literal;
+use crate::config::VoterConfig;
+use crate::lock_table::Position;
+
+const BOOTSTRAP_SQL: &str = include_str!("bootstrap.sql");
+
+/// The largest message of the voter's own queries.
+const MESSAGE_BYTES_MAX: usize = 256 << 20;
+
+/// The voter's own connection, as superuser.
+#[derive(Debug)]
+pub struct Bookkeeper {
+    connection: Connection,
+}
+
+/// What a voter finds in its database when it starts.
+pub struct Found {
+    /// The token of the bookkeeping functions.
+    pub token: String,
+    /// What survived: the last position of each home.
+    pub applied: BTreeMap<String, Position>,
+    /// The floor and the voter's state there; `None` in a new database.
+    pub floor: Option<(u64, Vec<u8>)>,
+    /// The catalog.
+    pub analyzer: Analyzer,
+}
+
+impl Bookkeeper {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the server is not there or does not let the superuser in.
+    pub async fn open(config: &VoterConfig) -> Result<Self, PostgresError> {
+        let postgres = &config.postgres;
+        let pins = [("synchronous_commit", "on"), ("search_path", "pg_catalog")];
+        let connection = Connection::open(postgres, &postgres.superuser, &pins, MESSAGE_BYTES_MAX).await?;
+        Ok(Self { connection })
+    }
+
+    /// Installs what is missing, ends what an earlier life of the voter left running, checks that the server is fit, sets
+    /// sequences back to their committed positions, and reads where the voter is to resume.
+    ///
+    /// # Errors
+    /// [`PostgresError::Unfit`] when this voter must not serve this server.
+    pub async fn bootstrap(&mut self, config: &VoterConfig) -> Result<Found, PostgresError> {
+        self.end_earlier_backends().await?;
+        self.check_server(config).await?;
+        self.query(BOOTSTRAP_SQL).await?;
+        self.query(FUNCTIONS_SQL).await?;
+        let token = self.query("SELECT value FROM cloudbft.token").await?;
+        let token = token.into_iter().flatten().next().flatten();
+        let token = token.ok_or_else(|| PostgresError::Unfit("cloudbft.token is empty".into()))?;
+        let quoted = literal(&token);
+        let sequences =
+            "restore_sequences({}, NULL); SELECT cloudbft.record_sequences({}, NULL)".replace("{}", &quoted);
+        self.query(&format!("SELECT cloudbft.{sequences}")).await?;
+        Ok(Found {
+            applied: self.applied().await?,
+            floor: self.floor().await?,
+            analyzer: self.analyzer(config).await?,
+            token,
+        })
+    }
+
+    /// A backend of an earlier life may still be about to commit; nothing is read before all of them have ended.
+    async fn end_earlier_backends(&mut self) -> Result<(), PostgresError> {
+        let others = format!(
+            "FROM pg_catalog.pg_stat_activity WHERE application_name = {} AND pid <> pg_catalog.pg_backend_pid() \
+             AND datname = pg_catalog.current_database()",
+            literal(APPLICATION_NAME)
+        );
+        loop {
+            let left = self
+                .query(&format!("SELECT pg_catalog.pg_terminate_backend(pid) {others}"))
+                .await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn check_server(&mut self, config: &VoterConfig) -> Result<(), PostgresError> {
+        let rows = self
+            .query(
+                "SELECT pg_catalog.current_setting('server_version_num')::int / 10000, \
+                 pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('fsync'), \
+                 pg_catalog.current_setting('full_page_writes'), pg_catalog.current_setting('max_connections'), \
+                 pg_catalog.current_setting('lc_messages'), datcollate, datctype FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+            )
+            .await?;
+        let row: Vec<String> = rows.into_iter().flatten().map(Option::unwrap_or_default).collect();
+        let [version, encoding, fsync, pages, connections, messages, collate, ctype] = row.as_slice() else {
+            return Err(PostgresError::protocol("the server's settings cannot be read"));
+        };
+        let wanted = config.postgres.major_version;
+        let needed = config.limits.backends_max();
+        let plain = |locale: &str| matches!(locale, "C" | "POSIX" | "C.UTF-8" | "C.utf8");
+        let faults = [
+            (
+                wanted != 0 && *version != wanted.to_string(),
+                format!("its version is {version}, not {wanted}"),
+            ),
+            (encoding != "UTF8", format!("its encoding is {encoding}, not UTF8")),
+            (
+                fsync != "on" || pages != "on",
+                "fsync or full_page_writes is off".into(),
+            ),
+            (
+                !plain(collate) || !plain(ctype),
+                format!("its locale is {collate}, not C"),
+            ),
+            (messages != "C", format!("lc_messages is {messages}, not C (an application cannot set it)")),
+            (
+                connections.parse().unwrap_or(0) < needed,
+                format!("max_connections is {connections}, the voter may need {needed}"),
+            ),
+        ];
+        match faults.into_iter().find(|(fault, _)| *fault) {
+            Some((_, fault)) => Err(PostgresError::Unfit(fault)),
+            None => Ok(()),
+        }
+    }
+
+    async fn applied(&mut self) -> Result<BTreeMap<String, Position>, PostgresError> {
+        let rows = self
+            .query("SELECT home, granted, \"order\" FROM cloudbft.applied")
+            .await?;
+        let mut applied = BTreeMap::new();
+        for row in rows {
+            let [Some(home), Some(granted), Some(order)] = row.as_slice() else {
+                return Err(PostgresError::protocol("a row of cloudbft.applied cannot be read"));
+            };
+            let position = Position {
+                granted: number(granted)?,
+                order: number(order)?,
+            };
+            applied.insert(home.clone(), position);
+        }
+        Ok(applied)
+    }
+
+    async fn floor(&mut self) -> Result<Option<(u64, Vec<u8>)>, PostgresError> {
+        let rows = self
+            .query("SELECT \"order\", pg_catalog.encode(state, 'hex') FROM cloudbft.floor")
+            .await?;
+        let Some(row) = rows.into_iter().next() else {
+            return Ok(None);
+        };
+        let [Some(order), Some(state)] = row.as_slice() else {
+            return Err(PostgresError::protocol("cloudbft.floor cannot be read"));
+        };
+        let state = from_hex(state).ok_or_else(|| PostgresError::protocol("cloudbft.floor is not hexadecimal"))?;
+        Ok(Some((number(order)?, state)))
+    }
+
+    /// Writes the floor durably; that makes durable what was committed before.
+    ///
+    /// # Errors
+    /// When the connection is lost or the server refuses.
+    pub async fn write_floor(&mut self, order: u64, state: &[u8]) -> Result<(), PostgresError> {
+        let state = to_hex(state);
+        let statement = format!(
+            "BEGIN; DELETE FROM cloudbft.floor; INSERT INTO cloudbft.floor VALUES ({order}, '\\x{state}'); COMMIT"
+        );
+        self.query(&statement).await.map(|_| ())
+    }
+
+    /// Reads the catalog.
+    ///
+    /// # Errors
+    /// When the connection is lost, or the catalog is not understood.
+    pub async fn analyzer(&mut self, config: &VoterConfig) -> Result<Analyzer, PostgresError> {
+        let rows = self.query(CATALOG_QUERY).await?;
+        let texts = rows.iter().filter_map(|row| row.first().and_then(Option::as_deref));
+        let schema = Schema::parse(texts, &config.rules).map_err(|error| PostgresError::Unfit(error.to_string()))?;
+        Ok(Analyzer::new(Arc::new(schema)))
+    }
+
+    /// Runs a text; the rows of all its statements as text.
+    ///
+    /// # Errors
+    /// The first error of the server, or a lost connection.
+    pub async fn query(&mut self, text: &str) -> Result<Vec<Vec<Option<String>>>, PostgresError> {
+        postgres_protocol::message::frontend::query(text, self.connection.outgoing())?;
+        let (mut rows, mut error) = (Vec::new(), None);
+        loop {
+            let message = self.connection.message().await?;
+            match message.tag {
+                b'D' => rows.push(columns(message.body()).ok_or_else(|| PostgresError::protocol("a malformed row"))?),
+                b'E' if error.is_none() => error = Some(super::capture::error_fields(message.body())),
+                b'Z' => break,
+                _ => {}
+            }
+        }
+        error.map_or(Ok(rows), |error| Err(error.into()))
+    }
+}
+
+fn number(text: &str) -> Result<u64, PostgresError> {
+    text.parse()
+        .map_err(|_| PostgresError::protocol("a number that is none"))
+}
+
+fn columns(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut row = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        rest = after;
+        match usize::try_from(i32::from_be_bytes(*length)) {
+            Err(_) => row.push(None),
+            Ok(length) => {
+                let (value, after) = rest.split_at_checked(length)?;
+                row.push(Some(String::from_utf8_lossy(value).into_owned()));
+                rest = after;
+            }
+        }
+    }
+    Some(row)
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs
+        .map(|pair| {
+            std::str::from_utf8(pair)
+                .ok()
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+        })
+        .collect()
+}

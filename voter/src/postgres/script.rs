@@ -1,0 +1,302 @@
+//! A pipeline to the server, and the reading of its answers: which messages belong to the client's exchange.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use postgres_protocol::IsNull;
+use postgres_protocol::message::frontend;
+
+use super::PostgresError;
+use super::capture::{Capture, ServerError, error_fields};
+use super::connection::{Connection, Message};
+use super::prepared::PreparedKey;
+
+/// One frontend message whose answer is awaited.
+#[derive(Debug)]
+enum Awaited {
+    Parse(Option<(PreparedKey, String)>),
+    Bind,
+    Close,
+    DescribeStatement,
+    DescribePortal,
+    Execute,
+    Query,
+    /// A Query that opens COPY FROM STDIN: ends at CopyInResponse.
+    CopyStart,
+    Sync,
+    /// The client gets these bytes though the server is not asked.
+    Synthetic(&'static [u8]),
+}
+
+/// Frontend messages with what they are expected to bring.
+#[derive(Debug, Default)]
+pub struct Script {
+    buffer: BytesMut,
+    awaited: VecDeque<(Awaited, Part)>,
+}
+
+/// Whose message it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The voter's own: its answers are dropped.
+    Own,
+    /// On behalf of the client, who did not ask for it: its success is dropped, its error is the result.
+    Silent,
+    /// The client's: its answers are the result.
+    Client,
+}
+
+/// What a script brought.
+#[derive(Debug)]
+pub struct Played {
+    /// The client's part.
+    pub capture: Capture,
+    /// The first error, and whose message it answered.
+    pub error: Option<(ServerError, Part)>,
+    /// The transaction status of the last ReadyForQuery.
+    pub status: u8,
+    /// Statements that the server has prepared.
+    pub prepared: Vec<(PreparedKey, String)>,
+    /// First columns of the rows that the voter's own statements brought.
+    pub own_rows: Vec<Bytes>,
+}
+
+/// The voter's parameters are text.
+const TEXT: i16 = 0;
+
+impl Script {
+    /// Parse; its success is noted under `key` if there is one.
+    pub fn parse(
+        &mut self,
+        part: Part,
+        name: &str,
+        text: &str,
+        types: &[u32],
+        key: Option<PreparedKey>,
+    ) -> std::io::Result<()> {
+        frontend::parse(name, text, types.iter().copied(), &mut self.buffer)?;
+        let noted = key.map(|key| (key, name.to_owned()));
+        self.awaited.push_back((Awaited::Parse(noted), part));
+        Ok(())
+    }
+
+    /// The client's Parse of a statement that is prepared: answered without the server.
+    pub fn parsed(&mut self) {
+        let answer = Awaited::Synthetic(super::capture::PARSE_COMPLETE);
+        self.awaited.push_back((answer, Part::Client));
+    }
+
+    /// Bind, with everything as the client sent it.
+    pub fn bind(
+        &mut self,
+        part: Part,
+        portal: &str,
+        statement: &str,
+        formats: &[i16],
+        parameters: &[Option<Bytes>],
+        result_formats: &[i16],
+    ) -> std::io::Result<()> {
+        let bound = frontend::bind(
+            portal,
+            statement,
+            formats.iter().copied(),
+            parameters.iter(),
+            |value, buffer| match value {
+                Some(bytes) => {
+                    buffer.extend_from_slice(bytes);
+                    Ok(IsNull::No)
+                }
+                None => Ok(IsNull::Yes),
+            },
+            result_formats.iter().copied(),
+            &mut self.buffer,
+        );
+        bound.map_err(|_| std::io::Error::other("a Bind that cannot be encoded"))?;
+        self.awaited.push_back((Awaited::Bind, part));
+        Ok(())
+    }
+
+    /// Describe of a statement.
+    pub fn describe_statement(&mut self, part: Part, name: &str) -> std::io::Result<()> {
+        frontend::describe(b'S', name, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::DescribeStatement, part));
+        Ok(())
+    }
+
+    /// Describe of a portal.
+    pub fn describe_portal(&mut self, part: Part, name: &str) -> std::io::Result<()> {
+        frontend::describe(b'P', name, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::DescribePortal, part));
+        Ok(())
+    }
+
+    /// Execute.
+    pub fn execute(&mut self, part: Part, portal: &str, max_rows: u32) -> std::io::Result<()> {
+        let max_rows = i32::try_from(max_rows).unwrap_or(i32::MAX);
+        frontend::execute(portal, max_rows, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::Execute, part));
+        Ok(())
+    }
+
+    /// Close of a portal (`b'P'`) or a statement (`b'S'`).
+    pub fn close(&mut self, part: Part, kind: u8, name: &str) -> std::io::Result<()> {
+        frontend::close(kind, name, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::Close, part));
+        Ok(())
+    }
+
+    /// Sync.
+    pub fn sync(&mut self) {
+        frontend::sync(&mut self.buffer);
+        self.awaited.push_back((Awaited::Sync, Part::Own));
+    }
+
+    /// A simple Query.
+    pub fn query(&mut self, part: Part, text: &str) -> std::io::Result<()> {
+        frontend::query(text, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::Query, part));
+        Ok(())
+    }
+
+    /// A simple Query that opens COPY FROM STDIN.
+    pub fn copy_start(&mut self, text: &str) -> std::io::Result<()> {
+        frontend::query(text, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::CopyStart, Part::Client));
+        Ok(())
+    }
+
+    /// The end of COPY data: CopyFail with a reason, or CopyDone. Answered as a Query.
+    pub fn copy_end(&mut self, failure: Option<&str>) -> std::io::Result<()> {
+        match failure {
+            Some(reason) => frontend::copy_fail(reason, &mut self.buffer)?,
+            None => frontend::copy_done(&mut self.buffer),
+        }
+        self.awaited.push_back((Awaited::Query, Part::Client));
+        Ok(())
+    }
+
+    /// Runs one of the voter's own statements that are prepared since the connection was opened.
+    pub fn own(&mut self, part: Part, statement: &str, parameters: &[&str]) -> std::io::Result<()> {
+        let parameters: Vec<_> = parameters
+            .iter()
+            .map(|value| Some(Bytes::copy_from_slice(value.as_bytes())))
+            .collect();
+        self.bind(part, "", statement, &[TEXT], &parameters, &[TEXT])?;
+        self.execute(part, "", 0)
+    }
+
+    /// Whether a Sync is due before a simple Query.
+    pub fn ends_without_sync(&self) -> bool {
+        let last = self.awaited.back();
+        last.is_some_and(|(awaited, _)| !matches!(awaited, Awaited::Sync | Awaited::Query))
+    }
+
+    /// Bytes that will be written.
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether nothing will be written.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Writes everything at once and reads the answers to everything. `between` is called at every ReadyForQuery but the
+    /// last.
+    ///
+    /// # Errors
+    /// When the connection is lost or the server breaks the protocol; errors of statements are in [`Played::error`].
+    pub async fn play(
+        mut self,
+        connection: &mut Connection,
+        bytes_max: usize,
+        mut between: impl FnMut(),
+    ) -> Result<Played, PostgresError> {
+        connection.outgoing().unsplit(std::mem::take(&mut self.buffer));
+        let mut played = Played {
+            capture: Capture::new(bytes_max),
+            error: None,
+            status: b'I',
+            prepared: Vec::new(),
+            own_rows: Vec::new(),
+        };
+        while self.advance(&mut played) {
+            let message = connection.message().await?;
+            self.take(&message, &mut played)?;
+            if message.tag == b'Z' && !self.awaited.is_empty() {
+                between();
+            }
+        }
+        Ok(played)
+    }
+
+    /// Answers what needs no server; whether more is awaited.
+    fn advance(&mut self, played: &mut Played) -> bool {
+        while let Some((Awaited::Synthetic(bytes), _)) = self.awaited.front() {
+            played.capture.add_bytes(bytes);
+            self.awaited.pop_front();
+        }
+        !self.awaited.is_empty()
+    }
+
+    fn take(&mut self, message: &Message, played: &mut Played) -> Result<(), PostgresError> {
+        match message.tag {
+            b'S' | b'A' | b'K' => return Ok(()),
+            b'E' => {
+                self.take_error(message, played);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let Some((awaited, part)) = self.awaited.front() else {
+            return Err(PostgresError::protocol("an answer to nothing"));
+        };
+        let (part, tag) = (*part, message.tag);
+        let (keep, done) = match (awaited, tag) {
+            (_, b'N') => (true, false),
+            (Awaited::Sync | Awaited::Query | Awaited::CopyStart, b'Z') => {
+                played.status = message.body().first().copied().unwrap_or(b'E');
+                (false, true)
+            }
+            (Awaited::Parse(_), b'1') | (Awaited::Bind, b'2') | (Awaited::Close, b'3') => (true, true),
+            (Awaited::DescribeStatement, b't') => (true, false),
+            (Awaited::DescribeStatement | Awaited::DescribePortal, b'T' | b'n') => (true, true),
+            (Awaited::Execute, b'C' | b'I' | b's') => (true, true),
+            (Awaited::Execute | Awaited::Query, b'D' | b'H' | b'd' | b'c') => (true, false),
+            (Awaited::Query, b'T' | b'C' | b'I') => (true, false),
+            (Awaited::CopyStart, b'G') => {
+                played.status = b'T';
+                (true, true)
+            }
+            (_, other) => {
+                return Err(PostgresError::protocol(format!(
+                    "an unexpected message of type {other}"
+                )));
+            }
+        };
+        if keep && part == Part::Client {
+            played.capture.add(message);
+        } else if tag == b'D' {
+            played.own_rows.push(message.frame.clone());
+        }
+        if done && let Some((Awaited::Parse(Some(noted)), _)) = self.awaited.pop_front() {
+            played.prepared.push(noted);
+        }
+        Ok(())
+    }
+
+    /// An error: kept whoever caused it (the caller decides), and what follows is skipped as the server skips it.
+    fn take_error(&mut self, message: &Message, played: &mut Played) {
+        let part = self.awaited.front().map_or(Part::Own, |(_, part)| *part);
+        if played.error.is_none() {
+            played.error = Some((error_fields(message.body()), part));
+            played.capture.add(message);
+        }
+        while let Some((awaited, _)) = self.awaited.front() {
+            if matches!(awaited, Awaited::Sync | Awaited::Query | Awaited::CopyStart) {
+                break;
+            }
+            self.awaited.pop_front();
+        }
+    }
+}

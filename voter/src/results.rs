@@ -1,0 +1,135 @@
+//! Results that are kept for proxies that ask again. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use ordering::identifiers::ClientId;
+use ordering::message::{Outcome, ResultKey, ResultMessage};
+
+/// What a kept result costs beside its bytes.
+const ENTRY_BYTES: usize = 256;
+
+#[derive(Debug, Default)]
+struct ClientResults {
+    by_key: BTreeMap<ResultKey, ResultMessage>,
+    oldest_first: VecDeque<ResultKey>,
+    bytes: usize,
+}
+
+/// Kept results, bounded by bytes for each client, so that none can push out another's.
+#[derive(Debug)]
+pub struct ResultStore {
+    bytes_max: usize,
+    clients: BTreeMap<ClientId, ClientResults>,
+}
+
+impl ResultStore {
+    /// A store for these many bytes per client.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            clients: BTreeMap::new(),
+        }
+    }
+
+    /// Keeps a result (whole, if there is a whole).
+    pub fn keep(&mut self, client: ClientId, message: ResultMessage) {
+        let results = self.clients.entry(client).or_default();
+        results.bytes += size(&message);
+        results.oldest_first.push_back(message.key);
+        if let Some(replaced) = results.by_key.insert(message.key, message) {
+            results.bytes = results.bytes.saturating_sub(size(&replaced));
+        }
+        while results.bytes > self.bytes_max {
+            let Some(key) = results.oldest_first.pop_front() else {
+                break;
+            };
+            results.remove(key);
+        }
+        if results.oldest_first.len() > 2 * results.by_key.len() + 16 {
+            let kept = &results.by_key;
+            results.oldest_first.retain(|key| kept.contains_key(key));
+        }
+    }
+
+    /// A kept result.
+    pub fn find(&self, client: ClientId, key: ResultKey) -> Option<&ResultMessage> {
+        self.clients.get(&client)?.by_key.get(&key)
+    }
+
+    /// Forgets results of requests below a client's floor.
+    pub fn forget_below(&mut self, client: ClientId, floor: u64) {
+        let Some(results) = self.clients.get_mut(&client) else {
+            return;
+        };
+        let old = results.by_key.range(..ResultKey::Request(floor)).map(|(key, _)| *key);
+        for key in old.collect::<Vec<_>>() {
+            results.remove(key);
+        }
+    }
+}
+
+impl ClientResults {
+    fn remove(&mut self, key: ResultKey) {
+        if let Some(message) = self.by_key.remove(&key) {
+            self.bytes = self.bytes.saturating_sub(size(&message));
+        }
+    }
+}
+
+fn size(message: &ResultMessage) -> usize {
+    let whole = match &message.outcome {
+        Outcome::Done { whole, .. } => whole.as_ref().map_or(0, Bytes::len),
+        Outcome::Refused { .. } | Outcome::Unavailable => 0,
+    };
+    whole + ENTRY_BYTES
+}
+
+/// The message without its whole result.
+pub fn without_whole(mut message: ResultMessage) -> ResultMessage {
+    if let Outcome::Done { whole, .. } = &mut message.outcome {
+        *whole = None;
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ordering::identifiers::Order;
+
+    fn message(number: u64, bytes: usize) -> ResultMessage {
+        ResultMessage {
+            key: ResultKey::Request(number),
+            order: Order(number),
+            outcome: Outcome::Done {
+                sequence: [0; 32],
+                multiset: [0; 32],
+                whole: Some(Bytes::from(vec![0; bytes])),
+            },
+        }
+    }
+
+    #[test]
+    fn the_oldest_results_of_the_same_client_go() {
+        let mut store = ResultStore::new(10_000);
+        let (one, other) = (ClientId(1), ClientId(2));
+        store.keep(other, message(1, 5000));
+        for number in 1..=10 {
+            store.keep(one, message(number, 5000));
+        }
+        assert!(store.find(one, ResultKey::Request(1)).is_none());
+        assert!(store.find(one, ResultKey::Request(10)).is_some());
+        assert!(store.find(other, ResultKey::Request(1)).is_some());
+    }
+
+    #[test]
+    fn what_the_client_has_is_forgotten() {
+        let mut store = ResultStore::new(10_000);
+        store.keep(ClientId(1), message(1, 10));
+        store.keep(ClientId(1), message(2, 10));
+        store.forget_below(ClientId(1), 2);
+        assert!(store.find(ClientId(1), ResultKey::Request(1)).is_none());
+        assert!(store.find(ClientId(1), ResultKey::Request(2)).is_some());
+    }
+}

@@ -1,0 +1,372 @@
+//! Checks of operations and exchanges that all correct voters make alike (DESIGN.md section 6). Pure.
+
+use std::sync::Arc;
+
+use ordering::message::Outcome;
+use sql::analysis::{Analyzer, ExchangeAnalysis};
+use sql::footprint::{Footprint, Mode, Resource};
+use sql::operation::{Exchange, Isolation, SessionContext, Step};
+use sql::refusal::Refusal;
+use sql::statement::{Effect, Setting, StatementClass, TransactionControl};
+
+use crate::config::VoterConfig;
+use crate::lock_table::LockRefusal;
+use crate::postgres::backend::Sequences;
+use crate::postgres::settings;
+use ordering::identifiers::ClientId;
+
+/// Footprint too small (DESIGN.md section 7).
+pub const FOOTPRINT_TOO_SMALL: &str = "BF003";
+
+/// Why a voter refuses something, alike on all correct voters: becomes [`Outcome::Refused`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// SQLSTATE.
+    pub sqlstate: String,
+    /// The primary message.
+    pub message: String,
+    /// Rule or resource.
+    pub detail: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl Refused {
+    /// A refusal without detail and hint.
+    pub fn new(sqlstate: &str, message: impl Into<String>) -> Self {
+        Self {
+            sqlstate: sqlstate.into(),
+            message: message.into(),
+            detail: String::new(),
+            hint: String::new(),
+        }
+    }
+
+    fn malformed(what: &str) -> Self {
+        Self::new("08P01", format!("malformed operation: {what}"))
+    }
+
+    /// BF003.
+    pub fn too_small(needed: &Footprint, held: &Footprint) -> Self {
+        Self {
+            detail: format!("needs {needed}, has {held}"),
+            hint: "The proxy derives the footprint again from the present catalog and retries.".into(),
+            ..Self::new(
+                FOOTPRINT_TOO_SMALL,
+                "the operation needs more than its footprint declares",
+            )
+        }
+    }
+}
+
+impl From<Refused> for Outcome {
+    fn from(refused: Refused) -> Self {
+        Outcome::Refused {
+            sqlstate: refused.sqlstate,
+            message: refused.message,
+            detail: refused.detail,
+            hint: refused.hint,
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            sqlstate: refusal.sqlstate.into(),
+            message: refusal.message,
+            detail: refusal.detail,
+            hint: refusal.hint.into_owned(),
+        }
+    }
+}
+
+impl From<LockRefusal> for Refused {
+    fn from(refusal: LockRefusal) -> Self {
+        match refusal {
+            LockRefusal::NoTransaction => Self::new("25P01", "the transaction is not open"),
+            LockRefusal::TransactionExists => Self::malformed("the transaction exists"),
+            LockRefusal::Busy => Self::malformed("an earlier Extend of the transaction waits"),
+            LockRefusal::Deadlock => Self {
+                detail: "The statement would close a cycle of transactions that wait for each other.".into(),
+                hint: "Retry the transaction.".into(),
+                ..Self::new("40P01", "deadlock detected")
+            },
+            LockRefusal::TooMany => Self {
+                hint: "Retry when load is lower.".into(),
+                ..Self::new("53400", "too many operations wait or too many transactions are open")
+            },
+        }
+    }
+}
+
+/// Where an exchange stands: what it may contain depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A one-shot.
+    OneShot,
+    /// A read outside transactions.
+    Read,
+    /// Within an interactive transaction.
+    Transaction {
+        /// Its isolation.
+        isolation: Isolation,
+        /// READ ONLY.
+        read_only: bool,
+    },
+}
+
+/// Whether a client may use the role, the database and the settings that an operation names.
+///
+/// # Errors
+/// When not.
+pub fn check_context(config: &VoterConfig, client: ClientId, context: &SessionContext) -> Result<(), Refused> {
+    let roles = config.client_roles.get(&client);
+    if !roles.is_some_and(|roles| roles.contains(&context.role)) {
+        return Err(Refused::new(
+            "28000",
+            format!("the client may not use the role \"{}\"", context.role),
+        ));
+    }
+    if context.database != config.postgres.database {
+        let message = format!("database \"{}\" is not served", context.database);
+        return Err(Refused::new("3D000", message));
+    }
+    match settings::refused(&context.settings) {
+        Some(name) => Err(Refused::new("55P02", format!("parameter \"{name}\" cannot be changed"))),
+        None if context.settings.iter().any(|(_, value)| value.contains('\0')) => {
+            Err(Refused::malformed("a setting with NUL"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Decodes an exchange, and makes sure that it can be encoded for the server.
+///
+/// # Errors
+/// When it cannot.
+pub fn decode(bytes: &[u8]) -> Result<Exchange, Refused> {
+    let exchange = Exchange::decode(bytes).map_err(|_| Refused::malformed("not an exchange"))?;
+    let nul = match &exchange {
+        Exchange::Simple { text } | Exchange::CopyStart { text } => text.contains('\0'),
+        Exchange::Extended { statements, steps } => {
+            let count = statements.len();
+            if !steps
+                .iter()
+                .all(|step| indexed(step).is_none_or(|index| usize::from(index) < count))
+            {
+                return Err(Refused::malformed("a step names no statement"));
+            }
+            if !steps.iter().all(encodable) {
+                return Err(Refused::malformed("too many parameters"));
+            }
+            statements.iter().any(|statement| statement.text.contains('\0'))
+                || steps.iter().any(|step| portal(step).contains('\0'))
+        }
+        Exchange::CopyEnd { failure } => failure.as_ref().is_some_and(|reason| reason.contains('\0')),
+        Exchange::CopyData { data } => {
+            if data.len() > COPY_DATA_BYTES_MAX {
+                return Err(Refused::malformed("too much COPY data in one piece"));
+            }
+            false
+        }
+    };
+    if nul {
+        Err(Refused::malformed("a text with NUL"))
+    } else {
+        Ok(exchange)
+    }
+}
+
+/// The largest piece of COPY data.
+pub const COPY_DATA_BYTES_MAX: usize = 1 << 20;
+
+/// Postgres counts parameters and columns in 16 bits.
+const COUNT_MAX: usize = 65_535;
+
+fn encodable(step: &Step) -> bool {
+    match step {
+        Step::Bind {
+            parameter_formats,
+            parameters,
+            result_formats,
+            ..
+        } => [parameter_formats.len(), parameters.len(), result_formats.len()]
+            .iter()
+            .all(|count| *count <= COUNT_MAX),
+        _ => true,
+    }
+}
+
+fn indexed(step: &Step) -> Option<u16> {
+    match step {
+        Step::Parse { statement } | Step::DescribeStatement { statement } | Step::Bind { statement, .. } => {
+            Some(*statement)
+        }
+        Step::DescribePortal { .. } | Step::Execute { .. } | Step::ClosePortal { .. } => None,
+    }
+}
+
+fn portal(step: &Step) -> &str {
+    match step {
+        Step::Bind { portal, .. }
+        | Step::DescribePortal { portal }
+        | Step::Execute { portal, .. }
+        | Step::ClosePortal { portal } => portal,
+        Step::Parse { .. } | Step::DescribeStatement { .. } => "",
+    }
+}
+
+/// Derives an exchange's footprint against the catalog of its order, and checks that it may run where it stands, holding
+/// what it holds.
+///
+/// # Errors
+/// When not, alike on all correct voters.
+pub fn check(
+    analyzer: &Analyzer,
+    exchange: &Exchange,
+    context: &SessionContext,
+    place: Place,
+    held: &Footprint,
+) -> Result<ExchangeAnalysis, Refused> {
+    let analysis = analyzer.exchange(exchange, context)?;
+    for text in &analysis.texts {
+        for statement in &text.statements {
+            check_class(&statement.class, exchange, place)?;
+        }
+    }
+    let copying = matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. });
+    if copying && !matches!(place, Place::Transaction { .. }) {
+        return Err(Refused::malformed("COPY data outside a transaction"));
+    }
+    if place == Place::OneShot && analysis.effect == Effect::Maintenance && outside(&analysis) && !alone(&analysis) {
+        return Err(Refused::new("25001", "the statement cannot run together with others"));
+    }
+    if needs_cover(&analysis, place) && !held.covers(&analysis.footprint) {
+        return Err(Refused::too_small(&analysis.footprint, held));
+    }
+    Ok(analysis)
+}
+
+/// Reads see a snapshot or are voted as they are; whatever else an exchange touches must be held.
+fn needs_cover(analysis: &ExchangeAnalysis, place: Place) -> bool {
+    match place {
+        Place::OneShot => true,
+        Place::Read | Place::Transaction { .. } => analysis.effect > Effect::Read,
+    }
+}
+
+/// Whether Postgres refuses the exchange inside a transaction block.
+pub fn outside(analysis: &ExchangeAnalysis) -> bool {
+    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
+    statements.any(|statement| {
+        matches!(
+            statement.class,
+            StatementClass::Maintenance {
+                outside_transaction: true
+            }
+        )
+    })
+}
+
+fn alone(analysis: &ExchangeAnalysis) -> bool {
+    analysis.texts.iter().map(|text| text.statements.len()).sum::<usize>() == 1
+}
+
+/// Whether the exchange may leave settings of the backend changed.
+pub fn changes_settings(analysis: &ExchangeAnalysis) -> bool {
+    let everything = is_everything(&analysis.footprint);
+    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
+    everything || statements.any(|statement| matches!(statement.class, StatementClass::Setting(_)))
+}
+
+/// Whether the exchange may have changed the catalog.
+pub fn changes_catalog(analysis: &ExchangeAnalysis) -> bool {
+    analysis.effect == Effect::Ddl || (analysis.effect == Effect::Write && is_everything(&analysis.footprint))
+}
+
+/// Whether everything is held exclusively.
+pub fn is_everything(footprint: &Footprint) -> bool {
+    footprint.entries().first() == Some(&(Resource::Everything, Mode::Exclusive))
+}
+
+fn check_class(class: &StatementClass, exchange: &Exchange, place: Place) -> Result<(), Refused> {
+    let in_transaction = matches!(place, Place::Transaction { .. });
+    let allowed = match class {
+        StatementClass::Refused(refusal) => return Err(refusal.clone().into()),
+        StatementClass::TransactionControl(control) => in_transaction && divides(control),
+        StatementClass::Prepare { .. } | StatementClass::Execute { .. } | StatementClass::Deallocate(_) => false,
+        StatementClass::Setting(Setting::DiscardAll | Setting::DiscardOther) => false,
+        StatementClass::Setting(Setting::Set { name, .. } | Setting::SetConfig { name, .. }) => {
+            let pair = [(name.clone(), String::new())];
+            place != Place::Read && (settings::refused(&pair).is_none() || name == "transaction_isolation")
+        }
+        StatementClass::Cursor(_) => in_transaction,
+        StatementClass::CopyFrom => in_transaction && matches!(exchange, Exchange::CopyStart { .. }),
+        StatementClass::Maintenance { .. } => place == Place::OneShot,
+        StatementClass::Write | StatementClass::Ddl | StatementClass::LockingRead => place != Place::Read,
+        StatementClass::Empty | StatementClass::Read | StatementClass::CopyTo | StatementClass::Setting(_) => true,
+    };
+    let copy = matches!(exchange, Exchange::CopyStart { .. })
+        && !matches!(class, StatementClass::CopyFrom | StatementClass::Empty);
+    if allowed && !copy {
+        return Ok(());
+    }
+    Err(Refused::new(
+        sql::refusal::NOT_SUPPORTED,
+        "a statement of this kind cannot be part of such an operation",
+    ))
+}
+
+fn divides(control: &TransactionControl) -> bool {
+    matches!(
+        control,
+        TransactionControl::Savepoint(_) | TransactionControl::Release(_) | TransactionControl::RollbackTo(_)
+    )
+}
+
+/// The sequences that an operation with this footprint may move.
+pub fn sequences(footprint: &Footprint) -> Sequences {
+    if is_everything(footprint) {
+        return Sequences::All;
+    }
+    let names: Vec<String> = footprint
+        .entries()
+        .iter()
+        .filter_map(|(resource, mode)| match (resource, mode) {
+            (Resource::Sequence(name), Mode::Exclusive) => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    if names.is_empty() {
+        Sequences::None
+    } else {
+        Sequences::Some(names)
+    }
+}
+
+/// The home to be recorded: `None` when nothing is held exclusively, so that nothing can be written.
+pub fn recorded_home(footprint: &Footprint) -> Option<String> {
+    let writes = footprint.entries().iter().any(|(_, mode)| *mode == Mode::Exclusive);
+    writes.then(|| footprint.home().to_string())
+}
+
+/// The seed of the `index`-th exchange of the operation or transaction that began at `order`.
+pub fn seed(order: u64, index: u32) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("cloudbft seed v1");
+    hasher.update(&order.to_le_bytes());
+    hasher.update(&index.to_le_bytes());
+    hasher.finalize().to_hex().as_str().chars().take(SEED_DIGITS).collect()
+}
+
+/// Hexadecimal digits of a seed: 128 bits.
+const SEED_DIGITS: usize = 32;
+
+/// A shared analyser with the number of catalog changes before it.
+#[derive(Clone)]
+pub struct Catalog {
+    /// The analyser.
+    pub analyzer: Arc<Analyzer>,
+    /// Grows with each change of the catalog.
+    pub generation: u64,
+}

@@ -1,0 +1,86 @@
+use ordering::message::Outcome;
+use sql::footprint::Footprint;
+use sql::operation::{Isolation, Work};
+use voter::VoterState;
+
+use crate::rig::{Rig, simple};
+
+const ADD: &str = "UPDATE counter SET value = value + 1";
+
+async fn with_counter() -> Rig {
+    let mut rig = Rig::start().await;
+    rig.run("CREATE TABLE counter (value int); INSERT INTO counter VALUES (0)")
+        .await;
+    rig
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_and_nothing_runs_twice_when_the_server_is_killed() {
+    let mut rig = with_counter().await;
+    for round in 1..=3 {
+        for _ in 0..20 {
+            rig.run(ADD).await;
+        }
+        let mut transaction = rig.new_transaction(Footprint::everything());
+        rig.begin(&mut transaction, Isolation::ReadCommitted, &simple(ADD))
+            .await;
+        rig.write(&mut transaction, &simple(ADD)).await;
+        let commit = rig.commit(&transaction).await;
+        rig.result(commit).await;
+        // Not flushed: synchronous_commit is off and the WAL writer sleeps for 10 s.
+        rig.server.kill();
+        rig.wait_for_state(|state| matches!(state, VoterState::Down(_))).await;
+        rig.server.restart();
+        rig.wait_until_serving().await;
+        let last = rig.last_order();
+        rig.wait_for_state(|state| matches!(state, VoterState::Serving { executed, .. } if executed.0 >= last))
+            .await;
+        assert_eq!(rig.psql("SELECT value FROM counter").await, (round * 22).to_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_voter_resumes_from_its_floor() {
+    let mut rig = with_counter().await;
+    for _ in 0..5 {
+        rig.run(ADD).await;
+    }
+    rig.wait_until_flushed(6).await;
+    rig.stop_voter().await;
+    rig.order(
+        Footprint::everything(),
+        Work::OneShot {
+            exchange: simple(ADD).encode(),
+        },
+    )
+    .await;
+    rig.forget_results();
+    rig.start_voter();
+    rig.result(7).await;
+    assert_eq!(rig.psql("SELECT value FROM counter").await, "6");
+    rig.wait_until_serving().await;
+    rig.wait_until_flushed(7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_transaction_survives_a_restart_of_the_voter() {
+    let mut rig = with_counter().await;
+    rig.wait_until_flushed(1).await;
+    let mut transaction = rig.new_transaction(Footprint::everything());
+    let begin = rig
+        .begin(&mut transaction, Isolation::ReadCommitted, &simple(ADD))
+        .await;
+    rig.write(&mut transaction, &simple(ADD)).await;
+    rig.stop_voter().await;
+    rig.forget_results();
+    rig.start_voter();
+    assert_eq!(
+        rig.result(begin).await.outcome,
+        Outcome::Unavailable,
+        "its Begin is a replay"
+    );
+    rig.wait_until_serving().await;
+    let commit = rig.commit(&transaction).await;
+    assert!(matches!(rig.result(commit).await.outcome, Outcome::Done { .. }));
+    assert_eq!(rig.psql("SELECT value FROM counter").await, "2");
+}

@@ -1,0 +1,459 @@
+//! A voter on a server of its own, with scripted replicas and one client.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
+use ordering::message::{
+    CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectTransaction, Outcome, Request, ResultKey, ResultMessage, chain,
+};
+use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
+use sql::operation::{
+    Exchange, ExchangeResult, Isolation, Operation, SessionContext, StatementText, Step, TransactionId,
+    TransactionWrite, Work,
+};
+use sql::rules::{Family, PartitionRules};
+use tokio::sync::mpsc;
+use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
+
+use crate::server::{APPLICATION, Server};
+
+pub const CLIENT: ClientId = ClientId(7);
+
+#[derive(Default)]
+struct Log {
+    entries: Vec<CommitDbEntry>,
+    results: BTreeMap<ResultKey, Vec<ResultMessage>>,
+    flushed: u64,
+}
+
+pub struct Rig {
+    pub server: Server,
+    handle: Option<VoterHandle>,
+    log: Arc<Mutex<Log>>,
+    number: u64,
+    pub settings: Vec<(String, String)>,
+}
+
+/// Tables `account(shop, ...)` are partitioned by shop.
+pub fn rules() -> PartitionRules {
+    PartitionRules {
+        families: vec![Family {
+            name: "shop".into(),
+            tables: vec![("account".into(), "shop".into())],
+        }],
+        ..PartitionRules::default()
+    }
+}
+
+pub fn shop(value: i64) -> Footprint {
+    let key = PartitionKey {
+        family: "shop".into(),
+        value: PartitionValue::Integer(value),
+    };
+    Footprint::of(Resource::Partition(key), Mode::Exclusive)
+}
+
+pub fn shop_shared(value: i64) -> Footprint {
+    let mut footprint = Footprint::empty();
+    for (resource, _) in shop(value).entries() {
+        footprint.add(resource.clone(), Mode::Shared);
+    }
+    footprint
+}
+
+pub fn simple(text: &str) -> Exchange {
+    Exchange::Simple { text: text.into() }
+}
+
+/// Parse, Bind with text parameters, Describe, Execute.
+pub fn extended(text: &str, parameters: &[&str]) -> Exchange {
+    Exchange::Extended {
+        statements: vec![StatementText {
+            text: text.into(),
+            parameter_types: Vec::new(),
+        }],
+        steps: vec![
+            Step::Parse { statement: 0 },
+            Step::Bind {
+                portal: String::new(),
+                statement: 0,
+                parameter_formats: Vec::new(),
+                parameters: parameters
+                    .iter()
+                    .map(|value| Some(Bytes::copy_from_slice(value.as_bytes())))
+                    .collect(),
+                result_formats: Vec::new(),
+            },
+            Step::DescribePortal { portal: String::new() },
+            Step::Execute {
+                portal: String::new(),
+                max_rows: 0,
+            },
+        ],
+    }
+}
+
+/// An interactive transaction as its proxy sees it.
+pub struct Transaction {
+    pub id: TransactionId,
+    pub footprint: Footprint,
+    pub writes: Vec<TransactionWrite>,
+    pub count: u32,
+    pub chain: Digest,
+}
+
+impl Transaction {
+    pub fn note(&mut self, exchange: &Exchange, write: TransactionWrite) {
+        self.count += 1;
+        self.chain = chain(&self.chain, &exchange.encode());
+        self.writes.push(write);
+    }
+}
+
+impl Rig {
+    pub async fn start() -> Self {
+        let server = tokio::task::spawn_blocking(Server::start).await.unwrap();
+        let mut rig = Self {
+            server,
+            handle: None,
+            log: Arc::default(),
+            number: 0,
+            settings: Vec::new(),
+        };
+        rig.start_voter();
+        rig.wait_until_serving().await;
+        rig
+    }
+
+    pub fn start_voter(&mut self) {
+        let config = VoterConfig {
+            machine: MachineId(1),
+            faults: 1,
+            groups: 1,
+            rules: rules(),
+            postgres: self.server.config(),
+            client_roles: BTreeMap::from([(CLIENT, BTreeSet::from([APPLICATION.to_owned()]))]),
+            limits: VoterLimits {
+                direct_wait: Duration::from_millis(400),
+                floor_interval: Duration::from_millis(300),
+                ..VoterLimits::default()
+            },
+        };
+        let (sender, outputs) = mpsc::channel(1024);
+        let handle = Voter::start(config, sender);
+        tokio::spawn(pump(outputs, handle.input(), Arc::clone(&self.log)));
+        let mut state = handle.state();
+        tokio::spawn(async move {
+            while state.changed().await.is_ok() {
+                if let VoterState::Down(reason) = &*state.borrow() {
+                    eprintln!("down: {reason}");
+                }
+            }
+        });
+        self.handle = Some(handle);
+    }
+
+    pub async fn stop_voter(&mut self) {
+        if let Some(handle) = self.handle.take() {
+            handle.stop().await;
+        }
+    }
+
+    pub async fn wait_for_state(&self, wanted: impl FnMut(&VoterState) -> bool) {
+        let mut state = self.handle.as_ref().unwrap().state();
+        let waited = tokio::time::timeout(Duration::from_secs(30), state.wait_for(wanted)).await;
+        assert!(waited.is_ok(), "the state is {:?}", *self.handle.as_ref().unwrap().state().borrow());
+    }
+
+    pub async fn wait_until_serving(&self) {
+        self.wait_for_state(|state| matches!(state, VoterState::Serving { .. }))
+            .await;
+        // The voter takes what comes at first for a replay.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+
+    pub async fn wait_until_flushed(&self, order: u64) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.log.lock().unwrap().flushed < order {
+            assert!(
+                Instant::now() < deadline,
+                "not flushed: {}",
+                self.log.lock().unwrap().flushed
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn last_order(&self) -> u64 {
+        self.log.lock().unwrap().entries.len() as u64
+    }
+
+    fn context(&self) -> SessionContext {
+        SessionContext {
+            session: 1,
+            role: APPLICATION.into(),
+            database: "test".into(),
+            settings: self.settings.clone(),
+        }
+    }
+
+    /// Orders an operation; its order, which is its number too.
+    pub async fn order(&mut self, footprint: Footprint, work: Work) -> u64 {
+        let operation = Operation {
+            context: self.context(),
+            footprint,
+            work,
+        };
+        let number = self.last_order() + 1;
+        self.order_as(number, operation).await
+    }
+
+    /// Orders a one-shot on everything under a number of its own.
+    pub async fn order_again(&mut self, number: u64, text: &str) -> u64 {
+        let operation = Operation {
+            context: self.context(),
+            footprint: Footprint::everything(),
+            work: Work::OneShot {
+                exchange: simple(text).encode(),
+            },
+        };
+        self.order_as(number, operation).await
+    }
+
+    async fn order_as(&mut self, number: u64, operation: Operation) -> u64 {
+        let order = self.last_order() + 1;
+        let request = Request {
+            client: CLIENT,
+            number,
+            floor: 0,
+            home: operation.footprint.home().home_number(),
+            operation: Bytes::from(borsh::to_vec(&operation).unwrap()),
+            signature: [0; 64],
+        };
+        let entry = CommitDbEntry {
+            order: Order(order),
+            time_us: 1_700_000_000_000_000 + order,
+            digest: request.digest(),
+            request: Some(request),
+        };
+        self.log.lock().unwrap().entries.push(entry.clone());
+        if let Some(handle) = &self.handle {
+            send(&handle.input(), &entry).await;
+        }
+        order
+    }
+
+    /// The (first) result of an ordered operation.
+    pub async fn result(&self, order: u64) -> ResultMessage {
+        self.wait_for(ResultKey::Request(order)).await
+    }
+
+    async fn wait_for(&self, key: ResultKey) -> ResultMessage {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(found) = self.log.lock().unwrap().results.get(&key).and_then(|all| all.last()) {
+                return found.clone();
+            }
+            assert!(Instant::now() < deadline, "no result of {key:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub fn forget_results(&self) {
+        self.log.lock().unwrap().results.clear();
+    }
+
+    /// The whole result, recalled if this voter was not picked.
+    pub async fn whole(&self, key: ResultKey) -> ExchangeResult {
+        let message = self.wait_for(key).await;
+        if let Outcome::Done { whole: None, .. } = message.outcome {
+            let mut all = self.log.lock().unwrap();
+            all.results.clear();
+            drop(all);
+            let input = self.handle.as_ref().unwrap().input();
+            input.send(VoterInput::Recall { client: CLIENT, key }).await.unwrap();
+        }
+        match self.wait_for(key).await.outcome {
+            Outcome::Done { whole: Some(whole), .. } => borsh::from_slice(&whole).unwrap(),
+            other => panic!("not done: {other:?}"),
+        }
+    }
+
+    /// Orders a one-shot and waits for its result.
+    pub async fn one_shot(&mut self, footprint: Footprint, exchange: &Exchange) -> ExchangeResult {
+        let exchange = exchange.encode();
+        let order = self.order(footprint, Work::OneShot { exchange }).await;
+        self.whole(ResultKey::Request(order)).await
+    }
+
+    /// A one-shot on everything.
+    pub async fn run(&mut self, text: &str) -> ExchangeResult {
+        self.one_shot(Footprint::everything(), &simple(text)).await
+    }
+
+    pub fn new_transaction(&mut self, footprint: Footprint) -> Transaction {
+        self.number += 1;
+        Transaction {
+            id: TransactionId {
+                client: CLIENT.0,
+                session: 1,
+                number: self.number,
+            },
+            footprint,
+            writes: Vec::new(),
+            count: 0,
+            chain: CHAIN_START,
+        }
+    }
+
+    /// Orders the Begin of a transaction; its order.
+    pub async fn begin(&mut self, transaction: &mut Transaction, isolation: Isolation, exchange: &Exchange) -> u64 {
+        let work = Work::Begin {
+            transaction: transaction.id,
+            isolation,
+            read_only: false,
+            exchanges: vec![exchange.encode()],
+        };
+        let order = self.order(transaction.footprint.clone(), work).await;
+        transaction.note(exchange, TransactionWrite::Ordered(order));
+        order
+    }
+
+    /// Sends a direct statement; the key of its result.
+    pub async fn send_direct(
+        &mut self,
+        transaction: Option<&Transaction>,
+        exchange: &Exchange,
+        write: bool,
+    ) -> ResultKey {
+        self.number += 1;
+        let place = transaction.map(|transaction| DirectTransaction {
+            session: transaction.id.session,
+            number: transaction.id.number,
+            writes_before: transaction.count,
+            chain: transaction.chain,
+            write,
+        });
+        let direct = Direct {
+            number: 1000 + self.number,
+            whole: true,
+            context: Bytes::from(borsh::to_vec(&self.context()).unwrap()),
+            transaction: place,
+            not_before: Order(0),
+            exchange: exchange.encode(),
+        };
+        let key = ResultKey::Direct(direct.number);
+        let input = self.handle.as_ref().unwrap().input();
+        input.send(VoterInput::Direct { client: CLIENT, direct }).await.unwrap();
+        key
+    }
+
+    pub async fn direct_outcome(&self, key: ResultKey) -> Outcome {
+        self.wait_for(key).await.outcome
+    }
+
+    /// A direct write that this voter gets and runs.
+    pub async fn write(&mut self, transaction: &mut Transaction, exchange: &Exchange) -> ExchangeResult {
+        let key = self.send_direct(Some(transaction), exchange, true).await;
+        transaction.note(exchange, TransactionWrite::Direct(exchange.encode()));
+        self.whole(key).await
+    }
+
+    /// A direct write that this voter never gets.
+    pub fn missed_write(&mut self, transaction: &mut Transaction, exchange: &Exchange) {
+        transaction.note(exchange, TransactionWrite::Direct(exchange.encode()));
+    }
+
+    pub async fn extend(&mut self, transaction: &mut Transaction, footprint: Footprint, exchange: &Exchange) -> u64 {
+        let work = Work::Extend {
+            transaction: transaction.id,
+            writes_before: transaction.count,
+            exchange: exchange.encode(),
+        };
+        let order = self.order(footprint, work).await;
+        transaction.note(exchange, TransactionWrite::Ordered(order));
+        order
+    }
+
+    pub async fn commit(&mut self, transaction: &Transaction) -> u64 {
+        let work = Work::Commit {
+            transaction: transaction.id,
+            writes: transaction.writes.clone(),
+        };
+        self.order(transaction.footprint.clone(), work).await
+    }
+
+    pub async fn abort(&mut self, transaction: &Transaction) -> u64 {
+        let work = Work::Abort {
+            transaction: transaction.id,
+        };
+        self.order(transaction.footprint.clone(), work).await
+    }
+
+    pub async fn psql(&self, text: &str) -> String {
+        self.server.psql("test", text)
+    }
+}
+
+async fn send(input: &mpsc::Sender<VoterInput>, entry: &CommitDbEntry) {
+    for machine in [1, 2] {
+        let message = CommitDb {
+            group: GroupId(0),
+            entries: vec![entry.clone()],
+        };
+        let from = MachineId(machine);
+        let _ = input.send(VoterInput::CommitDb { from, message }).await;
+    }
+}
+
+/// Plays the node: keeps results, and answers Fetch from the log.
+async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<VoterInput>, log: Arc<Mutex<Log>>) {
+    while let Some(output) = outputs.recv().await {
+        if std::env::var_os("RIG_TRACE").is_some() { eprintln!("{output:?}"); }
+        match output {
+            VoterOutput::Result { message, .. } => {
+                log.lock()
+                    .unwrap()
+                    .results
+                    .entry(message.key)
+                    .or_default()
+                    .push(message);
+            }
+            VoterOutput::Reply(reply) => log.lock().unwrap().flushed = reply.flushed.0,
+            VoterOutput::Fetch { from } => {
+                let entries = log.lock().unwrap().entries.clone();
+                let input = input.clone();
+                tokio::spawn(async move {
+                    for entry in entries.iter().filter(|entry| entry.order >= from) {
+                        send(&input, entry).await;
+                    }
+                });
+            }
+            VoterOutput::FetchRequest { .. } => {}
+        }
+    }
+}
+
+/// The messages of a result as (type, body).
+pub fn messages(result: &ExchangeResult) -> Vec<(char, Vec<u8>)> {
+    sql::result::messages(&result.messages)
+        .map(|message| message.unwrap())
+        .map(|(tag, message)| (char::from(tag), message[5..].to_vec()))
+        .collect()
+}
+
+/// The types of a result's messages.
+pub fn tags(result: &ExchangeResult) -> String {
+    messages(result).into_iter().map(|(tag, _)| tag).collect()
+}
+
+/// The SQLSTATE of the error in a result.
+pub fn sqlstate(result: &ExchangeResult) -> Option<String> {
+    let error = messages(result).into_iter().find(|(tag, _)| *tag == 'E')?;
+    let fields = error.1.split(|byte| *byte == 0);
+    let code = fields.into_iter().find(|field| field.first() == Some(&b'C'))?;
+    Some(String::from_utf8_lossy(&code[1..]).into_owned())
+}
