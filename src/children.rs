@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cluster::file::{ClusterFile, machine_name};
 use ordering::identifiers::MachineId;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
 use crate::state;
@@ -20,19 +20,31 @@ pub(crate) struct ChildProcess {
     /// For messages: the machine's name, or `proxy`.
     pub(crate) name: String,
     child: Child,
+    /// The child ends when this does. (Waiting for a child would close its standard input.)
+    _lifeline: Option<ChildStdin>,
 }
 
 impl ChildProcess {
     /// Starts the node of a machine.
     pub(crate) fn node(file: &ClusterFile, machine: MachineId) -> std::io::Result<Self> {
         let name = machine_name(machine);
-        Self::start(name.clone(), &["node", "--machine", &name], file, &file.layout().node_log(machine))
+        Self::start(
+            name.clone(),
+            &["node", "--machine", &name],
+            file,
+            &file.layout().node_log(machine),
+        )
     }
 
     /// Starts the counter process of a machine.
     pub(crate) fn counter(file: &ClusterFile, machine: MachineId) -> std::io::Result<Self> {
         let (machine_name, log) = (machine_name(machine), file.layout().counter_log(machine));
-        Self::start(format!("counter of {machine_name}"), &["counter", "--machine", &machine_name], file, &log)
+        Self::start(
+            format!("counter of {machine_name}"),
+            &["counter", "--machine", &machine_name],
+            file,
+            &log,
+        )
     }
 
     /// Starts the proxy.
@@ -42,7 +54,7 @@ impl ChildProcess {
 
     fn start(name: String, arguments: &[&str], file: &ClusterFile, log: &Path) -> std::io::Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
-        let child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new(std::env::current_exe()?)
             .args(arguments)
             .arg("--lifeline")
             .arg("--config")
@@ -53,7 +65,12 @@ impl ChildProcess {
             // A Ctrl-C at the terminal is for `up`, which stops its children in order.
             .process_group(0)
             .spawn()?;
-        Ok(Self { name, child })
+        let lifeline = child.stdin.take();
+        Ok(Self {
+            name,
+            child,
+            _lifeline: lifeline,
+        })
     }
 
     /// The process id while it runs.
@@ -78,7 +95,10 @@ impl ChildProcess {
     pub(crate) async fn stop(&mut self) {
         let Some(pid) = self.pid() else { return };
         state::terminate(pid);
-        if timeout(Duration::from_millis(STOP_MS_MAX), self.child.wait()).await.is_err() {
+        if timeout(Duration::from_millis(STOP_MS_MAX), self.child.wait())
+            .await
+            .is_err()
+        {
             let _ = self.child.kill().await;
         }
     }

@@ -14,7 +14,9 @@ const STOP_MS_MAX: u64 = 120_000;
 
 /// Stops what runs.
 pub(crate) async fn run(directory: &Path) -> Result<ExitCode, Failure> {
-    let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
+    let directory = directory
+        .canonicalize()
+        .map_err(|error| format!("{}: {error}", directory.display()))?;
     let file = ClusterFile::read(&directory.join("cluster.toml"))?;
     let layout = file.layout();
     let deadline = Instant::now() + Duration::from_millis(STOP_MS_MAX);
@@ -33,8 +35,10 @@ pub(crate) async fn run(directory: &Path) -> Result<ExitCode, Failure> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    let leftovers: Vec<_> =
-        UpState::read(&layout).children().filter(|pid| state::is_ours(*pid, layout.directory())).collect();
+    let leftovers: Vec<_> = UpState::read(&layout)
+        .children()
+        .filter(|pid| state::is_ours(*pid, layout.directory()))
+        .collect();
     leftovers.into_iter().for_each(state::terminate);
     state::clear_leftovers(&layout, Duration::from_secs(10)).await;
     for server in up::databases(&file)? {

@@ -24,20 +24,34 @@ pub(crate) struct ExplainOptions {
 
 /// Prints class, effect and footprint of each statement.
 pub(crate) async fn run(options: &ExplainOptions) -> Result<ExitCode, Failure> {
-    let directory = options.dir.canonicalize().map_err(|error| format!("{}: {error}", options.dir.display()))?;
+    let directory = options
+        .dir
+        .canonicalize()
+        .map_err(|error| format!("{}: {error}", options.dir.display()))?;
     let file = ClusterFile::read(&directory.join("cluster.toml"))?;
     let analyzer = Analyzer::new(Arc::new(schema(&file).await?));
     let context = SessionContext {
         session: 0,
-        role: file.tunables.roles.first().map(|role| role.name.clone()).unwrap_or_default(),
+        role: file
+            .tunables
+            .roles
+            .first()
+            .map(|role| role.name.clone())
+            .unwrap_or_default(),
         database: file.tunables.database.clone(),
         settings: Vec::new(),
     };
     let text = analyzer.text(&options.statement);
     let mut refused = false;
     for statement in &text.statements {
-        let source = options.statement.get(statement.range.clone()).unwrap_or_default().trim();
-        let exchange = Exchange::Simple { text: source.to_owned() };
+        let source = options
+            .statement
+            .get(statement.range.clone())
+            .unwrap_or_default()
+            .trim();
+        let exchange = Exchange::Simple {
+            text: source.to_owned(),
+        };
         println!("{source}");
         println!("  class      {:?}", statement.class);
         match analyzer.exchange(&exchange, &context) {
@@ -45,7 +59,10 @@ pub(crate) async fn run(options: &ExplainOptions) -> Result<ExitCode, Failure> {
                 println!("  effect     {:?}", analysis.effect);
                 println!("  footprint  {}", analysis.footprint);
                 let home = analysis.footprint.home();
-                println!("  home       {home} (group {})", home.home_number() % u64::from(file.tunables.groups.max(1)));
+                println!(
+                    "  home       {home} (group {})",
+                    home.home_number() % u64::from(file.tunables.groups.max(1))
+                );
                 if statement.executable != source {
                     println!("  runs as    {}", statement.executable.trim());
                 }

@@ -71,15 +71,23 @@ pub(crate) fn counter(options: &CounterOptions) -> Result<ExitCode, Failure> {
             }
         });
         ended.store(true, Ordering::Relaxed);
-        serving.join().map_err(|_| "the counter panicked")?.map_err(Failure::from)
+        serving
+            .join()
+            .map_err(|_| "the counter panicked")?
+            .map_err(Failure::from)
     })?;
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }
 
 fn machine(file: &ClusterFile, name: &str) -> Result<MachineId, Failure> {
-    let known = file.machines.iter().find(|machine| cluster::file::machine_name(machine.id) == name);
-    Ok(known.ok_or_else(|| format!("there is no machine {name} in the cluster file"))?.id)
+    let known = file
+        .machines
+        .iter()
+        .find(|machine| cluster::file::machine_name(machine.id) == name);
+    Ok(known
+        .ok_or_else(|| format!("there is no machine {name} in the cluster file"))?
+        .id)
 }
 
 /// Runs a node to its end.
@@ -112,7 +120,10 @@ fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     if threads == 1 {
         tokio::runtime::Builder::new_current_thread().enable_all().build()
     } else {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .enable_all()
+            .build()
     }
 }
 

@@ -42,13 +42,20 @@ impl UpState {
 
     /// The children's process ids.
     pub(crate) fn children(&self) -> impl Iterator<Item = u32> + '_ {
-        self.proxy_pid.into_iter().chain(self.node_pids.values().copied()).chain(self.counter_pids.iter().copied())
+        self.proxy_pid
+            .into_iter()
+            .chain(self.node_pids.values().copied())
+            .chain(self.counter_pids.iter().copied())
     }
 }
 
 /// Takes the lock that a running `up` holds; `None` when another one has it.
 pub(crate) fn lock(layout: &Layout) -> io::Result<Option<Flock<File>>> {
-    let file = File::options().create(true).truncate(false).write(true).open(layout.lock())?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(layout.lock())?;
     Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
 }
 
@@ -73,7 +80,10 @@ pub(crate) async fn clear_leftovers(layout: &Layout, patience: Duration) {
     let deadline = Instant::now() + patience;
     let state = UpState::read(layout);
     loop {
-        let left: Vec<_> = state.children().filter(|pid| is_ours(*pid, layout.directory())).collect();
+        let left: Vec<_> = state
+            .children()
+            .filter(|pid| is_ours(*pid, layout.directory()))
+            .collect();
         if left.is_empty() {
             return;
         }

@@ -67,8 +67,15 @@ pub(crate) fn run(options: UpOptions) -> Result<ExitCode, Failure> {
         // A session of its own: no terminal's end reaches it.
         nix::unistd::setsid()?;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    if options.detach { runtime.block_on(detach(&options.dir)) } else { runtime.block_on(supervise(options)) }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    if options.detach {
+        runtime.block_on(detach(&options.dir))
+    } else {
+        runtime.block_on(supervise(options))
+    }
 }
 
 /// Starts this command again in the background, and returns when that one is ready.
@@ -153,8 +160,14 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
         let mut file = ClusterFile::read(&path)?;
         let fixed = [
             ("--config", options.config.is_some()),
-            ("--faults", options.faults.is_some_and(|faults| faults != file.tunables.faults)),
-            ("--groups", options.groups.is_some_and(|groups| groups != file.tunables.groups)),
+            (
+                "--faults",
+                options.faults.is_some_and(|faults| faults != file.tunables.faults),
+            ),
+            (
+                "--groups",
+                options.groups.is_some_and(|groups| groups != file.tunables.groups),
+            ),
         ];
         if let Some((option, _)) = fixed.into_iter().find(|(_, differs)| *differs) {
             let path = path.display();
@@ -199,18 +212,22 @@ pub(crate) fn databases(file: &ClusterFile) -> Result<Vec<DatabaseServer>, Postg
     let binaries = Binaries::find()?;
     let with_database = |machine: &cluster::file::Machine| Some((machine.id, machine.database.clone()?));
     let tunables = &file.tunables;
-    let servers = file.machines.iter().filter_map(with_database).map(|(id, Database { socket_directory, port })| {
-        let options = ServerOptions {
-            directory: file.layout().machine_database(id),
-            socket_directory,
-            port,
-            connections_max: cluster::node::backends_max(file) + CONNECTIONS_SPARE,
-            shared_buffers_mib: tunables.limits.shared_buffers_mib,
-            database: tunables.database.clone(),
-            roles: tunables.roles.iter().map(|role| role.name.clone()).collect(),
-        };
-        DatabaseServer::new(binaries.clone(), options)
-    });
+    let servers = file
+        .machines
+        .iter()
+        .filter_map(with_database)
+        .map(|(id, Database { socket_directory, port })| {
+            let options = ServerOptions {
+                directory: file.layout().machine_database(id),
+                socket_directory,
+                port,
+                connections_max: cluster::node::backends_max(file) + CONNECTIONS_SPARE,
+                shared_buffers_mib: tunables.limits.shared_buffers_mib,
+                database: tunables.database.clone(),
+                roles: tunables.roles.iter().map(|role| role.name.clone()).collect(),
+            };
+            DatabaseServer::new(binaries.clone(), options)
+        });
     Ok(servers.collect())
 }
 
@@ -228,7 +245,14 @@ impl Supervised {
     fn new(file: ClusterFile) -> Result<Self, PostgresError> {
         let databases = databases(&file)?;
         let watchers = tokio::task::JoinSet::new();
-        Ok(Self { file, databases, watchers, counters: Vec::new(), nodes: Vec::new(), proxy: None })
+        Ok(Self {
+            file,
+            databases,
+            watchers,
+            counters: Vec::new(),
+            nodes: Vec::new(),
+            proxy: None,
+        })
     }
 
     async fn start(&mut self) -> Result<(), Failure> {
@@ -346,10 +370,20 @@ impl Supervised {
     }
 
     fn write_state(&self) -> std::io::Result<()> {
-        let node_pids = self.nodes.iter().filter_map(|node| Some((node.name.clone(), node.pid()?))).collect();
+        let node_pids = self
+            .nodes
+            .iter()
+            .filter_map(|node| Some((node.name.clone(), node.pid()?)))
+            .collect();
         let proxy_pid = self.proxy.as_ref().and_then(ChildProcess::pid);
         let counter_pids = self.counters.iter().filter_map(ChildProcess::pid).collect();
-        UpState { up_pid: std::process::id(), proxy_pid, node_pids, counter_pids }.write(&self.file.layout())
+        UpState {
+            up_pid: std::process::id(),
+            proxy_pid,
+            node_pids,
+            counter_pids,
+        }
+        .write(&self.file.layout())
     }
 }
 

@@ -28,11 +28,18 @@ pub(crate) struct VerifyOptions {
 
 /// Compares; the exit code is 1 when contents differ.
 pub(crate) async fn run(options: &VerifyOptions) -> Result<ExitCode, Failure> {
-    let directory = options.dir.canonicalize().map_err(|error| format!("{}: {error}", options.dir.display()))?;
+    let directory = options
+        .dir
+        .canonicalize()
+        .map_err(|error| format!("{}: {error}", options.dir.display()))?;
     let file = ClusterFile::read(&directory.join("cluster.toml"))?;
     let serving = wait_until_even(&file, Duration::from_secs(options.wait_seconds)).await;
     let mut reading = tokio::task::JoinSet::new();
-    for ((server, machine), order) in up::databases(&file)?.into_iter().zip(file.machines.iter().skip(1)).zip(serving) {
+    for ((server, machine), order) in up::databases(&file)?
+        .into_iter()
+        .zip(file.machines.iter().skip(1))
+        .zip(serving)
+    {
         let name = machine_name(machine.id);
         let Some(order) = order else {
             println!("{name}: not serving, not compared");
@@ -65,7 +72,11 @@ async fn wait_until_even(file: &ClusterFile, patience: Duration) -> Vec<Option<u
         let answers = status::ask_all(file).await;
         let decided = answers.iter().flatten().map(|node| node.decided).max().unwrap_or(0);
         let serving = |node: &cluster::node::NodeStatus| node.executed.filter(|_| node.state == "up");
-        let orders: Vec<_> = answers.iter().skip(1).map(|answer| answer.as_ref().and_then(serving)).collect();
+        let orders: Vec<_> = answers
+            .iter()
+            .skip(1)
+            .map(|answer| answer.as_ref().and_then(serving))
+            .collect();
         let even = orders.iter().flatten().all(|order| *order == decided);
         if even && orders == before {
             return orders;
@@ -83,7 +94,10 @@ type Node = (String, tokio_postgres::Client, Contents);
 
 /// Compares everything with what most nodes have, and shows the first row that differs.
 async fn compare(nodes: &[Node]) -> Result<ExitCode, Failure> {
-    let mut names: Vec<_> = nodes.iter().flat_map(|(_, _, contents)| contents.parts.keys()).collect();
+    let mut names: Vec<_> = nodes
+        .iter()
+        .flat_map(|(_, _, contents)| contents.parts.keys())
+        .collect();
     names.sort();
     names.dedup();
     let mut differing = None;
@@ -93,17 +107,28 @@ async fn compare(nodes: &[Node]) -> Result<ExitCode, Failure> {
         for (index, (_, _, contents)) in nodes.iter().enumerate() {
             votes.entry(contents.parts.get(name)).or_default().push(index);
         }
-        let Some((part, most)) = votes.iter().max_by_key(|(_, holders)| holders.len()) else { continue };
-        let rows = part.and_then(|part| part.rows).map_or_else(String::new, |rows| rows.to_string());
+        let Some((part, most)) = votes.iter().max_by_key(|(_, holders)| holders.len()) else {
+            continue;
+        };
+        let rows = part
+            .and_then(|part| part.rows)
+            .map_or_else(String::new, |rows| rows.to_string());
         let digest = part.map_or("-", |part| part.digest.get(..16).unwrap_or(&part.digest));
         if votes.len() == 1 {
             println!("{name:<40} {rows:>12} {digest:<18} equal");
             continue;
         }
         let others = votes.values().filter(|holders| *holders != most).flatten();
-        let others: Vec<_> = others.filter_map(|index| nodes.get(*index)).map(|(node, ..)| node.as_str()).collect();
+        let others: Vec<_> = others
+            .filter_map(|index| nodes.get(*index))
+            .map(|(node, ..)| node.as_str())
+            .collect();
         println!("{name:<40} {rows:>12} {digest:<18} DIFFERS on {}", others.join(", "));
-        let other = votes.values().find(|holders| *holders != most).and_then(|holders| holders.first()).copied();
+        let other = votes
+            .values()
+            .find(|holders| *holders != most)
+            .and_then(|holders| holders.first())
+            .copied();
         differing = differing.or(Some((name.clone(), most.first().copied(), other)));
     }
     let Some((name, one, other)) = differing else {

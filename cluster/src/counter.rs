@@ -66,7 +66,12 @@ impl Provisioner {
         let identity = SoftwareCounter::provision(directory, &self.kind)?;
         if let trusted_counter::CounterKind::Keyed(key) = &self.kind {
             let path = directory.join(SHARED_KEY_FILE);
-            let file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+            let file = fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path);
             let written = file.and_then(|mut file| file.write_all(key).and_then(|()| file.sync_all()));
             written.map_err(|source| CounterSetupError::File { path, source })?;
         }
@@ -90,11 +95,17 @@ pub fn open(file: &ClusterFile, machine: MachineId) -> Result<OpenCounter, Count
     let identities = identities(file);
     let opened = if file.tunables.counter == CounterKind::Process {
         let client = connect(&file.layout().counter_socket(machine))?;
-        OpenCounter { counter: Box::new(client), verifier: Arc::new(Ed25519Verifier::new(identities)) }
+        OpenCounter {
+            counter: Box::new(client),
+            verifier: Arc::new(Ed25519Verifier::new(identities)),
+        }
     } else {
         let counter = open_software(file, machine)?;
         let verifier = counter.verifier(identities);
-        OpenCounter { counter: Box::new(counter), verifier }
+        OpenCounter {
+            counter: Box::new(counter),
+            verifier,
+        }
     };
     let listed = file.machine(machine).map(|machine| machine.counter);
     if listed != Some(opened.counter.identity().0) {
@@ -111,7 +122,10 @@ pub fn serve(file: &ClusterFile, machine: MachineId, shutdown: &AtomicBool) -> R
     let counter = open_software(file, machine)?;
     let verifier = counter.verifier(identities(file));
     let path = file.layout().counter_socket(machine);
-    let failed = |source| CounterSetupError::File { path: path.clone(), source };
+    let failed = |source| CounterSetupError::File {
+        path: path.clone(),
+        source,
+    };
     let directory = path.parent().unwrap_or(Path::new("/"));
     let made = std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(directory);
     made.map_err(failed)?;
@@ -122,7 +136,10 @@ pub fn serve(file: &ClusterFile, machine: MachineId, shutdown: &AtomicBool) -> R
 }
 
 fn identities(file: &ClusterFile) -> Vec<CounterIdentity> {
-    file.machines.iter().map(|machine| CounterIdentity(machine.counter)).collect()
+    file.machines
+        .iter()
+        .map(|machine| CounterIdentity(machine.counter))
+        .collect()
 }
 
 fn open_software(file: &ClusterFile, machine: MachineId) -> Result<SoftwareCounter, CounterSetupError> {
@@ -158,6 +175,8 @@ fn connect(path: &Path) -> Result<CounterClient, CounterSetupError> {
 impl Layout {
     /// Where the counter process of a machine listens.
     pub fn counter_socket(&self, id: MachineId) -> PathBuf {
-        crate::file::socket_directory(self, id).with_extension("counter").join("counter.sock")
+        crate::file::socket_directory(self, id)
+            .with_extension("counter")
+            .join("counter.sock")
     }
 }

@@ -63,11 +63,17 @@ pub async fn run(file: &ClusterFile, shutdown: impl Future<Output = ()> + Send) 
     let path = layout.proxy_identity();
     let identity = Identity::read(&path)?;
     let public = identity.public().to_bytes();
-    let client = file.clients.iter().find(|client| client.identity == public).ok_or(FrontError::Unlisted(path))?;
+    let client = file
+        .clients
+        .iter()
+        .find(|client| client.identity == public)
+        .ok_or(FrontError::Unlisted(path))?;
     let incarnation = next_incarnation(&layout.proxy_incarnation())?;
     let config = configuration(file, &identity, client.id, incarnation)?;
     let listen = file.tunables.listen;
-    let listener = TcpListener::bind(listen).await.map_err(system(format!("cannot listen on {listen}")))?;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(system(format!("cannot listen on {listen}")))?;
     let port = connect(file, &identity, client.id)?;
     tracing::info!(%listen, incarnation, "proxy started");
     Ok(Proxy::run(listener, config, port, shutdown).await?)
@@ -82,7 +88,10 @@ fn configuration(
     let tunables = &file.tunables;
     let mut config = ProxyConfig::new(client, identity.signing_key().clone(), incarnation, tunables.faults);
     config.databases = vec![tunables.database.clone()];
-    let role = |role: &crate::file::Role| RoleConfig { name: role.name.clone(), verifier: role.scram_verifier.clone() };
+    let role = |role: &crate::file::Role| RoleConfig {
+        name: role.name.clone(),
+        verifier: role.scram_verifier.clone(),
+    };
     config.roles = tunables.roles.iter().map(role).collect();
     config.authentication = match tunables.authentication {
         Authentication::Trust => proxy::Authentication::Trust,
@@ -103,8 +112,9 @@ fn configuration(
 
 fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, FrontError> {
     let refused = |error: &dyn std::fmt::Display| FrontError::Certificate(error.to_string());
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&tls.certificate).map_err(|error| refused(&error))?.collect();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&tls.certificate)
+        .map_err(|error| refused(&error))?
+        .collect();
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| refused(&error))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     rustls::ServerConfig::builder_with_provider(provider)
@@ -119,7 +129,10 @@ fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, Fr
 fn next_incarnation(path: &Path) -> Result<u32, FrontError> {
     let failed = || system(format!("cannot count starts in {}", path.display()));
     let previous: u32 = match fs::read_to_string(path) {
-        Ok(text) => text.trim().parse().map_err(|error| failed()(std::io::Error::other(error)))?,
+        Ok(text) => text
+            .trim()
+            .parse()
+            .map_err(|error| failed()(std::io::Error::other(error)))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
         Err(error) => return Err(failed()(error)),
     };
@@ -131,7 +144,9 @@ fn next_incarnation(path: &Path) -> Result<u32, FrontError> {
     });
     written.and_then(|()| fs::rename(&unfinished, path)).map_err(failed())?;
     let directory = path.parent().unwrap_or(Path::new("."));
-    fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed())?;
+    fs::File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed())?;
     Ok(next)
 }
 

@@ -30,7 +30,9 @@ pub async fn serve(listener: TcpListener, answer: impl Fn(&str) -> Option<Answer
     let answer = Arc::new(answer);
     let exchanges = Arc::new(Semaphore::new(EXCHANGES_MAX));
     loop {
-        let Ok(permit) = Arc::clone(&exchanges).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&exchanges).acquire_owned().await else {
+            return;
+        };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
@@ -67,7 +69,10 @@ async fn exchange(mut stream: TcpStream, answer: &(impl Fn(&str) -> Option<Answe
 }
 
 fn text(body: &str) -> Answer {
-    Answer { content_type: "text/plain; charset=utf-8", body: body.to_owned() }
+    Answer {
+        content_type: "text/plain; charset=utf-8",
+        body: body.to_owned(),
+    }
 }
 
 /// Fetches a path of a process of the cluster; the body of a 200 answer.
@@ -87,7 +92,9 @@ pub async fn get(address: std::net::SocketAddr, path: &str, time_limit: Duration
             _ => Err(io::Error::other("not a 200 answer")),
         }
     };
-    timeout(time_limit, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(time_limit, exchange)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 #[cfg(test)]

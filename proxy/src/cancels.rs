@@ -1,6 +1,7 @@
 //! Who may cancel what: CancelRequest names a process number and a secret key.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::client::Cancel;
@@ -36,8 +37,8 @@ impl Cancels {
         loop {
             table.next = table.next.checked_add(1).unwrap_or(1);
             let process = table.next;
-            if !table.sessions.contains_key(&process) {
-                table.sessions.insert(process, (key, cancel));
+            if let Entry::Vacant(vacant) = table.sessions.entry(process) {
+                vacant.insert((key, cancel));
                 return Registered {
                     process,
                     cancels: Arc::clone(self),

@@ -20,7 +20,6 @@ pub(crate) enum Severity {
     Error,
     Fatal,
     Warning,
-    Notice,
 }
 
 impl Severity {
@@ -29,7 +28,6 @@ impl Severity {
             Severity::Error => "ERROR",
             Severity::Fatal => "FATAL",
             Severity::Warning => "WARNING",
-            Severity::Notice => "NOTICE",
         }
     }
 }
@@ -72,13 +70,6 @@ impl ApplicationError {
         }
     }
 
-    pub(crate) fn notice(sqlstate: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            severity: Severity::Notice,
-            ..Self::new(sqlstate, message)
-        }
-    }
-
     #[must_use]
     pub(crate) fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into()).filter(|detail| !detail.is_empty());
@@ -102,6 +93,14 @@ impl ApplicationError {
     /// Cancelled by the application.
     pub(crate) fn cancelled() -> Self {
         Self::new("57014", "canceling statement due to user request")
+    }
+
+    /// A cancelled statement that was cancelled for its `statement_timeout`.
+    pub(crate) fn timed_out(self) -> Self {
+        match self == Self::cancelled() {
+            true => Self::new("57014", "canceling statement due to statement timeout"),
+            false => self,
+        }
     }
 
     /// The proxy ends.

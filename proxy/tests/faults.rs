@@ -101,7 +101,7 @@ async fn without_a_majority_the_application_is_told() {
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY)")
         .await
         .unwrap();
-    [1, 2].map(|machine| world.faults.mute(machine));
+    [1, 2].into_iter().for_each(|machine| world.faults.mute(machine));
     assert_eq!(code(&client, "SELECT * FROM t").await.as_deref(), Some("BF005"));
     assert_eq!(
         code(&client, "INSERT INTO t VALUES (1)").await.as_deref(),
@@ -109,7 +109,7 @@ async fn without_a_majority_the_application_is_told() {
     );
     world.faults.heal();
     client.batch_execute("BEGIN; INSERT INTO t VALUES (2)").await.unwrap();
-    [1, 2].map(|machine| world.faults.mute(machine));
+    [1, 2].into_iter().for_each(|machine| world.faults.mute(machine));
     assert_eq!(code(&client, "COMMIT").await.as_deref(), Some("08007"));
     world.faults.heal();
     client.batch_execute("SELECT 1").await.unwrap();

@@ -103,7 +103,7 @@ async fn startup_is_as_postgres_does_it() {
     assert!(
         parameters
             .iter()
-            .any(|parameter| parameter.starts_with("server_version\015."))
+            .any(|parameter| parameter.starts_with("server_version\x0015."))
     );
     // A short cancel key before 3.2, a long one from there on; newer versions are negotiated down.
     let key = |answers: &[Answer]| answers.iter().find(|answer| answer.tag == b'K').unwrap().body.len();
@@ -307,7 +307,7 @@ async fn a_read_is_cancelled_with_the_right_key_only() {
     let key = answers.iter().find(|answer| answer.tag == b'K').unwrap().body.clone();
     let cancel = |key: &[u8]| [&16_u32.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), key].concat();
     // Nobody answers: the read waits.
-    [1, 2, 3].map(|machine| world.faults.mute(machine));
+    [1, 2, 3].into_iter().for_each(|machine| world.faults.mute(machine));
     raw.send(&query("SELECT 1")).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut wrong = key.clone();

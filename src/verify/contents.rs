@@ -63,8 +63,12 @@ pub(super) struct Contents {
 
 /// Reads everything in one snapshot.
 pub(super) async fn read(client: &Client) -> Result<Contents, Error> {
-    client.batch_execute("set search_path to ''; set extra_float_digits to 1").await?;
-    client.batch_execute("begin isolation level repeatable read read only").await?;
+    client
+        .batch_execute("set search_path to ''; set extra_float_digits to 1")
+        .await?;
+    client
+        .batch_execute("begin isolation level repeatable read read only")
+        .await?;
     let mut contents = Contents::default();
     let relations = client
         .query(
@@ -103,7 +107,11 @@ async fn part(client: &Client, rows_query: String) -> Result<Part, Error> {
         sum("right")
     );
     let row = client.query_one(&query, &[]).await?;
-    Ok(Part { rows: Some(row.get(0)), digest: row.get(1), rows_query })
+    Ok(Part {
+        rows: Some(row.get(0)),
+        digest: row.get(1),
+        rows_query,
+    })
 }
 
 /// The first row, in byte order, that one node has and the other has not.
@@ -139,8 +147,13 @@ impl<'a> Rows<'a> {
         let nothing = String::from("select null::text as line where false");
         let query = contents.parts.get(name).map_or(nothing, |part| part.rows_query.clone());
         let query = format!("select coalesce(line, '') from ({query}) l order by line collate \"C\"");
-        client.batch_execute(&format!("begin read only; declare differences cursor for {query}")).await?;
-        Ok(Self { client, fetched: Vec::new().into_iter() })
+        client
+            .batch_execute(&format!("begin read only; declare differences cursor for {query}"))
+            .await?;
+        Ok(Self {
+            client,
+            fetched: Vec::new().into_iter(),
+        })
     }
 
     async fn next(&mut self) -> Result<Option<String>, Error> {

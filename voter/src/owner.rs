@@ -40,6 +40,9 @@ const UNFINISHED_MAX: usize = 1024;
 /// How often the owner looks after gaps, replies and the floor.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How often the database server is asked whether it lives.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The shortest time between two Fetches.
 const FETCH_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -66,9 +69,8 @@ struct Fed {
 enum Start {
     OneShot(Box<OneShot>),
     Read(Box<OrderedRead>),
-    Slot(TransactionId, Command),
-    /// The end of a transaction, whose slot leaves the table with it.
-    End(SlotHandle, Command),
+    /// In a transaction's task. The transaction may have left the table meanwhile: its end follows.
+    Slot(SlotHandle, Command),
 }
 
 struct OpenTransaction {
@@ -114,6 +116,7 @@ pub(crate) struct Owner<'a> {
     caught_up: bool,
     last_reply: (u64, u64),
     fetch: Fetch,
+    last_ping: Instant,
 }
 
 struct Fetch {
@@ -178,6 +181,7 @@ impl<'a> Owner<'a> {
                 at: now,
                 seen_next: floor + 1,
             },
+            last_ping: now,
             config,
         })
     }
@@ -311,12 +315,7 @@ impl<'a> Owner<'a> {
             Start::Read(work) => {
                 self.tasks.spawn(crate::executor::run_read(shared, *work));
             }
-            Start::Slot(id, command) => {
-                if let Some(slot) = self.transactions.get(&id).and_then(|open| open.slot.as_ref()) {
-                    slot.send(command);
-                }
-            }
-            Start::End(slot, command) => slot.send(command),
+            Start::Slot(slot, command) => slot.send(command),
         }
     }
 
@@ -336,6 +335,7 @@ impl<'a> Owner<'a> {
         self.fetch_missing().await;
         self.expire_early().await;
         self.consider_floor();
+        self.ping();
         if !self.caught_up && !self.votes.is_behind() && self.fetch.at.elapsed() > FETCH_INTERVAL {
             self.caught_up = true;
         }
@@ -345,6 +345,24 @@ impl<'a> Owner<'a> {
         metrics::gauge!("cloudbft_voter_waiting_operations").set(self.locks.waiting() as f64);
         metrics::gauge!("cloudbft_voter_unfinished_operations").set(self.locks.unfinished_nodes() as f64);
         metrics::gauge!("cloudbft_voter_open_transactions").set(self.locks.transactions() as f64);
+    }
+
+    /// An idle voter finds out by itself that its server is gone.
+    fn ping(&mut self) {
+        if self.last_ping.elapsed() < PING_INTERVAL {
+            return;
+        }
+        self.last_ping = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            // Somebody who uses the connection finds out too.
+            let Ok(mut bookkeeper) = shared.bookkeeper.try_lock() else {
+                return;
+            };
+            if let Err(error) = bookkeeper.query("SELECT 1").await {
+                shared.tell(Event::Lost(format!("ping: {error}")));
+            }
+        });
     }
 
     async fn reply(&mut self) {

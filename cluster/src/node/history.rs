@@ -36,7 +36,10 @@ pub(super) fn restore(
     let mut index = LogIndex::default();
     let mut reader = log.read(1)?;
     let (mut records, mut last) = (0_u64, 0);
-    while let Some(stored) = reader.next_record().map_err(|error| NodeError::Replay(error.to_string()))? {
+    while let Some(stored) = reader
+        .next_record()
+        .map_err(|error| NodeError::Replay(error.to_string()))?
+    {
         let record: Record = borsh::from_slice(&stored.payload)
             .map_err(|error| NodeError::Replay(format!("record {}: {error}", stored.position)))?;
         index.add(stored.position << INDEX_SHIFT, &record);
@@ -44,11 +47,19 @@ pub(super) fn restore(
         (records, last) = (records + 1, stored.position);
     }
     if records > 0 && last + 1 != log.next() {
-        return Err(NodeError::Replay(format!("records end at {last}, not at {}", log.next() - 1)));
+        return Err(NodeError::Replay(format!(
+            "records end at {last}, not at {}",
+            log.next() - 1
+        )));
     }
     tracing::info!(records, "log replayed");
-    let positions: Result<_, _> = (0..=u32::from(configuration.groups)).map(|slot| counter.position(slot)).collect();
-    let admission = Admission { epoch: counter.epoch(), positions: positions.map_err(NodeError::Counter)? };
+    let positions: Result<_, _> = (0..=u32::from(configuration.groups))
+        .map(|slot| counter.position(slot))
+        .collect();
+    let admission = Admission {
+        epoch: counter.epoch(),
+        positions: positions.map_err(NodeError::Counter)?,
+    };
     let machine = Machine::new(configuration, identity.signing_key().clone(), admission, recovery);
     Ok(Restored { machine, index })
 }
@@ -72,7 +83,9 @@ impl Reading {
         }
         match self.reader.finish() {
             LogAnswer::Voter { to, messages } if to == self.me => {
-                let inputs = messages.into_iter().map(|message| VoterInput::CommitDb { from: self.me, message });
+                let inputs = messages
+                    .into_iter()
+                    .map(|message| VoterInput::CommitDb { from: self.me, message });
                 if let Some(voter) = self.voter {
                     // What does not fit is fetched again.
                     inputs.for_each(|input| drop(voter.try_send(input)));
@@ -84,7 +97,8 @@ impl Reading {
             }
             LogAnswer::Peer { to, message } => {
                 let bytes = borsh::to_vec(&message).unwrap_or_default();
-                self.links.send_frame(Peer::Machine(to), &Frame::Agreement(bytes.into()));
+                self.links
+                    .send_frame(Peer::Machine(to), &Frame::Agreement(bytes.into()));
             }
         }
     }
@@ -92,7 +106,9 @@ impl Reading {
     fn read(&mut self) -> Result<(), NodeError> {
         let mut stored = Reader::open(&self.directory, self.position)?;
         while !self.reader.is_full() {
-            let next = stored.next_record().map_err(|error| NodeError::Replay(error.to_string()))?;
+            let next = stored
+                .next_record()
+                .map_err(|error| NodeError::Replay(error.to_string()))?;
             let Some(record) = next else { break };
             let record = borsh::from_slice(&record.payload).map_err(|error| NodeError::Replay(error.to_string()))?;
             self.reader.push(record);

@@ -120,7 +120,10 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
     let restored = history::restore(&log, configuration, &identity, &mut *counter)?;
 
     let (voter_outputs, outputs) = mpsc::channel(VOTER_OUTPUTS_MAX);
-    let voter = machine.database.is_some().then(|| Voter::start(voter_config(file, machine), voter_outputs));
+    let voter = machine
+        .database
+        .is_some()
+        .then(|| Voter::start(voter_config(file, machine), voter_outputs));
     let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
     let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
     let addresses = peers(file, me);
@@ -128,9 +131,24 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
     let everybody = addresses.iter().map(|address| address.peer);
     let receiver = NodeReceiver::new(directory, owner_inputs.clone(), voter_input.clone(), everybody);
     let listener = listen(machine.link).await?;
-    let links = Arc::new(Links::start(Peer::Machine(me), &identity, &addresses, Some(listener), Arc::new(receiver))?);
-    let replicas: Vec<_> = receiver::voters(file.tunables.faults).filter(|id| *id != me).map(Peer::Machine).collect();
-    tokio::spawn(send_voter_outputs(me, outputs, Arc::clone(&links), file.machines.len(), owner_inputs));
+    let links = Arc::new(Links::start(
+        Peer::Machine(me),
+        &identity,
+        &addresses,
+        Some(listener),
+        Arc::new(receiver),
+    )?);
+    let replicas: Vec<_> = receiver::voters(file.tunables.faults)
+        .filter(|id| *id != me)
+        .map(Peer::Machine)
+        .collect();
+    tokio::spawn(send_voter_outputs(
+        me,
+        outputs,
+        Arc::clone(&links),
+        file.machines.len(),
+        owner_inputs,
+    ));
     serve_http(listen(machine.metrics).await?, metrics, board.clone());
     let clock = Clock::start();
     let owner = Owner {
@@ -141,7 +159,12 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
         index: restored.index,
         links,
         voter: voter_input,
-        others: file.machines.iter().filter(|other| other.id != me).map(|other| Peer::Machine(other.id)).collect(),
+        others: file
+            .machines
+            .iter()
+            .filter(|other| other.id != me)
+            .map(|other| Peer::Machine(other.id))
+            .collect(),
         replicas,
         board,
         clock,
@@ -193,20 +216,32 @@ async fn open_log(file: &ClusterFile, me: MachineId) -> Result<(Log, watch::Rece
     Ok((patiently(opening).await??, durable))
 }
 
-fn directory(
-    file: &ClusterFile,
-    verifier: Arc<dyn trusted_counter::WarrantVerifier>,
-) -> Result<Directory, NodeError> {
+fn directory(file: &ClusterFile, verifier: Arc<dyn trusted_counter::WarrantVerifier>) -> Result<Directory, NodeError> {
     let key = |bytes: &[u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| NodeError::Key);
     let entry = |machine: &Machine| {
         let counter = trusted_counter::CounterIdentity(machine.counter);
-        Ok((machine.id, MachineEntry { key: key(&machine.identity)?, counter }))
+        Ok((
+            machine.id,
+            MachineEntry {
+                key: key(&machine.identity)?,
+                counter,
+            },
+        ))
     };
     let machines: Result<BTreeMap<_, _>, NodeError> = file.machines.iter().map(entry).collect();
-    let clients: Result<BTreeMap<_, _>, NodeError> =
-        file.clients.iter().map(|client| Ok((client.id, key(&client.identity)?))).collect();
+    let clients: Result<BTreeMap<_, _>, NodeError> = file
+        .clients
+        .iter()
+        .map(|client| Ok((client.id, key(&client.identity)?)))
+        .collect();
     let (faults, groups) = (faults(file), file.tunables.groups);
-    Ok(Directory { faults, groups, machines: machines?, clients: clients?, verifier })
+    Ok(Directory {
+        faults,
+        groups,
+        machines: machines?,
+        clients: clients?,
+        verifier,
+    })
 }
 
 fn faults(file: &ClusterFile) -> Faults {
@@ -218,16 +253,24 @@ fn configuration(file: &ClusterFile, me: MachineId) -> Result<Configuration, Nod
     configuration.batch_entries_max = file.tunables.limits.batch_entries_max;
     configuration.batches_in_flight_max = file.tunables.limits.batches_in_flight_max;
     configuration.clock_ahead_max_us = file.tunables.timeouts.clock_skew_ms_max.saturating_mul(1000);
-    if configuration.is_valid() { Ok(configuration) } else { Err(NodeError::Configuration) }
+    if configuration.is_valid() {
+        Ok(configuration)
+    } else {
+        Err(NodeError::Configuration)
+    }
 }
 
 /// Between machines the lower index dials; proxies dial us.
 fn peers(file: &ClusterFile, me: MachineId) -> Vec<PeerAddress> {
-    let machines = file.machines.iter().filter(|machine| machine.id != me).map(|machine| PeerAddress {
-        peer: Peer::Machine(machine.id),
-        key: machine.identity,
-        dial: (me < machine.id).then_some(machine.link),
-    });
+    let machines = file
+        .machines
+        .iter()
+        .filter(|machine| machine.id != me)
+        .map(|machine| PeerAddress {
+            peer: Peer::Machine(machine.id),
+            key: machine.identity,
+            dial: (me < machine.id).then_some(machine.link),
+        });
     let clients = file.clients.iter().map(|client| PeerAddress {
         peer: Peer::Client(client.id),
         key: client.identity,
@@ -237,7 +280,10 @@ fn peers(file: &ClusterFile, me: MachineId) -> Vec<PeerAddress> {
 }
 
 fn limits(file: &ClusterFile) -> VoterLimits {
-    VoterLimits { transactions_max: file.tunables.limits.open_transactions_max, ..VoterLimits::default() }
+    VoterLimits {
+        transactions_max: file.tunables.limits.open_transactions_max,
+        ..VoterLimits::default()
+    }
 }
 
 /// The connections that a voter may open to its database server.
@@ -253,13 +299,19 @@ fn voter_config(file: &ClusterFile, machine: &Machine) -> VoterConfig {
         groups: file.tunables.groups,
         rules: file.rules().clone(),
         postgres: PostgresConfig {
-            socket_directory: database.map(|database| database.socket_directory.clone()).unwrap_or_default(),
+            socket_directory: database
+                .map(|database| database.socket_directory.clone())
+                .unwrap_or_default(),
             port: database.map_or(0, |database| database.port),
             database: file.tunables.database.clone(),
             superuser: SUPERUSER.to_owned(),
             major_version: 0,
         },
-        client_roles: file.clients.iter().map(|client| (client.id, client.roles.clone())).collect(),
+        client_roles: file
+            .clients
+            .iter()
+            .map(|client| (client.id, client.roles.clone()))
+            .collect(),
         limits: limits(file),
     }
 }
@@ -272,7 +324,12 @@ async fn send_voter_outputs(
     machines: usize,
     owner: mpsc::Sender<Arrival>,
 ) {
-    let others: Vec<_> = (0_u8..).take(machines).map(MachineId).filter(|id| *id != me).map(Peer::Machine).collect();
+    let others: Vec<_> = (0_u8..)
+        .take(machines)
+        .map(MachineId)
+        .filter(|id| *id != me)
+        .map(Peer::Machine)
+        .collect();
     while let Some(output) = outputs.recv().await {
         let (frame, own) = match output {
             VoterOutput::Result { client, message } => {
@@ -283,9 +340,14 @@ async fn send_voter_outputs(
             VoterOutput::Fetch { from: order } => {
                 (Frame::FetchCommitDb(order), Input::FetchCommitDb { from: me, order })
             }
-            VoterOutput::FetchRequest { order, digest } => {
-                (Frame::FetchRequest(order, digest), Input::FetchRequest { from: me, order, digest })
-            }
+            VoterOutput::FetchRequest { order, digest } => (
+                Frame::FetchRequest(order, digest),
+                Input::FetchRequest {
+                    from: me,
+                    order,
+                    digest,
+                },
+            ),
         };
         links.send_to_all(others.iter().copied(), &frame);
         if owner.send(Arrival::own(own)).await.is_err() {
@@ -299,7 +361,10 @@ fn serve_http(listener: TcpListener, metrics: Metrics, board: StatusBoard) {
         "/metrics" => Some(metrics.answer()),
         "/status" => {
             let body = serde_json::to_string(&board.read()).unwrap_or_default();
-            Some(Answer { content_type: "application/json", body })
+            Some(Answer {
+                content_type: "application/json",
+                body,
+            })
         }
         _ => None,
     }));

@@ -15,9 +15,9 @@ use tokio::time::sleep_until;
 use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 
-use super::{NodeError, history};
 use super::receiver::Arrival;
 use super::status::StatusBoard;
+use super::{NodeError, history};
 use crate::clock::Clock;
 use crate::link::{Frame, Links, Peer};
 use crate::log::{Log, LogEvent};
@@ -93,7 +93,10 @@ impl Owner {
     }
 
     fn now(&self) -> Now {
-        Now { monotonic_us: self.clock.monotonic_us(), wall_us: self.clock.now_us() }
+        Now {
+            monotonic_us: self.clock.monotonic_us(),
+            wall_us: self.clock.now_us(),
+        }
     }
 
     fn deadline(&self) -> Instant {
@@ -106,7 +109,9 @@ impl Owner {
 
     /// Tells the agreement what has become durable.
     fn advance(&mut self, event: LogEvent) -> Result<(), NodeError> {
-        let LogEvent::Durable(position) = event else { return Err(NodeError::LogFailed) };
+        let LogEvent::Durable(position) = event else {
+            return Err(NodeError::LogFailed);
+        };
         let mut persisted = None;
         while let Some((_, sequence)) = self.persisting.pop_front_if(|(waiting, _)| *waiting <= position) {
             persisted = Some(sequence);
@@ -172,7 +177,8 @@ impl Owner {
         metrics::histogram!("cloudbft_order_batch_size").record(message.entries.len() as f64);
         let mut digests = message.clone();
         digests.entries.iter_mut().for_each(|entry| entry.request = None);
-        self.links.send_to_all(self.replicas.iter().copied(), &Frame::CommitDb(digests));
+        self.links
+            .send_to_all(self.replicas.iter().copied(), &Frame::CommitDb(digests));
         self.to_own_voter(message);
     }
 

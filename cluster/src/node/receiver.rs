@@ -46,8 +46,15 @@ impl NodeReceiver {
         voter: Option<mpsc::Sender<VoterInput>>,
         peers: impl Iterator<Item = Peer>,
     ) -> Self {
-        let budgets = peers.map(|peer| (peer, Arc::new(Semaphore::new(PEER_BYTES_MAX)))).collect();
-        Self { directory, owner, voter, budgets }
+        let budgets = peers
+            .map(|peer| (peer, Arc::new(Semaphore::new(PEER_BYTES_MAX))))
+            .collect();
+        Self {
+            directory,
+            owner,
+            voter,
+            budgets,
+        }
     }
 
     async fn to_owner(&self, from: Peer, bytes: usize, input: Input<Message>) {
@@ -101,7 +108,11 @@ impl NodeReceiver {
             }
             Frame::ReplyCommitDb(reply) => Some(Input::Reply { from: machine, reply }),
             Frame::FetchCommitDb(order) => Some(Input::FetchCommitDb { from: machine, order }),
-            Frame::FetchRequest(order, digest) => Some(Input::FetchRequest { from: machine, order, digest }),
+            Frame::FetchRequest(order, digest) => Some(Input::FetchRequest {
+                from: machine,
+                order,
+                digest,
+            }),
             Frame::Ping(_) | Frame::Pong(_) | Frame::Client(_) | Frame::Result(_) => None,
         })
     }

@@ -46,7 +46,11 @@ pub(super) struct StatusBoard {
 
 impl StatusBoard {
     pub(super) fn new(machine: String, voter: Option<watch::Receiver<VoterState>>) -> Self {
-        Self { machine, agreement: Arc::default(), voter }
+        Self {
+            machine,
+            agreement: Arc::default(),
+            voter,
+        }
     }
 
     pub(super) fn set(&self, status: Status, log_bytes: u64) {
@@ -54,7 +58,11 @@ impl StatusBoard {
     }
 
     pub(super) fn read(&self) -> NodeStatus {
-        let mut node = NodeStatus { machine: self.machine.clone(), pid: std::process::id(), ..NodeStatus::default() };
+        let mut node = NodeStatus {
+            machine: self.machine.clone(),
+            pid: std::process::id(),
+            ..NodeStatus::default()
+        };
         let Some((agreement, log_bytes)) = self.agreement.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
             node.state = String::from("starting");
             return node;
@@ -69,7 +77,11 @@ impl StatusBoard {
         node.prepared = agreement.prepared.0;
         node.decided = agreement.decided.0;
         node.stable = agreement.stable.0;
-        node.groups = agreement.groups.iter().map(|(group, order)| (group.0, order.0)).collect();
+        node.groups = agreement
+            .groups
+            .iter()
+            .map(|(group, order)| (group.0, order.0))
+            .collect();
         node.log_bytes = log_bytes;
         match self.voter.as_ref().map(|voter| voter.borrow().clone()) {
             Some(VoterState::Serving { executed, flushed }) => {

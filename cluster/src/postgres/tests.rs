@@ -29,14 +29,29 @@ async fn a_server_keeps_its_data_over_a_kill_and_a_stop() {
     let server = server(directory.path());
     server.start().await.unwrap();
     let client = server.connect("app").await.unwrap();
-    client.batch_execute("create table kept (x int); insert into kept values (7)").await.unwrap();
+    client
+        .batch_execute("create table kept (x int); insert into kept values (7)")
+        .await
+        .unwrap();
     client.batch_execute("checkpoint").await.unwrap();
     kill(Pid::from_raw(server.pid().unwrap().cast_signed()), Signal::SIGKILL).unwrap();
 
     server.start().await.unwrap();
     let client = server.connect("app").await.unwrap();
-    assert_eq!(client.query_one("select x from kept", &[]).await.unwrap().get::<_, i32>(0), 7);
-    let owner = client.query_one("select pg_get_userbyid(datdba) from pg_database where datname = 'app'", &[]).await;
+    assert_eq!(
+        client
+            .query_one("select x from kept", &[])
+            .await
+            .unwrap()
+            .get::<_, i32>(0),
+        7
+    );
+    let owner = client
+        .query_one(
+            "select pg_get_userbyid(datdba) from pg_database where datname = 'app'",
+            &[],
+        )
+        .await;
     assert_eq!(owner.unwrap().get::<_, String>(0), "app");
 
     server.start().await.unwrap();

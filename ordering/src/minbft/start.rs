@@ -164,6 +164,16 @@ impl Machine {
         if self.live.is_some() {
             return;
         }
+        // Hellos may arrive late: one of an earlier life must not replace a newer one.
+        let age = |hello: &Hello| (hello.admission.epoch, hello.view, hello.point().order);
+        if self
+            .start
+            .hellos
+            .get(&hello.machine)
+            .is_some_and(|known| age(known) > age(hello))
+        {
+            return;
+        }
         self.start.hellos.insert(hello.machine, Arc::clone(hello));
         self.lead(out);
     }

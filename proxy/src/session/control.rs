@@ -4,6 +4,7 @@ use sql::operation::{Exchange, Operation, Work};
 use sql::statement::{TransactionControl, TransactionModes};
 
 use super::Session;
+use super::routing::Kind;
 use super::special::Reply;
 use super::transaction::{SAVEPOINTS_MAX, Savepoint, Transaction, isolation_name};
 use crate::client::Failure;
@@ -226,7 +227,14 @@ impl Session {
             Err(failure) => {
                 self.abort_operation_later(operation);
                 self.rolled_back(&transaction, TransactionEnd::Failed);
-                Err(failure.into_error())
+                Err(match failure.into_error() {
+                    error if error.sqlstate == "25P01" => {
+                        ApplicationError::new("40001", "the transaction was aborted by the cluster")
+                            .detail("It was open for longer than the time limit of transactions.")
+                            .hint("Run the transaction again.")
+                    }
+                    error => error,
+                })
             }
         }
     }
@@ -323,7 +331,7 @@ impl Session {
         if self.begun().is_none() {
             return self.defer(&exchange);
         }
-        let result = self.execute(&exchange, true).await?;
+        let result = self.execute(&exchange, Kind::Stateful).await?;
         first_error(&result.messages).map_or(Ok(()), Err)
     }
 

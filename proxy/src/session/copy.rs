@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use sql::operation::Exchange;
 
+use super::routing::Kind;
 use super::{End, Session};
 use crate::error::{ApplicationError, NOT_SUPPORTED};
 use crate::wire::{Frontend, scan};
@@ -21,7 +22,10 @@ enum Next {
 impl Session {
     /// Runs `COPY ... FROM STDIN` inside the open block: the result's messages, or the error.
     pub(super) async fn copy_from(&mut self, text: &str) -> Result<Result<Bytes, ApplicationError>, End> {
-        match self.execute(&Exchange::CopyStart { text: text.to_owned() }, true).await {
+        match self
+            .execute(&Exchange::CopyStart { text: text.to_owned() }, Kind::Stateful)
+            .await
+        {
             Err(error) => return Ok(Err(error)),
             Ok(result) => {
                 let found = scan(&result.messages);
@@ -56,7 +60,7 @@ impl Session {
                 return Ok(error);
             }
             let (failure, violation) = failure.map_or((None, None), |(reason, error)| (Some(reason), error));
-            let ended = self.execute(&Exchange::CopyEnd { failure }, true).await;
+            let ended = self.execute(&Exchange::CopyEnd { failure }, Kind::Stateful).await;
             return Ok(match violation {
                 Some(error) => {
                     self.fail_transaction();
@@ -75,7 +79,7 @@ impl Session {
                 self.fail_transaction();
                 return Some(Err(ApplicationError::cancelled()));
             }
-            match self.execute(&Exchange::CopyData { data }, true).await {
+            match self.execute(&Exchange::CopyData { data }, Kind::Stateful).await {
                 Ok(result) if scan(&result.messages).failed => return Some(Ok(result.messages)),
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),

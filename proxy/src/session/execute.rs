@@ -1,13 +1,15 @@
 //! Running one exchange: analysis, routing, and what its result means for the session.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sql::operation::{Exchange, ExchangeResult};
 use sql::refusal::Refusal;
 use sql::statement::Effect;
 
 use super::Session;
-use super::routing::Routed;
+use super::routing::{Kind, Routed};
+use super::settings::parse_milliseconds;
 use crate::client::Failure;
 use crate::error::{ApplicationError, FOOTPRINT_TOO_SMALL, NOT_SUPPORTED};
 use crate::measures::{QueryClass, Stage};
@@ -25,21 +27,20 @@ impl From<Refusal> for ApplicationError {
 }
 
 impl Session {
-    /// Runs an exchange and gives the voted result (which may hold an error of the database's own). `stateful` when it
-    /// needs or leaves state on the backend beside data.
+    /// Runs an exchange and gives the voted result (which may hold an error of the database's own).
     ///
     /// On an error, and on a result that fails, the transaction block (if any) has failed.
     pub(super) async fn execute(
         &mut self,
         exchange: &Exchange,
-        stateful: bool,
+        kind: Kind,
     ) -> Result<ExchangeResult, ApplicationError> {
         let start = Instant::now();
         if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
             return Err(ApplicationError::in_failed_transaction());
         }
         self.cancel.reset();
-        let outcome = self.execute_with_retries(exchange, stateful).await;
+        let outcome = self.execute_in_time(exchange, kind).await;
         let extended = matches!(exchange, Exchange::Extended { .. });
         match outcome {
             Ok((result, effect)) => {
@@ -56,10 +57,30 @@ impl Session {
         }
     }
 
+    /// Under the session's `statement_timeout`, if it has one.
+    async fn execute_in_time(
+        &mut self,
+        exchange: &Exchange,
+        kind: Kind,
+    ) -> Result<(ExchangeResult, Effect), ApplicationError> {
+        let limit = self.settings.get("statement_timeout").and_then(parse_milliseconds);
+        let Some(limit) = limit.filter(|limit| *limit > 0) else {
+            return self.execute_with_retries(exchange, kind).await;
+        };
+        let cancel = Arc::clone(&self.cancel);
+        let mut outcome = Box::pin(self.execute_with_retries(exchange, kind));
+        if let Ok(outcome) = tokio::time::timeout(Duration::from_millis(limit), &mut outcome).await {
+            return outcome;
+        }
+        // As with CancelRequest: what is ordered already stands.
+        cancel.request();
+        outcome.await.map_err(ApplicationError::timed_out)
+    }
+
     async fn execute_with_retries(
         &mut self,
         exchange: &Exchange,
-        stateful: bool,
+        kind: Kind,
     ) -> Result<(ExchangeResult, Effect), ApplicationError> {
         let encoded = exchange.encode();
         let mut retries = 0;
@@ -80,13 +101,20 @@ impl Session {
                         .hint("Use INSERT ... RETURNING, or run both statements in one transaction."),
                 );
             }
+            if analysis.effect == Effect::Maintenance && self.transaction.is_some() {
+                return Err(ApplicationError::new(
+                    "25001",
+                    "maintenance statements cannot run inside a transaction block",
+                )
+                .hint("Run VACUUM, ANALYZE, REINDEX and the like by themselves."));
+            }
             if let Some(transaction) = &mut self.transaction {
                 transaction.used |= analysis.effect >= Effect::Read;
             }
             let routed = Routed {
                 encoded: encoded.clone(),
                 analysis: &analysis,
-                stateful,
+                kind,
             };
             match self.route(&routed).await {
                 Ok(result) => return Ok((result, analysis.effect)),

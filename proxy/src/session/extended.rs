@@ -8,6 +8,7 @@ use sql::statement::StatementClass;
 
 use super::describe::DescriptionKey;
 use super::prepared::{Prepared, no_statement};
+use super::routing::Kind;
 use super::simple::is_cursor;
 use super::special::{INT4_OID, is_special, special_column};
 use super::{End, Session};
@@ -372,7 +373,9 @@ impl Session {
         }
         let epoch = self.catalog.epoch();
         let exchange = pipeline.exchange();
-        let outcome = self.execute(&exchange, pipeline.stateful || stays_open).await;
+        let outcome = self
+            .execute(&exchange, Kind::stateful(pipeline.stateful || stays_open))
+            .await;
         match outcome {
             Ok(result) => self.pipeline_result(pipeline, &result, epoch).await,
             Err(error) => {

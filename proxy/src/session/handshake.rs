@@ -13,7 +13,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Connection, Stream};
 use super::extended::Pipeline;
+use super::routing::Kind;
 use super::settings::{REPORTED, Settings};
+use super::tokens::quote_literal;
 use super::{End, Session};
 use crate::client::Cancel;
 use crate::config::Authentication;
@@ -329,6 +331,10 @@ impl Session {
                     "only client_encoding UTF8 is supported",
                 ));
             }
+            let text = format!("SET {name} TO {}", quote_literal(&value));
+            if let Some(refusal) = self.catalog.current().analyzer.text(&text).refusal() {
+                return Err(refusal.clone().into());
+            }
             self.change_setting(&name, Some(value), false, false).await?;
         }
         self.startup_settings = self.settings.clone();
@@ -338,7 +344,7 @@ impl Session {
 
     async fn read_defaults(&mut self) -> Result<Arc<BTreeMap<String, String>>, ApplicationError> {
         let text = REPORTED.map(|name| format!("SHOW {name}")).join("; ");
-        let result = self.execute(&Exchange::Simple { text }, false).await?;
+        let result = self.execute(&Exchange::Simple { text }, Kind::Plain).await?;
         if let Some(error) = crate::wire::first_error(&result.messages) {
             return Err(error);
         }

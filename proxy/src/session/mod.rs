@@ -113,11 +113,18 @@ impl Session {
 
     /// The next message; ends the session on shutdown, and when it holds a transaction open and idle for too long.
     async fn next_message(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<Frontend, End> {
-        let idle_limit = self.shared.config.transaction_timeout;
+        let asked = self
+            .settings
+            .get("idle_in_transaction_session_timeout")
+            .and_then(settings::parse_milliseconds);
+        let asked = asked.filter(|limit| *limit > 0).map(std::time::Duration::from_millis);
+        let limit = self.shared.config.transaction_timeout;
+        let idle_limit = asked.map_or(limit, |asked| asked.min(limit));
         let grace = self.shared.config.shutdown_grace;
         let holds = self.is_begun();
         let busy = self.transaction.is_some() || !self.pipeline.is_empty();
-        let deadline = holds.then(|| Instant::now() + idle_limit);
+        let in_block = self.transaction.is_some();
+        let deadline = (holds || in_block && asked.is_some()).then(|| Instant::now() + idle_limit);
         let mut end_at = None;
         loop {
             tokio::select! {

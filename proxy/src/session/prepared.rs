@@ -6,6 +6,7 @@ use sql::operation::{Exchange, StatementText, Step};
 use sql::statement::StatementClass;
 
 use super::Session;
+use super::routing::Kind;
 use super::special::Reply;
 use super::tokens::{parameters, parenthesised_list, replace_parameters};
 use crate::error::ApplicationError;
@@ -98,7 +99,7 @@ impl Session {
         };
         // With declared types the text alone may not be enough to infer them: the first EXECUTE tells.
         if declared.is_empty() {
-            let result = self.execute(&exchange, false).await?;
+            let result = self.execute(&exchange, Kind::Plain).await?;
             if let Some(error) = first_error(&result.messages) {
                 let before = text.len().saturating_sub(body.len());
                 let shift = text.get(..before).map_or(0, |before| before.chars().count());

@@ -20,18 +20,43 @@ use crate::measures::Stage;
 /// How long an Abort is tried.
 const ABORT_LIMIT: Duration = Duration::from_secs(600);
 
+/// What an exchange needs beside its footprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nothing.
+    Plain,
+    /// It needs or leaves state on the backend beside data: portals, cursors, savepoints, local settings.
+    Stateful,
+    /// It changes no data and yet is not taken as a read (a setting is tried): ordered by itself, unless the voters'
+    /// transaction is open.
+    Apart,
+}
+
+impl Kind {
+    pub(super) fn stateful(stateful: bool) -> Self {
+        if stateful { Kind::Stateful } else { Kind::Plain }
+    }
+}
+
 /// An exchange on its way.
 pub(super) struct Routed<'analysis> {
     pub(super) encoded: Bytes,
     pub(super) analysis: &'analysis ExchangeAnalysis,
-    /// It needs or leaves state on the backend beside data: portals, cursors, savepoints, local settings.
-    pub(super) stateful: bool,
+    pub(super) kind: Kind,
 }
 
 impl Session {
     pub(super) async fn route(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
         if self.is_begun() {
             return self.within(routed).await;
+        }
+        if routed.kind == Kind::Apart {
+            return self.one_shot(routed).await;
+        }
+        let writes = routed.analysis.effect > Effect::Read;
+        if writes && self.transaction.is_none() && self.settings.get("default_transaction_read_only") == Some("on") {
+            // The database shall refuse it as it would.
+            self.begin_implicitly();
         }
         if self.transaction.is_some() && !self.runs_outside(routed) {
             return self.begin(routed).await;
@@ -48,7 +73,7 @@ impl Session {
         let Some(transaction) = &self.transaction else {
             return true;
         };
-        if routed.stateful || analysis.needs_transaction || analysis.needs_clock {
+        if routed.kind == Kind::Stateful || analysis.needs_transaction || analysis.needs_clock {
             return false;
         }
         match analysis.effect {
@@ -141,8 +166,13 @@ impl Session {
             return Err(Failure::Unavailable);
         };
         let context = Context::new(self.id, &self.role, &self.database, &transaction.settings_before);
-        let footprint = lock_footprint(routed.analysis, transaction.locks_reads());
         let isolation = transaction.voters_isolation();
+        let snapshot = isolation == Isolation::RepeatableRead;
+        // A plain read on a snapshot locks nothing.
+        let footprint = match snapshot && routed.analysis.effect <= Effect::Read {
+            true => Footprint::empty(),
+            false => lock_footprint(routed.analysis, transaction.locks_reads()),
+        };
         let mut exchanges = transaction.deferred.clone();
         exchanges.push(routed.encoded.clone());
         let work = Work::Begin {
@@ -160,13 +190,7 @@ impl Session {
         let Work::Begin { exchanges, .. } = operation.work else {
             return Err(Failure::Unavailable);
         };
-        let snapshot = isolation == Isolation::RepeatableRead;
-        // A plain read on a snapshot locks nothing.
-        let held = if snapshot && routed.analysis.effect <= Effect::Read {
-            Footprint::empty()
-        } else {
-            footprint
-        };
+        let held = footprint;
         match voted {
             Ok(voted) => {
                 let mut begun = Begun::new(id, context, held, snapshot, voted.order, &exchanges);
@@ -201,7 +225,7 @@ impl Session {
         let footprint = lock_footprint(routed.analysis, locks_reads);
         let only_reads = effect <= Effect::Read;
         let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && only_reads);
-        if only_reads && !routed.stateful && (covered || !locks_reads) {
+        if only_reads && routed.kind == Kind::Plain && (covered || !locks_reads) {
             let stale = begun.stale;
             return self.read_within(routed, covered.then_some(Quorum::Locked(stale))).await;
         }

@@ -4,10 +4,11 @@ use sql::operation::{Exchange, Isolation};
 
 use super::Session;
 use super::handshake::is_utf8;
-use super::settings::{READS, REPORTED, Settings, reported_name};
+use super::routing::Kind;
+use super::settings::{READS, REPORTED, Settings, parse_milliseconds, reported_name, show_milliseconds};
 use super::tokens::{quote_identifier, quote_literal};
 use super::transaction::DEFERRED_MAX;
-use crate::error::ApplicationError;
+use crate::error::{ApplicationError, NOT_SUPPORTED};
 use crate::wire::{first_error, read_rows};
 
 /// The longest application name, in bytes (Postgres's NAMEDATALEN - 1).
@@ -33,7 +34,7 @@ impl Session {
             return Err(ApplicationError::new("54000", "too many or too large settings"));
         }
         let before = self.reported_value_of(name);
-        match own_setting(name, value.as_deref())? {
+        match own_setting(name, value.as_deref(), &self.role)? {
             Own::No => self.change_database_setting(name, value, local).await?,
             Own::Ignored => {}
             Own::Value(value) => self.keep_setting(name, Some(value), local),
@@ -69,7 +70,13 @@ impl Session {
             None => format!("SHOW {}", quote_name(name)),
         };
         let exchange = Exchange::Simple { text };
-        let result = self.execute(&exchange, begun).await?;
+        // To show a setting is a read; to try one is not.
+        let kind = match (begun, &value) {
+            (true, _) => Kind::Stateful,
+            (false, Some(_)) => Kind::Apart,
+            (false, None) => Kind::Plain,
+        };
+        let result = self.execute(&exchange, kind).await?;
         if let Some(error) = first_error(&result.messages) {
             return Err(error);
         }
@@ -190,8 +197,10 @@ enum Own {
     ReadOnly(bool),
 }
 
-fn own_setting(name: &str, value: Option<&str>) -> Result<Own, ApplicationError> {
+fn own_setting(name: &str, value: Option<&str>, role: &str) -> Result<Own, ApplicationError> {
     match (name, value) {
+        (_, None) if name.starts_with("transaction_") => Ok(Own::Ignored),
+        (_, None) if shown_default(name).is_some() => Ok(Own::Default),
         (READS, Some(value)) => match value.to_ascii_lowercase().as_str() {
             value @ ("linearizable" | "session") => Ok(Own::Value(value.to_owned())),
             _ => Err(invalid_value(name, value).hint("Available values: linearizable, session.")),
@@ -211,6 +220,39 @@ fn own_setting(name: &str, value: Option<&str>) -> Result<Own, ApplicationError>
             .ok_or_else(|| invalid_value(name, value)),
         ("transaction_read_only", Some(value)) => Ok(Own::ReadOnly(super::transaction::is_on(value))),
         ("transaction_deferrable" | "default_transaction_deferrable", _) => Ok(Own::Ignored),
+        ("default_transaction_read_only", Some(value)) => Ok(Own::Value(
+            if super::transaction::is_on(value) { "on" } else { "off" }.to_owned(),
+        )),
+        (_, Some(value)) if is_time_limit(name) => {
+            let milliseconds = parse_milliseconds(value).ok_or_else(|| invalid_value(name, value))?;
+            Ok(Own::Value(show_milliseconds(milliseconds)))
+        }
+        // Durability does not rest on the servers' own logs.
+        ("synchronous_commit", Some(value)) => match value.to_ascii_lowercase().as_str() {
+            value @ ("on" | "off" | "local" | "remote_write" | "remote_apply") => Ok(Own::Value(value.to_owned())),
+            _ => Err(invalid_value(name, value)),
+        },
+        ("session_authorization", Some(value)) if value == role || value.eq_ignore_ascii_case("default") => {
+            Ok(Own::Ignored)
+        }
+        ("session_replication_role", Some(value)) if value.eq_ignore_ascii_case("origin") => Ok(Own::Ignored),
+        ("session_authorization" | "session_replication_role", Some(_)) => Err(ApplicationError::new(
+            NOT_SUPPORTED,
+            format!("{name} cannot be changed through the proxy"),
+        )
+        .hint("Log in as the other role, or use SET ROLE.")),
+        // Pinned by the voters. The analyser lets only those values pass that change nothing.
+        (
+            "array_nulls"
+            | "backslash_quote"
+            | "jit"
+            | "lc_messages"
+            | "max_parallel_workers_per_gather"
+            | "standard_conforming_strings"
+            | "synchronize_seqscans"
+            | "transform_null_equals",
+            _,
+        ) => Ok(Own::Ignored),
         ("application_name", Some(value)) => {
             let name: String = value
                 .chars()
@@ -218,9 +260,29 @@ fn own_setting(name: &str, value: Option<&str>) -> Result<Own, ApplicationError>
                 .collect();
             Ok(Own::Value(name.chars().take(APPLICATION_NAME_BYTES_MAX).collect()))
         }
-        (READS | "client_encoding" | "default_transaction_isolation" | "application_name", None) => Ok(Own::Default),
-        ("transaction_isolation" | "transaction_read_only", None) => Ok(Own::Ignored),
         _ => Ok(Own::No),
+    }
+}
+
+/// Time limits that the proxy keeps.
+fn is_time_limit(name: &str) -> bool {
+    matches!(
+        name,
+        "statement_timeout" | "lock_timeout" | "idle_in_transaction_session_timeout" | "idle_session_timeout"
+    )
+}
+
+/// What SHOW says of a setting of the proxy's own that is not set.
+pub(super) fn shown_default(name: &str) -> Option<&'static str> {
+    match name {
+        READS => Some("linearizable"),
+        "application_name" => Some(""),
+        "client_encoding" => Some("UTF8"),
+        "default_transaction_isolation" => Some("read committed"),
+        "default_transaction_read_only" | "default_transaction_deferrable" => Some("off"),
+        "synchronous_commit" => Some("on"),
+        _ if is_time_limit(name) => Some("0"),
+        _ => None,
     }
 }
 

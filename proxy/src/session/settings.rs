@@ -64,11 +64,6 @@ impl Settings {
         Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
     }
 
-    /// RESET ALL.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// What remains after the transaction.
     pub(super) fn end_transaction(&mut self) {
         self.local = Arc::default();
@@ -94,12 +89,70 @@ impl Settings {
     }
 }
 
-/// Settings that the proxy itself acts on: isolation travels with Begin, encodings never change.
-pub(super) fn is_proxys_own(name: &str) -> bool {
-    matches!(
-        name,
-        READS | "default_transaction_isolation" | "default_transaction_deferrable" | "client_encoding"
-    )
+/// Settings that the proxy itself acts on, or that the voters pin: they never travel with operations.
+const PROXYS_OWN: [&str; 22] = [
+    READS,
+    "application_name",
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "default_transaction_deferrable",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "jit",
+    "lc_messages",
+    "lock_timeout",
+    "max_parallel_workers_per_gather",
+    "session_authorization",
+    "session_replication_role",
+    "standard_conforming_strings",
+    "statement_timeout",
+    "synchronize_seqscans",
+    "synchronous_commit",
+    "transaction_deferrable",
+    "transform_null_equals",
+];
+
+fn is_proxys_own(name: &str) -> bool {
+    PROXYS_OWN.contains(&name)
+}
+
+/// A time of milliseconds, or with a unit, as Postgres reads it for its time limits.
+pub(super) fn parse_milliseconds(value: &str) -> Option<u64> {
+    let value = value.trim();
+    let digits = value
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(value.len());
+    let (number, unit) = value.split_at_checked(digits)?;
+    let factor = match unit.trim() {
+        "" | "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    let milliseconds = number.parse::<u64>().ok()?.checked_mul(factor)?;
+    // The limit of Postgres.
+    (milliseconds <= 2_147_483_647).then_some(milliseconds)
+}
+
+/// Milliseconds as `SHOW` prints them: in the largest unit that divides them.
+pub(super) fn show_milliseconds(milliseconds: u64) -> String {
+    let units = [
+        (86_400_000, "d"),
+        (3_600_000, "h"),
+        (60_000, "min"),
+        (1_000, "s"),
+        (1, "ms"),
+    ];
+    let unit = units.iter().find(|(factor, _)| milliseconds.is_multiple_of(*factor));
+    match unit {
+        Some((factor, unit)) if milliseconds > 0 => format!("{}{unit}", milliseconds / factor),
+        _ => "0".into(),
+    }
 }
 
 #[cfg(test)]
@@ -116,6 +169,22 @@ mod tests {
         assert_eq!(settings.get("work_mem"), Some("1MB"));
         settings.set("work_mem", None);
         assert_eq!(settings.get("work_mem"), None);
+    }
+
+    #[test]
+    fn time_limits_are_read_and_shown_as_by_postgres() {
+        for (text, milliseconds, shown) in [
+            ("0", 0, "0"),
+            ("1500", 1500, "1500ms"),
+            ("5s", 5000, "5s"),
+            ("90 s", 90_000, "90s"),
+            ("1h", 3_600_000, "1h"),
+        ] {
+            assert_eq!(parse_milliseconds(text), Some(milliseconds));
+            assert_eq!(show_milliseconds(milliseconds), shown);
+        }
+        assert_eq!(parse_milliseconds("soon"), None);
+        assert_eq!(parse_milliseconds("99999999999999d"), None);
     }
 
     #[test]

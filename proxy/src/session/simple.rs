@@ -7,6 +7,7 @@ use sql::analysis::{StatementAnalysis, TextAnalysis};
 use sql::operation::Exchange;
 use sql::statement::{Cursor, StatementClass};
 
+use super::routing::Kind;
 use super::special::{INT4_OID, Reply, is_special, special_column};
 use super::{End, Session};
 use crate::error::ApplicationError;
@@ -60,7 +61,7 @@ impl Session {
         let segments = segments(text, statements);
         if let [Segment::Plain { stateful, .. }] = segments.as_slice() {
             let exchange = Exchange::Simple { text: text.to_owned() };
-            let outcome = self.execute(&exchange, *stateful).await;
+            let outcome = self.execute(&exchange, Kind::stateful(*stateful)).await;
             self.answer(outcome.map(|result| result.messages)).await?;
             return Ok(());
         }
@@ -89,7 +90,7 @@ impl Session {
         let before = text.get(..range.start).map_or(0, |before| before.chars().count());
         let part = text.get(range).unwrap_or_default();
         let outcome = self
-            .execute(&Exchange::Simple { text: part.to_owned() }, stateful)
+            .execute(&Exchange::Simple { text: part.to_owned() }, Kind::stateful(stateful))
             .await;
         self.answer(outcome.map(|result| shift_error_position(&result.messages, before)))
             .await
@@ -114,7 +115,7 @@ impl Session {
                 if several {
                     self.begin_implicitly();
                 }
-                let outcome = self.execute(&Exchange::Simple { text: expanded }, false).await;
+                let outcome = self.execute(&Exchange::Simple { text: expanded }, Kind::Plain).await;
                 self.answer(outcome.map(|result| result.messages)).await
             }
             StatementClass::CopyFrom => {

@@ -3,7 +3,7 @@
 use sql::statement::{Setting, StatementClass};
 
 use super::Session;
-use super::settings::READS;
+use super::set::shown_default;
 use super::transaction::isolation_name;
 use crate::error::ApplicationError;
 
@@ -52,17 +52,11 @@ pub(super) fn special_column(class: &StatementClass, text: &str) -> Option<(Stri
 
 /// Settings of which only the proxy knows the value.
 fn is_shown_here(name: &str) -> bool {
-    matches!(
+    let of_transaction = matches!(
         name,
-        READS
-            | "transaction_isolation"
-            | "transaction_read_only"
-            | "transaction_deferrable"
-            | "default_transaction_isolation"
-            | "default_transaction_deferrable"
-            | "client_encoding"
-            | "session_authorization"
-    )
+        "transaction_isolation" | "transaction_read_only" | "transaction_deferrable"
+    );
+    of_transaction || name == "session_authorization" || shown_default(name).is_some()
 }
 
 /// Exactly `SELECT pg_backend_pid()`: of the servers, each would say something else.
@@ -171,12 +165,9 @@ impl Session {
                 of_transaction(|transaction| if transaction.read_only { "on" } else { "off" }.into())
                     .unwrap_or_else(|| set("default_transaction_read_only", "off"))
             }
-            "default_transaction_isolation" => set(name, "read committed"),
-            "transaction_deferrable" | "default_transaction_deferrable" => set("default_transaction_deferrable", "off"),
-            "client_encoding" => "UTF8".into(),
-            "session_authorization" => set(name, &self.role),
-            READS => set(READS, "linearizable"),
-            _ => String::new(),
+            "transaction_deferrable" => set("default_transaction_deferrable", "off"),
+            "session_authorization" => self.role.clone(),
+            name => set(name, shown_default(name).unwrap_or_default()),
         }
     }
 }

@@ -165,7 +165,7 @@ impl Backend {
     pub(crate) fn error(&mut self, error: &ApplicationError) {
         let tag = match error.severity {
             Severity::Error | Severity::Fatal => b'E',
-            Severity::Warning | Severity::Notice => b'N',
+            Severity::Warning => b'N',
         };
         self.message(tag, |body| {
             put_field(body, b'S', error.severity.name());

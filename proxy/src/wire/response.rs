@@ -62,15 +62,6 @@ fn body(message: &[u8]) -> &[u8] {
     message.get(5..).unwrap_or_default()
 }
 
-/// The tag of the last CommandComplete.
-pub(crate) fn command_tag(result: &[u8]) -> Option<String> {
-    let complete = messages(result).flatten().filter(|(tag, _)| *tag == b'C').last();
-    complete.map(|(_, message)| {
-        let text = body(message).split(|byte| *byte == 0).next().unwrap_or_default();
-        String::from_utf8_lossy(text).into_owned()
-    })
-}
-
 /// The fields of an ErrorResponse: (type, text).
 fn error_fields(message: &[u8]) -> impl Iterator<Item = (u8, String)> {
     body(message).split(|byte| *byte == 0).filter_map(|field| {

@@ -199,7 +199,7 @@ impl Backend {
         }
         if let Some(text) = settings::difference(self.settings.as_deref(), wants) {
             self.settings = None;
-            script.query(Part::Own, &text)?;
+            script.query(Part::Silent, &text)?;
             let played = self.play(script, || {}).await?;
             if played.error.is_some() {
                 return Ok(Some(self.answer(played)));

@@ -97,11 +97,11 @@ impl Bookkeeper {
                 "SELECT pg_catalog.current_setting('server_version_num')::int / 10000, \
                  pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('fsync'), \
                  pg_catalog.current_setting('full_page_writes'), pg_catalog.current_setting('max_connections'), \
-                 datcollate, datctype FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+                 pg_catalog.current_setting('lc_messages'), datcollate, datctype FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
             )
             .await?;
         let row: Vec<String> = rows.into_iter().flatten().map(Option::unwrap_or_default).collect();
-        let [version, encoding, fsync, pages, connections, collate, ctype] = row.as_slice() else {
+        let [version, encoding, fsync, pages, connections, messages, collate, ctype] = row.as_slice() else {
             return Err(PostgresError::protocol("the server's settings cannot be read"));
         };
         let wanted = config.postgres.major_version;
@@ -120,6 +120,10 @@ impl Bookkeeper {
             (
                 !plain(collate) || !plain(ctype),
                 format!("its locale is {collate}, not C"),
+            ),
+            (
+                messages != "C",
+                format!("lc_messages is {messages}, not C (an application cannot set it)"),
             ),
             (
                 connections.parse().unwrap_or(0) < needed,

@@ -15,7 +15,6 @@ pub const APPLICATION_NAME: &str = "cloudbft-voter";
 /// Settings at connection start that make independent servers answer alike (reference/determinism.md, last list), and
 /// their values as `SHOW` prints them.
 pub const PINNED_SETTINGS: &[(&str, &str)] = &[
-    ("lc_messages", "C"),
     ("client_encoding", "UTF8"),
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),

@@ -13,9 +13,9 @@ const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 const PORT: u16 = 5432;
 
 /// The role of the application in tests.
-pub const APPLICATION: &str = "application";
+pub(crate) const APPLICATION: &str = "application";
 
-pub struct Server {
+pub(crate) struct Server {
     directory: tempfile::TempDir,
     process: Option<Child>,
 }
@@ -80,7 +80,7 @@ fn template() -> PathBuf {
 
 impl Server {
     /// A server with database `test` and role [`APPLICATION`], which may create tables.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = directory();
         let mut copy = Command::new("cp");
         copy.arg("-a").arg(template()).arg(directory.path());
@@ -99,7 +99,7 @@ impl Server {
     }
 
     /// Starts the server (again).
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let data = self.directory.path().join("data");
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         let process = command("postgres")
@@ -137,7 +137,7 @@ impl Server {
     }
 
     /// Kills the postmaster and all its children, as a power cut of the server alone would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let Some(mut process) = self.process.take() else { return };
         let children =
             std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.id())).unwrap_or_default();
@@ -171,14 +171,14 @@ impl Server {
     }
 
     /// What psql prints, as superuser.
-    pub fn psql(&self, database: &str, text: &str) -> String {
+    pub(crate) fn psql(&self, database: &str, text: &str) -> String {
         let output = self.try_psql(database, text);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// How a voter finds it.
-    pub fn config(&self) -> PostgresConfig {
+    pub(crate) fn config(&self) -> PostgresConfig {
         PostgresConfig {
             socket_directory: self.directory.path().to_owned(),
             port: PORT,
