@@ -18,80 +18,10 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 /// How long a cluster may take to stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 
-<<<<<<< HEAD
 /// One cluster at a time: they are heavy, and tests of one binary run side by side.
 static ONE_CLUSTER: Mutex<()> = Mutex::new(());
 
 /// A running cluster; stopped and removed when dropped.
-=======
-fn build() -> Result<PathBuf, Failure> {
-    let test = std::env::current_exe()?;
-    let profile = test
-        .parent()
-        .and_then(Path::parent)
-        .ok_or("the test runs outside a target directory")?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet", "--package", "cloudbft"]);
-    if profile.file_name().is_some_and(|name| name == "release") {
-        command.arg("--release");
-    }
-    if !command.status()?.success() {
-        return Err("cargo build failed".into());
-    }
-    Ok(profile.join("cloudbft"))
-}
-
-/// A directory for clusters that the user `postgres` may enter; removed at the end.
-pub struct Directory(tempfile::TempDir);
-
-impl Directory {
-    /// A new one.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn new() -> Result<Self, Failure> {
-        let directory = tempfile::tempdir()?;
-        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))?;
-        Ok(Self(directory))
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// Runs a command of `cloudbft` on the cluster of this directory to its end.
-    ///
-    /// # Errors
-    /// When it cannot be run.
-    pub fn run(&self, command: &str, arguments: &[&str]) -> Result<Output, Failure> {
-        let mut running = Command::new(program()?);
-        Ok(running
-            .arg(command)
-            .arg("--dir")
-            .arg(self.path())
-            .args(arguments)
-            .output()?)
-    }
-
-    /// What `cloudbft status --json` prints.
-    ///
-    /// # Errors
-    /// When there is no such output.
-    pub fn status(&self) -> Result<serde_json::Value, Failure> {
-        Ok(serde_json::from_slice(&self.run("status", &["--json"])?.stdout)?)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // Also when a test fails: nothing is left running.
-        let _ = self.run("down", &[]);
-    }
-}
-
-/// A running `cloudbft up` in the foreground.
->>>>>>> cluster
 pub struct Cluster {
     directory: tempfile::TempDir,
     options: Vec<String>,
@@ -141,7 +71,6 @@ impl Cluster {
             dsn: String::new(),
             _slot: slot,
         };
-<<<<<<< HEAD
         cluster.resume();
         cluster
     }
@@ -172,58 +101,6 @@ impl Cluster {
                 self.dsn = dsn.unwrap_or_else(|| panic!("not a ready line: {line}")).to_string();
             }
             Err(error) => panic!("no ready line ({error}); up.log says:\n{}", self.log("up.log")),
-=======
-        Ok(Self {
-            child,
-            dsn: dsn.to_owned(),
-        })
-    }
-
-    /// The process id of `up`.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// A connection through the proxy.
-    ///
-    /// # Errors
-    /// When it is refused.
-    pub async fn connect(&self) -> Result<tokio_postgres::Client, Failure> {
-        let (client, connection) = tokio_postgres::connect(&self.dsn, tokio_postgres::NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
-    }
-
-    /// Ends it as Ctrl-C does, and waits.
-    ///
-    /// # Errors
-    /// When it fails.
-    pub fn stop(mut self) -> Result<(), Failure> {
-        kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGINT)?;
-        let status = self.child.wait()?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(format!("`up` ended with {status}").into())
-        }
-    }
-
-    /// Kills `up` and everything that it has started, all at once.
-    ///
-    /// # Errors
-    /// When the processes cannot be found.
-    pub fn power_cut(mut self, directory: &Directory) -> Result<(), Failure> {
-        let status = directory.status()?;
-        let machines = status["machines"].as_array().ok_or("no machines")?.iter();
-        let pids = machines.flat_map(|machine| [&machine["node_pid"], &machine["postgres_pid"]]);
-        let pids: Vec<_> = pids
-            .chain([&status["proxy_pid"]])
-            .filter_map(serde_json::Value::as_i64)
-            .collect();
-        self.child.kill()?;
-        for pid in pids {
-            let _ = kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL);
->>>>>>> cluster
         }
     }
 
