@@ -197,7 +197,7 @@ impl Owner<'_> {
             return self.settle(asker, Outcome::Unavailable).await;
         };
         let node = Node::Read { transaction: Some(id) };
-        let start = Start::Slot(slot, Command::Read(asker, exchange.clone(), writes_before));
+        let start = Start::Slot(slot, Box::new(Command::Read(asker, exchange.clone(), writes_before)));
         self.run(asker.order, node, &operation.footprint, start);
     }
 
@@ -228,7 +228,12 @@ impl Owner<'_> {
             transaction: id,
             snapshot,
         };
-        self.run(grant.order, node, &held, Start::Slot(slot, Command::Begin(asker)));
+        self.run(
+            grant.order,
+            node,
+            &held,
+            Start::Slot(slot, Box::new(Command::Begin(asker))),
+        );
         self.retry_early().await;
     }
 
@@ -270,7 +275,10 @@ impl Owner<'_> {
             transaction: id,
             snapshot: false,
         };
-        let start = Start::Slot(slot, Command::Extend(asker, exchange.clone(), before, held.clone()));
+        let start = Start::Slot(
+            slot,
+            Box::new(Command::Extend(asker, exchange.clone(), before, held.clone())),
+        );
         self.run(grant.order, node, &held, start);
     }
 }

@@ -176,7 +176,7 @@ impl Rig {
         self.wait_for_state(|state| matches!(state, VoterState::Serving { .. }))
             .await;
         // The voter takes what comes at first for a replay.
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_millis(350)).await;
     }
 
     pub(crate) async fn wait_until_flushed(&self, order: u64) {
@@ -274,9 +274,7 @@ impl Rig {
     pub(crate) async fn whole(&self, key: ResultKey) -> ExchangeResult {
         let message = self.wait_for(key).await;
         if let Outcome::Done { whole: None, .. } = message.outcome {
-            let mut all = self.log.lock().unwrap();
-            all.results.clear();
-            drop(all);
+            self.forget_results();
             let input = self.handle.as_ref().unwrap().input();
             input.send(VoterInput::Recall { client: CLIENT, key }).await.unwrap();
         }
@@ -426,9 +424,6 @@ async fn send(input: &mpsc::Sender<VoterInput>, entry: &CommitDbEntry) {
 /// Plays the node: keeps results, and answers Fetch from the log.
 async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<VoterInput>, log: Arc<Mutex<Log>>) {
     while let Some(output) = outputs.recv().await {
-        if std::env::var_os("RIG_TRACE").is_some() {
-            eprintln!("{output:?}");
-        }
         match output {
             VoterOutput::Result { message, .. } => {
                 log.lock()

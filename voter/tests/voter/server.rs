@@ -45,17 +45,21 @@ fn command(binary: &str) -> Command {
 }
 
 fn directory() -> tempfile::TempDir {
-    let directory = tempfile::Builder::new().prefix("cbv").tempdir_in("/tmp").unwrap();
+    let directory = tempfile::Builder::new().prefix("cbv").tempdir().unwrap();
     if let Some((uid, gid)) = unprivileged() {
         std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).unwrap();
     }
     directory
 }
 
-/// One initdb for all tests of this process.
+/// One initdb for all test runs on this machine.
 fn template() -> PathBuf {
-    static TEMPLATE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let template = TEMPLATE.get_or_init(|| {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    let template = std::env::temp_dir().join("cloudbft-voter-tests-postgresql-15");
+    ONCE.get_or_init(|| {
+        if template.exists() {
+            return;
+        }
         let directory = directory();
         let data = directory.path().join("data");
         let done = command("initdb")
@@ -73,9 +77,10 @@ fn template() -> PathBuf {
             .status()
             .unwrap();
         assert!(done.success());
-        directory
+        // Another run may have been faster.
+        let _ = std::fs::rename(directory.path(), &template);
     });
-    template.path().join("data")
+    template.join("data")
 }
 
 impl Server {
