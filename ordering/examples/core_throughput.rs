@@ -35,15 +35,25 @@ struct World {
 fn counters(keyed: bool) -> Vec<SoftwareCounter> {
     let keyed_counter = |id| SoftwareCounter::volatile_keyed(CounterIdentity([id; 32]), [9; 32], 1);
     let signing_counter = |id| SoftwareCounter::volatile_ed25519([id + 1; 32], 1);
-    (0..MACHINES).map(|id| if keyed { keyed_counter(id) } else { signing_counter(id) }).collect()
+    (0..MACHINES)
+        .map(|id| if keyed { keyed_counter(id) } else { signing_counter(id) })
+        .collect()
 }
 
 impl World {
     fn new(keyed: bool, batch: usize, client: &SigningKey) -> Self {
         let counters = counters(keyed);
-        let keys: Vec<_> = (0..MACHINES).map(|id| SigningKey::from_bytes(&[id + 100; 32])).collect();
+        let keys: Vec<_> = (0..MACHINES)
+            .map(|id| SigningKey::from_bytes(&[id + 100; 32]))
+            .collect();
         let entries = counters.iter().zip(&keys).zip(0..).map(|((counter, key), id)| {
-            (MachineId(id), MachineEntry { key: key.verifying_key(), counter: counter.identity() })
+            (
+                MachineId(id),
+                MachineEntry {
+                    key: key.verifying_key(),
+                    counter: counter.identity(),
+                },
+            )
         });
         let directory = Directory {
             faults: Faults(1),
@@ -55,16 +65,29 @@ impl World {
         let machine = |(id, key): (u8, SigningKey)| {
             let mut configuration = Configuration::new(MachineId(id), Faults(1), 1);
             configuration.batch_entries_max = batch;
-            let counter = Admission { epoch: 1, positions: vec![0; 2] };
+            let counter = Admission {
+                epoch: 1,
+                positions: vec![0; 2],
+            };
             Machine::new(configuration, key, counter, Recovery::new())
         };
         let machines = (0..MACHINES).zip(keys).map(machine).collect();
-        World { machines, counters, directory, inputs: VecDeque::new(), now_us: 0, delivered: 0 }
+        World {
+            machines,
+            counters,
+            directory,
+            inputs: VecDeque::new(),
+            now_us: 0,
+            delivered: 0,
+        }
     }
 
     fn step(&mut self, id: usize, input: Input) {
         self.now_us += 1;
-        let now = Now { monotonic_us: self.now_us, wall_us: 1_700_000_000_000_000 + self.now_us };
+        let now = Now {
+            monotonic_us: self.now_us,
+            wall_us: 1_700_000_000_000_000 + self.now_us,
+        };
         let mut outputs = Vec::new();
         self.machines[id].step(now, input, &mut outputs);
         for output in outputs {
@@ -91,7 +114,8 @@ impl World {
         for target in targets.filter(|target| *target != from) {
             // Each receiver verifies for itself.
             let message = verify_message(from, message.clone(), &self.directory).unwrap();
-            self.inputs.push_back((usize::from(target.0), Input::Message { from, message }));
+            self.inputs
+                .push_back((usize::from(target.0), Input::Message { from, message }));
         }
     }
 
@@ -123,7 +147,10 @@ fn main() {
     let client = SigningKey::from_bytes(&[1; 32]);
     let all = requests(&client, &World::new(true, 1, &client).directory);
     let all = Arc::new(all);
-    println!("{:10} {:>6} {:>14} {:>10}", "warrants", "batch", "orders/second", "us/order");
+    println!(
+        "{:10} {:>6} {:>14} {:>10}",
+        "warrants", "batch", "orders/second", "us/order"
+    );
     for keyed in [false, true] {
         for batch in [1, 16, 256] {
             let mut world = World::new(keyed, batch, &client);
@@ -131,7 +158,12 @@ fn main() {
                 world.inputs.push_back((id, Input::Timeout));
             }
             world.settle();
-            assert!(world.machines.iter().all(|machine| machine.status().phase == Phase::Live));
+            assert!(
+                world
+                    .machines
+                    .iter()
+                    .all(|machine| machine.status().phase == Phase::Live)
+            );
             let count = if batch == 1 { ORDERS / 4 } else { ORDERS };
             let begin = Instant::now();
             for chunk in all[..count as usize].chunks(batch * 4) {
@@ -146,7 +178,11 @@ fn main() {
             let seconds = begin.elapsed().as_secs_f64();
             assert_eq!(world.delivered, count);
             let name = if keyed { "BLAKE3" } else { "Ed25519" };
-            println!("{name:10} {batch:>6} {:>14.0} {:>10.2}", count as f64 / seconds, seconds * 1e6 / count as f64);
+            println!(
+                "{name:10} {batch:>6} {:>14.0} {:>10.2}",
+                count as f64 / seconds,
+                seconds * 1e6 / count as f64
+            );
         }
     }
 }

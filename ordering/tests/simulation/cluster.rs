@@ -13,7 +13,8 @@ use ordering::directory::{Directory, MachineEntry};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{CommitDb, Request};
 use ordering::minbft::{
-    Admission, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery, verify_message,
+    Admission, Commit, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery,
+    verify_message,
 };
 use ordering::verified::Verified;
 use rand::{Rng, RngExt, SeedableRng};
@@ -32,13 +33,27 @@ pub(crate) struct Weather {
     pub(crate) delay_max_us: u64,
 }
 
-pub(crate) const CALM: Weather = Weather { loss: 0.0, duplication: 0.0, delay_max_us: 300 };
+pub(crate) const CALM: Weather = Weather {
+    loss: 0.0,
+    duplication: 0.0,
+    delay_max_us: 300,
+};
 
 enum Event {
-    Arrive { from: MachineId, bytes: Arc<Vec<u8>> },
-    Request { index: usize },
-    Certified { ticket: u64, warrant: trusted_counter::UniqueWarrant },
-    Synced { sequence: u64 },
+    Arrive {
+        from: MachineId,
+        bytes: Arc<Vec<u8>>,
+    },
+    Request {
+        index: usize,
+    },
+    Certified {
+        ticket: u64,
+        warrant: trusted_counter::UniqueWarrant,
+    },
+    Synced {
+        sequence: u64,
+    },
     Timer,
 }
 
@@ -108,6 +123,11 @@ pub(crate) struct Cluster {
     /// Messages that this machine's link drops.
     pub(crate) filter: fn(MachineId, MachineId, &Message) -> bool,
     pub(crate) sent: u64,
+    /// Machines that clients do not reach.
+    pub(crate) deaf: BTreeSet<MachineId>,
+    /// A crash loses everything that was not synced.
+    pub(crate) lose_unsynced: bool,
+    injected: u64,
 }
 
 impl Cluster {
@@ -135,7 +155,11 @@ impl Cluster {
             faults: Faults(faults),
             groups,
             machines: (0..count).map(|machine| (MachineId(machine), entry(machine))).collect(),
-            clients: client_keys.iter().zip(0..).map(|(key, id)| (ClientId(id), key.verifying_key())).collect(),
+            clients: client_keys
+                .iter()
+                .zip(0..)
+                .map(|(key, id)| (ClientId(id), key.verifying_key()))
+                .collect(),
             verifier: counter(0, 0).verifier((0..count).map(identity)),
         };
         let node = |machine| Node {
@@ -170,6 +194,9 @@ impl Cluster {
             tune,
             filter: |_, _, _| true,
             sent: 0,
+            deaf: BTreeSet::new(),
+            lose_unsynced: false,
+            injected: 0,
         };
         cluster.start_all();
         cluster
@@ -211,13 +238,15 @@ impl Cluster {
         node.life += 1;
         node.sync_scheduled = false;
         node.delivered.clear();
-        node.counter =
-            SoftwareCounter::volatile_keyed(node.counter.identity(), SHARED_KEY, node.disk.epoch);
+        node.counter = SoftwareCounter::volatile_keyed(node.counter.identity(), SHARED_KEY, node.disk.epoch);
         let mut recovery = Recovery::new();
         for record in &node.disk.log {
             recovery.push(borsh::from_slice(record).unwrap());
         }
-        let counter = Admission { epoch: node.disk.epoch, positions: vec![0; usize::from(groups) + 1] };
+        let counter = Admission {
+            epoch: node.disk.epoch,
+            positions: vec![0; usize::from(groups) + 1],
+        };
         let key = self.keys[usize::from(id.0)].clone();
         node.machine = Some(Machine::new(configuration, key, counter, recovery));
         self.schedule_timer(id);
@@ -225,11 +254,39 @@ impl Cluster {
 
     /// Kills a machine: what it had not synced may survive in part.
     pub(crate) fn crash(&mut self, id: MachineId) {
-        let survivors = self.rng.random_range(0..=self.nodes[usize::from(id.0)].disk.buffer.len());
+        let survives = !self.lose_unsynced;
+        let survivors = self
+            .rng
+            .random_range(0..=self.nodes[usize::from(id.0)].disk.buffer.len());
         let node = &mut self.nodes[usize::from(id.0)];
         let buffer = std::mem::take(&mut node.disk.buffer);
-        node.disk.log.extend(buffer.into_iter().take(survivors).map(|(_, record)| record));
+        node.disk.log.extend(
+            buffer
+                .into_iter()
+                .take(survivors)
+                .filter(|_| survives)
+                .map(|(_, record)| record),
+        );
         node.machine = None;
+    }
+
+    /// Uses up a value of a machine's counter.
+    pub(crate) fn spend_warrant(&mut self, id: MachineId, slot: u32) {
+        self.nodes[usize::from(id.0)].counter.create_uw(slot, &[1; 32]).unwrap();
+    }
+
+    /// Gives `to` a COMMIT that `from`'s counter has certified in another epoch.
+    pub(crate) fn inject_commit(&mut self, from: MachineId, to: MachineId, commit: &Commit, epoch: u64) {
+        let identity = self.nodes[usize::from(from.0)].counter.identity();
+        let mut counter = SoftwareCounter::volatile_keyed(identity, SHARED_KEY, epoch);
+        let digest = Commit::digest(commit.view, commit.group, &commit.batches);
+        let mut commit = commit.clone();
+        while commit.warrant.epoch != epoch || commit.warrant.value < self.injected + 1 {
+            commit.warrant = counter.create_uw(commit.warrant.slot, &digest).unwrap();
+        }
+        self.injected += 1;
+        let message = verify_message(from, Message::Commit(Arc::new(commit)), &self.directory).unwrap();
+        self.step(to, Input::Message { from, message });
     }
 
     pub(crate) fn crash_all(&mut self) {
@@ -271,7 +328,10 @@ impl Cluster {
         request.signature = self.client_keys[client as usize].sign(&request.digest()).to_bytes();
         let verified = self.directory.verify_request(request).unwrap();
         let digest = *verified.digest();
-        self.submitted.push(Submitted { verified, next_us: self.now_us });
+        self.submitted.push(Submitted {
+            verified,
+            next_us: self.now_us,
+        });
         self.unfinished.push(self.submitted.len() - 1);
         self.retransmit_us = 0;
         digest
@@ -287,7 +347,8 @@ impl Cluster {
             return;
         }
         let (submitted, done) = (&self.submitted, &self.done);
-        self.unfinished.retain(|index| !done.contains(submitted[*index].verified.digest()));
+        self.unfinished
+            .retain(|index| !done.contains(submitted[*index].verified.digest()));
         self.retransmit_us = self.now_us + 20_000;
         for index in self.unfinished.clone() {
             if self.submitted[index].next_us > self.now_us {
@@ -295,7 +356,8 @@ impl Cluster {
             }
             self.submitted[index].next_us = self.now_us + 200_000;
             for to in self.machines() {
-                if !self.rng.random_bool(self.weather.loss) {
+                let is_reached = !self.deaf.contains(&to) && !self.cut.contains(&(to, to));
+                if is_reached && !self.rng.random_bool(self.weather.loss) {
                     let at_us = self.now_us + self.rng.random_range(1..=self.weather.delay_max_us);
                     self.schedule(at_us, to, None, Event::Request { index });
                 }
@@ -306,7 +368,8 @@ impl Cluster {
     fn schedule(&mut self, at_us: u64, machine: MachineId, life: Option<u64>, event: Event) {
         self.next_event += 1;
         self.events.push(Reverse((at_us, self.next_event)));
-        self.scheduled.insert(self.next_event, Scheduled { machine, life, event });
+        self.scheduled
+            .insert(self.next_event, Scheduled { machine, life, event });
     }
 
     fn schedule_timer(&mut self, id: MachineId) {
@@ -322,7 +385,9 @@ impl Cluster {
         let end_us = self.now_us + duration_us;
         loop {
             self.retransmit_requests();
-            let Some(Reverse((at_us, number))) = self.events.peek().copied() else { break };
+            let Some(Reverse((at_us, number))) = self.events.peek().copied() else {
+                break;
+            };
             if at_us > end_us {
                 break;
             }
@@ -387,7 +452,10 @@ impl Cluster {
     }
 
     pub(crate) fn step(&mut self, id: MachineId, input: Input) -> Vec<CommitDb> {
-        let now = Now { monotonic_us: self.now_us, wall_us: START_WALL_US + self.now_us };
+        let now = Now {
+            monotonic_us: self.now_us,
+            wall_us: START_WALL_US + self.now_us,
+        };
         let mut outputs = Vec::new();
         let machine = self.nodes[usize::from(id.0)].machine.as_mut().unwrap();
         let before = machine.deadline();
@@ -395,7 +463,10 @@ impl Cluster {
         machine.step(now, input, &mut outputs);
         machine.check_invariants();
         let deadline = machine.deadline();
-        assert!(deadline.is_none_or(|deadline| deadline > self.now_us), "a step must move its deadline on");
+        assert!(
+            deadline.is_none_or(|deadline| deadline > self.now_us),
+            "a step must move its deadline on"
+        );
         let mut answers = Vec::new();
         for output in outputs {
             self.carry_out(id, output, &mut answers);
@@ -469,22 +540,42 @@ impl Cluster {
             if is_lost {
                 continue;
             }
-            let copies = if self.rng.random_bool(self.weather.duplication) { 2 } else { 1 };
+            let copies = if self.rng.random_bool(self.weather.duplication) {
+                2
+            } else {
+                1
+            };
             for _ in 0..copies {
                 let at_us = self.now_us + self.rng.random_range(10..=self.weather.delay_max_us.max(11));
-                self.schedule(at_us, to, None, Event::Arrive { from, bytes: Arc::clone(&bytes) });
+                self.schedule(
+                    at_us,
+                    to,
+                    None,
+                    Event::Arrive {
+                        from,
+                        bytes: Arc::clone(&bytes),
+                    },
+                );
             }
         }
     }
 
     fn delivered(&mut self, id: MachineId, message: &CommitDb) {
         for entry in &message.entries {
-            let decided = Decided { group: message.group, time_us: entry.time_us, digest: entry.digest };
+            let decided = Decided {
+                group: message.group,
+                time_us: entry.time_us,
+                digest: entry.digest,
+            };
             let known = self.decided.entry(entry.order).or_insert(decided);
             self.done.insert(entry.digest);
             assert_eq!(*known, decided, "agreement: m{id} differs at order {}", entry.order);
             let is_nothing = entry.digest == [0; 32];
-            assert_eq!(entry.request.is_none(), is_nothing, "whole operations go to the local voter");
+            assert_eq!(
+                entry.request.is_none(),
+                is_nothing,
+                "whole operations go to the local voter"
+            );
             if let Some(request) = &entry.request {
                 assert_eq!(request.digest(), entry.digest);
                 assert_eq!(group_of(request.home, self.groups), message.group);
@@ -498,13 +589,21 @@ impl Cluster {
     // What the scenarios ask.
 
     pub(crate) fn is_live(&self) -> bool {
-        self.machines().all(|id| !self.is_up(id) || self.machine(id).status().phase == Phase::Live)
+        self.machines()
+            .all(|id| !self.is_up(id) || self.machine(id).status().phase == Phase::Live)
     }
 
     /// Whether every machine that is up has decided everything that was submitted.
     pub(crate) fn is_done(&self) -> bool {
-        let is_all = self.submitted.iter().all(|submitted| self.done.contains(submitted.verified.digest()));
-        let last = self.decided.last_key_value().map(|(order, _)| *order).unwrap_or_default();
+        let is_all = self
+            .submitted
+            .iter()
+            .all(|submitted| self.done.contains(submitted.verified.digest()));
+        let last = self
+            .decided
+            .last_key_value()
+            .map(|(order, _)| *order)
+            .unwrap_or_default();
         let reached = |id: MachineId| !self.is_up(id) || self.machine(id).status().decided >= last;
         is_all && self.replicas().all(reached)
     }
@@ -512,7 +611,8 @@ impl Cluster {
     /// All machines, for the message of a failed test.
     pub(crate) fn describe(&self) -> String {
         let up = self.machines().filter(|id| self.is_up(*id));
-        up.map(|id| format!("m{id}: {:?}\n", self.machine(id).status())).collect()
+        up.map(|id| format!("m{id}: {:?}\n", self.machine(id).status()))
+            .collect()
     }
 
     pub(crate) fn is_decided(&self, digest: &Digest) -> bool {
@@ -530,8 +630,11 @@ impl Cluster {
     /// equally far. (That one order is never decided twice differently is checked at each delivery.)
     pub(crate) fn check_safety(&self) {
         let mut clients = ClientTable::default();
-        let submitted: BTreeMap<Digest, &Request> =
-            self.submitted.iter().map(|entry| (*entry.verified.digest(), entry.verified.message())).collect();
+        let submitted: BTreeMap<Digest, &Request> = self
+            .submitted
+            .iter()
+            .map(|entry| (*entry.verified.digest(), entry.verified.message()))
+            .collect();
         let mut ran = BTreeSet::new();
         let mut last_us = 0;
         for decided in self.decided.values() {
@@ -540,7 +643,9 @@ impl Cluster {
             if decided.digest == [0; 32] {
                 continue;
             }
-            let request = submitted.get(&decided.digest).expect("validity: only what clients have signed");
+            let request = submitted
+                .get(&decided.digest)
+                .expect("validity: only what clients have signed");
             if clients.record(request.client, request.number, request.floor) {
                 assert!(ran.insert(decided.digest), "exactly once");
             }
@@ -554,7 +659,12 @@ impl Cluster {
 
     /// Orders that were decided for the same digest more than once.
     pub(crate) fn duplicates(&self) -> usize {
-        let digests: Vec<_> = self.decided.values().map(|decided| decided.digest).filter(|digest| *digest != [0; 32]).collect();
+        let digests: Vec<_> = self
+            .decided
+            .values()
+            .map(|decided| decided.digest)
+            .filter(|digest| *digest != [0; 32])
+            .collect();
         digests.len() - digests.iter().collect::<BTreeSet<_>>().len()
     }
 
@@ -563,17 +673,29 @@ impl Cluster {
         let mut got = BTreeMap::new();
         let last = self.machine(id).history_point().order;
         for _ in 0..10_000 {
-            let next = got.last_key_value().map_or(Order(1), |(order, _): (&Order, &Decided)| order.next());
+            let next = got
+                .last_key_value()
+                .map_or(Order(1), |(order, _): (&Order, &Decided)| order.next());
             if next > last {
                 break;
             }
-            for message in self.step(id, Input::FetchCommitDb { from: MachineId(1), order: next }) {
+            for message in self.step(
+                id,
+                Input::FetchCommitDb {
+                    from: MachineId(1),
+                    order: next,
+                },
+            ) {
                 for entry in message.entries {
                     let is_whole = entry.request.is_some() || entry.digest == [0; 32];
                     assert!(is_whole, "fetched operations are whole");
                     got.insert(
                         entry.order,
-                        Decided { group: message.group, time_us: entry.time_us, digest: entry.digest },
+                        Decided {
+                            group: message.group,
+                            time_us: entry.time_us,
+                            digest: entry.digest,
+                        },
                     );
                 }
             }
@@ -586,7 +708,11 @@ impl Cluster {
     pub(crate) fn check_logs(&mut self) {
         for id in self.replicas().filter(|id| self.is_up(*id)).collect::<Vec<_>>() {
             let last = self.machine(id).history_point().order;
-            let expected: BTreeMap<_, _> = self.decided.range(..=last).map(|(order, entry)| (*order, *entry)).collect();
+            let expected: BTreeMap<_, _> = self
+                .decided
+                .range(..=last)
+                .map(|(order, entry)| (*order, *entry))
+                .collect();
             assert_eq!(self.fetch_everything(id), expected, "m{id} serves what was decided");
         }
     }
@@ -600,6 +726,11 @@ impl Cluster {
     }
 
     pub(crate) fn log_of(&self, id: MachineId) -> Vec<Record> {
-        self.nodes[usize::from(id.0)].disk.log.iter().map(|bytes| borsh::from_slice(bytes).unwrap()).collect()
+        self.nodes[usize::from(id.0)]
+            .disk
+            .log
+            .iter()
+            .map(|bytes| borsh::from_slice(bytes).unwrap())
+            .collect()
     }
 }
