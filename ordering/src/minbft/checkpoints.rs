@@ -63,7 +63,7 @@ impl Checkpoints {
             .take(configuration.quorum() as usize)
             .collect();
         let is_stable = signatures.len() == configuration.quorum() as usize;
-        is_stable.then(|| StableCheckpoint {
+        is_stable.then_some(StableCheckpoint {
             point: checkpoint.point,
             signatures,
         })

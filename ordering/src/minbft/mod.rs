@@ -12,7 +12,7 @@
 //! | peers' COMMITs are followed in counter order (rules 1, 3); f+1 decide | `group.rs`, `normal.rs` |
 //! | the decided history, its checkpoints, answers to voters and peers | `history.rs`, `checkpoints.rs`, `serving.rs`, `reader.rs` |
 //! | what is missing is asked for and sent again | `retransmission.rs`, `catch_up.rs` |
-//! | the start of the cluster, fresh or after all machines were down (rule 6) | `start.rs`, `outcome.rs`, `recovery.rs` |
+//! | the start of the cluster, fresh or after all machines were down (rule 6) | `start.rs`, `lead.rs`, `outcome.rs`, `enter.rs`, `recovery.rs` |
 //! | what can be verified without state, by any thread | `messages.rs`, `start_messages.rs`, `verification.rs` |
 //!
 //! **Persist before COMMIT.** A replica sends COMMIT only when the PREPARE, its COMMIT and the bodies are durable.
@@ -25,9 +25,11 @@
 mod bodies;
 mod catch_up;
 mod checkpoints;
+mod enter;
 mod group;
 mod history;
 mod journal;
+mod lead;
 mod live;
 mod messages;
 mod normal;

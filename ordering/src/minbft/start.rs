@@ -17,21 +17,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
-use crate::configuration::{is_replica, replica_slot};
+use crate::configuration::is_replica;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::{CommitDbEntry, Request};
-use crate::minbft::group::{Group, PeerStream};
-use crate::minbft::history::{ANSWER_BYTES_MAX, by_group, bytes_of, to_history};
+use crate::minbft::history::{ANSWER_BYTES_MAX, bytes_of};
 use crate::minbft::journal::Persisting;
-use crate::minbft::live::LiveView;
+use crate::minbft::lead::Leading;
 use crate::minbft::messages::{Message, Prepare};
-use crate::minbft::outcome::{NOTHING, compute, next_view};
-use crate::minbft::primary::Primary;
-use crate::minbft::reader::ViewBase;
+use crate::minbft::outcome::{NOTHING, compute};
 use crate::minbft::record::Record;
 use crate::minbft::serving::Expense;
-use crate::minbft::start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Outcome, Report, Start};
-use crate::minbft::stream::Stream;
+use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Outcome, Report, Start};
 use crate::minbft::verification::FETCH_REQUESTS_MAX;
 use crate::minbft::{Machine, Output};
 
@@ -39,7 +35,7 @@ use crate::minbft::{Machine, Output};
 #[derive(Debug)]
 pub(crate) struct StartState {
     /// The last hello of each machine.
-    hellos: BTreeMap<MachineId, Arc<Hello>>,
+    pub(crate) hellos: BTreeMap<MachineId, Arc<Hello>>,
     /// The highest view that the log or an attempt mentions.
     pub(crate) mentioned: Option<View>,
     /// From the log: the last view, and its PREPAREs above the stable checkpoint.
@@ -48,7 +44,7 @@ pub(crate) struct StartState {
     /// Bodies above the stable checkpoint: from the log, or fetched.
     pub(crate) held: BTreeMap<Digest, (Order, Request)>,
     /// Our own attempt.
-    leading: Option<Leading>,
+    pub(crate) leading: Option<Leading>,
     /// The attempt that we take part in.
     pub(crate) joined: Option<Joined>,
     /// When to say again what may have got lost, monotonic.
@@ -56,31 +52,22 @@ pub(crate) struct StartState {
     rounds: u64,
 }
 
-/// An attempt that we lead.
-#[derive(Debug)]
-struct Leading {
-    collect: Arc<Collect>,
-    digest: Digest,
-    reports: BTreeMap<MachineId, Arc<Report>>,
-    start: Option<Arc<Start>>,
-}
-
 /// An attempt that we take part in.
 #[derive(Debug)]
 pub(crate) struct Joined {
-    collect: Arc<Collect>,
-    digest: Digest,
-    report: Option<Arc<Report>>,
-    outcome: Option<(Arc<Outcome>, Digest)>,
+    pub(crate) collect: Arc<Collect>,
+    pub(crate) digest: Digest,
+    pub(crate) report: Option<Arc<Report>>,
+    pub(crate) outcome: Option<(Arc<Outcome>, Digest)>,
     /// Bodies of the outcome that are not here.
-    wanted: BTreeSet<Digest>,
+    pub(crate) wanted: BTreeSet<Digest>,
     /// The outcome is on its way to the log.
-    is_logging: bool,
+    pub(crate) is_logging: bool,
     /// It is in the log, and we have said so.
-    acknowledgement: Option<Acknowledgement>,
+    pub(crate) acknowledgement: Option<Acknowledgement>,
     /// All have acknowledged; that is on its way to the log.
-    is_finishing: bool,
-    acknowledgements: BTreeMap<MachineId, (Digest, [u8; 64])>,
+    pub(crate) is_finishing: bool,
+    pub(crate) acknowledgements: BTreeMap<MachineId, (Digest, [u8; 64])>,
 }
 
 impl StartState {
@@ -101,6 +88,20 @@ impl StartState {
             next_us: 0,
             rounds: 0,
         }
+    }
+
+    /// The view is under way: what led to it is not needed any more.
+    pub(crate) fn forget(&mut self) {
+        self.joined = None;
+        self.leading = None;
+        self.hellos.clear();
+        self.held.clear();
+        self.prepares.clear();
+    }
+
+    /// The view of the attempt that this machine takes part in.
+    pub(crate) fn joined_view(&self) -> Option<View> {
+        self.joined.as_ref().map(|joined| joined.collect.view)
     }
 }
 
@@ -137,90 +138,6 @@ impl Machine {
         let hello = Arc::new(hello);
         self.send(To::Others, Message::Hello(Arc::clone(&hello)), out);
         self.on_hello(&hello, out);
-    }
-
-    /// Repeats our own attempt to those who have not answered.
-    fn lead_again(&mut self, out: &mut Vec<Output>) {
-        let Some(leading) = &self.start.leading else { return };
-        let acknowledged = self.start.joined.as_ref().map(|joined| &joined.acknowledgements);
-        for machine in replicas_of(&leading.collect) {
-            match &leading.start {
-                Some(start) => {
-                    if acknowledged.is_none_or(|acknowledged| !acknowledged.contains_key(&machine)) {
-                        self.send(To::Machine(machine), Message::Start(Arc::clone(start)), out);
-                    }
-                }
-                None => {
-                    if !leading.reports.contains_key(&machine) {
-                        let collect = Message::Collect(Arc::clone(&leading.collect));
-                        self.send(To::Machine(machine), collect, out);
-                    }
-                }
-            }
-        }
-    }
-
-    pub(crate) fn on_hello(&mut self, hello: &Arc<Hello>, out: &mut Vec<Output>) {
-        if self.live.is_some() {
-            return;
-        }
-        // Hellos may arrive late: one of an earlier life must not replace a newer one.
-        let age = |hello: &Hello| (hello.admission.epoch, hello.view, hello.point().order);
-        if self
-            .start
-            .hellos
-            .get(&hello.machine)
-            .is_some_and(|known| age(known) > age(hello))
-        {
-            return;
-        }
-        self.start.hellos.insert(hello.machine, Arc::clone(hello));
-        self.lead(out);
-    }
-
-    /// Begins an attempt when it is our turn and everybody who must take part is there.
-    fn lead(&mut self, out: &mut Vec<Output>) {
-        let own = self.configuration.machine;
-        let views = self.start.hellos.values().filter_map(|hello| hello.view);
-        let mentioned = views.max().max(self.start.mentioned);
-        let needed = self
-            .configuration
-            .replica_machines()
-            .filter(|machine| !self.configuration.lost.contains(machine));
-        let hellos: Option<BTreeMap<MachineId, Arc<Hello>>> = needed
-            .chain([own])
-            .map(|machine| Some((machine, Arc::clone(self.start.hellos.get(&machine)?))))
-            .collect();
-        let Some(hellos) = hellos else { return };
-        if self
-            .start
-            .leading
-            .as_ref()
-            .is_some_and(|leading| is_current(&leading.collect, &hellos))
-        {
-            return;
-        }
-        let view = next_view(mentioned, self.configuration.machines());
-        if self.configuration.primary(view) != own {
-            return;
-        }
-        let mut collect = Collect {
-            view,
-            hellos: hellos.into_values().collect(),
-            signature: [0; 64],
-        };
-        let digest = collect.digest();
-        collect.signature = self.sign(&digest);
-        let collect = Arc::new(collect);
-        let reports = BTreeMap::new();
-        self.start.leading = Some(Leading {
-            collect: Arc::clone(&collect),
-            digest,
-            reports,
-            start: None,
-        });
-        self.send(To::Others, Message::Collect(Arc::clone(&collect)), out);
-        self.on_collect(&collect, digest, out);
     }
 
     pub(crate) fn on_collect(&mut self, collect: &Arc<Collect>, digest: Digest, out: &mut Vec<Output>) {
@@ -310,39 +227,6 @@ impl Machine {
         if leader == self.configuration.machine {
             self.on_report(&report, out);
         }
-    }
-
-    pub(crate) fn on_report(&mut self, report: &Arc<Report>, out: &mut Vec<Output>) {
-        let Some(leading) = self
-            .start
-            .leading
-            .as_mut()
-            .filter(|leading| leading.digest == report.collect)
-        else {
-            return;
-        };
-        if let Some(start) = leading.start.clone() {
-            self.send(To::Machine(report.machine), Message::Start(start), out);
-            return;
-        }
-        leading.reports.insert(report.machine, Arc::clone(report));
-        let is_complete = replicas_of(&leading.collect).all(|machine| leading.reports.contains_key(&machine));
-        if !is_complete {
-            return;
-        }
-        let reports = leading.reports.values().cloned().collect();
-        let mut start = Start {
-            collect: Arc::clone(&leading.collect),
-            reports,
-            signature: [0; 64],
-        };
-        start.signature = self.sign(&start.digest());
-        let start = Arc::new(start);
-        if let Some(leading) = self.start.leading.as_mut() {
-            leading.start = Some(Arc::clone(&start));
-        }
-        self.send(To::Others, Message::Start(Arc::clone(&start)), out);
-        self.on_start(&start, out);
     }
 
     pub(crate) fn on_start(&mut self, start: &Arc<Start>, out: &mut Vec<Output>) {
@@ -446,7 +330,7 @@ impl Machine {
     }
 
     /// The operations that the outcome takes over, whole.
-    fn taken_over(&self, outcome: &Outcome) -> Vec<(GroupId, CommitDbEntry)> {
+    pub(crate) fn taken_over(&self, outcome: &Outcome) -> Vec<(GroupId, CommitDbEntry)> {
         let numbered = outcome.entries.iter().enumerate();
         let whole = numbered.map(|(index, entry)| {
             let operation = CommitDbEntry {
@@ -550,147 +434,13 @@ impl Machine {
             );
         }
     }
-
-    /// Takes part in a view that begins with this outcome. The way into every view.
-    pub(crate) fn enter_view(&mut self, proof: &Arc<LiveProof>, out: &mut Vec<Output>) {
-        let outcome = &proof.outcome;
-        let is_joined = self
-            .start
-            .joined
-            .as_ref()
-            .is_some_and(|joined| joined.collect.view == outcome.view);
-        let primary = self.configuration.primary(outcome.view);
-        let Some(admission) = outcome.admission(primary).filter(|_| is_joined && self.live.is_none()) else {
-            return;
-        };
-        let value = admission.positions.first().copied().unwrap_or(0);
-        self.views.push(ViewBase {
-            view: outcome.view,
-            base: outcome.base.order,
-        });
-        let before = self.history.point;
-        self.take_over(outcome, value, out);
-        let last_us = outcome
-            .entries
-            .last()
-            .map_or(outcome.base.time_us, |entry| entry.time_us);
-        let next = Order(outcome.base.order.0 + outcome.entries.len() as u64 + 1);
-        let mut live = self.new_view(proof, primary, Stream::new(value, next, last_us));
-        live.primary_epoch = admission.epoch;
-        if primary == self.configuration.machine {
-            let quorum = self.configuration.quorum();
-            let mut leading = Primary::new(value, next, last_us, self.configuration.replica_machines(), quorum);
-            for (digest, request) in self.bodies.pending_in_order() {
-                leading.queue(*digest, request.clone(), &self.configuration);
-            }
-            live.leading = Some(leading);
-        }
-        self.live = Some(Box::new(live));
-        self.start.joined = None;
-        self.start.leading = None;
-        self.start.hellos.clear();
-        self.start.held.clear();
-        self.start.prepares.clear();
-        self.catch_up = None;
-        if self.history.point != before {
-            self.history_extended(&before, out);
-        }
-    }
-
-    /// What the outcome takes over is decided.
-    fn take_over(&mut self, outcome: &Outcome, value: u64, out: &mut Vec<Output>) {
-        if !self.configuration.has_replicas() {
-            return;
-        }
-        let operations = self.taken_over(outcome);
-        for (_, operation) in &operations {
-            self.bodies.take(&operation.digest);
-            self.bodies.locate(operation.digest, operation.order);
-            if let Some(request) = &operation.request {
-                self.clients.record(request.client, request.number, request.floor);
-            }
-        }
-        out.extend(by_group(operations.iter().cloned()).into_iter().map(Output::Deliver));
-        let history = operations
-            .into_iter()
-            .map(|(group, operation)| to_history(group, operation));
-        for gone in self
-            .history
-            .append(history, outcome.view, value, self.configuration.tail_bytes_max)
-        {
-            self.bodies.forget_location(&gone.digest, gone.order);
-        }
-    }
-
-    fn new_view(&self, proof: &Arc<LiveProof>, primary: MachineId, stream: Stream) -> LiveView {
-        let own = self.configuration.machine;
-        let now_us = self.now.monotonic_us;
-        let decided = self.history.point.order;
-        let others: Vec<_> = proof
-            .outcome
-            .admitted
-            .iter()
-            .filter(|(machine, _)| *machine != own)
-            .collect();
-        let peers = |slot: u32| -> BTreeMap<MachineId, PeerStream> {
-            let replicas = others.iter().filter(|(machine, _)| is_replica(*machine));
-            replicas
-                .map(|(machine, admission)| (*machine, peer_stream(admission, slot)))
-                .collect()
-        };
-        let groups = if self.configuration.has_replicas() {
-            self.configuration.groups
-        } else {
-            0
-        };
-        let groups = (0..groups)
-            .map(|group| Group::new(decided, peers(replica_slot(GroupId(group)))))
-            .collect();
-        LiveView {
-            view: proof.outcome.view,
-            proof: Arc::clone(proof),
-            primary,
-            primary_epoch: 0,
-            committed: stream.value,
-            told: stream.value,
-            stream,
-            groups,
-            touched: Vec::new(),
-            leading: None,
-            ask_us: u64::MAX,
-            hold_us: u64::MAX,
-            tick_us: now_us + self.configuration.retransmission_us,
-            mark: (0, Order(0), 0),
-            stalled: 0,
-            ticks: 0,
-            is_behind: false,
-            idle_us: u64::MAX,
-        }
-    }
-}
-
-fn peer_stream(admission: &Admission, slot: u32) -> PeerStream {
-    let position = usize::try_from(slot)
-        .ok()
-        .and_then(|slot| admission.positions.get(slot));
-    PeerStream::new(admission.epoch, position.copied().unwrap_or(0))
 }
 
 /// The replicas that take part in an attempt.
-fn replicas_of(collect: &Collect) -> impl Iterator<Item = MachineId> + '_ {
+pub(crate) fn replicas_of(collect: &Collect) -> impl Iterator<Item = MachineId> + '_ {
     collect
         .hellos
         .iter()
         .map(|hello| hello.machine)
         .filter(|machine| is_replica(*machine))
-}
-
-/// Whether an attempt still fits: nobody's counter has changed since.
-fn is_current(collect: &Collect, hellos: &BTreeMap<MachineId, Arc<Hello>>) -> bool {
-    collect.hellos.len() == hellos.len()
-        && hellos.iter().all(|(machine, hello)| {
-            collect
-                .hello(*machine)
-                .is_some_and(|collected| collected.admission == hello.admission)
-        })
 }

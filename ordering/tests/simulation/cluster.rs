@@ -13,7 +13,8 @@ use ordering::directory::{Directory, MachineEntry};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{CommitDb, Request};
 use ordering::minbft::{
-    Admission, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery, verify_message,
+    Admission, Commit, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery,
+    verify_message,
 };
 use ordering::verified::Verified;
 use rand::{Rng, RngExt, SeedableRng};
@@ -126,6 +127,7 @@ pub(crate) struct Cluster {
     pub(crate) deaf: BTreeSet<MachineId>,
     /// A crash loses everything that was not synced.
     pub(crate) lose_unsynced: bool,
+    injected: u64,
 }
 
 impl Cluster {
@@ -194,6 +196,7 @@ impl Cluster {
             sent: 0,
             deaf: BTreeSet::new(),
             lose_unsynced: false,
+            injected: 0,
         };
         cluster.start_all();
         cluster
@@ -270,6 +273,20 @@ impl Cluster {
     /// Uses up a value of a machine's counter.
     pub(crate) fn spend_warrant(&mut self, id: MachineId, slot: u32) {
         self.nodes[usize::from(id.0)].counter.create_uw(slot, &[1; 32]).unwrap();
+    }
+
+    /// Gives `to` a COMMIT that `from`'s counter has certified in another epoch.
+    pub(crate) fn inject_commit(&mut self, from: MachineId, to: MachineId, commit: &Commit, epoch: u64) {
+        let identity = self.nodes[usize::from(from.0)].counter.identity();
+        let mut counter = SoftwareCounter::volatile_keyed(identity, SHARED_KEY, epoch);
+        let digest = Commit::digest(commit.view, commit.group, &commit.batches);
+        let mut commit = commit.clone();
+        while commit.warrant.epoch != epoch || commit.warrant.value < self.injected + 1 {
+            commit.warrant = counter.create_uw(commit.warrant.slot, &digest).unwrap();
+        }
+        self.injected += 1;
+        let message = verify_message(from, Message::Commit(Arc::new(commit)), &self.directory).unwrap();
+        self.step(to, Input::Message { from, message });
     }
 
     pub(crate) fn crash_all(&mut self) {
