@@ -11,6 +11,8 @@ run: install
 
 ## Every test, after formatting, lints and documentation.
 test: install lint
+	$(CARGO) build --locked --bin cloudbft --features lying-voter
+	cp target/debug/cloudbft target/debug/cloudbft-lying
 	$(CARGO) build --locked --bin cloudbft
 	$(CARGO) test --workspace --locked
 

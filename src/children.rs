@@ -25,12 +25,14 @@ pub(crate) struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Starts the node of a machine.
-    pub(crate) fn node(file: &ClusterFile, machine: MachineId) -> std::io::Result<Self> {
+    /// Starts the node of a machine, with this program or another build of it.
+    pub(crate) fn node(file: &ClusterFile, machine: MachineId, program: Option<&Path>) -> std::io::Result<Self> {
         let name = machine_name(machine);
-        Self::start(
+        let arguments = ["node", "--machine", &name];
+        Self::start_program(
+            program,
             name.clone(),
-            &["node", "--machine", &name],
+            &arguments,
             file,
             &file.layout().node_log(machine),
         )
@@ -53,8 +55,19 @@ impl ChildProcess {
     }
 
     fn start(name: String, arguments: &[&str], file: &ClusterFile, log: &Path) -> std::io::Result<Self> {
+        Self::start_program(None, name, arguments, file, log)
+    }
+
+    fn start_program(
+        program: Option<&Path>,
+        name: String,
+        arguments: &[&str],
+        file: &ClusterFile,
+        log: &Path,
+    ) -> std::io::Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
-        let mut child = Command::new(std::env::current_exe()?)
+        let program = program.map_or_else(std::env::current_exe, |program| Ok(program.to_path_buf()))?;
+        let mut child = Command::new(program)
             .args(arguments)
             .arg("--lifeline")
             .arg("--config")

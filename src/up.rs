@@ -1,5 +1,6 @@
 //! `cloudbft up`: makes a cluster if there is none, starts everything, watches it, and stops it in order.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -53,6 +54,9 @@ pub(crate) struct UpOptions {
     /// The trusted counter: ed25519, blake3 or process (new clusters)
     #[arg(long)]
     counter: Option<String>,
+    /// Another build of the program for the node of one machine, as m2=PATH (diversity of machines; tests)
+    #[arg(long, value_name = "MACHINE=PATH")]
+    node_program: Vec<String>,
     /// Return when the cluster is ready, and leave it running (see `cloudbft down`)
     #[arg(long)]
     detach: bool,
@@ -113,7 +117,7 @@ async fn supervise(options: UpOptions) -> Result<ExitCode, Failure> {
     };
     let file = open_or_generate(&options, &directory)?;
     state::clear_leftovers(&layout, Duration::from_secs(10)).await;
-    let mut cluster = Supervised::new(file)?;
+    let mut cluster = Supervised::new(file, node_programs(&options)?)?;
     let started = tokio::select! {
         started = cluster.start() => started,
         () = signals.any() => Err("interrupted".into()),
@@ -128,6 +132,17 @@ async fn supervise(options: UpOptions) -> Result<ExitCode, Failure> {
     };
     cluster.stop().await;
     outcome
+}
+
+/// The machines whose nodes run another program.
+fn node_programs(options: &UpOptions) -> Result<BTreeMap<String, PathBuf>, Failure> {
+    let pairs = options.node_program.iter().map(|pair| {
+        let (machine, path) = pair
+            .split_once('=')
+            .ok_or(format!("--node-program {pair}: expected MACHINE=PATH"))?;
+        Ok((machine.to_string(), PathBuf::from(path)))
+    });
+    pairs.collect()
 }
 
 /// SIGINT, SIGTERM and, for detached ones, a hang-up that is ignored.
@@ -173,7 +188,11 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
             let path = path.display();
             return Err(format!("{option} is for new clusters; edit {path} while the cluster is down").into());
         }
-        if let Some(listen) = options.listen.filter(|listen| *listen != file.tunables.listen) {
+        // Port 0 means any: the one that was chosen is kept.
+        let listen = options
+            .listen
+            .filter(|listen| listen.port() != 0 && *listen != file.tunables.listen);
+        if let Some(listen) = listen {
             file = change_listen(&path, file.tunables.listen, listen)?;
         }
         return Ok(file);
@@ -235,6 +254,7 @@ pub(crate) fn databases(file: &ClusterFile) -> Result<Vec<DatabaseServer>, Postg
 struct Supervised {
     file: ClusterFile,
     databases: Vec<DatabaseServer>,
+    node_programs: BTreeMap<String, PathBuf>,
     watchers: tokio::task::JoinSet<()>,
     counters: Vec<ChildProcess>,
     nodes: Vec<ChildProcess>,
@@ -242,12 +262,13 @@ struct Supervised {
 }
 
 impl Supervised {
-    fn new(file: ClusterFile) -> Result<Self, PostgresError> {
+    fn new(file: ClusterFile, node_programs: BTreeMap<String, PathBuf>) -> Result<Self, PostgresError> {
         let databases = databases(&file)?;
         let watchers = tokio::task::JoinSet::new();
         Ok(Self {
             file,
             databases,
+            node_programs,
             watchers,
             counters: Vec::new(),
             nodes: Vec::new(),
@@ -269,7 +290,9 @@ impl Supervised {
             if self.file.tunables.counter == file::CounterKind::Process {
                 self.counters.push(ChildProcess::counter(&self.file, id)?);
             }
-            self.nodes.push(ChildProcess::node(&self.file, id)?);
+            let program = self.node_programs.get(&file::machine_name(id));
+            self.nodes
+                .push(ChildProcess::node(&self.file, id, program.map(PathBuf::as_path))?);
         }
         self.proxy = Some(ChildProcess::proxy(&self.file)?);
         self.write_state()?;

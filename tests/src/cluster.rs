@@ -25,7 +25,6 @@ static ONE_CLUSTER: Mutex<()> = Mutex::new(());
 pub struct Cluster {
     directory: tempfile::TempDir,
     options: Vec<String>,
-    binary: PathBuf,
     supervisor: Option<Child>,
     dsn: String,
     _slot: MutexGuard<'static, ()>,
@@ -53,20 +52,18 @@ pub fn binary() -> PathBuf {
 impl Cluster {
     /// Starts a cluster of `cloudbft up` with further options, on free ports.
     pub fn up(options: &[&str]) -> Cluster {
-        Cluster::up_with(binary(), options)
-    }
-
-    /// The same with a given binary (for test builds with a fault built in).
-    pub fn up_with(binary: PathBuf, options: &[&str]) -> Cluster {
         let slot = ONE_CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = tempfile::Builder::new().prefix("cloudbft-test.").tempdir_in("/tmp").expect("a directory");
+        let directory = tempfile::Builder::new()
+            .prefix("cloudbft-test.")
+            .tempdir_in("/tmp")
+            .expect("a directory");
         // Database servers run as user `postgres`, who must be able to enter.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711)).expect("permissions");
         let options = options.iter().map(ToString::to_string).collect();
         let mut cluster = Cluster {
             directory,
             options,
-            binary,
+
             supervisor: None,
             dsn: String::new(),
             _slot: slot,
@@ -78,7 +75,7 @@ impl Cluster {
     /// Starts `cloudbft up` on the cluster's directory (again).
     pub fn resume(&mut self) {
         assert!(self.supervisor.is_none(), "the cluster runs already");
-        let mut child = Command::new(&self.binary)
+        let mut child = Command::new(binary())
             .args(["up", "--listen", "127.0.0.1:0", "--dir"])
             .arg(self.directory.path())
             .args(&self.options)
@@ -129,10 +126,7 @@ impl Cluster {
 
     /// Runs a `cloudbft` command.
     pub fn command(&self, arguments: &[&str]) -> Output {
-        Command::new(&self.binary)
-            .args(arguments)
-            .output()
-            .expect("cloudbft runs")
+        Command::new(binary()).args(arguments).output().expect("cloudbft runs")
     }
 
     /// Runs a `cloudbft` command on this cluster's directory.
@@ -243,7 +237,7 @@ impl Cluster {
             Value::String(text) => text,
             other => other.to_string(),
         };
-        let superuser = std::env::var("CLOUDBFT_SUPERUSER").unwrap_or_else(|_| "postgres".into());
+        let superuser = std::env::var("CLOUDBFT_SUPERUSER").unwrap_or_else(|_| "cloudbft_admin".into());
         let output = Command::new("psql")
             .args([
                 "--no-psqlrc",

@@ -42,7 +42,11 @@ fn rule_1_no_prepare_is_followed_across_a_hole() {
         Order(20),
         "the others are a quorum"
     );
-    assert_eq!(cluster.reports, [], "a hole is waited for, not taken for a fault of the primary");
+    assert_eq!(
+        cluster.reports,
+        [],
+        "a hole is waited for, not taken for a fault of the primary"
+    );
     cluster.heal();
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
     cluster.check();
