@@ -1,2 +1,90 @@
-//! The `cloudbft` command.
-fn main() {}
+//! The `cloudbft` command: runs, watches and checks a cluster (see `cloudbft --help`).
+
+mod children;
+mod down;
+mod explain;
+mod logging;
+mod process;
+mod state;
+mod status;
+mod up;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Byzantine-fault-tolerant Postgres for unmodified applications.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a cluster on this machine: databases, nodes and a proxy
+    Up(up::UpOptions),
+    /// Stop the cluster of a directory
+    Down(DirectoryOptions),
+    /// Show the machines of a cluster, and how far each is
+    Status(status::StatusOptions),
+    /// Compare the contents of all database nodes; exits with 1 when they differ
+    Verify(verify::VerifyOptions),
+    /// Show what a statement locks, and why
+    Explain(explain::ExplainOptions),
+    /// Run the node of one machine (`up` does this)
+    Node(process::NodeOptions),
+    /// Run the proxy (`up` does this)
+    Proxy(process::ProxyOptions),
+    /// Run the trusted counter of one machine as a process of its own (`up` does this)
+    #[command(hide = true)]
+    Counter(process::CounterOptions),
+    /// Load, run and check TPC-C against anything that speaks the Postgres protocol
+    Tpcc {
+        #[command(subcommand)]
+        command: tpcc::command::TpccCommand,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct DirectoryOptions {
+    /// The directory of the cluster
+    #[arg(long, default_value = "cloudbft-data")]
+    dir: PathBuf,
+}
+
+/// What a command fails with; printed with its causes.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    let outcome = match command {
+        Command::Node(options) => process::node(&options),
+        Command::Proxy(options) => process::proxy(&options),
+        Command::Counter(options) => process::counter(&options),
+        Command::Up(options) => up::run(options),
+        other => run(other),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("cloudbft: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The commands that do something once, and end.
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Down(options) => down::run(&options.dir).await,
+            Command::Status(options) => status::run(&options).await,
+            Command::Verify(options) => verify::run(&options).await,
+            Command::Explain(options) => explain::run(&options).await,
+            Command::Tpcc { command } => Ok(tpcc::command::execute(command).await?),
+            Command::Up(_) | Command::Node(_) | Command::Proxy(_) | Command::Counter(_) => Ok(ExitCode::FAILURE),
+        }
+    })
+}

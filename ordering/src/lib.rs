@@ -1,4 +1,30 @@
 //! Agreement: messages, MinBFT and the protocols beside it; pure (DESIGN.md section 4).
+//!
+//! Nothing here knows sockets, clocks, threads, randomness or files. A shell (crate `cluster`) feeds a
+//! [`minbft::Machine`] with inputs and carries out its outputs in order:
+//!
+//! | output | what the shell does, and what it feeds back |
+//! |---|---|
+//! | `Persist` | appends the record to the machine's log; after an fsync that covers it: `Persisted(sequence)` |
+//! | `Certify` | `create_uw(slot, digest)`, strictly in the order of the outputs; then `Certified` |
+//! | `Send` | sends the message over the link; the receiver verifies it ([`directory::Directory`]), then `Message` |
+//! | `Deliver` | hands the decided operations to the local voter, and the digests to all others |
+//! | `ReadLog` | feeds the reader from the log beside the owner task, and sends what it finds |
+//!
+//! | file | what |
+//! |---|---|
+//! | `identifiers.rs`, `message.rs` | the vocabulary shared with proxies and voters |
+//! | `agreement.rs` | the interface that every protocol has |
+//! | `configuration.rs` | sizes, limits, timeouts |
+//! | `directory.rs`, `verification.rs` | who is who; [`verified::Verified`] can only be made here |
+//! | `client_table.rs` | exactly once: which numbers of a client have been seen |
+//! | `minbft/` | MinBFT with a separate primary and several groups |
 
+pub mod agreement;
+pub mod client_table;
+pub mod configuration;
+pub mod directory;
 pub mod identifiers;
 pub mod message;
+pub mod minbft;
+pub mod verified;

@@ -22,7 +22,7 @@ use crate::statement::{Effect, StatementClass};
 use cache::Cache;
 use template::{Parameters, Template};
 
-pub(crate) use template::KeyKind;
+pub(crate) use template::{KeyKind, clock_word_refusal, is_clock_word};
 
 /// Statements above this many bytes are not parsed: they take `Everything`; texts above it are not cached.
 pub const PARSED_BYTES_MAX: usize = 256 * 1024;

@@ -44,6 +44,8 @@ pub struct Schema {
     overloads_equality: bool,
     /// The names of the user's operators that may read more than their operands.
     operators: BTreeSet<String>,
+    /// The names of columns of date and time types.
+    date_columns: BTreeSet<String>,
     rules: PartitionRules,
     digest: [u8; 32],
 }
@@ -115,6 +117,11 @@ impl Schema {
         self.operators.contains(name)
     }
 
+    /// Whether a column of this name has a date or time type in any table.
+    pub(crate) fn is_date_column(&self, name: &str) -> bool {
+        self.date_columns.contains(name)
+    }
+
     /// Whether `=` on key columns means what Postgres means by it.
     pub(crate) fn compares_keys_natively(&self) -> bool {
         !self.overloads_equality
@@ -128,6 +135,7 @@ impl Schema {
             namespaces: BTreeSet::from(["public".to_string()]),
             overloads_equality: false,
             operators: BTreeSet::new(),
+            date_columns: BTreeSet::new(),
             rules,
             digest: [0; 32],
         }

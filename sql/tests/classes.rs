@@ -1,5 +1,7 @@
 //! What kind of statement each is.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use common::analyzer;

@@ -1,5 +1,7 @@
 //! Statements as a whole: what is refused, what passes, and what needs the clock.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use common::{analyzer, bound, check, describe, simple};
@@ -180,6 +182,75 @@ fn rule_4_date_words_as_values_are_refused() {
         "0A000 rule 4"
     );
     assert_eq!(describe(bound(&analyzer, read, &[25], &[Some("now")])), "Read {}");
+}
+
+#[test]
+fn rule_4_date_words_where_the_column_gives_the_type() {
+    check(&[
+        (
+            "DELETE FROM child WHERE id IN (SELECT id FROM plain WHERE at < 'now')",
+            "0A000 rule 4",
+        ),
+        ("SELECT 1 FROM plain WHERE 'today' <= plain.at", "0A000 rule 4"),
+        ("SELECT 1 FROM plain WHERE value = 'now'", "Read {table:public.plain S}"),
+        ("SELECT 'today 12:00'::timestamp", "0A000 rule 4"),
+        ("SELECT $$now$$::timestamp", "Read {}"),
+    ]);
+    let read = "SELECT $1::timestamp";
+    assert_eq!(describe(bound(&analyzer(), read, &[], &[Some("now")])), "0A000 rule 4");
+}
+
+#[test]
+fn rules_17_and_18_several_matches() {
+    check(&[
+        ("UPDATE child SET item_id = i.i_id FROM item i", "BF002 rule 17"),
+        (
+            "UPDATE child SET item_id = i.i_id FROM item i WHERE i.i_name = 'x'",
+            "BF002 rule 17",
+        ),
+        (
+            "UPDATE child SET item_id = i.i_id FROM item i WHERE i.i_id = child.id",
+            "Write {table:public.child X}",
+        ),
+        (
+            "UPDATE child SET item_id = i.i_id FROM item i WHERE i.i_id = 5",
+            "Write {table:public.child X}",
+        ),
+        (
+            "UPDATE child SET item_id = i.i_id FROM plain p, item i WHERE p.id = plain_id AND i.i_id = p.id",
+            "Write {table:public.child X, table:public.plain S}",
+        ),
+        (
+            "UPDATE child SET item_id = i.i_id FROM plain p, item i WHERE i.i_id = p.id",
+            "BF002 rule 17",
+        ),
+        (
+            "UPDATE child SET item_id = x.b FROM (VALUES (1, 2)) AS x (a, b) WHERE x.a = id",
+            "Write {table:public.child X}",
+        ),
+        (
+            "INSERT INTO child SELECT id FROM plain ON CONFLICT DO NOTHING",
+            "BF002 rule 18",
+        ),
+        (
+            "INSERT INTO child SELECT id FROM plain ORDER BY id ON CONFLICT DO NOTHING",
+            "Write {table:public.child X, table:public.plain S}",
+        ),
+        (
+            "INSERT INTO child VALUES (1) ON CONFLICT DO NOTHING",
+            "Write {table:public.child X, table:public.plain S}",
+        ),
+    ]);
+}
+
+#[test]
+fn names_that_hide_a_function() {
+    check(&[
+        ("SELECT U&\"\\006eow\"()", "0A000 rule 50"),
+        ("SELECT cloudbft.set_applied('a', 1)", "42501 rule 0"),
+        ("SELECT * FROM cloudbft.applied", "Read {all S}"),
+        ("DELETE FROM cloudbft.applied", "42501 rule 0"),
+    ]);
 }
 
 #[test]

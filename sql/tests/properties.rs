@@ -1,5 +1,7 @@
 //! Properties: nothing panics or takes long, and a narrow footprint is the key that was put in.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -1,1 +1,3 @@
-//! Crate `tests`.
+//! End-to-end tests on real processes: the harness. Nothing imports this crate.
+
+pub mod cluster;

@@ -18,7 +18,7 @@ use sql::operation::TransactionId;
 
 use logical::Logical;
 pub use logical::{LogicalSnapshot, OpenTransaction, WaitingOperation};
-pub use mode::{LockMode, locks_of};
+use mode::locks_of;
 pub use physical::Node;
 use physical::{NodeKind, Physical};
 

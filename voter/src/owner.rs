@@ -40,6 +40,12 @@ const UNFINISHED_MAX: usize = 1024;
 /// How often the owner looks after gaps, replies and the floor.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How long after its start a voter takes what it hears for decided before.
+const REPLAY_KNOWN_AFTER: Duration = Duration::from_millis(200);
+
+/// How often the database server is asked whether it lives.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The shortest time between two Fetches.
 const FETCH_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -66,9 +72,8 @@ struct Fed {
 enum Start {
     OneShot(Box<OneShot>),
     Read(Box<OrderedRead>),
-    Slot(TransactionId, Command),
-    /// The end of a transaction, whose slot leaves the table with it.
-    End(SlotHandle, Command),
+    /// In a transaction's task. The transaction may have left the table meanwhile: its end follows.
+    Slot(SlotHandle, Box<Command>),
 }
 
 struct OpenTransaction {
@@ -114,6 +119,9 @@ pub(crate) struct Owner<'a> {
     caught_up: bool,
     last_reply: (u64, u64),
     fetch: Fetch,
+    last_ping: Instant,
+    began: Instant,
+    replay_until: Option<u64>,
 }
 
 struct Fetch {
@@ -178,6 +186,9 @@ impl<'a> Owner<'a> {
                 at: now,
                 seen_next: floor + 1,
             },
+            last_ping: now,
+            began: now,
+            replay_until: None,
             config,
         })
     }
@@ -311,12 +322,7 @@ impl<'a> Owner<'a> {
             Start::Read(work) => {
                 self.tasks.spawn(crate::executor::run_read(shared, *work));
             }
-            Start::Slot(id, command) => {
-                if let Some(slot) = self.transactions.get(&id).and_then(|open| open.slot.as_ref()) {
-                    slot.send(command);
-                }
-            }
-            Start::End(slot, command) => slot.send(command),
+            Start::Slot(slot, command) => slot.send(*command),
         }
     }
 
@@ -336,15 +342,42 @@ impl<'a> Owner<'a> {
         self.fetch_missing().await;
         self.expire_early().await;
         self.consider_floor();
-        if !self.caught_up && !self.votes.is_behind() && self.fetch.at.elapsed() > FETCH_INTERVAL {
-            self.caught_up = true;
-        }
+        self.ping();
+        self.look_for_end_of_replay();
         let executed = self.executed.load(Ordering::Relaxed);
         metrics::gauge!("cloudbft_voter_lag_entries").set(self.votes.lag() as f64);
         metrics::gauge!("cloudbft_voter_executed_order").set(executed as f64);
         metrics::gauge!("cloudbft_voter_waiting_operations").set(self.locks.waiting() as f64);
         metrics::gauge!("cloudbft_voter_unfinished_operations").set(self.locks.unfinished_nodes() as f64);
         metrics::gauge!("cloudbft_voter_open_transactions").set(self.locks.transactions() as f64);
+    }
+
+    /// What the replicas had decided when this life began, as far as it became known soon after, is a replay.
+    fn look_for_end_of_replay(&mut self) {
+        if self.caught_up || self.began.elapsed() < REPLAY_KNOWN_AFTER {
+            return;
+        }
+        let highest = self.votes.highest_decided();
+        let target = *self.replay_until.get_or_insert(highest.0);
+        self.caught_up = self.votes.next_order().0 > target;
+    }
+
+    /// An idle voter finds out by itself that its server is gone.
+    fn ping(&mut self) {
+        if self.last_ping.elapsed() < PING_INTERVAL {
+            return;
+        }
+        self.last_ping = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            // Somebody who uses the connection finds out too.
+            let Ok(mut bookkeeper) = shared.bookkeeper.try_lock() else {
+                return;
+            };
+            if let Err(error) = bookkeeper.query("SELECT 1").await {
+                shared.tell(Event::Lost(format!("ping: {error}")));
+            }
+        });
     }
 
     async fn reply(&mut self) {

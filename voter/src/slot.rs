@@ -47,6 +47,7 @@ pub(crate) enum Command {
 }
 
 /// The owner's end of a transaction's task.
+#[derive(Clone)]
 pub(crate) struct SlotHandle {
     sender: mpsc::UnboundedSender<Command>,
     queued: Arc<AtomicUsize>,

@@ -131,6 +131,11 @@ impl VoteCounter {
         self.pending.get(&self.next).and_then(decided).unwrap_or(false)
     }
 
+    /// The highest order that is known to be decided.
+    pub fn highest_decided(&self) -> Order {
+        Order(self.highest_seen)
+    }
+
     /// How many orders this voter lags behind the highest one that f+1 machines have decided.
     pub fn lag(&self) -> u64 {
         (self.highest_seen + 1).saturating_sub(self.next)

@@ -230,9 +230,15 @@ pub fn check(
     held: &Footprint,
 ) -> Result<ExchangeAnalysis, Refused> {
     let analysis = analyzer.exchange(exchange, context)?;
-    for text in &analysis.texts {
+    for (index, text) in analysis.texts.iter().enumerate() {
+        let runs = runs(exchange, index);
         for statement in &text.statements {
-            check_class(&statement.class, exchange, place)?;
+            match &statement.class {
+                // Parse and Describe of a statement do nothing; only what is bound has to fit the place.
+                class if runs => check_class(class, exchange, place)?,
+                StatementClass::Refused(refusal) => return Err(refusal.clone().into()),
+                _ => {}
+            }
         }
     }
     let copying = matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. });
@@ -246,6 +252,17 @@ pub fn check(
         return Err(Refused::too_small(&analysis.footprint, held));
     }
     Ok(analysis)
+}
+
+/// Whether the statement with this index is bound, and so may run.
+fn runs(exchange: &Exchange, index: usize) -> bool {
+    match exchange {
+        Exchange::Extended { steps, .. } => steps.iter().any(|step| match step {
+            Step::Bind { statement, .. } => usize::from(*statement) == index,
+            _ => false,
+        }),
+        _ => true,
+    }
 }
 
 /// Reads see a snapshot or are voted as they are; whatever else an exchange touches must be held.

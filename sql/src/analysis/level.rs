@@ -250,6 +250,45 @@ impl<'schema> Level<'schema> {
             .or_else(|| joins.find_map(|join| self.follow(column, &join.constants, &join.links)))
     }
 
+    /// Whether each row of the first source meets at most one row of every other table. Of subqueries and functions
+    /// nothing is known: they are taken to give each row once.
+    pub(super) fn matches_once(&self) -> bool {
+        let mut determined: Vec<usize> = (0..self.sources.len())
+            .filter(|index| *index == 0 || self.sources.get(*index).is_some_and(|source| source.table.is_none()))
+            .collect();
+        loop {
+            let next = (0..self.sources.len())
+                .find(|index| !determined.contains(index) && self.follows_from(*index, &determined));
+            match next {
+                Some(index) => determined.push(index),
+                None => return determined.len() == self.sources.len(),
+            }
+        }
+    }
+
+    /// Whether the columns of some unique constraint of a source are constant, or equal to columns of these sources.
+    fn follows_from(&self, index: usize, determined: &[usize]) -> bool {
+        let Some(table) = self.sources.get(index).and_then(|source| source.table) else {
+            return false;
+        };
+        let is_fixed = |name: &Option<String>| {
+            let Some(name) = name else { return false };
+            let column = ColumnOf {
+                source: index,
+                column: name.clone(),
+            };
+            let is_linked = self.links.iter().any(|(left, right)| {
+                (*left == column && determined.contains(&right.source))
+                    || (*right == column && determined.contains(&left.source))
+            });
+            is_linked || self.values(&column).is_some_and(|values| values.len() == 1)
+        };
+        table
+            .uniques
+            .iter()
+            .any(|unique| unique.plain && unique.columns.iter().all(is_fixed))
+    }
+
     fn follow<'level>(
         &self,
         column: &ColumnOf,

@@ -11,13 +11,16 @@ use crate::footprint::Mode;
 use crate::functions;
 use crate::lexer::{LexicalError, Token, tokenize};
 use crate::refusal::{NONDETERMINISTIC, PROGRAM_LIMIT_EXCEEDED, Refusal, SYNTAX_ERROR};
-use crate::schema::Schema;
+use crate::schema::{CATALOG_QUERY, Schema};
 use crate::statement::{Cursor, StatementClass};
 use crate::words::Words;
 
 pub(super) fn analyse_text(schema: &Schema, text: &str) -> TextAnalysis {
     if text.len() > TEXT_BYTES_MAX {
         return refused_text(text, too_large());
+    }
+    if text == CATALOG_QUERY {
+        return catalog_query();
     }
     let tokens = match tokenize(text) {
         Ok(tokens) => tokens,
@@ -41,6 +44,20 @@ pub(super) fn analyse_text(schema: &Schema, text: &str) -> TextAnalysis {
         statements,
         text: Arc::from(text),
         executable,
+    }
+}
+
+/// Our own query of the catalog is written with shapes that no application's statement is allowed; it only reads.
+fn catalog_query() -> TextAnalysis {
+    let statement = StatementAnalysis {
+        class: StatementClass::Read,
+        template: Template::everything(Mode::Shared),
+        ..empty(CATALOG_QUERY)
+    };
+    TextAnalysis {
+        statements: vec![statement],
+        text: Arc::from(CATALOG_QUERY),
+        executable: None,
     }
 }
 
@@ -204,4 +221,17 @@ fn drawn_rows(words: Words<'_>) -> Option<Refusal> {
 
 fn is_view(words: Words<'_>) -> bool {
     words.contains_any(&["view"]) && !words.contains_any(&["materialized"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalog_query_is_a_read_of_everything() {
+        let analysis = analyse_text(&Schema::empty(), CATALOG_QUERY);
+        assert_eq!(analysis.statements.len(), 1);
+        assert_eq!(analysis.statements[0].class, StatementClass::Read);
+        assert_eq!(analysis.statements[0].executable, CATALOG_QUERY);
+    }
 }

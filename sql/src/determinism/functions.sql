@@ -30,22 +30,14 @@ $$;
 
 CREATE OR REPLACE FUNCTION cloudbft."current_timestamp"() RETURNS pg_catalog.timestamptz
 LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT cloudbft.now() $$;
-CREATE OR REPLACE FUNCTION cloudbft."current_timestamp"(digits pg_catalog.int4) RETURNS pg_catalog.timestamptz
-LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT pg_catalog.timestamptz(cloudbft.now(), digits) $$;
 CREATE OR REPLACE FUNCTION cloudbft."current_date"() RETURNS pg_catalog.date
 LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT cloudbft.now()::pg_catalog.date $$;
 CREATE OR REPLACE FUNCTION cloudbft."current_time"() RETURNS pg_catalog.timetz
 LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT cloudbft.now()::pg_catalog.timetz $$;
-CREATE OR REPLACE FUNCTION cloudbft."current_time"(digits pg_catalog.int4) RETURNS pg_catalog.timetz
-LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT pg_catalog.timetz(cloudbft.now()::pg_catalog.timetz, digits) $$;
 CREATE OR REPLACE FUNCTION cloudbft."localtimestamp"() RETURNS pg_catalog.timestamp
 LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT cloudbft.now()::pg_catalog.timestamp $$;
-CREATE OR REPLACE FUNCTION cloudbft."localtimestamp"(digits pg_catalog.int4) RETURNS pg_catalog.timestamp
-LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT pg_catalog."timestamp"(cloudbft.now()::pg_catalog.timestamp, digits) $$;
 CREATE OR REPLACE FUNCTION cloudbft."localtime"() RETURNS pg_catalog.time
 LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT cloudbft.now()::pg_catalog.time $$;
-CREATE OR REPLACE FUNCTION cloudbft."localtime"(digits pg_catalog.int4) RETURNS pg_catalog.time
-LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT pg_catalog."time"(cloudbft.now()::pg_catalog.time, digits) $$;
 
 CREATE OR REPLACE FUNCTION cloudbft.age(since pg_catalog.timestamptz) RETURNS pg_catalog.interval
 LANGUAGE sql STABLE PARALLEL SAFE AS $$

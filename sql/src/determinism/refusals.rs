@@ -1,6 +1,7 @@
 //! What cannot be made deterministic, by its tokens.
 
-use super::{Pass, Purpose};
+use super::{Pass, Purpose, splices};
+use crate::analysis::clock_word_refusal;
 use crate::functions;
 use crate::lexer::TokenKind;
 use crate::refusal::{FEATURE_NOT_SUPPORTED, INSUFFICIENT_PRIVILEGE, NONDETERMINISTIC, NOT_SUPPORTED, Refusal};
@@ -27,8 +28,13 @@ const OWN_FUNCTIONS: [&str; 15] = [
 /// The refusal of what stands at the present token.
 pub(super) fn refusal(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
     let token = pass.token(0)?;
-    if !matches!(token.kind, TokenKind::Word | TokenKind::QuotedIdentifier) {
-        return None;
+    match token.kind {
+        TokenKind::Word | TokenKind::QuotedIdentifier => {}
+        TokenKind::String | TokenKind::DollarString(_) => {
+            return splices::is_unclear_moment(pass).then(clock_word_refusal);
+        }
+        TokenKind::UnicodeIdentifier => return Some(escaped_identifier()),
+        _ => return None,
     }
     if let Some(name) = pass.calls() {
         return called(&name, purpose);
@@ -259,14 +265,12 @@ fn word(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
                 "Use the primary key.",
             ))
         }
-        "cloudbft" if purpose != Purpose::Read && !names_own_function(pass) && names_own_schema(pass) => {
-            Some(Refusal::new(
-                INSUFFICIENT_PRIVILEGE,
-                0,
-                "schema cloudbft belongs to the middleware",
-                "Leave it alone.",
-            ))
-        }
+        "cloudbft" if is_intrusion(pass, purpose) => Some(Refusal::new(
+            INSUFFICIENT_PRIVILEGE,
+            0,
+            "schema cloudbft belongs to the middleware",
+            "Leave it alone.",
+        )),
         _ => None,
     }
 }
@@ -278,10 +282,22 @@ fn is_xmax_test(pass: &Pass<'_>) -> bool {
         && pass.token(2).is_some_and(|token| token.source(pass.text) == "0")
 }
 
-fn names_own_function(pass: &Pass<'_>) -> bool {
-    pass.is_punctuation(1, b'.') && pass.name(2).is_some_and(|name| OWN_FUNCTIONS.contains(&name.as_ref()))
+/// Whether something else of schema `cloudbft` is named than the functions for applications. Reading its tables is
+/// left to the privileges of the database.
+fn is_intrusion(pass: &Pass<'_>, purpose: Purpose) -> bool {
+    let is_schema = (pass.is_punctuation(1, b'.') && !pass.is_punctuation(-1, b'.')) || pass.is_word(-1, "schema");
+    let is_call = pass.is_punctuation(1, b'.') && pass.is_punctuation(3, b'(');
+    let is_own =
+        pass.is_punctuation(1, b'.') && pass.name(2).is_some_and(|name| OWN_FUNCTIONS.contains(&name.as_ref()));
+    is_schema && !is_own && (is_call || purpose != Purpose::Read)
 }
 
-fn names_own_schema(pass: &Pass<'_>) -> bool {
-    (pass.is_punctuation(1, b'.') && !pass.is_punctuation(-1, b'.')) || pass.is_word(-1, "schema")
+/// `U&"..."` can spell any name so that it is not recognised.
+fn escaped_identifier() -> Refusal {
+    Refusal::new(
+        FEATURE_NOT_SUPPORTED,
+        50,
+        "identifiers with Unicode escapes are not supported",
+        "Write the identifier in UTF-8, in double quotes.",
+    )
 }

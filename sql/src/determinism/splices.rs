@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::{Pass, Splice};
+use crate::analysis::is_clock_word;
 use crate::functions::{CLOCK, CLOCK_KEYWORDS};
 use crate::lexer::{Token, TokenKind};
 
@@ -31,7 +32,7 @@ pub(super) fn splice(pass: &Pass<'_>) -> Option<Splice> {
         TokenKind::Word | TokenKind::QuotedIdentifier => keyword(pass, token)
             .or_else(|| call(pass, token))
             .or_else(|| concurrently(pass, token)),
-        TokenKind::String => literal(pass, token),
+        TokenKind::String | TokenKind::DollarString(_) => literal(pass, token),
         _ => None,
     }
 }
@@ -43,11 +44,35 @@ fn keyword(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     }
     let name = token.identifier(pass.text)?;
     CLOCK_KEYWORDS.contains(&name.as_ref()).then_some(())?;
-    let call = if pass.is_punctuation(1, b'(') { "" } else { "()" };
-    Some(Splice {
-        range: token.range(),
-        replacement: format!("cloudbft.\"{name}\"{call}"),
+    let call = format!("cloudbft.\"{name}\"()");
+    Some(match precision(pass) {
+        // The cast has the type with its precision; the column's name is still the function's.
+        Some((digits, end)) => Splice {
+            range: token.start..end,
+            replacement: format!("CAST({call} AS pg_catalog.{}({digits}))", type_of(&name)),
+        },
+        None => Splice {
+            range: token.range(),
+            replacement: call,
+        },
     })
+}
+
+/// The digits in `CURRENT_TIMESTAMP (digits)`, and where it ends.
+fn precision<'text>(pass: &Pass<'text>) -> Option<(&'text str, usize)> {
+    let digits = pass.token(2).filter(|token| token.kind == TokenKind::Number)?;
+    let is_precision = pass.is_punctuation(1, b'(') && pass.is_punctuation(3, b')');
+    let end = pass.token(3)?.end;
+    is_precision.then(|| (digits.source(pass.text), end))
+}
+
+fn type_of(keyword: &str) -> &'static str {
+    match keyword {
+        "current_time" => "timetz",
+        "localtime" => "time",
+        "localtimestamp" => "timestamp",
+        _ => "timestamptz",
+    }
 }
 
 /// `now()`, `random()` and the like (rules 1, 3, 6 and 7), and `age(x)` with one argument (rule 5).
@@ -129,6 +154,16 @@ fn literal(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
         replacement: format!("CAST({moment} AS {type_name})"),
         range: range.start..token.end,
     })
+}
+
+/// Whether a date or time reads the clock in a form that is not replaced, as `'today 12:00'::timestamp`.
+pub(super) fn is_unclear_moment(pass: &Pass<'_>) -> bool {
+    let Some(token) = pass.token(0) else { return false };
+    let Some(value) = token.string_value(pass.text) else {
+        return false;
+    };
+    let is_date = is_cast_after(pass) || typed_literal(pass).is_some();
+    is_date && is_clock_word(&value) && literal(pass, token).is_none()
 }
 
 /// `'now'::timestamp` and `CAST('now' AS timestamp)`.

@@ -28,11 +28,11 @@ fn rules_1_to_3_clocks_are_replaced() {
         ("select CURRENT_TIMESTAMP", "select cloudbft.\"current_timestamp\"()"),
         (
             "select current_timestamp(3), current_date",
-            "select cloudbft.\"current_timestamp\"(3), cloudbft.\"current_date\"()",
+            "select CAST(cloudbft.\"current_timestamp\"() AS pg_catalog.timestamptz(3)), cloudbft.\"current_date\"()",
         ),
         (
             "select current_time, localtime(0), localtimestamp",
-            "select cloudbft.\"current_time\"(), cloudbft.\"localtime\"(0), cloudbft.\"localtimestamp\"()",
+            "select cloudbft.\"current_time\"(), CAST(cloudbft.\"localtime\"() AS pg_catalog.time(0)), cloudbft.\"localtimestamp\"()",
         ),
         (
             "insert into t values (CURRENT_TIMESTAMP)",

@@ -120,6 +120,8 @@ impl Schema {
             Row::Table(row) => {
                 let name = table_name((row.schema.clone(), row.name.clone()));
                 let table = table(*row, &self.rules);
+                let dates = table.columns.iter().filter(|column| column.kind == ColumnKind::Date);
+                self.date_columns.extend(dates.map(|column| column.name.clone()));
                 self.tables.insert(name, table);
             }
         }

@@ -1,5 +1,5 @@
 //! The fixture's catalog, and short ways to ask about a statement.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::expect_used)]
 
 use std::sync::Arc;
 

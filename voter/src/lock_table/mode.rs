@@ -7,7 +7,7 @@ use sql::footprint::{Footprint, Mode, Resource};
 /// The usual modes of hierarchical locking (Gray et al., 1976); a resource that is held shared and has a child that is
 /// held exclusively counts as exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LockMode {
+pub(super) enum LockMode {
     /// A child is held shared.
     IntentShared,
     /// A child is held exclusively.
@@ -20,7 +20,7 @@ pub enum LockMode {
 
 impl LockMode {
     /// All modes.
-    pub const ALL: [LockMode; 4] = [
+    pub(super) const ALL: [LockMode; 4] = [
         LockMode::IntentShared,
         LockMode::IntentExclusive,
         LockMode::Shared,
@@ -28,7 +28,7 @@ impl LockMode {
     ];
 
     /// Whether two holders exclude each other.
-    pub fn conflicts(self, other: LockMode) -> bool {
+    pub(super) fn conflicts(self, other: LockMode) -> bool {
         use LockMode::{Exclusive, IntentExclusive, IntentShared, Shared};
         match (self, other) {
             (Exclusive, _) | (_, Exclusive) => true,
@@ -38,7 +38,7 @@ impl LockMode {
     }
 
     /// The weakest mode that is as strong as both.
-    pub fn join(self, other: LockMode) -> LockMode {
+    pub(super) fn join(self, other: LockMode) -> LockMode {
         use LockMode::{Exclusive, IntentExclusive, Shared};
         match (self, other) {
             (Shared, IntentExclusive) | (IntentExclusive, Shared) => Exclusive,
@@ -48,11 +48,11 @@ impl LockMode {
 }
 
 /// A set of locks, ascending by resource.
-pub type Locks = Vec<(Resource, LockMode)>;
+pub(super) type Locks = Vec<(Resource, LockMode)>;
 
 /// The locks of a footprint, with the intentions on its resources' parents. Always names the root, so that whatever
 /// holds everything excludes every operation.
-pub fn locks_of(footprint: &Footprint) -> Locks {
+pub(super) fn locks_of(footprint: &Footprint) -> Locks {
     let mut locks: BTreeMap<Resource, LockMode> = BTreeMap::new();
     let mut add = |resource: Resource, mode: LockMode| {
         locks
@@ -78,13 +78,13 @@ pub fn locks_of(footprint: &Footprint) -> Locks {
 
 /// Four values, one for each mode.
 #[derive(Clone, Debug, Default)]
-pub struct ByMode<T> {
+pub(super) struct ByMode<T> {
     slots: [T; 4],
 }
 
 impl<T> ByMode<T> {
     /// The slot of a mode.
-    pub fn of(&mut self, mode: LockMode) -> &mut T {
+    pub(super) fn of(&mut self, mode: LockMode) -> &mut T {
         let [intent_shared, intent_exclusive, shared, exclusive] = &mut self.slots;
         match mode {
             LockMode::IntentShared => intent_shared,
@@ -95,7 +95,7 @@ impl<T> ByMode<T> {
     }
 
     /// The slots of the modes that conflict with `mode`.
-    pub fn conflicting(&self, mode: LockMode) -> impl Iterator<Item = &T> {
+    pub(super) fn conflicting(&self, mode: LockMode) -> impl Iterator<Item = &T> {
         let pairs = LockMode::ALL.into_iter().zip(&self.slots);
         pairs
             .filter(move |(other, _)| mode.conflicts(*other))
@@ -103,7 +103,7 @@ impl<T> ByMode<T> {
     }
 
     /// All slots.
-    pub fn slots(&self) -> &[T; 4] {
+    pub(super) fn slots(&self) -> &[T; 4] {
         &self.slots
     }
 }

@@ -34,7 +34,9 @@ fn transaction(number: u64) -> TransactionId {
 }
 
 fn grants(table: &mut LockTable) -> Vec<(u64, u64)> {
-    std::iter::from_fn(|| table.next_grant()).map(|grant| (grant.order, grant.granted)).collect()
+    std::iter::from_fn(|| table.next_grant())
+        .map(|grant| (grant.order, grant.granted))
+        .collect()
 }
 
 #[test]
@@ -70,8 +72,14 @@ fn an_extend_overtakes_what_waits_and_a_cycle_is_refused() {
     table.extend(4, transaction(1), &exclusive(&[3])).unwrap();
     assert_eq!(grants(&mut table), vec![(1, 1), (2, 2), (4, 4)]);
     table.extend(5, transaction(1), &exclusive(&[2])).unwrap();
-    assert_eq!(table.extend(6, transaction(1), &exclusive(&[9])), Err(LockRefusal::Busy));
-    assert_eq!(table.extend(7, transaction(2), &exclusive(&[1])), Err(LockRefusal::Deadlock));
+    assert_eq!(
+        table.extend(6, transaction(1), &exclusive(&[9])),
+        Err(LockRefusal::Busy)
+    );
+    assert_eq!(
+        table.extend(7, transaction(2), &exclusive(&[1])),
+        Err(LockRefusal::Deadlock)
+    );
     table.end(7, transaction(2));
     assert_eq!(grants(&mut table), vec![(5, 7)]);
     table.end(8, transaction(1));
@@ -84,7 +92,10 @@ fn two_readers_that_both_want_to_write_deadlock() {
     table.begin(1, transaction(1), &shared(1), 0).unwrap();
     table.begin(2, transaction(2), &shared(1), 0).unwrap();
     table.extend(3, transaction(1), &exclusive(&[1])).unwrap();
-    assert_eq!(table.extend(4, transaction(2), &exclusive(&[1])), Err(LockRefusal::Deadlock));
+    assert_eq!(
+        table.extend(4, transaction(2), &exclusive(&[1])),
+        Err(LockRefusal::Deadlock)
+    );
 }
 
 #[test]
@@ -137,8 +148,14 @@ fn the_limits_refuse() {
     };
     let mut table = LockTable::new(limits);
     table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
-    assert_eq!(table.begin(2, transaction(2), &exclusive(&[2]), 0), Err(LockRefusal::TooMany));
-    assert_eq!(table.begin(3, transaction(1), &exclusive(&[2]), 0), Err(LockRefusal::TransactionExists));
+    assert_eq!(
+        table.begin(2, transaction(2), &exclusive(&[2]), 0),
+        Err(LockRefusal::TooMany)
+    );
+    assert_eq!(
+        table.begin(3, transaction(1), &exclusive(&[2]), 0),
+        Err(LockRefusal::TransactionExists)
+    );
     assert_eq!(table.one_shot(4, &exclusive(&[1]), 11), Err(LockRefusal::TooMany));
     table.one_shot(5, &exclusive(&[1]), 10).unwrap();
     assert_eq!(table.one_shot(6, &exclusive(&[1]), 0), Err(LockRefusal::TooMany));
@@ -185,7 +202,10 @@ fn any_history() -> impl Strategy<Value = Vec<Step>> {
 fn exclude(one: &Footprint, other: &Footprint) -> bool {
     let whole = |footprint: &Footprint| {
         let entries = footprint.entries();
-        let root = entries.iter().find(|(resource, _)| *resource == Resource::Everything).map(|(_, mode)| *mode);
+        let root = entries
+            .iter()
+            .find(|(resource, _)| *resource == Resource::Everything)
+            .map(|(_, mode)| *mode);
         let writes = entries.iter().any(|(_, mode)| *mode == Mode::Exclusive);
         (root, writes)
     };
@@ -198,9 +218,10 @@ fn exclude(one: &Footprint, other: &Footprint) -> bool {
         return true;
     }
     one.entries().iter().any(|(resource, mode)| {
-        other.entries().iter().any(|(also, other_mode)| {
-            resource == also && (*mode == Mode::Exclusive || *other_mode == Mode::Exclusive)
-        })
+        other
+            .entries()
+            .iter()
+            .any(|(also, other_mode)| resource == also && (*mode == Mode::Exclusive || *other_mode == Mode::Exclusive))
     })
 }
 
@@ -216,7 +237,10 @@ impl Model {
     fn blockers(&self, id: u64, wanted: &Footprint) -> BTreeSet<u64> {
         let mut union = self.held.get(&id).cloned().unwrap_or_default();
         union.extend(wanted);
-        let others = self.held.iter().filter(|(other, held)| **other != id && exclude(&union, held));
+        let others = self
+            .held
+            .iter()
+            .filter(|(other, held)| **other != id && exclude(&union, held));
         others.map(|(other, _)| *other).collect()
     }
 
@@ -241,7 +265,10 @@ impl Model {
         for (order, (id, wanted)) in self.waiting.clone() {
             let by_holder = self.held.values().any(|held| exclude(&wanted, held));
             let by_extend = self.extends.values().any(|(_, other)| exclude(&wanted, other));
-            let by_earlier = self.waiting.range(..order).any(|(_, (_, other))| exclude(&wanted, other));
+            let by_earlier = self
+                .waiting
+                .range(..order)
+                .any(|(_, (_, other))| exclude(&wanted, other));
             if !(by_holder || by_extend || by_earlier) {
                 self.waiting.remove(&order);
                 if let Some(id) = id {
@@ -330,7 +357,8 @@ impl Running {
             let relevant = changes(work.1) || changes(*node);
             let within = |node: Node| matches!(node, Node::Within { .. });
             // A read inside a transaction, and the transaction's own statements, only read committed state.
-            let read_and_begin = matches!((work.1, *node), (Node::Read { .. }, a) | (a, Node::Read { .. }) if within(a));
+            let read_and_begin =
+                matches!((work.1, *node), (Node::Read { .. }, a) | (a, Node::Read { .. }) if within(a));
             assert!(
                 !relevant || read_and_begin || !exclude(&work.0, footprint),
                 "{order} {work:?} runs beside {other} {footprint} {node:?}"
@@ -343,7 +371,10 @@ impl Running {
     fn position(&mut self, footprint: &Footprint, position: Position) {
         if footprint.entries().iter().any(|(_, mode)| *mode == Mode::Exclusive) {
             let last = self.positions.insert(footprint.home().to_string(), position);
-            assert!(last.is_none_or(|last| last < position), "{footprint}: {last:?} then {position:?}");
+            assert!(
+                last.is_none_or(|last| last < position),
+                "{footprint}: {last:?} then {position:?}"
+            );
         }
     }
 
@@ -407,7 +438,9 @@ impl Running {
     }
 
     fn finish_one(&mut self, choice: usize) {
-        let Some(order) = self.running.keys().nth(choice % self.running.len().max(1)).copied() else { return };
+        let Some(order) = self.running.keys().nth(choice % self.running.len().max(1)).copied() else {
+            return;
+        };
         let (_, node) = self.running.remove(&order).unwrap();
         let mut ready = match node {
             Node::Read { .. } => self.table.snapshot_open(order),

@@ -237,7 +237,7 @@ impl Owner<'_> {
         if is_everything(held) && matches!(command, Command::Commit(..)) {
             self.stalled_by = Some(order);
         }
-        let start = Start::End(slot, command);
+        let start = Start::Slot(slot, Box::new(command));
         if self.locks.run(order, Node::End { transaction: id }, held) {
             self.start_work(start);
         } else {

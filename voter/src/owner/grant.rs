@@ -193,11 +193,11 @@ impl Owner<'_> {
         if let Err(refused) = self.check_read(exchange, operation, place, clock) {
             return self.refuse(asker, refused).await;
         }
-        if open.slot.is_none() {
+        let Some(slot) = open.slot.clone() else {
             return self.settle(asker, Outcome::Unavailable).await;
-        }
+        };
         let node = Node::Read { transaction: Some(id) };
-        let start = Start::Slot(id, Command::Read(asker, exchange.clone(), writes_before));
+        let start = Start::Slot(slot, Box::new(Command::Read(asker, exchange.clone(), writes_before)));
         self.run(asker.order, node, &operation.footprint, start);
     }
 
@@ -222,13 +222,18 @@ impl Owner<'_> {
             &mut self.tasks,
         );
         if let Some(open) = self.transactions.get_mut(&id) {
-            open.slot = Some(slot);
+            open.slot = Some(slot.clone());
         }
         let node = Node::Within {
             transaction: id,
             snapshot,
         };
-        self.run(grant.order, node, &held, Start::Slot(id, Command::Begin(asker)));
+        self.run(
+            grant.order,
+            node,
+            &held,
+            Start::Slot(slot, Box::new(Command::Begin(asker))),
+        );
         self.retry_early().await;
     }
 
@@ -263,14 +268,17 @@ impl Owner<'_> {
             self.floors.refused_at_grant(grant.order, id);
             return self.abort_refused(asker, id, grant.granted, refused).await;
         }
-        if open.slot.is_none() {
+        let Some(slot) = open.slot.clone() else {
             return self.settle(asker, Outcome::Unavailable).await;
-        }
+        };
         let node = Node::Within {
             transaction: id,
             snapshot: false,
         };
-        let start = Start::Slot(id, Command::Extend(asker, exchange.clone(), before, held.clone()));
+        let start = Start::Slot(
+            slot,
+            Box::new(Command::Extend(asker, exchange.clone(), before, held.clone())),
+        );
         self.run(grant.order, node, &held, start);
     }
 }

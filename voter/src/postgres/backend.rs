@@ -1,5 +1,6 @@
 //! One backend of the database server, and everything that runs on it in one write and one read.
 
+mod own;
 mod steps;
 
 use std::sync::Arc;
@@ -7,6 +8,8 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 use sql::analysis::ExchangeAnalysis;
 use sql::operation::{Exchange, ExchangeResult, Isolation};
+
+use own::OWN_STATEMENTS;
 
 use super::PostgresError;
 use super::capture::command_complete;
@@ -25,34 +28,6 @@ pub enum Kind {
     /// Reads only: the server refuses everything else.
     Read,
 }
-
-/// Statements of the voter's own, prepared when a connection is opened: name, text, number of text parameters.
-const OWN_STATEMENTS: &[(&str, &str)] = &[
-    ("begin", "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
-    ("begin_repeatable", "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE"),
-    ("begin_snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-    ("begin_read_only", "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"),
-    ("commit", "COMMIT"),
-    ("rollback", "ROLLBACK"),
-    ("snapshot", "SELECT 1"),
-    (
-        "clock",
-        "SELECT pg_catalog.set_config('cloudbft.time_us', $1::pg_catalog.text, true), \
-         pg_catalog.set_config('cloudbft.seed', $2::pg_catalog.text, true)",
-    ),
-    (
-        "applied",
-        "SELECT cloudbft.set_applied($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.int8, $4::pg_catalog.int8)",
-    ),
-    (
-        "record_sequences",
-        "SELECT cloudbft.record_sequences($1::pg_catalog.text, $2::pg_catalog.text[])",
-    ),
-    (
-        "restore_sequences",
-        "SELECT cloudbft.restore_sequences($1::pg_catalog.text, $2::pg_catalog.text[])",
-    ),
-];
 
 /// The clock and the seed of one exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,7 +174,7 @@ impl Backend {
         }
         if let Some(text) = settings::difference(self.settings.as_deref(), wants) {
             self.settings = None;
-            script.query(Part::Own, &text)?;
+            script.query(Part::Silent, &text)?;
             let played = self.play(script, || {}).await?;
             if played.error.is_some() {
                 return Ok(Some(self.answer(played)));

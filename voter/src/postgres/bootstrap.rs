@@ -121,7 +121,10 @@ impl Bookkeeper {
                 !plain(collate) || !plain(ctype),
                 format!("its locale is {collate}, not C"),
             ),
-            (messages != "C", format!("lc_messages is {messages}, not C (an application cannot set it)")),
+            (
+                messages != "C",
+                format!("lc_messages is {messages}, not C (an application cannot set it)"),
+            ),
             (
                 connections.parse().unwrap_or(0) < needed,
                 format!("max_connections is {connections}, the voter may need {needed}"),

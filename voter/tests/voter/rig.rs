@@ -20,7 +20,7 @@ use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutpu
 
 use crate::server::{APPLICATION, Server};
 
-pub const CLIENT: ClientId = ClientId(7);
+pub(crate) const CLIENT: ClientId = ClientId(7);
 
 #[derive(Default)]
 struct Log {
@@ -29,16 +29,16 @@ struct Log {
     flushed: u64,
 }
 
-pub struct Rig {
-    pub server: Server,
+pub(crate) struct Rig {
+    pub(crate) server: Server,
     handle: Option<VoterHandle>,
     log: Arc<Mutex<Log>>,
     number: u64,
-    pub settings: Vec<(String, String)>,
+    pub(crate) settings: Vec<(String, String)>,
 }
 
 /// Tables `account(shop, ...)` are partitioned by shop.
-pub fn rules() -> PartitionRules {
+pub(crate) fn rules() -> PartitionRules {
     PartitionRules {
         families: vec![Family {
             name: "shop".into(),
@@ -48,7 +48,7 @@ pub fn rules() -> PartitionRules {
     }
 }
 
-pub fn shop(value: i64) -> Footprint {
+pub(crate) fn shop(value: i64) -> Footprint {
     let key = PartitionKey {
         family: "shop".into(),
         value: PartitionValue::Integer(value),
@@ -56,7 +56,7 @@ pub fn shop(value: i64) -> Footprint {
     Footprint::of(Resource::Partition(key), Mode::Exclusive)
 }
 
-pub fn shop_shared(value: i64) -> Footprint {
+pub(crate) fn shop_shared(value: i64) -> Footprint {
     let mut footprint = Footprint::empty();
     for (resource, _) in shop(value).entries() {
         footprint.add(resource.clone(), Mode::Shared);
@@ -64,12 +64,12 @@ pub fn shop_shared(value: i64) -> Footprint {
     footprint
 }
 
-pub fn simple(text: &str) -> Exchange {
+pub(crate) fn simple(text: &str) -> Exchange {
     Exchange::Simple { text: text.into() }
 }
 
 /// Parse, Bind with text parameters, Describe, Execute.
-pub fn extended(text: &str, parameters: &[&str]) -> Exchange {
+pub(crate) fn extended(text: &str, parameters: &[&str]) -> Exchange {
     Exchange::Extended {
         statements: vec![StatementText {
             text: text.into(),
@@ -97,16 +97,16 @@ pub fn extended(text: &str, parameters: &[&str]) -> Exchange {
 }
 
 /// An interactive transaction as its proxy sees it.
-pub struct Transaction {
-    pub id: TransactionId,
-    pub footprint: Footprint,
-    pub writes: Vec<TransactionWrite>,
-    pub count: u32,
-    pub chain: Digest,
+pub(crate) struct Transaction {
+    pub(crate) id: TransactionId,
+    pub(crate) footprint: Footprint,
+    pub(crate) writes: Vec<TransactionWrite>,
+    pub(crate) count: u32,
+    pub(crate) chain: Digest,
 }
 
 impl Transaction {
-    pub fn note(&mut self, exchange: &Exchange, write: TransactionWrite) {
+    pub(crate) fn note(&mut self, exchange: &Exchange, write: TransactionWrite) {
         self.count += 1;
         self.chain = chain(&self.chain, &exchange.encode());
         self.writes.push(write);
@@ -114,7 +114,7 @@ impl Transaction {
 }
 
 impl Rig {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let server = tokio::task::spawn_blocking(Server::start).await.unwrap();
         let mut rig = Self {
             server,
@@ -128,7 +128,7 @@ impl Rig {
         rig
     }
 
-    pub fn start_voter(&mut self) {
+    pub(crate) fn start_voter(&mut self) {
         let config = VoterConfig {
             machine: MachineId(1),
             faults: 1,
@@ -156,26 +156,30 @@ impl Rig {
         self.handle = Some(handle);
     }
 
-    pub async fn stop_voter(&mut self) {
+    pub(crate) async fn stop_voter(&mut self) {
         if let Some(handle) = self.handle.take() {
             handle.stop().await;
         }
     }
 
-    pub async fn wait_for_state(&self, wanted: impl FnMut(&VoterState) -> bool) {
+    pub(crate) async fn wait_for_state(&self, wanted: impl FnMut(&VoterState) -> bool) {
         let mut state = self.handle.as_ref().unwrap().state();
         let waited = tokio::time::timeout(Duration::from_secs(30), state.wait_for(wanted)).await;
-        assert!(waited.is_ok(), "the state is {:?}", *self.handle.as_ref().unwrap().state().borrow());
+        assert!(
+            waited.is_ok(),
+            "the state is {:?}",
+            *self.handle.as_ref().unwrap().state().borrow()
+        );
     }
 
-    pub async fn wait_until_serving(&self) {
+    pub(crate) async fn wait_until_serving(&self) {
         self.wait_for_state(|state| matches!(state, VoterState::Serving { .. }))
             .await;
         // The voter takes what comes at first for a replay.
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_millis(350)).await;
     }
 
-    pub async fn wait_until_flushed(&self, order: u64) {
+    pub(crate) async fn wait_until_flushed(&self, order: u64) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.log.lock().unwrap().flushed < order {
             assert!(
@@ -187,7 +191,7 @@ impl Rig {
         }
     }
 
-    pub fn last_order(&self) -> u64 {
+    pub(crate) fn last_order(&self) -> u64 {
         self.log.lock().unwrap().entries.len() as u64
     }
 
@@ -201,7 +205,7 @@ impl Rig {
     }
 
     /// Orders an operation; its order, which is its number too.
-    pub async fn order(&mut self, footprint: Footprint, work: Work) -> u64 {
+    pub(crate) async fn order(&mut self, footprint: Footprint, work: Work) -> u64 {
         let operation = Operation {
             context: self.context(),
             footprint,
@@ -212,7 +216,7 @@ impl Rig {
     }
 
     /// Orders a one-shot on everything under a number of its own.
-    pub async fn order_again(&mut self, number: u64, text: &str) -> u64 {
+    pub(crate) async fn order_again(&mut self, number: u64, text: &str) -> u64 {
         let operation = Operation {
             context: self.context(),
             footprint: Footprint::everything(),
@@ -247,7 +251,7 @@ impl Rig {
     }
 
     /// The (first) result of an ordered operation.
-    pub async fn result(&self, order: u64) -> ResultMessage {
+    pub(crate) async fn result(&self, order: u64) -> ResultMessage {
         self.wait_for(ResultKey::Request(order)).await
     }
 
@@ -262,17 +266,15 @@ impl Rig {
         }
     }
 
-    pub fn forget_results(&self) {
+    pub(crate) fn forget_results(&self) {
         self.log.lock().unwrap().results.clear();
     }
 
     /// The whole result, recalled if this voter was not picked.
-    pub async fn whole(&self, key: ResultKey) -> ExchangeResult {
+    pub(crate) async fn whole(&self, key: ResultKey) -> ExchangeResult {
         let message = self.wait_for(key).await;
         if let Outcome::Done { whole: None, .. } = message.outcome {
-            let mut all = self.log.lock().unwrap();
-            all.results.clear();
-            drop(all);
+            self.forget_results();
             let input = self.handle.as_ref().unwrap().input();
             input.send(VoterInput::Recall { client: CLIENT, key }).await.unwrap();
         }
@@ -283,18 +285,18 @@ impl Rig {
     }
 
     /// Orders a one-shot and waits for its result.
-    pub async fn one_shot(&mut self, footprint: Footprint, exchange: &Exchange) -> ExchangeResult {
+    pub(crate) async fn one_shot(&mut self, footprint: Footprint, exchange: &Exchange) -> ExchangeResult {
         let exchange = exchange.encode();
         let order = self.order(footprint, Work::OneShot { exchange }).await;
         self.whole(ResultKey::Request(order)).await
     }
 
     /// A one-shot on everything.
-    pub async fn run(&mut self, text: &str) -> ExchangeResult {
+    pub(crate) async fn run(&mut self, text: &str) -> ExchangeResult {
         self.one_shot(Footprint::everything(), &simple(text)).await
     }
 
-    pub fn new_transaction(&mut self, footprint: Footprint) -> Transaction {
+    pub(crate) fn new_transaction(&mut self, footprint: Footprint) -> Transaction {
         self.number += 1;
         Transaction {
             id: TransactionId {
@@ -310,7 +312,12 @@ impl Rig {
     }
 
     /// Orders the Begin of a transaction; its order.
-    pub async fn begin(&mut self, transaction: &mut Transaction, isolation: Isolation, exchange: &Exchange) -> u64 {
+    pub(crate) async fn begin(
+        &mut self,
+        transaction: &mut Transaction,
+        isolation: Isolation,
+        exchange: &Exchange,
+    ) -> u64 {
         let work = Work::Begin {
             transaction: transaction.id,
             isolation,
@@ -323,7 +330,7 @@ impl Rig {
     }
 
     /// Sends a direct statement; the key of its result.
-    pub async fn send_direct(
+    pub(crate) async fn send_direct(
         &mut self,
         transaction: Option<&Transaction>,
         exchange: &Exchange,
@@ -351,23 +358,28 @@ impl Rig {
         key
     }
 
-    pub async fn direct_outcome(&self, key: ResultKey) -> Outcome {
+    pub(crate) async fn direct_outcome(&self, key: ResultKey) -> Outcome {
         self.wait_for(key).await.outcome
     }
 
     /// A direct write that this voter gets and runs.
-    pub async fn write(&mut self, transaction: &mut Transaction, exchange: &Exchange) -> ExchangeResult {
+    pub(crate) async fn write(&mut self, transaction: &mut Transaction, exchange: &Exchange) -> ExchangeResult {
         let key = self.send_direct(Some(transaction), exchange, true).await;
         transaction.note(exchange, TransactionWrite::Direct(exchange.encode()));
         self.whole(key).await
     }
 
     /// A direct write that this voter never gets.
-    pub fn missed_write(&mut self, transaction: &mut Transaction, exchange: &Exchange) {
+    pub(crate) fn missed_write(&mut self, transaction: &mut Transaction, exchange: &Exchange) {
         transaction.note(exchange, TransactionWrite::Direct(exchange.encode()));
     }
 
-    pub async fn extend(&mut self, transaction: &mut Transaction, footprint: Footprint, exchange: &Exchange) -> u64 {
+    pub(crate) async fn extend(
+        &mut self,
+        transaction: &mut Transaction,
+        footprint: Footprint,
+        exchange: &Exchange,
+    ) -> u64 {
         let work = Work::Extend {
             transaction: transaction.id,
             writes_before: transaction.count,
@@ -378,7 +390,7 @@ impl Rig {
         order
     }
 
-    pub async fn commit(&mut self, transaction: &Transaction) -> u64 {
+    pub(crate) async fn commit(&mut self, transaction: &Transaction) -> u64 {
         let work = Work::Commit {
             transaction: transaction.id,
             writes: transaction.writes.clone(),
@@ -386,14 +398,14 @@ impl Rig {
         self.order(transaction.footprint.clone(), work).await
     }
 
-    pub async fn abort(&mut self, transaction: &Transaction) -> u64 {
+    pub(crate) async fn abort(&mut self, transaction: &Transaction) -> u64 {
         let work = Work::Abort {
             transaction: transaction.id,
         };
         self.order(transaction.footprint.clone(), work).await
     }
 
-    pub async fn psql(&self, text: &str) -> String {
+    pub(crate) async fn psql(&self, text: &str) -> String {
         self.server.psql("test", text)
     }
 }
@@ -412,7 +424,6 @@ async fn send(input: &mpsc::Sender<VoterInput>, entry: &CommitDbEntry) {
 /// Plays the node: keeps results, and answers Fetch from the log.
 async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<VoterInput>, log: Arc<Mutex<Log>>) {
     while let Some(output) = outputs.recv().await {
-        if std::env::var_os("RIG_TRACE").is_some() { eprintln!("{output:?}"); }
         match output {
             VoterOutput::Result { message, .. } => {
                 log.lock()
@@ -438,7 +449,7 @@ async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<Vote
 }
 
 /// The messages of a result as (type, body).
-pub fn messages(result: &ExchangeResult) -> Vec<(char, Vec<u8>)> {
+pub(crate) fn messages(result: &ExchangeResult) -> Vec<(char, Vec<u8>)> {
     sql::result::messages(&result.messages)
         .map(|message| message.unwrap())
         .map(|(tag, message)| (char::from(tag), message[5..].to_vec()))
@@ -446,12 +457,12 @@ pub fn messages(result: &ExchangeResult) -> Vec<(char, Vec<u8>)> {
 }
 
 /// The types of a result's messages.
-pub fn tags(result: &ExchangeResult) -> String {
+pub(crate) fn tags(result: &ExchangeResult) -> String {
     messages(result).into_iter().map(|(tag, _)| tag).collect()
 }
 
 /// The SQLSTATE of the error in a result.
-pub fn sqlstate(result: &ExchangeResult) -> Option<String> {
+pub(crate) fn sqlstate(result: &ExchangeResult) -> Option<String> {
     let error = messages(result).into_iter().find(|(tag, _)| *tag == 'E')?;
     let fields = error.1.split(|byte| *byte == 0);
     let code = fields.into_iter().find(|field| field.first() == Some(&b'C'))?;

@@ -13,9 +13,9 @@ const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 const PORT: u16 = 5432;
 
 /// The role of the application in tests.
-pub const APPLICATION: &str = "application";
+pub(crate) const APPLICATION: &str = "application";
 
-pub struct Server {
+pub(crate) struct Server {
     directory: tempfile::TempDir,
     process: Option<Child>,
 }
@@ -45,17 +45,21 @@ fn command(binary: &str) -> Command {
 }
 
 fn directory() -> tempfile::TempDir {
-    let directory = tempfile::Builder::new().prefix("cbv").tempdir_in("/tmp").unwrap();
+    let directory = tempfile::Builder::new().prefix("cbv").tempdir().unwrap();
     if let Some((uid, gid)) = unprivileged() {
         std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).unwrap();
     }
     directory
 }
 
-/// One initdb for all tests of this process.
+/// One initdb for all test runs on this machine.
 fn template() -> PathBuf {
-    static TEMPLATE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let template = TEMPLATE.get_or_init(|| {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    let template = std::env::temp_dir().join("cloudbft-voter-tests-postgresql-15");
+    ONCE.get_or_init(|| {
+        if template.exists() {
+            return;
+        }
         let directory = directory();
         let data = directory.path().join("data");
         let done = command("initdb")
@@ -73,14 +77,15 @@ fn template() -> PathBuf {
             .status()
             .unwrap();
         assert!(done.success());
-        directory
+        // Another run may have been faster.
+        let _ = std::fs::rename(directory.path(), &template);
     });
-    template.path().join("data")
+    template.join("data")
 }
 
 impl Server {
     /// A server with database `test` and role [`APPLICATION`], which may create tables.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = directory();
         let mut copy = Command::new("cp");
         copy.arg("-a").arg(template()).arg(directory.path());
@@ -99,7 +104,7 @@ impl Server {
     }
 
     /// Starts the server (again).
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let data = self.directory.path().join("data");
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         let process = command("postgres")
@@ -137,7 +142,7 @@ impl Server {
     }
 
     /// Kills the postmaster and all its children, as a power cut of the server alone would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let Some(mut process) = self.process.take() else { return };
         let children =
             std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.id())).unwrap_or_default();
@@ -171,14 +176,14 @@ impl Server {
     }
 
     /// What psql prints, as superuser.
-    pub fn psql(&self, database: &str, text: &str) -> String {
+    pub(crate) fn psql(&self, database: &str, text: &str) -> String {
         let output = self.try_psql(database, text);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// How a voter finds it.
-    pub fn config(&self) -> PostgresConfig {
+    pub(crate) fn config(&self) -> PostgresConfig {
         PostgresConfig {
             socket_directory: self.directory.path().to_owned(),
             port: PORT,

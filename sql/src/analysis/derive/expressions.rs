@@ -57,9 +57,11 @@ impl Deriver<'_> {
             | Expr::Wildcard(_)
             | Expr::QualifiedWildcard(..) => {}
             Expr::Value(value) => self.value(&value.value),
-            Expr::BinaryOp { op, .. } | Expr::AnyOp { compare_op: op, .. } | Expr::AllOp { compare_op: op, .. } => {
+            Expr::BinaryOp { left, op, right } => {
                 self.operator(op);
+                self.compared_dates(left, right);
             }
+            Expr::AnyOp { compare_op: op, .. } | Expr::AllOp { compare_op: op, .. } => self.operator(op),
             Expr::UnaryOp { op, .. } => self.unary(*op),
             Expr::Cast { data_type, expr, .. } => self.cast(data_type, expr),
             Expr::Function(function) => self.function(function),
@@ -89,6 +91,20 @@ impl Deriver<'_> {
         }
     }
 
+    /// `at < 'now'`, where the type comes from the column (rule 4).
+    fn compared_dates(&mut self, left: &Expr, right: &Expr) {
+        for (column, value) in [(left, right), (right, left)] {
+            let name = match column {
+                Expr::Identifier(name) => Some(name),
+                Expr::CompoundIdentifier(parts) => parts.last(),
+                _ => None,
+            };
+            if name.is_some_and(|name| self.schema.is_date_column(&name_of(name))) {
+                self.date_value(value);
+            }
+        }
+    }
+
     fn unary(&mut self, operator: UnaryOperator) {
         if !matches!(
             operator,
@@ -106,6 +122,10 @@ impl Deriver<'_> {
                 if !name.is_some_and(|name| self.schema.is_sequence(&name)) {
                     self.not_understood();
                 }
+            }
+            // Literals are replaced, or refused, by their tokens.
+            DataType::Date | DataType::Timestamp(..) | DataType::Time(..) if string(value).is_none() => {
+                self.date_value(value)
             }
             DataType::Custom(name, _) => {
                 let parts = parts_of(name).unwrap_or_default();

@@ -1,18 +1,16 @@
 //! INSERT, UPDATE and DELETE: what they touch beyond the rows that they name.
 
 mod constraints;
-
-use std::ops::ControlFlow;
+mod order;
 
 use sqlparser::ast::{
     Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, ObjectName, OnConflictAction, OnInsert, Query,
-    SelectItem, SetExpr, TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind, Value, Visit, Visitor,
+    SelectItem, SetExpr, TableObject, TableWithJoins, Update, UpdateTableFromKind,
 };
 
 use super::super::level::{ColumnOf, KEYS_MAX, Level, name_of, parts_of};
-use super::super::template::{KeySource, Keyed, clock_word_refusal, is_clock_word};
+use super::super::template::{KeySource, Keyed};
 use super::Deriver;
-use super::expressions::last_name;
 use super::query::key_kind;
 use crate::footprint::{Mode, Resource};
 use crate::functions;
@@ -20,6 +18,7 @@ use crate::refusal::{NONDETERMINISTIC, Refusal};
 use crate::schema::{ColumnKind, Partitioning, Table, TableKind, TableName};
 
 pub(super) use constraints::Change;
+use order::{calls_any, conflict_refusal, draw_refusal, names_one_row, several_matches};
 
 /// What an INSERT puts into one column.
 pub(super) enum Inserted {
@@ -57,6 +56,9 @@ impl<'schema> Deriver<'schema> {
         });
         if let Some(source) = source {
             self.date_literals(table, &columns, source);
+            if insert.on.is_some() && !self.has_known_order(source) {
+                self.refuse(conflict_refusal());
+            }
         }
         if let Some(OnInsert::OnConflict(conflict)) = &insert.on
             && let OnConflictAction::DoUpdate(update) = &conflict.action
@@ -220,38 +222,6 @@ impl<'schema> Deriver<'schema> {
         }
     }
 
-    /// Draws (random, UUIDs, sequences) for rows whose order is not known would differ (rules 6, 7, 9 and 18).
-    fn refuse_draws_over_rows(&mut self, table: &Table, columns: &[String], source: Option<&Query>) {
-        let Some(query) = source else { return };
-        let by_default = table.columns.iter().any(|column| {
-            (column.default_draws || !column.sequences.is_empty()) && may_be_default(&column.name, columns, source)
-        });
-        let draws = by_default || calls_any(query, functions::PER_CALL);
-        if draws && !self.has_known_order(query) {
-            self.refuse(draw_refusal());
-        }
-    }
-
-    /// Whether a query gives its rows in an order that does not depend on the server.
-    fn has_known_order(&mut self, query: &Query) -> bool {
-        match query.body.as_ref() {
-            SetExpr::Values(_) => true,
-            SetExpr::Select(select) => {
-                let functions_only = select.from.iter().all(|tables| {
-                    tables.joins.is_empty()
-                        && matches!(
-                            &tables.relation,
-                            TableFactor::Function { .. }
-                                | TableFactor::UNNEST { .. }
-                                | TableFactor::Table { args: Some(_), .. }
-                        )
-                });
-                functions_only || self.is_totally_ordered(query)
-            }
-            _ => false,
-        }
-    }
-
     pub(super) fn update(&mut self, update: &Update) {
         let is_plain = update.optimizer_hints.is_empty()
             && update.output.is_none()
@@ -275,6 +245,9 @@ impl<'schema> Deriver<'schema> {
         };
         if calls_any(update, functions::PER_CALL) && !names_one_row(&level, table) {
             self.refuse(draw_refusal());
+        }
+        if !level.matches_once() {
+            self.refuse(several_matches());
         }
         self.assignments(&name, table, &update.assignments, Some(&level));
     }
@@ -368,82 +341,6 @@ impl<'schema> Deriver<'schema> {
             self.date_value(&assignment.value);
         }
     }
-
-    /// `'now'` as the value of a date or time column (rule 4), as a literal or a parameter.
-    fn date_literals(&mut self, table: &Table, columns: &[String], source: &Query) {
-        let SetExpr::Values(values) = source.body.as_ref() else {
-            return;
-        };
-        for (position, column) in columns.iter().enumerate() {
-            let is_date = table
-                .column(column)
-                .is_some_and(|column| column.kind == ColumnKind::Date);
-            if is_date {
-                let cells = values.rows.iter().filter_map(|row| row.content.get(position));
-                cells.for_each(|value| self.date_value(value));
-            }
-        }
-    }
-
-    fn date_value(&mut self, value: &Expr) {
-        let Expr::Value(value) = value else { return };
-        match &value.value {
-            Value::SingleQuotedString(text) if is_clock_word(text) => self.refuse(clock_word_refusal()),
-            Value::Placeholder(name) => {
-                let number = name.strip_prefix('$').and_then(|digits| digits.parse::<u16>().ok());
-                let index = number.and_then(|number| number.checked_sub(1));
-                self.template.date_parameters.extend(index);
-            }
-            _ => {}
-        }
-    }
-
-    /// Sums of floats depend on the order in which they are added (rule 20).
-    fn refuse_float_sums(&mut self, source: Option<&Query>) {
-        const SUMS: &[&str] = &[
-            "sum",
-            "avg",
-            "stddev",
-            "stddev_pop",
-            "stddev_samp",
-            "variance",
-            "var_pop",
-            "var_samp",
-        ];
-        let Some(query) = source else { return };
-        let SetExpr::Select(select) = query.body.as_ref() else {
-            return;
-        };
-        if !calls_any(query, SUMS) {
-            return;
-        }
-        let understood = self.relations_understood;
-        let level = self.level(&select.from, None);
-        self.relations_understood = understood;
-        let sums_floats = select.projection.iter().any(|item| match item {
-            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
-                calls_any(expr, SUMS) && names_float(expr, &level)
-            }
-            _ => false,
-        });
-        if sums_floats {
-            self.refuse(Refusal::new(
-                NONDETERMINISTIC,
-                20,
-                "a sum or average of floating-point values depends on the order in which they are added",
-                "Cast the values to numeric.",
-            ));
-        }
-    }
-}
-
-fn draw_refusal() -> Refusal {
-    Refusal::new(
-        NONDETERMINISTIC,
-        6,
-        "random values or sequence numbers for several rows depend on the order in which a server finds the rows",
-        "Select the rows ORDER BY their primary key, or write them one by one.",
-    )
 }
 
 pub(super) fn is_plain_table(table: &Table) -> bool {
@@ -540,55 +437,4 @@ fn kept_value(level: Option<&Level<'_>>, column: &str) -> Inserted {
     };
     let values = level.and_then(|level| level.values(&column));
     values.map_or(Inserted::Unknown, |values| Inserted::Known(values.to_vec()))
-}
-
-/// Whether the conditions name at most one row of the target.
-fn names_one_row(level: &Level<'_>, table: &Table) -> bool {
-    let Some(primary_key) = table.primary_key() else {
-        return false;
-    };
-    primary_key.iter().all(|column| {
-        let column = ColumnOf {
-            source: 0,
-            column: (*column).to_owned(),
-        };
-        level.values(&column).is_some_and(|values| values.len() == 1)
-    })
-}
-
-/// Whether one of these functions is called anywhere in a tree.
-fn calls_any(tree: &impl Visit, names: &[&str]) -> bool {
-    struct Calls<'names>(&'names [&'names str]);
-    impl Visitor for Calls<'_> {
-        type Break = ();
-        fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
-            match expression {
-                Expr::Function(function) if self.0.contains(&last_name(function).as_str()) => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            }
-        }
-    }
-    tree.visit(&mut Calls(names)).is_break()
-}
-
-/// Whether a float column is named anywhere in an expression.
-fn names_float(expression: &Expr, level: &Level<'_>) -> bool {
-    struct Floats<'level, 'schema>(&'level Level<'schema>);
-    impl Visitor for Floats<'_, '_> {
-        type Break = ();
-        fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
-            let column = self.0.resolve(expression);
-            let table = column
-                .as_ref()
-                .and_then(|column| self.0.sources.get(column.source)?.table);
-            let kind = column
-                .and_then(|column| table?.column(&column.column))
-                .map(|column| column.kind);
-            match kind {
-                Some(ColumnKind::Float) => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            }
-        }
-    }
-    expression.visit(&mut Floats(level)).is_break()
 }

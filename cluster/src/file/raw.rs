@@ -1,0 +1,489 @@
+//! The file as written, and the checks that make it a [`ClusterFile`].
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ordering::identifiers::{ClientId, MachineId};
+use serde::Deserialize;
+use sql::rules::{MultiPartition, PartitionRules};
+use toml::Spanned;
+
+use super::{Client, ClusterFile, Database, FAULTS_MAX, FileError, GROUPS_MAX, Machine};
+use crate::hex;
+
+/// What an operator may tune; everything has a default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tunables {
+    /// f: how many machines may be Byzantine.
+    pub faults: usize,
+    /// How many groups of replicas share the ordering work.
+    pub groups: u16,
+    /// The agreement protocol.
+    pub agreement: Agreement,
+    /// The kind of trusted counter.
+    pub counter: CounterKind,
+    /// Where applications connect.
+    pub listen: SocketAddr,
+    /// Where the proxy serves `/metrics`.
+    pub proxy_metrics: SocketAddr,
+    /// The database that is served.
+    pub database: String,
+    /// What an operation that touches several resources locks.
+    pub multi_partition: MultiPartition,
+    /// How applications prove who they are.
+    pub authentication: Authentication,
+    /// TLS towards applications.
+    pub tls: Option<ApplicationTls>,
+    /// Limits.
+    pub limits: Limits,
+    /// Timeouts.
+    pub timeouts: Timeouts,
+    /// The roles that applications may be.
+    pub roles: Vec<Role>,
+    /// Which column of which table holds the partition key.
+    pub partitions: PartitionRules,
+    machines: Vec<RawMachine>,
+    clients: Vec<RawClient>,
+}
+
+impl Default for Tunables {
+    fn default() -> Self {
+        Self {
+            faults: 1,
+            groups: 1,
+            agreement: Agreement::default(),
+            counter: CounterKind::default(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 6432)),
+            proxy_metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
+            database: String::from("app"),
+            multi_partition: MultiPartition::default(),
+            authentication: Authentication::default(),
+            tls: None,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            roles: vec![Role {
+                name: String::from("app"),
+                scram_verifier: None,
+            }],
+            partitions: PartitionRules::tpcc(),
+            machines: Vec::new(),
+            clients: Vec::new(),
+        }
+    }
+}
+
+/// The agreement protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Agreement {
+    /// MinBFT: 2f+1 replicas and trusted counters.
+    #[default]
+    MinBft,
+}
+
+/// The kind of trusted counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CounterKind {
+    /// Ed25519 in the node's process: anyone can verify.
+    #[default]
+    Ed25519,
+    /// Keyed BLAKE3 in the node's process: faster, verified inside the counter.
+    Blake3,
+    /// Ed25519 in a process of its own.
+    Process,
+}
+
+impl CounterKind {
+    /// As in the cluster file.
+    pub fn name(self) -> &'static str {
+        match self {
+            CounterKind::Ed25519 => "ed25519",
+            CounterKind::Blake3 => "blake3",
+            CounterKind::Process => "process",
+        }
+    }
+}
+
+/// How applications prove who they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Authentication {
+    /// Anyone who can connect may be any listed role: for loopback addresses only.
+    #[default]
+    Trust,
+    /// SCRAM-SHA-256 against the roles' verifiers.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+}
+
+/// TLS towards applications.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplicationTls {
+    /// The certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
+    /// Refuse applications without TLS.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// Limits.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Application connections at once.
+    pub application_connections_max: usize,
+    /// Interactive transactions that are open at once, over all applications.
+    pub open_transactions_max: usize,
+    /// Entries in one batch of the primary.
+    pub batch_entries_max: usize,
+    /// Batches that the primary keeps in flight.
+    pub batches_in_flight_max: usize,
+    /// The size of the durable log of a machine, in bytes.
+    pub log_bytes_max: u64,
+    /// `shared_buffers` of each database server that `up` makes, in MiB.
+    pub shared_buffers_mib: usize,
+    /// Threads that run a node's tasks (the log's writer has one of its own).
+    pub node_threads: usize,
+    /// Threads that run the proxy's tasks.
+    pub proxy_threads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            application_connections_max: 500,
+            open_transactions_max: 64,
+            batch_entries_max: 64,
+            batches_in_flight_max: 4,
+            log_bytes_max: 8 << 30,
+            shared_buffers_mib: 128,
+            node_threads: 1,
+            proxy_threads: 1,
+        }
+    }
+}
+
+/// Timeouts, in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// A statement without an answer from the cluster fails after this long (BF005).
+    pub statement_ms: u64,
+    /// An interactive transaction is aborted after this long.
+    pub transaction_ms: u64,
+    /// A replica suspects the primary when a request stays undecided for this long.
+    pub request_ms: u64,
+    /// How far the primary's clock may be off a replica's.
+    pub clock_skew_ms_max: u64,
+    /// How often the primary shows that it lives when there is nothing to order.
+    pub heartbeat_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            statement_ms: 30_000,
+            transaction_ms: 60_000,
+            request_ms: 2_000,
+            clock_skew_ms_max: 5_000,
+            heartbeat_ms: 500,
+        }
+    }
+}
+
+/// A role that applications may be.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Role {
+    /// The database role.
+    pub name: String,
+    /// Its SCRAM-SHA-256 verifier, as in `pg_authid.rolpassword`.
+    pub scram_verifier: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDatabase {
+    socket_directory: PathBuf,
+    port: u16,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMachine {
+    name: Spanned<String>,
+    link: SocketAddr,
+    metrics: SocketAddr,
+    identity: Spanned<String>,
+    counter: Spanned<String>,
+    database: Option<RawDatabase>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClient {
+    name: Spanned<String>,
+    identity: Spanned<String>,
+    roles: Vec<Spanned<String>>,
+}
+
+/// A parsed file whose membership has not been checked.
+pub(super) struct Parsed<'a> {
+    path: &'a Path,
+    text: &'a str,
+    pub(super) tunables: Tunables,
+    machines: Vec<RawMachine>,
+    clients: Vec<RawClient>,
+}
+
+/// A value that the file writes as a word, from the command line.
+///
+/// # Errors
+/// When there is no such value; the error lists those that there are.
+pub fn parse_word<T: serde::de::DeserializeOwned>(word: &str) -> Result<T, String> {
+    use serde::de::value::{Error, StrDeserializer};
+    T::deserialize(StrDeserializer::<Error>::new(word)).map_err(|error| error.to_string())
+}
+
+/// Reads a file that may hold tunables only (for `up --config`).
+///
+/// # Errors
+/// When it is not right, or lists machines.
+pub(super) fn parse_tunables(path: &Path, text: &str) -> Result<Tunables, FileError> {
+    let parsed = parse(path, text)?;
+    if let Some(machine) = parsed.machines.first() {
+        let remedy = "leave `machines` and `clients` out: `up` generates them; or run `up --dir` where this file lies";
+        return Err(parsed.error(machine.name.span(), "this file lists machines", remedy));
+    }
+    parsed.check_tunables()?;
+    Ok(parsed.tunables)
+}
+
+pub(super) fn parse<'a>(path: &'a Path, text: &'a str) -> Result<Parsed<'a>, FileError> {
+    let mut tunables: Tunables = toml::from_str(text).map_err(|error| syntax_error(path, text, &error))?;
+    let machines = std::mem::take(&mut tunables.machines);
+    let clients = std::mem::take(&mut tunables.clients);
+    Ok(Parsed {
+        path,
+        text,
+        tunables,
+        machines,
+        clients,
+    })
+}
+
+fn syntax_error(path: &Path, text: &str, error: &toml::de::Error) -> FileError {
+    let message = error.message().to_owned();
+    let remedy = if message.contains("unknown field") {
+        "correct the spelling or remove the key"
+    } else if message.contains("missing field") {
+        "add the key; `cloudbft up --dir DIR` writes a complete file to copy from"
+    } else if message.contains("unknown variant") {
+        "use one of the values that are listed"
+    } else if message.contains("invalid") {
+        "write a value of the expected type"
+    } else {
+        "correct the TOML syntax (https://toml.io)"
+    };
+    let line = error.span().map_or(0, |span| line_of(text, span.start));
+    FileError {
+        path: path.to_owned(),
+        line,
+        message,
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
+}
+
+impl Parsed<'_> {
+    fn error(&self, span: Range<usize>, message: impl Into<String>, remedy: impl Into<String>) -> FileError {
+        let (message, remedy) = (message.into(), remedy.into());
+        FileError {
+            path: self.path.to_owned(),
+            line: line_of(self.text, span.start),
+            message,
+            remedy,
+        }
+    }
+
+    /// An error at the first line that sets `key`.
+    fn error_at(&self, key: &str, message: impl Into<String>, remedy: &str) -> FileError {
+        let lines = self.text.lines();
+        let is_key = |line: &str| {
+            line.trim_start()
+                .strip_prefix(key)
+                .is_some_and(|rest| rest.trim_start().starts_with('='))
+        };
+        let line = lines.into_iter().position(is_key).map_or(0, |at| at + 1);
+        FileError {
+            path: self.path.to_owned(),
+            line,
+            message: message.into(),
+            remedy: remedy.to_owned(),
+        }
+    }
+
+    fn check_tunables(&self) -> Result<(), FileError> {
+        let Tunables {
+            faults,
+            groups,
+            limits,
+            authentication,
+            listen,
+            roles,
+            ..
+        } = &self.tunables;
+        if !(1..=FAULTS_MAX).contains(faults) {
+            let remedy = "tolerate 1 fault with 4 machines, 2 with 6, f with 2f+2";
+            return Err(self.error_at("faults", format!("faults must be 1 to {FAULTS_MAX}"), remedy));
+        }
+        if !(1..=GROUPS_MAX).contains(groups) {
+            return Err(self.error_at(
+                "groups",
+                format!("groups must be 1 to {GROUPS_MAX}"),
+                "start with groups = 1",
+            ));
+        }
+        let positive = [
+            ("application_connections_max", limits.application_connections_max),
+            ("open_transactions_max", limits.open_transactions_max),
+            ("batch_entries_max", limits.batch_entries_max),
+            ("batches_in_flight_max", limits.batches_in_flight_max),
+            ("shared_buffers_mib", limits.shared_buffers_mib),
+            ("node_threads", limits.node_threads),
+            ("proxy_threads", limits.proxy_threads),
+        ];
+        if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(self.error_at(
+                key,
+                format!("{key} must be at least 1"),
+                "remove the line to get the default",
+            ));
+        }
+        if roles.is_empty() {
+            return Err(self.error_at("roles", "there is no role", "add [[roles]] with name = \"app\""));
+        }
+        match authentication {
+            Authentication::Trust if !listen.ip().is_loopback() => Err(self.error_at(
+                "listen",
+                format!("with authentication = \"trust\", anyone who reaches {listen} would be any role"),
+                "listen on 127.0.0.1, or set authentication = \"scram-sha-256\" and give each role a scram_verifier",
+            )),
+            Authentication::ScramSha256 if roles.iter().any(|role| role.scram_verifier.is_none()) => Err(self
+                .error_at(
+                    "authentication",
+                    "a role has no scram_verifier",
+                    "copy it from `select rolpassword from pg_authid` of a server where the password is set",
+                )),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn resolve(self) -> Result<ClusterFile, FileError> {
+        self.check_tunables()?;
+        let machines = self.machines()?;
+        let clients = self.clients()?;
+        let mut tunables = self.tunables;
+        tunables.partitions.multi_partition = tunables.multi_partition;
+        Ok(ClusterFile {
+            path: self.path.to_owned(),
+            tunables,
+            machines,
+            clients,
+        })
+    }
+
+    fn machines(&self) -> Result<Vec<Machine>, FileError> {
+        let expected = 2 * self.tunables.faults + 2;
+        if self.machines.len() != expected {
+            let message = format!(
+                "{} machines are listed; 2f+2 = {expected} are needed",
+                self.machines.len()
+            );
+            let remedy = "list m0 (the first primary) and m1 to m(2f+1), or change `faults`";
+            return Err(match self.machines.last() {
+                Some(last) => self.error(last.name.span(), message, remedy),
+                None => self.error_at("faults", message, remedy),
+            });
+        }
+        let mut seen = BTreeSet::new();
+        let checked = self.machines.iter().zip(0_u8..).map(|(raw, index)| {
+            let id = MachineId(index);
+            let name = super::machine_name(id);
+            if *raw.name.get_ref() != name {
+                let message = format!("machine {} is out of order", raw.name.get_ref());
+                return Err(self.error(
+                    raw.name.span(),
+                    message,
+                    format!("name it {name}: machines are m0, m1, ..."),
+                ));
+            }
+            if raw.database.is_some() != (index > 0) {
+                let (message, remedy) = if index == 0 {
+                    (
+                        "m0 orders and never executes: it has no database",
+                        "remove machines.database of m0",
+                    )
+                } else {
+                    (
+                        "this machine has no database",
+                        "add [machines.database] with socket_directory and port",
+                    )
+                };
+                return Err(self.error(raw.name.span(), message, remedy));
+            }
+            let identity = self.key(&raw.identity)?;
+            if !seen.insert(identity) {
+                let remedy = "every machine and client needs a key of its own";
+                return Err(self.error(raw.identity.span(), "this identity is listed twice", remedy));
+            }
+            let database = raw.database.as_ref();
+            Ok(Machine {
+                id,
+                link: raw.link,
+                metrics: raw.metrics,
+                identity,
+                counter: self.key(&raw.counter)?,
+                database: database.map(|raw| Database {
+                    socket_directory: raw.socket_directory.clone(),
+                    port: raw.port,
+                }),
+            })
+        });
+        checked.collect()
+    }
+
+    fn clients(&self) -> Result<Vec<Client>, FileError> {
+        let known: BTreeSet<_> = self.tunables.roles.iter().map(|role| role.name.as_str()).collect();
+        let checked = self.clients.iter().zip(0_u32..).map(|(raw, index)| {
+            if let Some(role) = raw.roles.iter().find(|role| !known.contains(role.get_ref().as_str())) {
+                let message = format!("role {} is not listed", role.get_ref());
+                return Err(self.error(role.span(), message, "add it as [[roles]], or remove it here"));
+            }
+            Ok(Client {
+                id: ClientId(index),
+                name: raw.name.get_ref().clone(),
+                identity: self.key(&raw.identity)?,
+                roles: raw.roles.iter().map(|role| role.get_ref().clone()).collect(),
+            })
+        });
+        checked.collect()
+    }
+
+    fn key(&self, raw: &Spanned<String>) -> Result<[u8; 32], FileError> {
+        hex::decode(raw.get_ref()).ok_or_else(|| {
+            let remedy = "write the public key as 64 hexadecimal digits, as `up` does";
+            self.error(raw.span(), "this is no key", remedy)
+        })
+    }
+}

@@ -1,0 +1,123 @@
+use super::*;
+
+fn generated(directory: &Path) -> ClusterFile {
+    generate(directory, &Tunables::default(), |_| Ok([7; 32])).unwrap()
+}
+
+fn text() -> String {
+    let directory = tempfile::tempdir().unwrap();
+    generated(directory.path());
+    std::fs::read_to_string(directory.path().join("cluster.toml")).unwrap()
+}
+
+fn refused(text: &str) -> FileError {
+    ClusterFile::parse(Path::new("cluster.toml"), text).unwrap_err()
+}
+
+fn line_with(text: &str, part: &str) -> usize {
+    text.lines().position(|line| line.contains(part)).unwrap() + 1
+}
+
+#[test]
+fn what_is_generated_reads_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let generated = generated(directory.path());
+    let read = ClusterFile::read(&directory.path().join("cluster.toml")).unwrap();
+    assert_eq!(read.machines, generated.machines);
+    assert_eq!((read.machines.len(), read.clients.len()), (4, 1));
+    assert_eq!(read.hash(), generated.hash());
+    assert_eq!(read.rules(), &PartitionRules::tpcc());
+    assert!(read.machines[0].database.is_none() && read.machines[1].database.is_some());
+    let own = crate::identity::Identity::read(&read.layout().machine_identity(MachineId(2))).unwrap();
+    assert_eq!(own.public().to_bytes(), read.machines[2].identity);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line() {
+    let text = text().replace("heartbeat_ms", "heart_beat_ms");
+    let error = refused(&text);
+    assert_eq!(error.line, line_with(&text, "heart_beat_ms"), "{error}");
+    assert!(
+        error.message.contains("heart_beat_ms") && error.remedy.contains("spelling"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_unknown_key_of_a_machine_is_refused() {
+    let text = text()
+        .replacen("metrics = ", "metric = ", 1)
+        .replacen("proxy_metric = ", "proxy_metrics = ", 1);
+    let text = text.replacen("\nmetrics = ", "\nmetric = ", 1);
+    assert!(refused(&text).message.contains("metric"));
+}
+
+#[test]
+fn a_bad_key_is_refused_with_its_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = generated(directory.path());
+    let key = crate::hex::encode(&file.machines[2].identity);
+    let text = std::fs::read_to_string(directory.path().join("cluster.toml"))
+        .unwrap()
+        .replace(&key, "beef");
+    let error = refused(&text);
+    assert_eq!(error.line, line_with(&text, "\"beef\""), "{error}");
+    assert!(error.remedy.contains("64 hexadecimal"));
+}
+
+#[test]
+fn an_identity_listed_twice_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = generated(directory.path());
+    let (one, two) = (
+        crate::hex::encode(&file.machines[1].identity),
+        crate::hex::encode(&file.machines[2].identity),
+    );
+    let text = std::fs::read_to_string(directory.path().join("cluster.toml"))
+        .unwrap()
+        .replace(&two, &one);
+    assert!(refused(&text).message.contains("twice"));
+}
+
+#[test]
+fn the_number_of_machines_must_fit_the_faults() {
+    let text = text().replace("faults = 1", "faults = 2");
+    let error = refused(&text);
+    assert!(error.message.contains("2f+2 = 6"), "{error}");
+    assert!(error.line > 0);
+}
+
+#[test]
+fn trust_is_for_loopback_only() {
+    let text = text().replace("127.0.0.1:6432", "0.0.0.0:6432");
+    let error = refused(&text);
+    assert_eq!(error.line, line_with(&text, "0.0.0.0"), "{error}");
+    assert!(error.remedy.contains("scram"));
+}
+
+#[test]
+fn a_client_role_must_be_listed() {
+    let text = text().replace("roles = [\"app\"]", "roles = [\"root\"]");
+    let error = refused(&text);
+    assert_eq!(error.line, line_with(&text, "\"root\""), "{error}");
+}
+
+#[test]
+fn a_syntax_error_names_its_line() {
+    let error = refused("faults = 1\ngroups = = 2\n");
+    assert_eq!(error.line, 2, "{error}");
+}
+
+#[test]
+fn tunables_alone_are_enough_to_generate() {
+    let path = Path::new("tunables.toml");
+    let tunables = raw::parse_tunables(path, "faults = 2\n[limits]\nnode_threads = 2\n").unwrap();
+    assert_eq!(
+        (tunables.faults, tunables.groups, tunables.limits.node_threads),
+        (2, 1, 2)
+    );
+    assert!(
+        raw::parse_tunables(path, &text()).is_err(),
+        "a file with machines is a cluster file"
+    );
+}

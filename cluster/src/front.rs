@@ -1,0 +1,219 @@
+//! The proxy process: the links to all nodes, and the Postgres front on top of them.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ordering::identifiers::{ClientId, MachineId};
+use proxy::{ClusterPort, Destination, FromNode, Proxy, ProxyConfig, RoleConfig, ToNode};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::file::{ApplicationTls, Authentication, ClusterFile};
+use crate::identity::{Identity, IdentityError};
+use crate::link::{Frame, Links, Peer, PeerAddress, Receiver};
+use crate::tls::TlsError;
+
+/// Messages between the front and the links that wait at most.
+const PORT_MESSAGES_MAX: usize = 4096;
+
+/// Why the proxy process ended.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    /// The key is not usable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The links cannot be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The identity is not in the cluster file.
+    #[error("{0} is not the key of any client in the cluster file: list it under [[clients]]")]
+    Unlisted(PathBuf),
+    /// A file or the listener fails.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The certificate for applications is not usable.
+    #[error("the TLS certificate for applications: {0}")]
+    Certificate(String),
+    /// The front failed.
+    #[error(transparent)]
+    Proxy(#[from] proxy::ProxyError),
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> FrontError {
+    let what = what.into();
+    move |source| FrontError::System { what, source }
+}
+
+/// Serves applications until `shutdown` completes.
+///
+/// # Errors
+/// When the proxy cannot be set up, or its listener fails.
+pub async fn run(file: &ClusterFile, shutdown: impl Future<Output = ()> + Send) -> Result<(), FrontError> {
+    let layout = file.layout();
+    let path = layout.proxy_identity();
+    let identity = Identity::read(&path)?;
+    let public = identity.public().to_bytes();
+    let client = file
+        .clients
+        .iter()
+        .find(|client| client.identity == public)
+        .ok_or(FrontError::Unlisted(path))?;
+    let incarnation = next_incarnation(&layout.proxy_incarnation())?;
+    let config = configuration(file, &identity, client.id, incarnation)?;
+    let listen = file.tunables.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(system(format!("cannot listen on {listen}")))?;
+    let port = connect(file, &identity, client.id)?;
+    tracing::info!(%listen, incarnation, "proxy started");
+    Ok(Proxy::run(listener, config, port, shutdown).await?)
+}
+
+fn configuration(
+    file: &ClusterFile,
+    identity: &Identity,
+    client: ClientId,
+    incarnation: u32,
+) -> Result<ProxyConfig, FrontError> {
+    let tunables = &file.tunables;
+    let mut config = ProxyConfig::new(client, identity.signing_key().clone(), incarnation, tunables.faults);
+    config.databases = vec![tunables.database.clone()];
+    let role = |role: &crate::file::Role| RoleConfig {
+        name: role.name.clone(),
+        verifier: role.scram_verifier.clone(),
+    };
+    config.roles = tunables.roles.iter().map(role).collect();
+    config.authentication = match tunables.authentication {
+        Authentication::Trust => proxy::Authentication::Trust,
+        Authentication::ScramSha256 => proxy::Authentication::ScramSha256,
+    };
+    // The catalog is readable for every role; voters let a client be its own roles only.
+    config.catalog_role = tunables.roles.first().map(|role| role.name.clone()).unwrap_or_default();
+    config.rules = tunables.partitions.clone();
+    if let Some(tls) = &tunables.tls {
+        config.tls = Some(application_tls(tls)?);
+        config.tls_required = tls.required;
+    }
+    config.connections_max = tunables.limits.application_connections_max;
+    config.statement_timeout = Duration::from_millis(tunables.timeouts.statement_ms);
+    config.transaction_timeout = Duration::from_millis(tunables.timeouts.transaction_ms);
+    Ok(config)
+}
+
+fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, FrontError> {
+    let refused = |error: &dyn std::fmt::Display| FrontError::Certificate(error.to_string());
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&tls.certificate)
+        .map_err(|error| refused(&error))?
+        .collect();
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| refused(&error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map(|builder| builder.with_no_client_auth())
+        .and_then(|builder| builder.with_single_cert(chain.unwrap_or_default(), key))
+        .map(Arc::new)
+        .map_err(|error| refused(&error))
+}
+
+/// Counts the starts of this proxy, durably: numbers of an earlier start are never used again.
+fn next_incarnation(path: &Path) -> Result<u32, FrontError> {
+    let failed = || system(format!("cannot count starts in {}", path.display()));
+    let previous: u32 = match fs::read_to_string(path) {
+        Ok(text) => text
+            .trim()
+            .parse()
+            .map_err(|error| failed()(std::io::Error::other(error)))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(failed()(error)),
+    };
+    let next = previous + 1;
+    let unfinished = path.with_extension("unfinished");
+    let written = fs::File::create(&unfinished).and_then(|mut file| {
+        writeln!(file, "{next}")?;
+        file.sync_all()
+    });
+    written.and_then(|()| fs::rename(&unfinished, path)).map_err(failed())?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed())?;
+    Ok(next)
+}
+
+/// Makes the links, and the tasks between them and the front.
+fn connect(file: &ClusterFile, identity: &Identity, client: ClientId) -> Result<ClusterPort, FrontError> {
+    let addresses: Vec<_> = file
+        .machines
+        .iter()
+        .map(|machine| PeerAddress {
+            peer: Peer::Machine(machine.id),
+            key: machine.identity,
+            dial: Some(machine.link),
+        })
+        .collect();
+    let (to, outgoing) = mpsc::channel(PORT_MESSAGES_MAX);
+    let (incoming, from) = mpsc::channel(PORT_MESSAGES_MAX);
+    let receiver = Arc::new(FrontReceiver { incoming });
+    let links = Links::start(Peer::Client(client), identity, &addresses, None, receiver)?;
+    tokio::spawn(forward(links, outgoing));
+    Ok(ClusterPort { to, from })
+}
+
+async fn forward(links: Links, mut outgoing: mpsc::Receiver<(Destination, ToNode)>) {
+    while let Some((destination, message)) = outgoing.recv().await {
+        let frame = match message {
+            ToNode::Request(request) => Frame::Request(request),
+            ToNode::Client(message) => Frame::Client(message),
+        };
+        match destination {
+            Destination::All => links.send_to_all(links.peers(), &frame),
+            Destination::Machines(set) => links.send_to_all(set.iter().map(Peer::Machine), &frame),
+        }
+    }
+}
+
+struct FrontReceiver {
+    incoming: mpsc::Sender<(MachineId, FromNode)>,
+}
+
+impl Receiver for FrontReceiver {
+    async fn receive(&self, from: Peer, frame: Frame, _bytes: usize) {
+        if let (Peer::Machine(machine), Frame::Result(result)) = (from, frame) {
+            let _ = self.incoming.send((machine, FromNode::Result(result))).await;
+        }
+    }
+
+    fn changed(&self, peer: Peer, up: bool) {
+        let Peer::Machine(machine) = peer else { return };
+        let event = (machine, if up { FromNode::LinkUp } else { FromNode::LinkDown });
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.incoming.try_send(event) {
+            let incoming = self.incoming.clone();
+            tokio::spawn(async move { incoming.send(event).await });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_start_gets_a_higher_incarnation() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("incarnation");
+        assert_eq!(next_incarnation(&path).unwrap(), 1);
+        assert_eq!(next_incarnation(&path).unwrap(), 2);
+        fs::write(&path, "damaged").unwrap();
+        assert!(next_incarnation(&path).is_err(), "numbers must never be used again");
+    }
+}

@@ -1,0 +1,118 @@
+//! The log as the agreement's memory: read at the start, and to answer those who lag.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ordering::configuration::Configuration;
+use ordering::identifiers::MachineId;
+use ordering::minbft::{Admission, LogAnswer, LogIndex, LogReader, Machine, Record, Recovery};
+use tokio::sync::mpsc;
+use trusted_counter::TrustedCounter;
+use voter::VoterInput;
+
+use super::NodeError;
+use super::owner::INDEX_SHIFT;
+use crate::identity::Identity;
+use crate::link::{Frame, Links, Peer};
+use crate::log::{Log, Reader};
+
+/// A machine as its log has it.
+pub(super) struct Restored {
+    pub(super) machine: Machine,
+    pub(super) index: LogIndex,
+}
+
+/// Reads the whole log.
+///
+/// # Errors
+/// When a record cannot be read or understood.
+pub(super) fn restore(
+    log: &Log,
+    configuration: Configuration,
+    identity: &Identity,
+    counter: &mut dyn TrustedCounter,
+) -> Result<Restored, NodeError> {
+    let mut recovery = Recovery::new();
+    let mut index = LogIndex::default();
+    let mut reader = log.read(1)?;
+    let (mut records, mut last) = (0_u64, 0);
+    while let Some(stored) = reader
+        .next_record()
+        .map_err(|error| NodeError::Replay(error.to_string()))?
+    {
+        let record: Record = borsh::from_slice(&stored.payload)
+            .map_err(|error| NodeError::Replay(format!("record {}: {error}", stored.position)))?;
+        index.add(stored.position << INDEX_SHIFT, &record);
+        recovery.push(record);
+        (records, last) = (records + 1, stored.position);
+    }
+    if records > 0 && last + 1 != log.next() {
+        return Err(NodeError::Replay(format!(
+            "records end at {last}, not at {}",
+            log.next() - 1
+        )));
+    }
+    tracing::info!(records, "log replayed");
+    let positions: Result<_, _> = (0..=u32::from(configuration.groups))
+        .map(|slot| counter.position(slot))
+        .collect();
+    let admission = Admission {
+        epoch: counter.epoch(),
+        positions: positions.map_err(NodeError::Counter)?,
+    };
+    let machine = Machine::new(configuration, identity.signing_key().clone(), admission, recovery);
+    Ok(Restored { machine, index })
+}
+
+/// An answer that is collected from the log beside the owner task.
+pub(super) struct Reading {
+    pub(super) directory: PathBuf,
+    pub(super) position: u64,
+    pub(super) reader: LogReader,
+    pub(super) me: MachineId,
+    pub(super) links: Arc<Links>,
+    pub(super) voter: Option<mpsc::Sender<VoterInput>>,
+}
+
+impl Reading {
+    /// Reads and answers; blocks.
+    pub(super) fn run(mut self) {
+        if let Err(error) = self.read() {
+            tracing::error!(%error, "the log cannot be read for an answer");
+            return;
+        }
+        match self.reader.finish() {
+            LogAnswer::Voter { to, messages } if to == self.me => {
+                let inputs = messages
+                    .into_iter()
+                    .map(|message| VoterInput::CommitDb { from: self.me, message });
+                if let Some(voter) = self.voter {
+                    // What does not fit is fetched again.
+                    inputs.for_each(|input| drop(voter.try_send(input)));
+                }
+            }
+            LogAnswer::Voter { to, messages } => {
+                let frames = messages.into_iter().map(Frame::CommitDb);
+                frames.for_each(|frame| self.links.send_frame(Peer::Machine(to), &frame));
+            }
+            LogAnswer::Peer { to, message } => {
+                let bytes = borsh::to_vec(&message).unwrap_or_default();
+                self.links
+                    .send_frame(Peer::Machine(to), &Frame::Agreement(bytes.into()));
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<(), NodeError> {
+        let mut stored = Reader::open(&self.directory, self.position)?;
+        while !self.reader.is_full() {
+            let next = stored
+                .next_record()
+                .map_err(|error| NodeError::Replay(error.to_string()))?;
+            let Some(record) = next else { break };
+            let record = borsh::from_slice(&record.payload).map_err(|error| NodeError::Replay(error.to_string()))?;
+            self.reader.push(record);
+        }
+        Ok(())
+    }
+}

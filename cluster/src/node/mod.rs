@@ -1,0 +1,385 @@
+//! One `cloudbft node` process: the roles of one machine, and the tasks between them.
+//!
+//! | task | what it does |
+//! |---|---|
+//! | link readers (one per peer) | verify what arrives, and hand it to the owner task or to the voter |
+//! | owner task | steps the agreement, and carries out its outputs |
+//! | log writer (a thread) | makes records durable, many at a time |
+//! | voter (tasks of its crate) | counts decisions, runs them on the database server |
+//! | voter outputs | sends results to proxies, and progress and questions to replicas |
+//! | HTTP | `/metrics` and `/status` |
+
+mod history;
+mod owner;
+mod receiver;
+mod status;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ordering::agreement::{Input, MisbehaviourKind};
+use ordering::configuration::{Configuration, Faults};
+use ordering::directory::{Directory, MachineEntry};
+use ordering::identifiers::MachineId;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use voter::{PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
+
+pub use status::NodeStatus;
+
+use crate::clock::Clock;
+use crate::counter::{self, CounterSetupError, OpenCounter};
+use crate::file::{ClusterFile, Machine, machine_name};
+use crate::http::{self, Answer};
+use crate::identity::{Identity, IdentityError};
+use crate::link::{Frame, Links, Peer, PeerAddress};
+use crate::log::{Log, LogError, LogEvent, SEGMENT_BYTES};
+use crate::metrics::Metrics;
+use crate::postgres::SUPERUSER;
+use crate::tls::TlsError;
+use owner::Owner;
+use receiver::{Arrival, NodeReceiver};
+use status::StatusBoard;
+
+/// Inputs that wait for the owner task at most.
+const ARRIVALS_MAX: usize = 4096;
+/// Outputs of the voter that wait at most.
+const VOTER_OUTPUTS_MAX: usize = 4096;
+/// How long an address, a log or a counter of a node that was just stopped is waited for.
+const LEFTOVERS_MS_MAX: u64 = 10_000;
+
+/// Why a node ended.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The machine is not in the cluster file.
+    #[error("machine m{0} is not in the cluster file")]
+    Unlisted(MachineId),
+    /// The key is not usable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The key is not the one that the cluster file lists.
+    #[error("the identity of m{0} is not the one that the cluster file lists: restore the machine's directory")]
+    AnotherIdentity(MachineId),
+    /// The trusted counter cannot be opened.
+    #[error(transparent)]
+    CounterSetup(#[from] CounterSetupError),
+    /// The trusted counter failed.
+    #[error("the trusted counter failed: {0}")]
+    Counter(trusted_counter::CounterError),
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The log holds what this version does not understand.
+    #[error("the log cannot be replayed: {0}")]
+    Replay(String),
+    /// The log cannot be written.
+    #[error("the log cannot be written: nothing can be promised any more")]
+    LogFailed,
+    /// Something of ours cannot be encoded.
+    #[error("encoding: {0}")]
+    Encoding(io::Error),
+    /// The links cannot be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The sizes in the cluster file do not fit together.
+    #[error("the agreement refuses the cluster file's sizes")]
+    Configuration,
+    /// A key in the cluster file is none.
+    #[error("a public key in the cluster file is not a point of the curve")]
+    Key,
+    /// An address is not free.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The metrics recorder cannot be installed.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+/// Runs the node of a machine until `shutdown` completes.
+///
+/// # Errors
+/// When it cannot be set up, or when its log or counter fails.
+pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
+    let metrics = crate::metrics::install(file, &machine_name(me))?;
+    let machine = file.machine(me).ok_or(NodeError::Unlisted(me))?;
+    let identity = Identity::read(&file.layout().machine_identity(me))?;
+    if identity.public().to_bytes() != machine.identity {
+        return Err(NodeError::AnotherIdentity(me));
+    }
+    let OpenCounter { mut counter, verifier } = patiently(|| counter::open(file, me)).await?;
+    let (log, durable) = open_log(file, me).await?;
+    let directory = directory(file, verifier)?;
+    let configuration = configuration(file, me)?;
+    let restored = history::restore(&log, configuration, &identity, &mut *counter)?;
+
+    let (voter_outputs, outputs) = mpsc::channel(VOTER_OUTPUTS_MAX);
+    let voter = machine
+        .database
+        .is_some()
+        .then(|| Voter::start(voter_config(file, machine), voter_outputs));
+    let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
+    let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
+    let addresses = peers(file, me);
+    let voter_input = voter.as_ref().map(VoterHandle::input);
+    let everybody = addresses.iter().map(|address| address.peer);
+    let receiver = NodeReceiver::new(directory, owner_inputs.clone(), voter_input.clone(), everybody);
+    let listener = listen(machine.link).await?;
+    let links = Arc::new(Links::start(
+        Peer::Machine(me),
+        &identity,
+        &addresses,
+        Some(listener),
+        Arc::new(receiver),
+    )?);
+    let replicas: Vec<_> = receiver::voters(file.tunables.faults)
+        .filter(|id| *id != me)
+        .map(Peer::Machine)
+        .collect();
+    tokio::spawn(send_voter_outputs(
+        me,
+        outputs,
+        Arc::clone(&links),
+        file.machines.len(),
+        owner_inputs,
+    ));
+    serve_http(listen(machine.metrics).await?, metrics, board.clone());
+    let clock = Clock::start();
+    let owner = Owner {
+        me,
+        machine: restored.machine,
+        counter,
+        log: Arc::new(log),
+        index: restored.index,
+        links,
+        voter: voter_input,
+        others: file
+            .machines
+            .iter()
+            .filter(|other| other.id != me)
+            .map(|other| Peer::Machine(other.id))
+            .collect(),
+        replicas,
+        board,
+        clock,
+        persisting: VecDeque::new(),
+        gauges_set: Instant::now(),
+    };
+    tracing::info!(machine = %machine_name(me), link = %machine.link, "node started");
+    let outcome = owner.run(arrivals, durable, shutdown).await;
+    if let Some(voter) = voter {
+        voter.stop().await;
+    }
+    outcome
+}
+
+/// Tries for a while what a node that is just ending may still hold.
+async fn patiently<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let deadline = Instant::now() + Duration::from_millis(LEFTOVERS_MS_MAX);
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(100)).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, NodeError> {
+    let deadline = Instant::now() + Duration::from_millis(LEFTOVERS_MS_MAX);
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(source) => return Err(NodeError::Listen { address, source }),
+        }
+    }
+}
+
+async fn open_log(file: &ClusterFile, me: MachineId) -> Result<(Log, watch::Receiver<LogEvent>), NodeError> {
+    let directory = file.layout().machine_log(me);
+    let (sender, durable) = watch::channel(LogEvent::Durable(0));
+    let sender = Arc::new(sender);
+    let opening = || {
+        let sender = Arc::clone(&sender);
+        match Log::open(&directory, SEGMENT_BYTES, move |event| drop(sender.send(event))) {
+            // Only a lock passes with time.
+            Err(LogError::Locked { path }) => Err(LogError::Locked { path }),
+            other => Ok(other),
+        }
+    };
+    Ok((patiently(opening).await??, durable))
+}
+
+fn directory(file: &ClusterFile, verifier: Arc<dyn trusted_counter::WarrantVerifier>) -> Result<Directory, NodeError> {
+    let key = |bytes: &[u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| NodeError::Key);
+    let entry = |machine: &Machine| {
+        let counter = trusted_counter::CounterIdentity(machine.counter);
+        Ok((
+            machine.id,
+            MachineEntry {
+                key: key(&machine.identity)?,
+                counter,
+            },
+        ))
+    };
+    let machines: Result<BTreeMap<_, _>, NodeError> = file.machines.iter().map(entry).collect();
+    let clients: Result<BTreeMap<_, _>, NodeError> = file
+        .clients
+        .iter()
+        .map(|client| Ok((client.id, key(&client.identity)?)))
+        .collect();
+    let (faults, groups) = (faults(file), file.tunables.groups);
+    Ok(Directory {
+        faults,
+        groups,
+        machines: machines?,
+        clients: clients?,
+        verifier,
+    })
+}
+
+fn faults(file: &ClusterFile) -> Faults {
+    Faults(u8::try_from(file.tunables.faults).unwrap_or(u8::MAX))
+}
+
+fn configuration(file: &ClusterFile, me: MachineId) -> Result<Configuration, NodeError> {
+    let mut configuration = Configuration::new(me, faults(file), file.tunables.groups);
+    configuration.batch_entries_max = file.tunables.limits.batch_entries_max;
+    configuration.batches_in_flight_max = file.tunables.limits.batches_in_flight_max;
+    configuration.clock_ahead_max_us = file.tunables.timeouts.clock_skew_ms_max.saturating_mul(1000);
+    if configuration.is_valid() {
+        Ok(configuration)
+    } else {
+        Err(NodeError::Configuration)
+    }
+}
+
+/// Between machines the lower index dials; proxies dial us.
+fn peers(file: &ClusterFile, me: MachineId) -> Vec<PeerAddress> {
+    let machines = file
+        .machines
+        .iter()
+        .filter(|machine| machine.id != me)
+        .map(|machine| PeerAddress {
+            peer: Peer::Machine(machine.id),
+            key: machine.identity,
+            dial: (me < machine.id).then_some(machine.link),
+        });
+    let clients = file.clients.iter().map(|client| PeerAddress {
+        peer: Peer::Client(client.id),
+        key: client.identity,
+        dial: None,
+    });
+    machines.chain(clients).collect()
+}
+
+fn limits(file: &ClusterFile) -> VoterLimits {
+    VoterLimits {
+        transactions_max: file.tunables.limits.open_transactions_max,
+        ..VoterLimits::default()
+    }
+}
+
+/// The connections that a voter may open to its database server.
+pub fn backends_max(file: &ClusterFile) -> usize {
+    limits(file).backends_max()
+}
+
+fn voter_config(file: &ClusterFile, machine: &Machine) -> VoterConfig {
+    let database = machine.database.as_ref();
+    VoterConfig {
+        machine: machine.id,
+        faults: file.tunables.faults,
+        groups: file.tunables.groups,
+        rules: file.rules().clone(),
+        postgres: PostgresConfig {
+            socket_directory: database
+                .map(|database| database.socket_directory.clone())
+                .unwrap_or_default(),
+            port: database.map_or(0, |database| database.port),
+            database: file.tunables.database.clone(),
+            superuser: SUPERUSER.to_owned(),
+            major_version: 0,
+        },
+        client_roles: file
+            .clients
+            .iter()
+            .map(|client| (client.id, client.roles.clone()))
+            .collect(),
+        limits: limits(file),
+    }
+}
+
+/// Carries a voter's outputs to whom they are for.
+async fn send_voter_outputs(
+    me: MachineId,
+    mut outputs: mpsc::Receiver<VoterOutput>,
+    links: Arc<Links>,
+    machines: usize,
+    owner: mpsc::Sender<Arrival>,
+) {
+    let others: Vec<_> = (0_u8..)
+        .take(machines)
+        .map(MachineId)
+        .filter(|id| *id != me)
+        .map(Peer::Machine)
+        .collect();
+    while let Some(output) = outputs.recv().await {
+        let (frame, own) = match output {
+            VoterOutput::Result { client, message } => {
+                links.send_frame(Peer::Client(client), &Frame::Result(message));
+                continue;
+            }
+            VoterOutput::Reply(reply) => (Frame::ReplyCommitDb(reply.clone()), Input::Reply { from: me, reply }),
+            VoterOutput::Fetch { from: order } => {
+                (Frame::FetchCommitDb(order), Input::FetchCommitDb { from: me, order })
+            }
+            VoterOutput::FetchRequest { order, digest } => (
+                Frame::FetchRequest(order, digest),
+                Input::FetchRequest {
+                    from: me,
+                    order,
+                    digest,
+                },
+            ),
+        };
+        links.send_to_all(others.iter().copied(), &frame);
+        if owner.send(Arrival::own(own)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn serve_http(listener: TcpListener, metrics: Metrics, board: StatusBoard) {
+    tokio::spawn(http::serve(listener, move |path| match path {
+        "/metrics" => Some(metrics.answer()),
+        "/status" => {
+            let body = serde_json::to_string(&board.read()).unwrap_or_default();
+            Some(Answer {
+                content_type: "application/json",
+                body,
+            })
+        }
+        _ => None,
+    }));
+}
+
+/// A bounded label for metrics.
+fn misbehaviour_label(kind: MisbehaviourKind) -> &'static str {
+    match kind {
+        MisbehaviourKind::WrongPrepare => "wrong_prepare",
+        MisbehaviourKind::WrongCommit => "wrong_commit",
+        MisbehaviourKind::Contradiction => "contradiction",
+        MisbehaviourKind::WrongRecovery => "wrong_recovery",
+        MisbehaviourKind::WrongContent => "wrong_content",
+        MisbehaviourKind::WrongEpoch => "wrong_epoch",
+        MisbehaviourKind::ClockSkew => "clock_skew",
+        MisbehaviourKind::OwnCounter => "own_counter",
+    }
+}

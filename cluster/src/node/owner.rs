@@ -1,0 +1,231 @@
+//! The owner task: the only one that steps the agreement. It takes inputs, steps, and carries out the outputs in
+//! their order; everything slow (verification, disk, peers, the database) happens beside it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ordering::agreement::{Agreement, Input, Now, To};
+use ordering::identifiers::MachineId;
+use ordering::message::CommitDb;
+use ordering::minbft::{LogIndex, LogReader, Machine, Message, Output};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+use trusted_counter::TrustedCounter;
+use voter::VoterInput;
+
+use super::receiver::Arrival;
+use super::status::StatusBoard;
+use super::{NodeError, history};
+use crate::clock::Clock;
+use crate::link::{Frame, Links, Peer};
+use crate::log::{Log, LogEvent};
+
+/// Inputs that are stepped before status and metrics are looked at.
+const INPUTS_PER_ROUND: usize = 256;
+/// How often gauges are set.
+const GAUGES_MS: u64 = 250;
+/// A log position, shifted so far, stands for an offset in the sparse index: it makes a mark every 64 records.
+pub(super) const INDEX_SHIFT: u32 = 10;
+
+/// What the owner task owns.
+pub(super) struct Owner {
+    pub(super) me: MachineId,
+    pub(super) machine: Machine,
+    pub(super) counter: Box<dyn TrustedCounter + Send>,
+    pub(super) log: Arc<Log>,
+    pub(super) index: LogIndex,
+    pub(super) links: Arc<Links>,
+    pub(super) voter: Option<mpsc::Sender<VoterInput>>,
+    /// All other machines.
+    pub(super) others: Vec<Peer>,
+    /// All other machines that hold replicas and voters.
+    pub(super) replicas: Vec<Peer>,
+    pub(super) board: StatusBoard,
+    pub(super) clock: Clock,
+    /// Log positions and the agreement's numbers of records that are not durable yet.
+    pub(super) persisting: VecDeque<(u64, u64)>,
+    pub(super) gauges_set: Instant,
+}
+
+impl Owner {
+    /// Steps until `shutdown` completes.
+    ///
+    /// # Errors
+    /// When the log or the trusted counter fails: nothing can be promised any more.
+    pub(super) async fn run(
+        mut self,
+        mut arrivals: mpsc::Receiver<Arrival>,
+        mut durable: watch::Receiver<LogEvent>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), NodeError> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        self.step(Input::Timeout)?;
+        loop {
+            let deadline = self.deadline();
+            let gauges = self.gauges_set + Duration::from_millis(GAUGES_MS);
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                changed = durable.changed() => {
+                    if changed.is_err() {
+                        return Err(NodeError::LogFailed);
+                    }
+                }
+                arrival = arrivals.recv() => match arrival {
+                    Some(arrival) => self.step(arrival.input)?,
+                    None => return Ok(()),
+                },
+                () = sleep_until(deadline.into()) => self.step(Input::Timeout)?,
+                () = sleep_until(gauges.into()) => {}
+            }
+            self.advance(*durable.borrow_and_update())?;
+            for _ in 0..INPUTS_PER_ROUND {
+                let Ok(arrival) = arrivals.try_recv() else { break };
+                self.step(arrival.input)?;
+            }
+            self.advance(*durable.borrow_and_update())?;
+            if self.gauges_set.elapsed() >= Duration::from_millis(GAUGES_MS) {
+                self.set_gauges();
+            }
+            self.board.set(self.machine.status(), self.log.bytes());
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            monotonic_us: self.clock.monotonic_us(),
+            wall_us: self.clock.now_us(),
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let never = Duration::from_secs(3600);
+        let wait = self.machine.deadline().map_or(never, |deadline_us| {
+            Duration::from_micros(deadline_us.saturating_sub(self.clock.monotonic_us())).min(never)
+        });
+        Instant::now() + wait
+    }
+
+    /// Tells the agreement what has become durable.
+    fn advance(&mut self, event: LogEvent) -> Result<(), NodeError> {
+        let LogEvent::Durable(position) = event else {
+            return Err(NodeError::LogFailed);
+        };
+        let mut persisted = None;
+        while let Some((_, sequence)) = self.persisting.pop_front_if(|(waiting, _)| *waiting <= position) {
+            persisted = Some(sequence);
+        }
+        persisted.map_or(Ok(()), |sequence| self.step(Input::Persisted(sequence)))
+    }
+
+    /// One input, and all that follows from it within this machine.
+    fn step(&mut self, input: Input<Message>) -> Result<(), NodeError> {
+        let mut inputs = VecDeque::from([input]);
+        let mut outputs = Vec::new();
+        while let Some(input) = inputs.pop_front() {
+            let now = self.now();
+            self.machine.step(now, input, &mut outputs);
+            for output in outputs.drain(..) {
+                if let Some(follows) = self.carry_out(output)? {
+                    inputs.push_back(follows);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output) -> Result<Option<Input<Message>>, NodeError> {
+        match output {
+            Output::Persist { sequence, record } => {
+                let payload = borsh::to_vec(&record).map_err(NodeError::Encoding)?;
+                let position = self.log.append(Bytes::from(payload));
+                self.index.add(position << INDEX_SHIFT, &record);
+                self.persisting.push_back((position, sequence));
+            }
+            Output::Certify { slot, digest, ticket } => {
+                let warrant = self.counter.create_uw(slot, &digest).map_err(NodeError::Counter)?;
+                return Ok(Some(Input::Certified { ticket, warrant }));
+            }
+            Output::Send { to, message } => self.send(to, &message)?,
+            Output::Deliver(message) => self.deliver(message),
+            Output::Answer { to, message } => self.answer(to, message),
+            Output::ReadLog { reader } => self.read_log(reader),
+            Output::Report(misbehaviour) => {
+                let peer = format!("m{}", misbehaviour.machine);
+                tracing::warn!(%peer, kind = ?misbehaviour.kind, "misbehaviour");
+                let reason = super::misbehaviour_label(misbehaviour.kind);
+                metrics::counter!("cloudbft_invalid_messages_total", "peer" => peer, "reason" => reason).increment(1);
+            }
+        }
+        Ok(None)
+    }
+
+    fn send(&self, to: To, message: &Message) -> Result<(), NodeError> {
+        let bytes = Bytes::from(borsh::to_vec(message).map_err(NodeError::Encoding)?);
+        let frame = Frame::Agreement(bytes);
+        match to {
+            To::Machine(machine) => self.links.send_frame(Peer::Machine(machine), &frame),
+            To::Others => self.links.send_to_all(self.others.iter().copied(), &frame),
+            To::Replicas => self.links.send_to_all(self.replicas.iter().copied(), &frame),
+        }
+        Ok(())
+    }
+
+    /// A decision: whole to the own voter, digests to the others.
+    fn deliver(&self, message: CommitDb) {
+        metrics::histogram!("cloudbft_order_batch_size").record(message.entries.len() as f64);
+        let mut digests = message.clone();
+        digests.entries.iter_mut().for_each(|entry| entry.request = None);
+        self.links
+            .send_to_all(self.replicas.iter().copied(), &Frame::CommitDb(digests));
+        self.to_own_voter(message);
+    }
+
+    /// An answer to a voter's question.
+    fn answer(&self, to: MachineId, message: CommitDb) {
+        if to == self.me {
+            self.to_own_voter(message);
+        } else {
+            self.links.send_frame(Peer::Machine(to), &Frame::CommitDb(message));
+        }
+    }
+
+    /// A voter that is stuck must not hold up the agreement: what does not fit is fetched again.
+    fn to_own_voter(&self, message: CommitDb) {
+        if let Some(voter) = &self.voter
+            && voter.try_send(VoterInput::CommitDb { from: self.me, message }).is_err()
+        {
+            metrics::counter!("cloudbft_voter_input_dropped_total").increment(1);
+        }
+    }
+
+    /// Reads beside the owner task.
+    fn read_log(&self, reader: LogReader) {
+        let position = self.index.offset(reader.from()) >> INDEX_SHIFT;
+        let reading = history::Reading {
+            directory: self.log.directory().to_owned(),
+            position,
+            reader,
+            me: self.me,
+            links: Arc::clone(&self.links),
+            voter: self.voter.clone(),
+        };
+        tokio::task::spawn_blocking(move || reading.run());
+    }
+
+    fn set_gauges(&mut self) {
+        self.gauges_set = Instant::now();
+        let status = self.machine.status();
+        metrics::gauge!("cloudbft_view").set(status.view.0 as f64);
+        metrics::gauge!("cloudbft_order").set(status.decided.0 as f64);
+        let pending = status.prepared.0.saturating_sub(status.decided.0);
+        metrics::gauge!("cloudbft_order_pending").set(pending as f64);
+        metrics::gauge!("cloudbft_checkpoint_order").set(status.stable.0 as f64);
+        metrics::gauge!("cloudbft_log_bytes").set(self.log.bytes() as f64);
+        for peer in &self.others {
+            let bytes = self.links.queued_bytes(*peer);
+            metrics::gauge!("cloudbft_link_queue_bytes", "peer" => peer.to_string()).set(bytes as f64);
+        }
+    }
+}

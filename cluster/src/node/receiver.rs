@@ -1,0 +1,159 @@
+//! What arrives on the links of a node: verified here, beside the owner task, and handed to whom it is for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ordering::agreement::Input;
+use ordering::directory::Directory;
+use ordering::identifiers::MachineId;
+use ordering::message::ClientMessage;
+use ordering::minbft::{Message, verify_message};
+use ordering::verified::Rejection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use voter::VoterInput;
+
+use crate::link::{Frame, Peer, Receiver};
+
+/// What may wait for the owner task from one peer, in bytes; more slows that peer down.
+const PEER_BYTES_MAX: usize = 64 << 20;
+
+/// An input for the owner task, with its claim on the sender's budget.
+pub(super) struct Arrival {
+    pub(super) input: Input<Message>,
+    pub(super) _claim: Option<OwnedSemaphorePermit>,
+}
+
+impl Arrival {
+    /// An input from this machine itself.
+    pub(super) fn own(input: Input<Message>) -> Self {
+        Self { input, _claim: None }
+    }
+}
+
+/// The receiving side of a node's links.
+pub(super) struct NodeReceiver {
+    directory: Directory,
+    owner: mpsc::Sender<Arrival>,
+    voter: Option<mpsc::Sender<VoterInput>>,
+    budgets: BTreeMap<Peer, Arc<Semaphore>>,
+}
+
+impl NodeReceiver {
+    pub(super) fn new(
+        directory: Directory,
+        owner: mpsc::Sender<Arrival>,
+        voter: Option<mpsc::Sender<VoterInput>>,
+        peers: impl Iterator<Item = Peer>,
+    ) -> Self {
+        let budgets = peers
+            .map(|peer| (peer, Arc::new(Semaphore::new(PEER_BYTES_MAX))))
+            .collect();
+        Self {
+            directory,
+            owner,
+            voter,
+            budgets,
+        }
+    }
+
+    async fn to_owner(&self, from: Peer, bytes: usize, input: Input<Message>) {
+        let bytes = u32::try_from(bytes.min(PEER_BYTES_MAX)).unwrap_or(u32::MAX);
+        let claim = match self.budgets.get(&from) {
+            Some(budget) => Arc::clone(budget).acquire_many_owned(bytes).await.ok(),
+            None => None,
+        };
+        let _ = self.owner.send(Arrival { input, _claim: claim }).await;
+    }
+
+    /// A voter that is stuck must not hold up the agreement on the same link: what does not fit is fetched again.
+    fn to_voter(&self, input: VoterInput) {
+        if let Some(voter) = &self.voter
+            && voter.try_send(input).is_err()
+        {
+            metrics::counter!("cloudbft_voter_input_dropped_total").increment(1);
+        }
+    }
+
+    /// Decodes and verifies what needs it; `None` when it went to the voter or is refused.
+    fn verified(&self, from: Peer, frame: Frame) -> Result<Option<Input<Message>>, Rejection> {
+        let machine = match from {
+            Peer::Machine(machine) => machine,
+            Peer::Client(client) => {
+                match frame {
+                    Frame::Request(request) if request.client != client => return Err(Rejection::WrongSender),
+                    Frame::Request(request) => {
+                        return Ok(Some(Input::Request(self.directory.verify_request(request)?)));
+                    }
+                    Frame::Client(ClientMessage::Direct(direct)) => {
+                        self.to_voter(VoterInput::Direct { client, direct });
+                    }
+                    Frame::Client(ClientMessage::Recall(key)) => self.to_voter(VoterInput::Recall { client, key }),
+                    _ => {}
+                }
+                return Ok(None);
+            }
+        };
+        Ok(match frame {
+            // A replica passes on what the primary seems not to have.
+            Frame::Request(request) => Some(Input::Request(self.directory.verify_request(request)?)),
+            Frame::Agreement(bytes) => {
+                let message = borsh::from_slice(&bytes).map_err(|_| Rejection::Malformed)?;
+                let message = verify_message(machine, message, &self.directory)?;
+                Some(Input::Message { from: machine, message })
+            }
+            Frame::CommitDb(message) => {
+                self.to_voter(VoterInput::CommitDb { from: machine, message });
+                None
+            }
+            Frame::ReplyCommitDb(reply) => Some(Input::Reply { from: machine, reply }),
+            Frame::FetchCommitDb(order) => Some(Input::FetchCommitDb { from: machine, order }),
+            Frame::FetchRequest(order, digest) => Some(Input::FetchRequest {
+                from: machine,
+                order,
+                digest,
+            }),
+            Frame::Ping(_) | Frame::Pong(_) | Frame::Client(_) | Frame::Result(_) => None,
+        })
+    }
+}
+
+impl Receiver for NodeReceiver {
+    async fn receive(&self, from: Peer, frame: Frame, bytes: usize) {
+        let signed = matches!(frame, Frame::Request(_) | Frame::Agreement(_));
+        let started = Instant::now();
+        let verified = self.verified(from, frame);
+        if signed {
+            let seconds = started.elapsed().as_secs_f64();
+            metrics::histogram!("cloudbft_signature_verify_duration_seconds").record(seconds);
+        }
+        match verified {
+            Ok(Some(input)) => self.to_owner(from, bytes, input).await,
+            Ok(None) => {}
+            Err(rejection) => {
+                let (peer, reason) = (from.to_string(), rejection_label(rejection));
+                tracing::warn!(%peer, %rejection, "rejected a message");
+                metrics::counter!("cloudbft_invalid_messages_total", "peer" => peer, "reason" => reason).increment(1);
+            }
+        }
+    }
+}
+
+/// A bounded label for metrics.
+fn rejection_label(rejection: Rejection) -> &'static str {
+    match rejection {
+        Rejection::UnknownMachine => "unknown_machine",
+        Rejection::UnknownClient => "unknown_client",
+        Rejection::WrongSignature => "wrong_signature",
+        Rejection::WrongWarrant => "wrong_warrant",
+        Rejection::CounterUnavailable => "counter_unavailable",
+        Rejection::WrongSender => "wrong_sender",
+        Rejection::TooLarge => "too_large",
+        Rejection::Malformed => "malformed",
+    }
+}
+
+/// The machines that hold voters.
+pub(super) fn voters(faults: usize) -> impl Iterator<Item = MachineId> {
+    (1..).take(2 * faults + 1).map(MachineId)
+}

@@ -1,0 +1,419 @@
+//! One database server: made, started, waited for, stopped.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio_postgres::NoTls;
+
+use super::{Binaries, PostgresError, SUPERUSER};
+
+/// How long a start (which may replay its log) or a stop may take.
+const START_MS_MAX: u64 = 120_000;
+const STOP_MS_MAX: u64 = 30_000;
+/// How long the backends of a killed server may linger.
+const LEFTOVERS_MS_MAX: u64 = 10_000;
+/// The pause between looks at a server that starts or stops.
+const POLL_MS: u64 = 20;
+
+/// How a server is made.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The directory that holds `data`, and the server's log.
+    pub directory: PathBuf,
+    /// The directory of the Unix socket: its path must be short (see [`crate::file::layout`]).
+    pub socket_directory: PathBuf,
+    /// The port, which names the socket.
+    pub port: u16,
+    /// `max_connections`.
+    pub connections_max: usize,
+    /// `shared_buffers`, in MiB.
+    pub shared_buffers_mib: usize,
+    /// The database to make.
+    pub database: String,
+    /// The application's roles; the first one owns the database. None is a superuser.
+    pub roles: Vec<String>,
+}
+
+/// A server that `up` manages.
+#[derive(Clone, Debug)]
+pub struct DatabaseServer {
+    binaries: Binaries,
+    options: ServerOptions,
+    flavour: Flavour,
+}
+
+/// What a server is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flavour {
+    /// A database node, whose durable copy is the replicas' log.
+    DatabaseNode,
+    /// A PostgreSQL as it comes, to compare with.
+    Plain,
+}
+
+impl DatabaseServer {
+    /// The server of a directory, which need not exist yet.
+    pub fn new(binaries: Binaries, options: ServerOptions) -> Self {
+        let flavour = Flavour::DatabaseNode;
+        Self {
+            binaries,
+            options,
+            flavour,
+        }
+    }
+
+    /// A server as `initdb` makes it: all settings (durability among them) are PostgreSQL's defaults but port and socket
+    /// directory, so `connections_max` and `shared_buffers_mib` mean nothing. It also listens on localhost.
+    pub fn plain(binaries: Binaries, options: ServerOptions) -> Self {
+        let flavour = Flavour::Plain;
+        Self {
+            binaries,
+            options,
+            flavour,
+        }
+    }
+
+    /// Makes the data directory unless it is there, starts the server unless it runs, waits until it answers, and
+    /// makes the database and its roles.
+    ///
+    /// # Errors
+    /// When a program fails or the server does not come up in time.
+    pub async fn start(&self) -> Result<(), PostgresError> {
+        let server = self.clone();
+        tokio::task::spawn_blocking(move || server.initialise().and_then(|()| server.launch()))
+            .await
+            .map_err(|error| PostgresError::System {
+                what: String::from("initdb"),
+                source: error.into(),
+            })??;
+        self.wait_ready().await?;
+        self.make_database().await
+    }
+
+    /// The process id of the server, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        running_pid(&self.data())
+    }
+
+    /// Stops the server: connections are cut, and everything is flushed.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn stop(&self) -> Result<(), PostgresError> {
+        let Some(pid) = self.pid() else { return Ok(()) };
+        let signalled = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT);
+        signalled.map_err(|error| PostgresError::System {
+            what: format!("stop {pid}"),
+            source: error.into(),
+        })?;
+        let deadline = Instant::now() + Duration::from_millis(STOP_MS_MAX);
+        while self.pid().is_some() {
+            if Instant::now() > deadline {
+                return Err(self.not_ready());
+            }
+            tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
+        }
+        Ok(())
+    }
+
+    /// A connection as the superuser.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn connect(&self, database: &str) -> Result<tokio_postgres::Client, PostgresError> {
+        connect(&self.options.socket_directory, self.options.port, database).await
+    }
+
+    fn data(&self) -> PathBuf {
+        self.options.directory.join("data")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.options.directory.join("postgres.log")
+    }
+
+    fn not_ready(&self) -> PostgresError {
+        PostgresError::NotReady {
+            directory: self.data(),
+            log: self.log(),
+        }
+    }
+
+    fn initialise(&self) -> Result<(), PostgresError> {
+        let binaries = &self.binaries;
+        binaries.own_directory(&self.options.directory)?;
+        binaries.own_directory(&self.options.socket_directory)?;
+        if binaries.is_another_user() {
+            check_reachable(&self.options.directory)?;
+        }
+        let data = self.data();
+        // Whatever a killed initdb left is no database: it is made in another place and renamed.
+        if !data.exists() {
+            let unfinished = self.options.directory.join("data.unfinished");
+            if unfinished.exists() {
+                fs::remove_dir_all(&unfinished).map_err(PostgresError::system("cannot remove data.unfinished"))?;
+            }
+            let mut initdb = binaries.command("initdb");
+            initdb.args(["--locale=C", "--encoding=UTF8", "--auth=trust", "--no-instructions"]);
+            if self.flavour == Flavour::DatabaseNode {
+                initdb.arg("--data-checksums");
+            }
+            initdb.arg("--username").arg(SUPERUSER).arg("--pgdata").arg(&unfinished);
+            run(initdb, "initdb")?;
+            fs::rename(&unfinished, &data).map_err(PostgresError::system("cannot rename data.unfinished"))?;
+        }
+        self.configure()
+    }
+
+    /// Writes the settings that are ours into a file of their own, at every start.
+    fn configure(&self) -> Result<(), PostgresError> {
+        let data = self.data();
+        let main = data.join("postgresql.conf");
+        let include = "include 'cloudbft.conf'";
+        let text = fs::read_to_string(&main).map_err(PostgresError::system("cannot read postgresql.conf"))?;
+        if !text.lines().any(|line| line == include) {
+            let appended = fs::OpenOptions::new().append(true).open(&main);
+            appended
+                .and_then(|mut file| writeln!(file, "\n{include}"))
+                .map_err(PostgresError::system("cannot extend postgresql.conf"))?;
+        }
+        let ours = data.join("cloudbft.conf");
+        let settings = match self.flavour {
+            Flavour::DatabaseNode => self.settings(),
+            Flavour::Plain => self.address_settings(),
+        };
+        fs::write(&ours, settings).map_err(PostgresError::system("cannot write cloudbft.conf"))?;
+        self.binaries.own(&ours)
+    }
+
+    /// The only settings of a plain server that are not PostgreSQL's defaults.
+    fn address_settings(&self) -> String {
+        let ServerOptions {
+            socket_directory, port, ..
+        } = &self.options;
+        let socket = socket_directory.display().to_string().replace('\'', "''");
+        format!("unix_socket_directories = '{socket}'\nport = {port}\n")
+    }
+
+    /// The settings that keep servers alike (`determinism` rules 14, 20, 23, 24, 29 and 33), and those that make
+    /// use of the replicas' logs being the durable copy (DESIGN.md section 8).
+    fn settings(&self) -> String {
+        let ServerOptions {
+            socket_directory,
+            port,
+            connections_max,
+            shared_buffers_mib,
+            ..
+        } = &self.options;
+        let socket = socket_directory.display().to_string().replace('\'', "''");
+        format!(
+            "# Written by cloudbft at every start; changes here are lost.\n\
+             listen_addresses = ''\n\
+             unix_socket_directories = '{socket}'\n\
+             unix_socket_permissions = 0700\n\
+             port = {port}\n\
+             max_connections = {connections_max}\n\
+             shared_buffers = '{shared_buffers_mib}MB'\n\
+             synchronous_commit = off\n\
+             fsync = on\n\
+             full_page_writes = on\n\
+             wal_level = replica\n\
+             max_wal_senders = 0\n\
+             max_wal_size = '2GB'\n\
+             checkpoint_timeout = '15min'\n\
+             wal_writer_delay = '200ms'\n\
+             max_parallel_workers_per_gather = 0\n\
+             max_parallel_maintenance_workers = 0\n\
+             jit = off\n\
+             synchronize_seqscans = off\n\
+             statement_timeout = 0\n\
+             lock_timeout = 0\n\
+             idle_in_transaction_session_timeout = 0\n\
+             idle_session_timeout = 0\n\
+             deadlock_timeout = '10s'\n\
+             standard_conforming_strings = on\n\
+             backslash_quote = safe_encoding\n\
+             array_nulls = on\n\
+             transform_null_equals = off\n\
+             default_transaction_isolation = 'read committed'\n\
+             max_prepared_transactions = 0\n\
+             lc_messages = 'C'\n\
+             timezone = 'UTC'\n\
+             log_timezone = 'UTC'\n\
+             datestyle = 'ISO, MDY'\n\
+             log_line_prefix = '%m [%p] %u '\n\
+             cluster_name = ''\n"
+        )
+    }
+
+    fn launch(&self) -> Result<(), PostgresError> {
+        if self.pid().is_some() {
+            return Ok(());
+        }
+        self.clear_leftovers();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log());
+        let log = log.map_err(PostgresError::system("cannot open postgres.log"))?;
+        let errors = log
+            .try_clone()
+            .map_err(PostgresError::system("cannot open postgres.log"))?;
+        let mut command = self.binaries.command("postgres");
+        command.arg("-D").arg(self.data()).stdout(log).stderr(errors);
+        // A process group of its own: a Ctrl-C at the terminal is for `up`, which stops the servers last.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command
+            .spawn()
+            .map_err(PostgresError::system("cannot start postgres"))?;
+        // Somebody must collect its end.
+        std::thread::spawn(move || child.wait());
+        Ok(())
+    }
+
+    /// Waits until no process of a server that was killed is left (backends notice the end of their parent), then
+    /// removes `postmaster.pid`: by now its number may belong to somebody else, and would keep the server from starting.
+    fn clear_leftovers(&self) {
+        let deadline = Instant::now() + Duration::from_millis(LEFTOVERS_MS_MAX);
+        loop {
+            let left = processes_in(&self.data());
+            if left.is_empty() {
+                break;
+            }
+            if Instant::now() > deadline {
+                for pid in left {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(POLL_MS));
+        }
+        let _ = fs::remove_file(self.data().join("postmaster.pid"));
+    }
+
+    async fn wait_ready(&self) -> Result<(), PostgresError> {
+        let deadline = Instant::now() + Duration::from_millis(START_MS_MAX);
+        let patience = Instant::now() + Duration::from_secs(2);
+        loop {
+            if self.connect("postgres").await.is_ok() {
+                return Ok(());
+            }
+            let died = Instant::now() > patience && self.pid().is_none();
+            if died || Instant::now() > deadline {
+                return Err(self.not_ready());
+            }
+            tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
+        }
+    }
+
+    async fn make_database(&self) -> Result<(), PostgresError> {
+        let client = self.connect("postgres").await?;
+        for role in &self.options.roles {
+            if client
+                .query_opt("select 1 from pg_roles where rolname = $1", &[role])
+                .await?
+                .is_none()
+            {
+                client
+                    .batch_execute(&format!("create role {} login", quoted(role)))
+                    .await?;
+            }
+        }
+        let database = &self.options.database;
+        if client
+            .query_opt("select 1 from pg_database where datname = $1", &[database])
+            .await?
+            .is_none()
+        {
+            let owner = self.options.roles.first().map_or(SUPERUSER, String::as_str);
+            let (database, owner) = (quoted(database), quoted(owner));
+            client
+                .batch_execute(&format!("create database {database} owner {owner} template template0"))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// A superuser connection over a Unix socket.
+///
+/// # Errors
+/// When the server does not answer.
+pub(crate) async fn connect(
+    socket_directory: &Path,
+    port: u16,
+    database: &str,
+) -> Result<tokio_postgres::Client, PostgresError> {
+    let mut configuration = tokio_postgres::Config::new();
+    configuration
+        .host_path(socket_directory)
+        .port(port)
+        .user(SUPERUSER)
+        .dbname(database);
+    configuration.connect_timeout(Duration::from_secs(5));
+    let (client, connection) = configuration.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The process id in `postmaster.pid`, if that process is a server for this directory.
+fn running_pid(data: &Path) -> Option<u32> {
+    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let pid: u32 = text.lines().next()?.trim().parse().ok()?;
+    // Zombies have no command line.
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let is_server = command
+        .split(|byte| *byte == 0)
+        .any(|word| word == data.as_os_str().as_encoded_bytes());
+    is_server.then_some(pid)
+}
+
+/// The processes whose working directory is `directory`: a server and its backends.
+fn processes_in(directory: &Path) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            (fs::read_link(entry.path().join("cwd")).ok()? == directory).then(|| Pid::from_raw(pid))
+        })
+        .collect()
+}
+
+/// When another user runs the server, every directory above must let that user through.
+fn check_reachable(directory: &Path) -> Result<(), PostgresError> {
+    use std::os::unix::fs::PermissionsExt;
+    for above in directory.ancestors().skip(1) {
+        let mode = fs::metadata(above)
+            .map(|metadata| metadata.permissions().mode())
+            .unwrap_or(0o001);
+        if mode & 0o001 == 0 {
+            let what = format!(
+                "the user `postgres` cannot enter {}; run: chmod o+x {0}",
+                above.display()
+            );
+            return Err(PostgresError::System {
+                what,
+                source: std::io::ErrorKind::PermissionDenied.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn run(mut command: Command, program: &str) -> Result<(), PostgresError> {
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+    let output = output.map_err(PostgresError::system(format!("cannot run {program}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(PostgresError::Program {
+        program: program.to_owned(),
+        message,
+    })
+}

@@ -1,0 +1,159 @@
+//! Sizes, limits and timeouts of the agreement.
+
+use crate::identifiers::{GroupId, MachineId, View};
+
+/// How many machines may be faulty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Faults(pub u8);
+
+/// Most faulty machines that can be configured.
+pub const FAULTS_MAX: u8 = 10;
+
+/// Most groups that can be configured.
+pub const GROUPS_MAX: u16 = 1024;
+
+/// Batches whose PREPARE may arrive ahead of a gap; further ones are dropped and sent again.
+pub const PREPARE_WINDOW: u64 = 256;
+
+/// COMMITs of one replica that may arrive ahead of a gap; further ones are dropped and sent again.
+pub const COMMIT_WINDOW: u64 = 256;
+
+/// Batches that one COMMIT may cover.
+pub const COMMIT_BATCHES_MAX: usize = 64;
+
+/// Most entries of a batch, whatever is configured.
+pub const BATCH_ENTRIES_LIMIT: usize = 1024;
+
+/// Orders between two checkpoints.
+pub const CHECKPOINT_ORDERS: u64 = 512;
+
+/// Bytes of bodies after which a checkpoint is due earlier.
+pub const CHECKPOINT_BYTES: usize = 16 << 20;
+
+/// Orders above the last stable checkpoint that a replica takes part in deciding; what a recovery must carry.
+pub const WATERMARK_ORDERS: u64 = 16_384;
+
+/// Bytes of bodies above the last stable checkpoint, at which a replica waits for the next one.
+pub const WATERMARK_BYTES: usize = 256 << 20;
+
+/// Sizes, limits and timeouts, alike on all machines (except `machine`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// This machine.
+    pub machine: MachineId,
+    /// How many machines may be faulty: f.
+    pub faults: Faults,
+    /// How many groups there are; every machine but m0 holds a replica of each.
+    pub groups: u16,
+    /// Most entries of a batch (at most [`BATCH_ENTRIES_LIMIT`]).
+    pub batch_entries_max: usize,
+    /// Most bytes of operations in a batch of more than one entry.
+    pub batch_bytes_max: usize,
+    /// Batches that the primary keeps between PREPARE and decision.
+    pub batches_in_flight_max: usize,
+    /// Requests that may wait at the primary for a batch, over all clients.
+    pub requests_queued_max: usize,
+    /// Bytes of bodies of one client that a machine keeps before they are ordered.
+    pub client_bytes_max: usize,
+    /// Bytes of decided bodies that are kept to answer fetches without reading the log.
+    pub tail_bytes_max: usize,
+    /// How far a PREPARE's time may be ahead of this machine's wall clock, in microseconds; it waits until it is not.
+    pub clock_ahead_max_us: u64,
+    /// How far a PREPARE's time may be behind, in microseconds; it then needs f+1 COMMITs of others first.
+    pub clock_behind_max_us: u64,
+    /// How long to wait for a body that comes from the client by itself, in microseconds.
+    pub body_patience_us: u64,
+    /// How long without progress before lost messages are looked for, in microseconds.
+    pub retransmission_us: u64,
+    /// How often a machine that waits for the start announces itself, in microseconds.
+    pub hello_us: u64,
+    /// Machines that the operator has declared lost for good: a start does not wait for them.
+    pub lost: Vec<MachineId>,
+}
+
+impl Configuration {
+    /// Defaults for this machine of a cluster of this size.
+    pub fn new(machine: MachineId, faults: Faults, groups: u16) -> Self {
+        Configuration {
+            machine,
+            faults,
+            groups,
+            batch_entries_max: 256,
+            batch_bytes_max: 4 << 20,
+            batches_in_flight_max: 4,
+            requests_queued_max: 65_536,
+            client_bytes_max: 64 << 20,
+            tail_bytes_max: 64 << 20,
+            clock_ahead_max_us: 5_000_000,
+            clock_behind_max_us: 600_000_000,
+            body_patience_us: 3_000,
+            retransmission_us: 100_000,
+            hello_us: 200_000,
+            lost: Vec::new(),
+        }
+    }
+
+    /// Whether the sizes are within the limits of this crate.
+    pub fn is_valid(&self) -> bool {
+        self.faults.0 <= FAULTS_MAX
+            && (1..=GROUPS_MAX).contains(&self.groups)
+            && (1..=BATCH_ENTRIES_LIMIT).contains(&self.batch_entries_max)
+            && self.machine.0 < self.machines()
+            && self.batches_in_flight_max > 0
+            && self.lost.iter().all(|machine| *machine != self.machine)
+    }
+
+    /// How many machines there are: 2f+2.
+    pub fn machines(&self) -> u8 {
+        2 * self.faults.0 + 2
+    }
+
+    /// How many replicas a group has: 2f+1.
+    pub fn replicas(&self) -> u8 {
+        2 * self.faults.0 + 1
+    }
+
+    /// How many replicas decide: f+1.
+    pub fn quorum(&self) -> u32 {
+        u32::from(self.faults.0) + 1
+    }
+
+    /// The machines that hold replicas.
+    pub fn replica_machines(&self) -> impl Iterator<Item = MachineId> + use<> {
+        (1..=self.replicas()).map(MachineId)
+    }
+
+    /// Whether this machine holds replicas.
+    pub fn has_replicas(&self) -> bool {
+        is_replica(self.machine)
+    }
+
+    /// The candidate that leads a view.
+    pub fn primary(&self, view: View) -> MachineId {
+        let candidate = view.0 % u64::from(self.machines());
+        MachineId(u8::try_from(candidate).unwrap_or(0))
+    }
+
+    /// The group in charge of a home (INTERFACES: `home_number % groups`).
+    pub fn group_of(&self, home: u64) -> GroupId {
+        group_of(home, self.groups)
+    }
+}
+
+/// The group in charge of a home.
+pub fn group_of(home: u64, groups: u16) -> GroupId {
+    GroupId(u16::try_from(home % u64::from(groups.max(1))).unwrap_or(0))
+}
+
+/// Whether a machine holds replicas: all but m0.
+pub fn is_replica(machine: MachineId) -> bool {
+    machine.0 != 0
+}
+
+/// The counter slot of the primary candidate.
+pub const PRIMARY_SLOT: u32 = 0;
+
+/// The counter slot of a machine's replica of a group.
+pub fn replica_slot(group: GroupId) -> u32 {
+    u32::from(group.0) + 1
+}

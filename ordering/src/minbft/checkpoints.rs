@@ -1,0 +1,92 @@
+//! Checkpoints: f+1 machines' signed word on how far the decided history goes, and its hash. They are signed with
+//! ordinary keys, so they use up no warrant (rule 3), and they bound what a recovery must carry.
+
+use std::collections::BTreeMap;
+
+use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS, Configuration};
+use crate::identifiers::{MachineId, Order};
+use crate::minbft::messages::{Checkpoint, HistoryPoint, StableCheckpoint};
+
+/// Checkpoints of one machine, above the stable one, that are remembered; the oldest is forgotten first.
+const POINTS_PER_MACHINE: usize = 64;
+
+/// What has been signed, by whom.
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoints {
+    /// The highest stable checkpoint that our own history has reached.
+    pub(crate) stable: Option<StableCheckpoint>,
+    /// The highest stable checkpoint that is beyond our own history: we lag.
+    pub(crate) ahead: Option<StableCheckpoint>,
+    votes: BTreeMap<MachineId, BTreeMap<HistoryPoint, [u8; 64]>>,
+    /// The last order that we signed.
+    pub(crate) signed: Order,
+}
+
+impl Checkpoints {
+    /// What a restarted machine's log proves.
+    pub(crate) fn new(stable: Option<StableCheckpoint>) -> Self {
+        let signed = stable.as_ref().map(|stable| stable.point.order).unwrap_or_default();
+        Checkpoints {
+            stable,
+            signed,
+            ..Checkpoints::default()
+        }
+    }
+
+    /// The stable point.
+    pub(crate) fn point(&self) -> HistoryPoint {
+        self.stable
+            .as_ref()
+            .map_or(HistoryPoint::GENESIS, |stable| stable.point)
+    }
+
+    /// Whether all machines sign a checkpoint when their history goes from `before` to `after`: alike on all.
+    pub(crate) fn is_due(before: &HistoryPoint, after: &HistoryPoint) -> bool {
+        before.order.0 / CHECKPOINT_ORDERS != after.order.0 / CHECKPOINT_ORDERS
+            || before.bytes / CHECKPOINT_BYTES as u64 != after.bytes / CHECKPOINT_BYTES as u64
+    }
+
+    /// Counts a checkpoint; returns the proof when f+1 machines have signed the same.
+    pub(crate) fn vote(&mut self, checkpoint: &Checkpoint, configuration: &Configuration) -> Option<StableCheckpoint> {
+        if checkpoint.point.order <= self.point().order {
+            return None;
+        }
+        let points = self.votes.entry(checkpoint.machine).or_default();
+        points.insert(checkpoint.point, checkpoint.signature);
+        if points.len() > POINTS_PER_MACHINE {
+            points.pop_first();
+        }
+        let signatures: Vec<_> = self
+            .votes
+            .iter()
+            .filter_map(|(machine, points)| Some((*machine, *points.get(&checkpoint.point)?)))
+            .take(configuration.quorum() as usize)
+            .collect();
+        let is_stable = signatures.len() == configuration.quorum() as usize;
+        is_stable.then_some(StableCheckpoint {
+            point: checkpoint.point,
+            signatures,
+        })
+    }
+
+    /// Takes a stable checkpoint that our history has reached.
+    pub(crate) fn set_stable(&mut self, stable: StableCheckpoint) {
+        let order = stable.point.order;
+        for points in self.votes.values_mut() {
+            points.retain(|point, _| point.order > order);
+        }
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.point.order <= order) {
+            self.ahead = None;
+        }
+        self.stable = Some(stable);
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.votes.values().all(|points| points.len() <= POINTS_PER_MACHINE));
+        assert!(
+            self.ahead
+                .as_ref()
+                .is_none_or(|ahead| ahead.point.order > self.point().order)
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! One group at one machine: the own replica's COMMITs, and the streams of its peers' COMMITs (rules 1 and 3).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::configuration::COMMIT_WINDOW;
+use crate::identifiers::{MachineId, Order};
+use crate::minbft::messages::Commit;
+
+/// Own COMMITs that are kept to be sent again.
+pub(crate) const COMMITS_KEPT: usize = 1024;
+
+/// A peer replica's COMMITs, followed strictly in the order of its counter.
+///
+/// No COMMIT after a view change (rule 3): within a view nothing but COMMITs uses up the replica's warrants, so
+/// one that was spent on leaving the view is a gap that never closes.
+#[derive(Debug)]
+pub(crate) struct PeerStream {
+    /// The counter epoch that this view admitted.
+    pub(crate) epoch: u64,
+    /// The last value that was followed. Invariant: every value up to it was, since the view began.
+    pub(crate) value: u64,
+    /// The last batch that it has committed: batches ascend.
+    pub(crate) last_batch: u64,
+    /// COMMITs ahead of a gap, by counter value.
+    window: BTreeMap<u64, Arc<Commit>>,
+    /// The replica broke the rules: nothing more of it is followed in this view.
+    pub(crate) stopped: bool,
+}
+
+impl PeerStream {
+    pub(crate) fn new(epoch: u64, value: u64) -> Self {
+        PeerStream {
+            epoch,
+            value,
+            last_batch: 0,
+            window: BTreeMap::new(),
+            stopped: false,
+        }
+    }
+
+    /// Keeps a COMMIT until its turn comes.
+    pub(crate) fn offer(&mut self, commit: &Arc<Commit>) {
+        let value = commit.warrant.value;
+        if value > self.value && value <= self.value + COMMIT_WINDOW && !self.stopped {
+            self.window.entry(value).or_insert_with(|| Arc::clone(commit));
+        }
+    }
+
+    /// The COMMIT whose turn it is, if all of its batches are at most `batch_max`.
+    pub(crate) fn follow(&mut self, batch_max: u64) -> Option<Arc<Commit>> {
+        let entry = self.window.first_entry()?;
+        let is_near = entry.get().batches.last().is_some_and(|(batch, _)| *batch <= batch_max);
+        if *entry.key() != self.value + 1 || !is_near || self.stopped {
+            return None;
+        }
+        self.value += 1;
+        Some(entry.remove())
+    }
+
+    /// Stops following this replica.
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+        self.window.clear();
+    }
+
+    pub(crate) fn has_gap(&self) -> bool {
+        !self.window.is_empty()
+    }
+
+    fn check_invariants(&self) {
+        assert!(self.window.len() as u64 <= COMMIT_WINDOW);
+        assert!(
+            self.window
+                .first_key_value()
+                .is_none_or(|(value, _)| *value > self.value)
+        );
+    }
+}
+
+/// One group.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Batches with a share that this replica has not begun to commit, ascending.
+    pub(crate) to_commit: VecDeque<u64>,
+    /// A COMMIT is with the counter; further batches wait for the next one.
+    pub(crate) certifying: bool,
+    /// Batches with a share that is not delivered, ascending.
+    pub(crate) to_deliver: VecDeque<u64>,
+    /// The last order that was decided.
+    pub(crate) decided: Order,
+    /// Streams of the other replicas.
+    pub(crate) peers: BTreeMap<MachineId, PeerStream>,
+    /// The last own COMMITs that were sent.
+    own: VecDeque<Arc<Commit>>,
+    /// Stands in the list of groups to look at.
+    pub(crate) touched: bool,
+}
+
+impl Group {
+    pub(crate) fn new(decided: Order, peers: BTreeMap<MachineId, PeerStream>) -> Self {
+        Group {
+            to_commit: VecDeque::new(),
+            certifying: false,
+            to_deliver: VecDeque::new(),
+            decided,
+            peers,
+            own: VecDeque::new(),
+            touched: false,
+        }
+    }
+
+    /// Keeps an own COMMIT that was sent.
+    pub(crate) fn keep(&mut self, commit: Arc<Commit>) {
+        if self.own.len() == COMMITS_KEPT {
+            self.own.pop_front();
+        }
+        self.own.push_back(commit);
+    }
+
+    /// Own COMMITs after this counter value.
+    pub(crate) fn kept_after(&self, value: u64) -> impl Iterator<Item = &Arc<Commit>> {
+        self.own.iter().filter(move |commit| commit.warrant.value > value)
+    }
+
+    /// Jumps: every batch up to this value is decided and logged.
+    pub(crate) fn jump(&mut self, value: u64) {
+        self.to_commit.retain(|batch| *batch > value);
+        self.to_deliver.retain(|batch| *batch > value);
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.to_commit.iter().is_sorted() && self.to_deliver.iter().is_sorted());
+        self.peers.values().for_each(PeerStream::check_invariants);
+    }
+}

@@ -1,0 +1,95 @@
+//! The state of a machine that takes part in a view.
+
+use std::sync::Arc;
+
+use crate::identifiers::{GroupId, MachineId, Order, View};
+use crate::minbft::group::Group;
+use crate::minbft::primary::Primary;
+use crate::minbft::start_messages::LiveProof;
+use crate::minbft::stream::Stream;
+
+/// Everything that belongs to one view.
+#[derive(Debug)]
+pub(crate) struct LiveView {
+    /// How the view began: who is admitted.
+    pub(crate) proof: Arc<LiveProof>,
+    pub(crate) view: View,
+    pub(crate) primary: MachineId,
+    /// The counter epoch of the primary.
+    pub(crate) primary_epoch: u64,
+    pub(crate) stream: Stream,
+    /// By group number; empty on a machine without replicas.
+    pub(crate) groups: Vec<Group>,
+    /// Groups to look at before the step ends.
+    pub(crate) touched: Vec<GroupId>,
+    /// The primary's part, if we lead.
+    pub(crate) leading: Option<Primary>,
+    /// All batches up to this value are in our log, and were told to the primary up to `told`.
+    pub(crate) committed: u64,
+    pub(crate) told: u64,
+    /// When to look for bodies that are missing, monotonic.
+    pub(crate) ask_us: u64,
+    /// A PREPARE's time is ahead of our clock until then, monotonic.
+    pub(crate) hold_us: u64,
+    /// When to look whether anything is stuck, monotonic.
+    pub(crate) tick_us: u64,
+    /// What had been done at the last tick.
+    pub(crate) mark: (u64, Order, u64),
+    /// How many ticks in a row nothing was done although something is outstanding.
+    pub(crate) stalled: u32,
+    /// Ticks since the view began.
+    pub(crate) ticks: u64,
+    /// A peer has more than we do.
+    pub(crate) is_behind: bool,
+    /// When to sign a checkpoint although none is due, because nothing is decided any more; monotonic.
+    pub(crate) idle_us: u64,
+}
+
+impl LiveView {
+    /// Notes that a group must be looked at.
+    pub(crate) fn touch(&mut self, group: GroupId) {
+        if let Some(state) = self.groups.get_mut(usize::from(group.0)).filter(|state| !state.touched) {
+            state.touched = true;
+            self.touched.push(group);
+        }
+    }
+
+    pub(crate) fn touch_all(&mut self) {
+        for index in 0..self.groups.len() {
+            self.touch(GroupId(u16::try_from(index).unwrap_or(u16::MAX)));
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> u64 {
+        let resend = self.leading.as_ref().map_or(u64::MAX, |leading| leading.resend_us);
+        self.ask_us
+            .min(self.hold_us)
+            .min(self.tick_us)
+            .min(self.idle_us)
+            .min(resend)
+    }
+
+    pub(crate) fn decided_by_group(&self) -> Vec<(GroupId, Order)> {
+        let number = |index: usize| GroupId(u16::try_from(index).unwrap_or(u16::MAX));
+        self.groups
+            .iter()
+            .enumerate()
+            .map(|(index, group)| (number(index), group.decided))
+            .collect()
+    }
+
+    /// Whether something that was begun is not done.
+    pub(crate) fn is_outstanding(&self) -> bool {
+        let has_gap = |group: &Group| group.peers.values().any(|peer| peer.has_gap());
+        self.is_behind || !self.stream.slots.is_empty() || self.stream.has_gap() || self.groups.iter().any(has_gap)
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        self.stream.check_invariants();
+        self.groups.iter().for_each(Group::check_invariants);
+        assert!(self.touched.is_empty(), "a step looks at every group that it touches");
+        if let Some(leading) = &self.leading {
+            leading.check_invariants();
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! MinBFT's messages (DESIGN.md section 4, table): what replicas and primaries send each other.
+
+use std::sync::Arc;
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use trusted_counter::UniqueWarrant;
+
+use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
+use crate::message::Request;
+use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Report, Start};
+
+/// Everything that machines send each other.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Message {
+    /// The primary orders a batch.
+    Prepare(Arc<Prepare>),
+    /// A replica has batches in its durable log.
+    Commit(Arc<Commit>),
+    /// Tells the primary how far this machine's log is.
+    Progress(Progress),
+    /// What the sender has of the receiver's messages: the receiver sends again what is missing.
+    Standing(Standing),
+    /// How far the sender's history goes, and its hash; signed.
+    Checkpoint(Checkpoint),
+    /// f+1 equal checkpoints.
+    Stable(StableCheckpoint),
+    /// Asks for the bodies of these digests.
+    FetchRequests(Vec<Digest>),
+    /// Bodies that were asked for.
+    GiveRequests(Vec<Request>),
+    /// Asks for decided operations from this order on.
+    FetchHistory(Order),
+    /// A piece of the decided history.
+    GiveHistory(Arc<History>),
+    /// A machine announces itself (start).
+    Hello(Arc<Hello>),
+    /// The new primary asks for reports (start).
+    Collect(Arc<Collect>),
+    /// What a replica's log holds (start).
+    Report(Arc<Report>),
+    /// The new primary's evidence for how the view begins (start).
+    Start(Arc<Start>),
+    /// A replica has the start in its durable log.
+    Acknowledge(Acknowledgement),
+    /// A view is under way: everybody has acknowledged its start.
+    Live(Arc<LiveProof>),
+}
+
+/// PREPARE: the primary gives `entries[i]` the order `first + i` and the time `time_us + i`.
+///
+/// Fields that are hashed into [`Prepare::digest`] must be changed only together with it.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Prepare {
+    /// The view.
+    pub view: View,
+    /// The order of the first entry.
+    pub first: Order,
+    /// The primary's time at the first entry, in microseconds since the Unix epoch.
+    pub time_us: u64,
+    /// What is ordered.
+    pub entries: Vec<PrepareEntry>,
+    /// Of the primary's counter, slot [`crate::configuration::PRIMARY_SLOT`].
+    pub warrant: UniqueWarrant,
+}
+
+/// One ordered request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct PrepareEntry {
+    /// The group in charge.
+    pub group: GroupId,
+    /// The request's digest.
+    pub digest: Digest,
+}
+
+impl Prepare {
+    /// What the primary's counter certifies.
+    pub fn digest(view: View, first: Order, time_us: u64, entries: &[PrepareEntry]) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft prepare v1");
+        hasher.update(&view.0.to_le_bytes());
+        hasher.update(&first.0.to_le_bytes());
+        hasher.update(&time_us.to_le_bytes());
+        for entry in entries {
+            hasher.update(&entry.group.0.to_le_bytes());
+            hasher.update(&entry.digest);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// [`Prepare::digest`] of this one.
+    pub fn own_digest(&self) -> Digest {
+        Self::digest(self.view, self.first, self.time_us, &self.entries)
+    }
+
+    /// The order of the last entry.
+    pub fn last(&self) -> Order {
+        Order(self.first.0.saturating_add(self.entries.len() as u64).saturating_sub(1))
+    }
+}
+
+/// COMMIT: the sender has these batches, and the bodies of its group's share, in its durable log.
+///
+/// One warrant covers several batches; values ascend.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Commit {
+    /// The view.
+    pub view: View,
+    /// The group.
+    pub group: GroupId,
+    /// The batches: the value of the PREPARE's warrant, and its digest.
+    pub batches: Vec<(u64, Digest)>,
+    /// Of the replica's counter for the group.
+    pub warrant: UniqueWarrant,
+}
+
+impl Commit {
+    /// What the replica's counter certifies.
+    pub fn digest(view: View, group: GroupId, batches: &[(u64, Digest)]) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft commit v1");
+        hasher.update(&view.0.to_le_bytes());
+        hasher.update(&group.0.to_le_bytes());
+        for (value, digest) in batches {
+            hasher.update(&value.to_le_bytes());
+            hasher.update(digest);
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// Progress of a machine, for the primary's flow control only: it decides nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Progress {
+    /// The view.
+    pub view: View,
+    /// All batches up to this value of the primary's counter are in the sender's durable log.
+    pub committed: u64,
+}
+
+/// STATUS: what the sender has got of the receiver's messages; sent when something seems to be missing.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Standing {
+    /// The view.
+    pub view: View,
+    /// Whether the receiver should send PREPAREs too (one machine at a time is asked).
+    pub prepares_wanted: bool,
+    /// The last value of the primary's counter that the sender has followed without gap.
+    pub prepares: u64,
+    /// Per group: the last value of the receiver's counter that the sender has followed without gap.
+    pub commits: Vec<u64>,
+    /// Everything up to here is decided and logged at the sender.
+    pub decided: Order,
+    /// The sender's stable checkpoint.
+    pub stable: Order,
+}
+
+/// A place in the decided history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
+pub struct HistoryPoint {
+    /// The order of the last operation.
+    pub order: Order,
+    /// Its time.
+    pub time_us: u64,
+    /// The hash over everything up to it ([`extend_history`]).
+    pub history: Digest,
+    /// Bytes of all operations up to it.
+    pub bytes: u64,
+    /// The view in which it was prepared.
+    pub view: View,
+    /// The value of the primary's counter that prepared it in that view.
+    pub value: u64,
+}
+
+impl HistoryPoint {
+    /// Before anything was ordered.
+    pub const GENESIS: HistoryPoint = HistoryPoint {
+        order: Order(0),
+        time_us: 0,
+        history: [0; 32],
+        bytes: 0,
+        view: View(0),
+        value: 0,
+    };
+
+    /// What a checkpoint's signature covers.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft checkpoint v1");
+        hasher.update(&self.order.0.to_le_bytes());
+        hasher.update(&self.time_us.to_le_bytes());
+        hasher.update(&self.history);
+        hasher.update(&self.bytes.to_le_bytes());
+        hasher.update(&self.view.0.to_le_bytes());
+        hasher.update(&self.value.to_le_bytes());
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// The hash over the decided history, one operation further.
+pub(crate) fn extend_history(history: &Digest, group: GroupId, time_us: u64, digest: &Digest) -> Digest {
+    let mut bytes = [0; 32 + 2 + 8 + 32];
+    let (head, rest) = bytes.split_at_mut(32);
+    head.copy_from_slice(history);
+    let (middle, rest) = rest.split_at_mut(2);
+    middle.copy_from_slice(&group.0.to_le_bytes());
+    let (time, rest) = rest.split_at_mut(8);
+    time.copy_from_slice(&time_us.to_le_bytes());
+    rest.copy_from_slice(digest);
+    *blake3::hash(&bytes).as_bytes()
+}
+
+/// CHECKPOINT: signed with the machine's ordinary key, so it uses up no warrant (rule 3).
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Checkpoint {
+    /// Who signs.
+    pub machine: MachineId,
+    /// How far the history goes.
+    pub point: HistoryPoint,
+    /// Over [`HistoryPoint::digest`].
+    pub signature: [u8; 64],
+}
+
+/// f+1 machines' equal checkpoints: at least one of them is correct, so this is decided history.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StableCheckpoint {
+    /// How far the history goes.
+    pub point: HistoryPoint,
+    /// f+1 signatures of distinct machines.
+    pub signatures: Vec<(MachineId, [u8; 64])>,
+}
+
+/// One decided operation.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct HistoryEntry {
+    /// The group that decided.
+    pub group: GroupId,
+    /// The primary's time.
+    pub time_us: u64,
+    /// The request's digest; all zero: nothing runs.
+    pub digest: Digest,
+    /// The body; none exactly for the zero digest.
+    pub request: Option<Request>,
+}
+
+/// GIVE: a piece of the decided history; proven only together with the checkpoint at its end.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct History {
+    /// The order of the first entry.
+    pub first: Order,
+    /// Operations at `first`, `first + 1`, ...
+    pub entries: Vec<HistoryEntry>,
+    /// A stable checkpoint exactly at the last entry, when the piece ends at one.
+    pub proof: Option<StableCheckpoint>,
+}
+
+impl History {
+    /// The order after the last entry.
+    pub fn end(&self) -> Order {
+        Order(self.first.0.saturating_add(self.entries.len() as u64))
+    }
+}

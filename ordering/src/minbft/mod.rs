@@ -1,0 +1,322 @@
+//! MinBFT with a separate primary and several groups (DESIGN.md section 4; `reference/agreement.md` section 1).
+//!
+//! One [`Machine`] is everything that one machine does in the agreement: its primary candidate, and (except on m0)
+//! its replica of every group. It follows the PREPARE stream once for all groups.
+//!
+//! | step | file |
+//! |---|---|
+//! | a request comes in and waits to be ordered | `bodies.rs`, `requests.rs` |
+//! | the primary gives it an order: PREPARE, one warrant for a batch | `primary.rs`, `normal.rs` |
+//! | PREPAREs are followed in counter order, bodies are matched (rule 1) | `stream.rs`, `normal.rs` |
+//! | COMMIT: certified, written with the bodies, and only then sent | `journal.rs`, `record.rs`, `normal.rs` |
+//! | peers' COMMITs are followed in counter order (rules 1, 3); f+1 decide | `group.rs`, `normal.rs` |
+//! | the decided history, its checkpoints, answers to voters and peers | `history.rs`, `checkpoints.rs`, `serving.rs`, `reader.rs` |
+//! | what is missing is asked for and sent again | `retransmission.rs`, `catch_up.rs` |
+//! | the start of the cluster, fresh or after all machines were down (rule 6) | `start.rs`, `lead.rs`, `outcome.rs`, `enter.rs`, `recovery.rs` |
+//! | what can be verified without state, by any thread | `messages.rs`, `start_messages.rs`, `verification.rs` |
+//!
+//! **Persist before COMMIT.** A replica sends COMMIT only when the PREPARE, its COMMIT and the bodies are durable.
+//! So f+1 COMMITs are f+1 durable copies, and the decision needs no fsync of its own.
+//!
+//! **View change** (stage 2). A view is left through one place: [`Machine`]`::live`, which is entered by
+//! `enter_view` with the outcome of a start; a view change ends in the same call, with an outcome that f+1
+//! VIEW-CHANGEs of every group justify instead of all logs.
+
+mod bodies;
+mod catch_up;
+mod checkpoints;
+mod enter;
+mod group;
+mod history;
+mod journal;
+mod lead;
+mod live;
+mod messages;
+mod normal;
+mod outcome;
+mod primary;
+mod reader;
+mod record;
+mod recovery;
+mod requests;
+mod retransmission;
+mod serving;
+mod start;
+mod start_messages;
+mod stream;
+mod verification;
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::{Signer, SigningKey};
+
+pub use history::ANSWER_BYTES_MAX;
+pub use messages::{
+    Checkpoint, Commit, History, HistoryEntry, HistoryPoint, Message, Prepare, PrepareEntry, Progress,
+    StableCheckpoint, Standing,
+};
+pub use reader::{LogAnswer, LogReader};
+pub use record::{LogIndex, Record};
+pub use recovery::Recovery;
+pub use start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Outcome, OutcomeEntry, Report, Start};
+pub use verification::{FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, verify_message};
+
+use crate::agreement::{self, Agreement, Misbehaviour, MisbehaviourKind, Now, Phase, Status, To};
+use crate::client_table::ClientTable;
+use crate::configuration::{Configuration, Faults};
+use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
+use crate::verified::Verified;
+use bodies::Bodies;
+use catch_up::CatchUp;
+use checkpoints::Checkpoints;
+use history::DecidedHistory;
+use journal::{Journal, Persisting};
+use live::LiveView;
+use reader::ViewBase;
+use start::StartState;
+
+/// What a machine is fed.
+pub type Input = agreement::Input<Message>;
+
+/// What the shell is to do.
+pub type Output = agreement::Output<Message, Record, LogReader>;
+
+/// One machine's part in the agreement.
+pub struct Machine {
+    configuration: Configuration,
+    key: SigningKey,
+    now: Now,
+    journal: Journal,
+    bodies: Bodies,
+    /// Which numbers of clients are decided, as far as this machine knows: keeps old bodies from coming back.
+    clients: ClientTable,
+    history: DecidedHistory,
+    checkpoints: Checkpoints,
+    /// The views that this machine was live in, and where they began.
+    views: Vec<ViewBase>,
+    start: StartState,
+    catch_up: Option<CatchUp>,
+    /// The view that this machine takes part in.
+    live: Option<Box<LiveView>>,
+    /// Our own counter failed.
+    stopped: bool,
+    /// Flushed orders that voters reported.
+    flushed: BTreeMap<MachineId, Order>,
+    /// When a machine was last answered something expensive, monotonic.
+    answered_us: BTreeMap<(MachineId, serving::Expense), u64>,
+}
+
+impl Machine {
+    /// A machine that has just started.
+    ///
+    /// `key` is the machine's ordinary key; `counter` the own counter's epoch and the last value of each slot
+    /// (`groups + 1` of them); `recovery` what was read from the log.
+    pub fn new(configuration: Configuration, key: SigningKey, counter: Admission, recovery: Recovery) -> Self {
+        let point = recovery.point();
+        Machine {
+            configuration,
+            key,
+            now: Now::default(),
+            journal: Journal::new(counter),
+            bodies: Bodies::default(),
+            clients: recovery.clients,
+            history: DecidedHistory::new(point),
+            checkpoints: Checkpoints::new(recovery.stable),
+            views: recovery.views,
+            start: StartState::new(recovery.view, recovery.live, recovery.prepares, recovery.bodies),
+            catch_up: None,
+            live: None,
+            stopped: false,
+            flushed: BTreeMap::new(),
+            answered_us: BTreeMap::new(),
+        }
+    }
+
+    /// How far the history is at this machine: for checkers.
+    pub fn history_point(&self) -> HistoryPoint {
+        self.history.point
+    }
+
+    fn sign(&self, digest: &Digest) -> [u8; 64] {
+        self.key.sign(digest).to_bytes()
+    }
+
+    fn send(&self, to: To, message: Message, out: &mut Vec<Output>) {
+        if to != To::Machine(self.configuration.machine) {
+            out.push(Output::Send { to, message });
+        }
+    }
+
+    fn report(&self, machine: MachineId, kind: MisbehaviourKind, out: &mut Vec<Output>) {
+        out.push(Output::Report(Misbehaviour { machine, kind }));
+    }
+
+    fn on_message(&mut self, from: MachineId, message: Verified<Message>, out: &mut Vec<Output>) {
+        let digest = *message.digest();
+        match message.into_message() {
+            Message::Prepare(prepare) => self.on_prepare(&prepare, digest, out),
+            Message::Commit(commit) => self.on_commit(from, &commit, out),
+            Message::Progress(progress) => self.on_progress(from, progress),
+            Message::Standing(standing) => self.on_standing(from, &standing, out),
+            Message::Checkpoint(checkpoint) => self.on_checkpoint(&checkpoint, out),
+            Message::Stable(stable) => self.on_stable(stable, out),
+            Message::FetchRequests(digests) => self.on_fetch_requests(from, &digests, out),
+            Message::GiveRequests(requests) => self.on_give_requests(requests, out),
+            Message::FetchHistory(order) => self.on_fetch_history(from, order, out),
+            Message::GiveHistory(history) => self.on_give_history(from, &history, out),
+            Message::Hello(hello) => self.on_hello(&hello, out),
+            Message::Collect(collect) => self.on_collect(&collect, digest, out),
+            Message::Report(report) => self.on_report(&report, out),
+            Message::Start(start) => self.on_start(&start, out),
+            Message::Acknowledge(acknowledgement) => self.on_acknowledge(&acknowledgement, out),
+            Message::Live(proof) => self.on_live(&proof, out),
+        }
+    }
+
+    fn on_persisted(&mut self, sequence: u64, out: &mut Vec<Output>) {
+        while let Some(then) = self.journal.persisted(sequence) {
+            match then {
+                Persisting::Commit(commit) => self.on_commit_logged(commit, out),
+                Persisting::Start(outcome) => self.on_start_logged(&outcome, out),
+                Persisting::Live(proof) => self.enter_view(&proof, out),
+            }
+        }
+    }
+
+    /// Our own counter failed: nothing we would say could be followed.
+    fn stop(&mut self, out: &mut Vec<Output>) {
+        self.stopped = true;
+        self.report(self.configuration.machine, MisbehaviourKind::OwnCounter, out);
+    }
+}
+
+impl Agreement for Machine {
+    type Message = Message;
+    type Record = Record;
+    type LogReader = LogReader;
+
+    fn replicas(faults: Faults) -> u8 {
+        2 * faults.0 + 1
+    }
+
+    fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+        self.now = now;
+        match input {
+            // Voters are served whatever happens: what is decided stays decided.
+            Input::FetchCommitDb { from, order } => self.on_fetch_commit_db(from, order, out),
+            Input::FetchRequest { from, order, digest } => self.on_fetch_request(from, order, &digest, out),
+            Input::Reply { from, reply } => self.on_reply(from, reply),
+            _ if self.stopped => return,
+            Input::Request(request) => self.on_request(&request),
+            Input::Message { from, message } => self.on_message(from, message, out),
+            Input::Certified { ticket, warrant } => self.on_certified(ticket, &warrant, out),
+            Input::Persisted(sequence) => self.on_persisted(sequence, out),
+            Input::Timeout => {}
+        }
+        if self.deadline().is_some_and(|deadline| deadline <= now.monotonic_us) {
+            self.on_timers(out);
+        }
+        self.pump(out);
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        if self.stopped {
+            return None;
+        }
+        let catch_up = self.catch_up.as_ref().map(|catch_up| catch_up.ask_us);
+        let phase = match &self.live {
+            None => self.start.next_us,
+            Some(live) => live.deadline(),
+        };
+        Some(catch_up.map_or(phase, |catch_up| catch_up.min(phase)))
+    }
+
+    fn status(&self) -> Status {
+        let phase = match (&self.live, &self.start.joined) {
+            _ if self.stopped => Phase::Stopped,
+            (Some(_), _) => Phase::Live,
+            (None, Some(_)) => Phase::Starting,
+            (None, None) => Phase::Waiting,
+        };
+        let view = self
+            .live
+            .as_ref()
+            .map(|live| live.view)
+            .or(self.start.mentioned)
+            .unwrap_or_default();
+        let (primary, live) = (self.configuration.primary(view), self.live.as_ref());
+        let leading = live.and_then(|live| live.leading.as_ref());
+        let followed = live.map_or(self.history.point.order, |live| {
+            Order(live.stream.next.0.saturating_sub(1))
+        });
+        let prepared = leading.map_or(followed, |leading| Order(leading.next.0.saturating_sub(1)));
+        let in_flight = live.map_or(0, |live| live.stream.slots.len());
+        let decided = if self.configuration.has_replicas() {
+            self.history.point
+        } else {
+            self.checkpoints.point()
+        };
+        let voters = usize::from(self.configuration.replicas());
+        let all_flushed = self.flushed.len() == voters;
+        Status {
+            phase,
+            view,
+            primary,
+            prepared,
+            decided: decided.order,
+            stable: self.checkpoints.point().order,
+            batches_in_flight: leading.map_or(in_flight, |leading| leading.in_flight()),
+            requests_queued: leading.map_or(0, |leading| leading.queued()),
+            bodies: self.bodies.pending_count(),
+            bodies_bytes: self.bodies.pending_bytes() + live.map_or(0, |live| live.stream.bytes),
+            bodies_missing: self.bodies.missing_count(),
+            flushed: self
+                .flushed
+                .values()
+                .copied()
+                .min()
+                .filter(|_| all_flushed)
+                .unwrap_or_default(),
+            groups: live.map(|live| live.decided_by_group()).unwrap_or_default(),
+        }
+    }
+
+    fn check_invariants(&self) {
+        self.journal.check_invariants();
+        self.bodies.check_invariants();
+        self.checkpoints.check_invariants();
+        assert!(self.configuration.has_replicas() || self.history.point == HistoryPoint::GENESIS);
+        if self.configuration.has_replicas() {
+            assert!(self.checkpoints.point().order <= self.history.point.order);
+        }
+        assert!(self.views.iter().is_sorted_by(|left, right| left.view < right.view));
+        if let Some(live) = &self.live {
+            live.check_invariants();
+            if self.configuration.has_replicas() {
+                let first = live
+                    .stream
+                    .slots
+                    .front()
+                    .map_or(live.stream.next, |slot| slot.prepare.first);
+                assert_eq!(
+                    first,
+                    self.history.point.order.next(),
+                    "the stream continues the history"
+                );
+            }
+        }
+    }
+}
+
+/// The view of a machine that is live; none otherwise.
+impl Machine {
+    /// The view and its primary, when this machine takes part in one.
+    pub fn live_view(&self) -> Option<(View, MachineId)> {
+        self.live.as_ref().map(|live| (live.view, live.primary))
+    }
+
+    /// The last decided order of a group, when this machine takes part in a view.
+    pub fn group_decided(&self, group: GroupId) -> Option<Order> {
+        Some(self.live.as_ref()?.groups.get(usize::from(group.0))?.decided)
+    }
+}

@@ -1,0 +1,228 @@
+//! The primary: gives orders to requests, in batches with one warrant each. It sends digests only.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::client_table::ClientTable;
+use crate::configuration::Configuration;
+use crate::identifiers::{Digest, GroupId, MachineId, Order};
+use crate::message::Request;
+use crate::minbft::messages::{Prepare, PrepareEntry};
+
+/// Batches whose bodies and PREPAREs the primary keeps to serve them.
+pub(crate) const ISSUED_KEPT: usize = 512;
+
+/// A request that waits for its batch.
+#[derive(Debug)]
+struct Queued {
+    digest: Digest,
+    group: GroupId,
+    request: Request,
+}
+
+/// A batch that was sent.
+#[derive(Debug)]
+struct Issued {
+    prepare: Arc<Prepare>,
+    bytes: usize,
+}
+
+/// A batch that is to be certified.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) first: Order,
+    pub(crate) time_us: u64,
+    pub(crate) entries: Vec<PrepareEntry>,
+    pub(crate) requests: Vec<Request>,
+}
+
+/// The leader's part of a view.
+#[derive(Debug)]
+pub(crate) struct Primary {
+    /// The order of the next entry.
+    pub(crate) next: Order,
+    /// The time of the last entry.
+    time_us: u64,
+    /// Numbers that were queued in this view.
+    clients: ClientTable,
+    queue: VecDeque<Queued>,
+    /// Batches that are with the counter.
+    certifying: usize,
+    issued: VecDeque<Issued>,
+    /// Bodies of the issued batches.
+    bodies: BTreeMap<Digest, Request>,
+    bodies_bytes: usize,
+    /// How far each machine's log is, by counter value.
+    progress: BTreeMap<MachineId, u64>,
+    /// How many machines' progress suffices: f+1.
+    quorum: u32,
+    /// The last value that was issued.
+    pub(crate) value: u64,
+    /// When the batches in flight are to be sent again, monotonic.
+    pub(crate) resend_us: u64,
+}
+
+impl Primary {
+    /// `value`: the position of the own counter; `replicas`: whose progress counts, `quorum` of them suffice.
+    pub(crate) fn new(
+        value: u64,
+        next: Order,
+        time_us: u64,
+        replicas: impl Iterator<Item = MachineId>,
+        quorum: u32,
+    ) -> Self {
+        Primary {
+            quorum,
+            next,
+            time_us,
+            clients: ClientTable::default(),
+            queue: VecDeque::new(),
+            certifying: 0,
+            issued: VecDeque::new(),
+            bodies: BTreeMap::new(),
+            bodies_bytes: 0,
+            progress: replicas.map(|machine| (machine, value)).collect(),
+            value,
+            resend_us: u64::MAX,
+        }
+    }
+
+    /// Queues a request once; false when it may not run (again) or the queue is full.
+    pub(crate) fn queue(&mut self, digest: Digest, request: Request, configuration: &Configuration) -> bool {
+        if self.queue.len() >= configuration.requests_queued_max {
+            return false;
+        }
+        if !self.clients.record(request.client, request.number, request.floor) {
+            return false;
+        }
+        let group = configuration.group_of(request.home);
+        self.queue.push_back(Queued { digest, group, request });
+        true
+    }
+
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Batches between certification and f+1 durable copies.
+    pub(crate) fn in_flight(&self) -> usize {
+        let done = self.quorum_progress();
+        self.certifying + usize::try_from(self.value.saturating_sub(done)).unwrap_or(usize::MAX)
+    }
+
+    /// The value up to which f+1 machines have everything in their logs: the slowest do not matter.
+    fn quorum_progress(&self) -> u64 {
+        let mut values: Vec<u64> = self.progress.values().copied().collect();
+        values.sort_unstable_by(|left, right| right.cmp(left));
+        values.get(self.quorum.saturating_sub(1) as usize).copied().unwrap_or(0)
+    }
+
+    /// The next batch, if there is something to order and room for it.
+    pub(crate) fn next_batch(&mut self, wall_us: u64, configuration: &Configuration) -> Option<Batch> {
+        if self.queue.is_empty() || self.in_flight() >= configuration.batches_in_flight_max {
+            return None;
+        }
+        let mut batch = Batch {
+            first: self.next,
+            time_us: wall_us.max(self.time_us + 1),
+            entries: Vec::new(),
+            requests: Vec::new(),
+        };
+        let mut bytes = 0;
+        while let Some(queued) = self.queue.front() {
+            bytes += queued.request.operation.len();
+            let is_full = batch.entries.len() == configuration.batch_entries_max
+                || (!batch.entries.is_empty() && bytes > configuration.batch_bytes_max);
+            if is_full {
+                break;
+            }
+            let Some(queued) = self.queue.pop_front() else { break };
+            batch.entries.push(PrepareEntry {
+                group: queued.group,
+                digest: queued.digest,
+            });
+            batch.requests.push(queued.request);
+        }
+        self.time_us = batch.time_us + batch.entries.len() as u64 - 1;
+        self.next = Order(batch.first.0 + batch.entries.len() as u64);
+        self.certifying += 1;
+        Some(batch)
+    }
+
+    /// A batch was certified and is being sent.
+    pub(crate) fn issue(&mut self, prepare: &Arc<Prepare>, requests: Vec<Request>, bytes_max: usize) {
+        self.certifying -= 1;
+        self.value = prepare.warrant.value;
+        let mut bytes = 0;
+        for (entry, request) in prepare.entries.iter().zip(requests) {
+            bytes += request.operation.len();
+            self.bodies.insert(entry.digest, request);
+        }
+        self.bodies_bytes += bytes;
+        self.issued.push_back(Issued {
+            prepare: Arc::clone(prepare),
+            bytes,
+        });
+        self.trim(bytes_max);
+    }
+
+    /// Forgets the oldest batches; those that are in flight stay.
+    fn trim(&mut self, bytes_max: usize) {
+        let slowest = self.progress.values().copied().min().unwrap_or(0);
+        let done = self.quorum_progress();
+        while let Some(oldest) = self
+            .issued
+            .front()
+            .filter(|oldest| oldest.prepare.warrant.value <= done)
+        {
+            let too_much = self.issued.len() > ISSUED_KEPT || self.bodies_bytes > bytes_max;
+            let everywhere = oldest.prepare.warrant.value <= slowest && self.issued.len() > ISSUED_KEPT / 8;
+            if !(too_much || everywhere) {
+                break;
+            }
+            let Some(oldest) = self.issued.pop_front() else { break };
+            self.bodies_bytes -= oldest.bytes;
+            for entry in &oldest.prepare.entries {
+                self.bodies.remove(&entry.digest);
+            }
+        }
+    }
+
+    /// A machine's log is that far.
+    pub(crate) fn progress(&mut self, machine: MachineId, value: u64) {
+        if let Some(known) = self.progress.get_mut(&machine) {
+            *known = value.min(self.value).max(*known);
+        }
+    }
+
+    /// The body of a request that was issued or is queued.
+    pub(crate) fn body(&self, digest: &Digest) -> Option<&Request> {
+        self.bodies.get(digest)
+    }
+
+    /// PREPAREs after this value that can be sent again.
+    pub(crate) fn issued_after(&self, value: u64) -> impl Iterator<Item = &Arc<Prepare>> {
+        self.issued
+            .iter()
+            .map(|issued| &issued.prepare)
+            .filter(move |prepare| prepare.warrant.value > value)
+    }
+
+    /// PREPAREs in flight.
+    pub(crate) fn outstanding(&self) -> impl Iterator<Item = &Arc<Prepare>> {
+        self.issued_after(self.quorum_progress())
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert_eq!(
+            self.bodies_bytes,
+            self.issued.iter().map(|issued| issued.bytes).sum::<usize>()
+        );
+        assert!(
+            self.issued
+                .back()
+                .is_none_or(|issued| issued.prepare.warrant.value == self.value)
+        );
+        assert!(self.progress.values().all(|value| *value <= self.value));
+    }
+}

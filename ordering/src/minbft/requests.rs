@@ -1,0 +1,94 @@
+//! Requests of clients, and bodies that come from elsewhere.
+
+use crate::agreement::To;
+use crate::identifiers::{Digest, MachineId};
+use crate::message::Request;
+use crate::minbft::bodies::{Arrival, Place};
+use crate::minbft::history::ANSWER_BYTES_MAX;
+use crate::minbft::messages::Message;
+use crate::minbft::verification::FETCH_REQUESTS_MAX;
+use crate::minbft::{Machine, Output};
+use crate::verified::Verified;
+
+impl Machine {
+    pub(crate) fn on_request(&mut self, verified: &Verified<Request>) {
+        let (digest, request) = (*verified.digest(), verified.message());
+        if let Some(leading) = self.live.as_mut().and_then(|live| live.leading.as_mut()) {
+            leading.queue(digest, request.clone(), &self.configuration);
+            if !self.configuration.has_replicas() {
+                return;
+            }
+        }
+        // A number that is decided may only be one of those that are missing (a faulty primary may order it twice).
+        if self.clients.is_new(request.client, request.number, request.floor) || self.bodies.is_missing(&digest) {
+            self.take_body(digest, request);
+        }
+    }
+
+    /// Takes a body from wherever it came.
+    pub(crate) fn take_body(&mut self, digest: Digest, request: &Request) {
+        let arrival = self.bodies.arrive(digest, request, self.configuration.client_bytes_max);
+        if let Arrival::Wanted(places) = arrival {
+            places
+                .into_iter()
+                .for_each(|place| self.fill(place, digest, request.clone()));
+        }
+    }
+
+    /// Puts a body in its place in the PREPARE stream.
+    pub(crate) fn fill(&mut self, place: Place, digest: Digest, request: Request) {
+        let Some(live) = self.live.as_mut() else { return };
+        if let Some((order, group)) = live.stream.fill(place.value, place.index, request) {
+            self.bodies.locate(digest, order);
+            live.touch(group);
+        }
+    }
+
+    /// A body, wherever it is.
+    pub(crate) fn find_body(&self, digest: &Digest) -> Option<&Request> {
+        if let Some(request) = self.bodies.pending(digest) {
+            return Some(request);
+        }
+        let live = self.live.as_ref();
+        if let Some(request) = live
+            .and_then(|live| live.leading.as_ref())
+            .and_then(|leading| leading.body(digest))
+        {
+            return Some(request);
+        }
+        if let Some(order) = self.bodies.location(digest) {
+            let in_stream = live.and_then(|live| live.stream.body(order));
+            return in_stream.or_else(|| self.history.body(order));
+        }
+        self.start.held.get(digest).map(|(_, request)| request)
+    }
+
+    pub(crate) fn on_fetch_requests(&mut self, from: MachineId, digests: &[Digest], out: &mut Vec<Output>) {
+        let mut bytes = 0;
+        let mut requests = Vec::new();
+        for digest in digests.iter().take(FETCH_REQUESTS_MAX) {
+            if bytes >= ANSWER_BYTES_MAX {
+                break;
+            }
+            if let Some(request) = self.find_body(digest) {
+                bytes += request.operation.len();
+                requests.push(request.clone());
+            }
+        }
+        if !requests.is_empty() {
+            self.send(To::Machine(from), Message::GiveRequests(requests), out);
+        }
+    }
+
+    pub(crate) fn on_give_requests(&mut self, requests: Vec<Request>, out: &mut Vec<Output>) {
+        for request in requests {
+            let digest = request.digest();
+            if self.bodies.is_missing(&digest) {
+                self.take_body(digest, &request);
+            } else {
+                self.take_wanted(digest, request);
+            }
+        }
+        self.advance_start(out);
+    }
+}

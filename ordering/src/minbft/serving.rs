@@ -1,0 +1,157 @@
+//! Checkpoints, and answers to voters and peers: from memory, or from the log beside the owner task.
+
+use crate::agreement::{MisbehaviourKind, To};
+use crate::identifiers::{Digest, MachineId, Order};
+use crate::message::{CommitDb, ReplyCommitDb};
+use crate::minbft::checkpoints::Checkpoints;
+use crate::minbft::messages::{Checkpoint, HistoryPoint, Message, StableCheckpoint};
+use crate::minbft::reader::LogReader;
+use crate::minbft::record::Record;
+use crate::minbft::{Machine, Output};
+
+/// The least time between two reads of the log for one machine, in microseconds; it asks again.
+const READ_INTERVAL_US: u64 = 2_000;
+
+/// Expensive answers, each limited by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Expense {
+    ReadForVoter,
+    ReadForPeer,
+    Standing,
+    Live,
+}
+
+impl Machine {
+    /// Whether a machine may have such an answer now; bounds what a peer can make us do.
+    pub(crate) fn may_answer(&mut self, machine: MachineId, expense: Expense, interval_us: u64) -> bool {
+        let now_us = self.now.monotonic_us;
+        let last_us = self.answered_us.get(&(machine, expense)).copied();
+        let is_allowed = last_us.is_none_or(|last_us| now_us >= last_us.saturating_add(interval_us));
+        if is_allowed {
+            self.answered_us.insert((machine, expense), now_us);
+        }
+        is_allowed
+    }
+
+    pub(crate) fn on_reply(&mut self, from: MachineId, reply: ReplyCommitDb) {
+        if self.configuration.replica_machines().any(|machine| machine == from) {
+            let flushed = self.flushed.entry(from).or_default();
+            *flushed = reply.flushed.max(*flushed);
+        }
+    }
+
+    pub(crate) fn on_fetch_commit_db(&mut self, from: MachineId, order: Order, out: &mut Vec<Output>) {
+        let through = self.history.point.order;
+        self.answer_voter(from, Order(order.0.max(1)), through, out);
+    }
+
+    pub(crate) fn on_fetch_request(&mut self, from: MachineId, order: Order, digest: &Digest, out: &mut Vec<Output>) {
+        // A body that is prepared and not yet in the history: the voter knows from f+1 others that it is decided.
+        let in_stream = self.live.as_ref().and_then(|live| {
+            let slot = live.stream.slots.iter().find(|slot| slot.prepare.last() >= order)?;
+            slot.operations()
+                .find(|(_, entry)| entry.order == order && entry.request.is_some())
+        });
+        match in_stream.filter(|(_, entry)| entry.digest == *digest) {
+            Some((group, entry)) => {
+                out.push(Output::Answer {
+                    to: from,
+                    message: CommitDb {
+                        group,
+                        entries: vec![entry],
+                    },
+                });
+            }
+            None => self.answer_voter(from, order, order.min(self.history.point.order), out),
+        }
+    }
+
+    fn answer_voter(&mut self, from: MachineId, order: Order, through: Order, out: &mut Vec<Output>) {
+        if order > through || !self.configuration.has_replicas() {
+            return;
+        }
+        match self.history.answer(order, through) {
+            Some(messages) => {
+                out.extend(messages.into_iter().map(|message| Output::Answer { to: from, message }));
+            }
+            None if self.may_answer(from, Expense::ReadForVoter, READ_INTERVAL_US) => {
+                let reader = LogReader::for_voter(from, order, through, self.views.clone());
+                out.push(Output::ReadLog { reader });
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) fn on_fetch_history(&mut self, from: MachineId, order: Order, out: &mut Vec<Output>) {
+        let stable = self.checkpoints.stable.clone();
+        let through = self.checkpoints.point().order;
+        let can_answer = order.0 > 0 && order <= through && self.configuration.has_replicas();
+        if can_answer && self.may_answer(from, Expense::ReadForPeer, READ_INTERVAL_US) {
+            let reader = LogReader::for_peer(from, order, through, self.views.clone(), stable);
+            out.push(Output::ReadLog { reader });
+        }
+    }
+
+    /// The history has grown from `before`.
+    pub(crate) fn history_extended(&mut self, before: &HistoryPoint, out: &mut Vec<Output>) {
+        if let Some(live) = self.live.as_mut() {
+            live.idle_us = self.now.monotonic_us + self.configuration.retransmission_us;
+        }
+        if Checkpoints::is_due(before, &self.history.point) {
+            self.sign_checkpoint(out);
+        }
+        let ahead = self.checkpoints.ahead.clone();
+        if let Some(ahead) = ahead.filter(|ahead| ahead.point.order <= self.history.point.order) {
+            self.on_stable(ahead, out);
+        }
+    }
+
+    /// Signs the end of our history and tells everybody.
+    pub(crate) fn sign_checkpoint(&mut self, out: &mut Vec<Output>) {
+        let point = self.history.point;
+        self.checkpoints.signed = point.order;
+        let checkpoint = Checkpoint {
+            machine: self.configuration.machine,
+            point,
+            signature: self.sign(&point.digest()),
+        };
+        self.send(To::Others, Message::Checkpoint(checkpoint.clone()), out);
+        self.on_checkpoint(&checkpoint, out);
+    }
+
+    pub(crate) fn on_checkpoint(&mut self, checkpoint: &Checkpoint, out: &mut Vec<Output>) {
+        if let Some(stable) = self.checkpoints.vote(checkpoint, &self.configuration) {
+            self.on_stable(stable, out);
+        }
+    }
+
+    pub(crate) fn on_stable(&mut self, stable: StableCheckpoint, out: &mut Vec<Output>) {
+        let (point, own) = (stable.point, self.history.point);
+        if point.order <= self.checkpoints.point().order {
+            return;
+        }
+        if !self.configuration.has_replicas() {
+            self.checkpoints.set_stable(stable);
+            return;
+        }
+        if point.order > own.order {
+            let is_news = self
+                .checkpoints
+                .ahead
+                .as_ref()
+                .is_none_or(|ahead| ahead.point.order < point.order);
+            if is_news {
+                self.checkpoints.ahead = Some(stable);
+            }
+            return;
+        }
+        if point.order == own.order && point != own {
+            // f+1 machines, so a correct one, have another history: more than f are faulty, or we are.
+            self.stopped = true;
+            self.report(self.configuration.machine, MisbehaviourKind::Contradiction, out);
+            return;
+        }
+        self.journal.write(Record::Stable(stable.clone()), out);
+        self.checkpoints.set_stable(stable);
+    }
+}

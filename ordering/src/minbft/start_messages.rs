@@ -1,0 +1,208 @@
+//! Messages of a start: fresh, or after all machines were down (rule 6). Signed with ordinary keys; they use
+//! up no warrant. The exchange is described in `start.rs`.
+
+use std::sync::Arc;
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::identifiers::{Digest, GroupId, MachineId, View};
+use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
+
+/// A counter as it is now: what an attempt to start would admit.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Admission {
+    /// The counter's epoch.
+    pub epoch: u64,
+    /// The last value of each slot (0: primary candidate; 1 + g: replica of group g).
+    pub positions: Vec<u64>,
+}
+
+/// A machine announces itself after its process has started.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Hello {
+    /// Who.
+    pub machine: MachineId,
+    /// Its counter.
+    pub admission: Admission,
+    /// The highest view that its log mentions; none: the log is empty.
+    pub view: Option<View>,
+    /// Its highest stable checkpoint, as proof that so much is decided.
+    pub stable: Option<StableCheckpoint>,
+    /// Over [`Hello::digest`].
+    pub signature: [u8; 64],
+}
+
+impl Hello {
+    /// What the signature covers.
+    pub fn digest(&self) -> Digest {
+        digest_of(
+            "cloudbft hello v1",
+            &(self.machine, &self.admission, self.view, &self.stable),
+        )
+    }
+
+    /// The end of the proven history.
+    pub fn point(&self) -> HistoryPoint {
+        self.stable
+            .as_ref()
+            .map_or(HistoryPoint::GENESIS, |stable| stable.point)
+    }
+}
+
+/// The new primary's choice of hellos: one of each machine that takes part. It fixes view, epochs and base.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Collect {
+    /// The view to be started.
+    pub view: View,
+    /// Ascending by machine.
+    pub hellos: Vec<Arc<Hello>>,
+    /// The primary's, over [`Collect::digest`].
+    pub signature: [u8; 64],
+}
+
+impl Collect {
+    /// What the signature covers.
+    pub fn digest(&self) -> Digest {
+        let hellos: Vec<Digest> = self.hellos.iter().map(|hello| hello.digest()).collect();
+        digest_of("cloudbft collect v1", &(self.view, hellos))
+    }
+
+    /// The highest proven checkpoint: the start continues from it.
+    pub fn base(&self) -> HistoryPoint {
+        self.hellos
+            .iter()
+            .map(|hello| hello.point())
+            .max_by_key(|point| point.order)
+            .unwrap_or(HistoryPoint::GENESIS)
+    }
+
+    /// The hello of a machine.
+    pub fn hello(&self, machine: MachineId) -> Option<&Arc<Hello>> {
+        self.hellos.iter().find(|hello| hello.machine == machine)
+    }
+}
+
+/// What a replica's log holds above the base.
+///
+/// Who has reported for a view never takes part in a lower one again, in this life of its process.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Report {
+    /// Who.
+    pub machine: MachineId,
+    /// [`Collect::digest`].
+    pub collect: Digest,
+    /// The last view in which it was live, with the proof that this view was started.
+    pub live: Option<Arc<LiveProof>>,
+    /// Every PREPARE of that view above the base, by ascending value.
+    pub prepares: Vec<Arc<Prepare>>,
+    /// Digests of the bodies above the base that its log holds; ascending.
+    pub held: Vec<Digest>,
+    /// Over [`Report::digest`].
+    pub signature: [u8; 64],
+}
+
+impl Report {
+    /// What the signature covers.
+    pub fn digest(&self) -> Digest {
+        let live = self.live.as_ref().map(|live| live.outcome.digest());
+        let prepares: Vec<Digest> = self.prepares.iter().map(|prepare| prepare.own_digest()).collect();
+        digest_of(
+            "cloudbft report v1",
+            &(self.machine, self.collect, live, prepares, &self.held),
+        )
+    }
+}
+
+/// The evidence from which everybody computes the same [`Outcome`].
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Start {
+    /// The hellos.
+    pub collect: Arc<Collect>,
+    /// The reports of **all** replicas in the collect; ascending by machine.
+    pub reports: Vec<Arc<Report>>,
+    /// The primary's, over [`Start::digest`].
+    pub signature: [u8; 64],
+}
+
+impl Start {
+    /// What the signature covers.
+    pub fn digest(&self) -> Digest {
+        let reports: Vec<Digest> = self.reports.iter().map(|report| report.digest()).collect();
+        digest_of("cloudbft start v1", &(self.collect.digest(), reports))
+    }
+}
+
+/// One operation that a start takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct OutcomeEntry {
+    /// The group.
+    pub group: GroupId,
+    /// The time that the former primary stamped.
+    pub time_us: u64,
+    /// The request's digest; all zero when no machine has the body: then it was not decided, and nothing runs.
+    pub digest: Digest,
+}
+
+/// How a view begins.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Outcome {
+    /// The view.
+    pub view: View,
+    /// Everything up to here was decided before.
+    pub base: HistoryPoint,
+    /// What follows at `base.order + 1`, ...: decided by the start itself.
+    pub entries: Vec<OutcomeEntry>,
+    /// The counters that count in this view; ascending by machine.
+    pub admitted: Vec<(MachineId, Admission)>,
+}
+
+impl Outcome {
+    /// Names the outcome.
+    pub fn digest(&self) -> Digest {
+        digest_of("cloudbft outcome v1", self)
+    }
+
+    /// The counter of a machine.
+    pub fn admission(&self, machine: MachineId) -> Option<&Admission> {
+        self.admitted
+            .iter()
+            .find(|(admitted, _)| *admitted == machine)
+            .map(|(_, admission)| admission)
+    }
+}
+
+/// A replica's word that the start is in its durable log, with all bodies, and that it takes part in no lower view.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Acknowledgement {
+    /// Who.
+    pub machine: MachineId,
+    /// The view.
+    pub view: View,
+    /// [`Outcome::digest`].
+    pub outcome: Digest,
+    /// Over [`Acknowledgement::digest`].
+    pub signature: [u8; 64],
+}
+
+impl Acknowledgement {
+    /// What the signature covers.
+    pub fn digest(view: View, outcome: &Digest) -> Digest {
+        digest_of("cloudbft acknowledge v1", &(view, outcome))
+    }
+}
+
+/// An outcome that all its replicas have acknowledged: every correct one has it in its log.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct LiveProof {
+    /// How the view began.
+    pub outcome: Outcome,
+    /// Every admitted replica's signature over [`Acknowledgement::digest`]; ascending by machine.
+    pub signatures: Vec<(MachineId, [u8; 64])>,
+}
+
+fn digest_of(context: &str, value: &impl BorshSerialize) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(context);
+    // Hashing cannot fail: the hasher takes every write.
+    let _ = borsh::to_writer(&mut hasher, value);
+    *hasher.finalize().as_bytes()
+}

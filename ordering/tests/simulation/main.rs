@@ -1,0 +1,7 @@
+//! Production machines in virtual time: loss, duplication, reordering, crashes, and starts from what was durable.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod cluster;
+mod rules;
+mod scenarios;

@@ -1,0 +1,278 @@
+//! The rules of DESIGN.md section 4 that published implementations got wrong, each with the test that fails
+//! without it.
+
+use crate::cluster::Cluster;
+use ordering::agreement::{Agreement, MisbehaviourKind, Phase};
+use ordering::configuration::{CHECKPOINT_ORDERS, replica_slot};
+use ordering::identifiers::{GroupId, MachineId, Order};
+use ordering::message::REQUEST_WINDOW;
+use ordering::minbft::{Message, Record};
+
+const M1: MachineId = MachineId(1);
+const M2: MachineId = MachineId(2);
+const M3: MachineId = MachineId(3);
+
+fn live(seed: u64, groups: u16) -> Cluster {
+    let mut cluster = Cluster::new(seed, 1, groups);
+    assert!(cluster.run_until(2_000_000, Cluster::is_live));
+    cluster
+}
+
+fn submit(cluster: &mut Cluster, requests: u64) {
+    for _ in 0..requests {
+        cluster.submit();
+        cluster.run(3_000);
+    }
+}
+
+#[test]
+fn rule_1_no_prepare_is_followed_across_a_hole() {
+    let mut cluster = live(11, 3);
+    // m1 never gets the third batch, whatever its group, and whoever sends it again.
+    cluster.filter = |_, to, message| match message {
+        Message::Prepare(prepare) => to != M1 || prepare.warrant.value != 3,
+        Message::GiveHistory(_) => to != M1,
+        _ => true,
+    };
+    submit(&mut cluster, 20);
+    cluster.run(500_000);
+    assert_eq!(cluster.machine(M1).status().prepared, Order(2));
+    assert_eq!(
+        cluster.machine(M2).status().decided,
+        Order(20),
+        "the others are a quorum"
+    );
+    assert_eq!(cluster.reports, [], "a hole is waited for, not taken for a fault of the primary");
+    cluster.heal();
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+    cluster.check();
+}
+
+#[test]
+fn rule_1_no_commit_is_followed_across_a_hole() {
+    let mut cluster = live(12, 1);
+    cluster.crash(M3);
+    // m1 never gets m2's third COMMIT: none of the later ones may count either.
+    cluster.filter = |from, to, message| {
+        from != M2 || to != M1 || !matches!(message, Message::Commit(commit) if commit.warrant.value == 3)
+    };
+    submit(&mut cluster, 20);
+    cluster.run(500_000);
+    assert_eq!(cluster.machine(M1).status().decided, Order(2));
+    cluster.heal();
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+    cluster.check();
+}
+
+#[test]
+fn rule_3_warrants_within_a_view_are_strictly_sequential_and_checkpoints_use_none() {
+    let mut cluster = live(13, 2);
+    submit(&mut cluster, CHECKPOINT_ORDERS + 50);
+    assert!(cluster.run_until(2_000_000, Cluster::is_done));
+    assert!(cluster.machine(M1).status().stable >= Order(CHECKPOINT_ORDERS));
+    for group in [GroupId(0), GroupId(1)] {
+        let values: Vec<u64> = cluster
+            .log_of(M1)
+            .iter()
+            .filter_map(|record| match record {
+                Record::Commit { commit, .. } if commit.group == group => Some(commit.warrant.value),
+                _ => None,
+            })
+            .collect();
+        assert!(values.len() > 100);
+        assert!(
+            values.iter().copied().eq(1..=values.len() as u64),
+            "every warrant is a COMMIT"
+        );
+    }
+}
+
+#[test]
+fn rule_3_a_warrant_spent_on_something_else_ends_the_run() {
+    let mut cluster = live(14, 1);
+    submit(&mut cluster, 5);
+    cluster.run(100_000);
+    // m2 spends a warrant on what is no COMMIT (as it would to leave the view).
+    cluster.spend_warrant(M2, replica_slot(GroupId(0)));
+    submit(&mut cluster, 5);
+    cluster.run(500_000);
+    assert_eq!(cluster.machine(M2).status().phase, Phase::Stopped);
+    assert_eq!(cluster.reports, [(M2, MisbehaviourKind::OwnCounter)]);
+    assert_eq!(
+        cluster.machine(M1).status().decided,
+        Order(10),
+        "the others are a quorum"
+    );
+}
+
+#[test]
+fn rule_4_nothing_runs_before_everybody_has_acknowledged_the_start() {
+    let mut cluster = live(15, 1);
+    submit(&mut cluster, 5);
+    cluster.crash_all();
+    cluster.start_all();
+    // m1 does not hear m3's acknowledgement, neither from m3 nor from those who have all of them.
+    cluster.filter = |_, to, message| {
+        to != M1
+            || !matches!(message, Message::Acknowledge(from) if from.machine == M3)
+                && !matches!(message, Message::Live(_))
+    };
+    cluster.run(3_000_000);
+    assert_ne!(cluster.machine(M1).status().phase, Phase::Live);
+    assert_eq!(cluster.machine(M2).status().phase, Phase::Live);
+    // It may come from any live machine.
+    cluster.filter = |from, to, _| from != M3 || to != M1;
+    cluster.run(1_000_000);
+    assert_eq!(cluster.machine(M1).status().phase, Phase::Live);
+}
+
+#[test]
+fn rule_2_one_replica_decides_nothing() {
+    let mut cluster = live(22, 1);
+    cluster.filter = |_, to, message| to == M1 || !matches!(message, Message::Prepare(_));
+    submit(&mut cluster, 5);
+    cluster.run(500_000);
+    assert_eq!(
+        cluster.machine(M1).status().prepared,
+        Order(4),
+        "in flight: as many batches as configured"
+    );
+    assert_eq!(cluster.decided.len(), 0);
+}
+
+#[test]
+fn rule_6_a_restarted_counter_does_not_count() {
+    let mut cluster = live(16, 1);
+    cluster.crash(M3);
+    // m1 hears nothing of m2 but what its counter certifies in an epoch that nobody has admitted.
+    cluster.filter = |from, to, _| from != M2 || to != M1;
+    submit(&mut cluster, 3);
+    cluster.run(100_000);
+    let records = cluster.log_of(M2);
+    let commits: Vec<_> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Commit { commit, .. } => Some(commit),
+            _ => None,
+        })
+        .collect();
+    assert!(!commits.is_empty());
+    for commit in commits {
+        cluster.inject_commit(M2, M1, commit, 99);
+    }
+    assert_eq!(cluster.machine(M1).status().decided, Order(0));
+    assert!(
+        cluster
+            .reports
+            .iter()
+            .all(|report| *report == (M2, MisbehaviourKind::WrongEpoch))
+    );
+    assert!(!cluster.reports.is_empty());
+}
+
+#[test]
+fn rule_6_a_start_needs_the_logs_of_all_replicas() {
+    let mut cluster = live(17, 1);
+    submit(&mut cluster, 5);
+    cluster.crash_all();
+    for machine in [MachineId(0), M1, M2] {
+        cluster.start(machine);
+    }
+    cluster.run(5_000_000);
+    assert!(!cluster.is_live());
+    cluster.start(M3);
+    assert!(cluster.run_until(5_000_000, Cluster::is_live));
+    submit(&mut cluster, 5);
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+    cluster.check();
+}
+
+#[test]
+fn rule_7_one_client_cannot_fill_a_machine() {
+    let mut cluster = Cluster::tuned(18, 1, 1, |configuration| configuration.client_bytes_max = 20_000);
+    assert!(cluster.run_until(2_000_000, Cluster::is_live));
+    // The primary never answers, so nothing is ordered.
+    cluster.isolate(MachineId(0));
+    for _ in 0..REQUEST_WINDOW / 4 {
+        cluster.submit();
+    }
+    cluster.run(50_000);
+    let status = cluster.machine(M1).status();
+    assert!(status.bodies > 10);
+    assert!(
+        status.bodies_bytes <= 2 * 20_000,
+        "two clients, each within its limit: {}",
+        status.bodies_bytes
+    );
+}
+
+#[test]
+fn rule_7_commits_far_ahead_are_not_kept() {
+    let mut cluster = live(19, 1);
+    // m1 gets no COMMIT of m2 with value 1: those that follow must not pile up.
+    cluster.filter = |from, to, message| {
+        from != M2 || to != M1 || !matches!(message, Message::Commit(commit) if commit.warrant.value == 1)
+    };
+    submit(&mut cluster, 400);
+    cluster.run(100_000);
+    // `check_invariants` bounds the window after each step; m3 makes the quorum.
+    assert_eq!(cluster.machine(M1).status().decided, Order(400));
+    cluster.heal();
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+}
+
+#[test]
+fn rule_8_a_request_that_comes_again_is_ordered_once() {
+    let mut cluster = live(20, 2);
+    let digests: Vec<_> = (0..20).map(|_| cluster.submit()).collect();
+    for round in 0..5 {
+        for index in 0..digests.len() {
+            for machine in cluster.machines() {
+                cluster.send_request(index, machine);
+            }
+        }
+        cluster.run(2_000 + 100_000 * round);
+    }
+    assert!(cluster.run_until(2_000_000, Cluster::is_done));
+    assert!(digests.iter().all(|digest| cluster.is_decided(digest)));
+    assert_eq!(cluster.duplicates(), 0);
+    assert_eq!(cluster.decided.len(), 20);
+    assert_eq!(
+        cluster.machine(M1).status().bodies,
+        0,
+        "decided requests do not come back as new ones"
+    );
+}
+
+#[test]
+fn a_body_that_a_replica_lacks_is_fetched() {
+    let mut cluster = live(21, 2);
+    // Clients reach m0 and m3 only.
+    cluster.deaf = [M1, M2].into();
+    submit(&mut cluster, 20);
+    assert!(cluster.run_until(2_000_000, Cluster::is_done));
+    cluster.check();
+    cluster.check_logs();
+}
+
+#[test]
+fn commits_are_durable_before_they_are_sent() {
+    // What one machine has delivered has f+1 durable copies: losing every unsynced write loses nothing.
+    for seed in 0..20 {
+        let mut cluster = live(2_000 + seed, 2);
+        submit(&mut cluster, 10);
+        cluster.submit();
+        let instant_us = cluster.random(0..6_000);
+        cluster.run(instant_us);
+        let before = cluster.decided.len();
+        cluster.lose_unsynced = true;
+        cluster.crash_all();
+        cluster.start_all();
+        assert!(cluster.run_until(5_000_000, Cluster::is_live));
+        submit(&mut cluster, 2);
+        assert!(cluster.run_until(5_000_000, Cluster::is_done));
+        assert!(cluster.decided.len() >= before + 2);
+        cluster.check();
+        cluster.check_logs();
+    }
+}

@@ -1,0 +1,193 @@
+//! What a write may not leave to the order in which a server finds rows, nor to its clock (rules 4, 6, 17, 18, 20).
+
+use std::ops::ControlFlow;
+
+use sqlparser::ast::{Expr, Query, SelectItem, SetExpr, TableFactor, Value, Visit, Visitor};
+
+use super::super::super::level::{ColumnOf, Level};
+use super::super::super::template::{clock_word_refusal, is_clock_word};
+use super::super::expressions::last_name;
+use super::{Deriver, may_be_default};
+use crate::functions;
+use crate::refusal::{NONDETERMINISTIC, Refusal};
+use crate::schema::{ColumnKind, Table};
+
+impl Deriver<'_> {
+    /// Draws (random, UUIDs, sequences) for rows whose order is not known would differ (rules 6, 7, 9 and 18).
+    pub(super) fn refuse_draws_over_rows(&mut self, table: &Table, columns: &[String], source: Option<&Query>) {
+        let Some(query) = source else { return };
+        let by_default = table.columns.iter().any(|column| {
+            (column.default_draws || !column.sequences.is_empty()) && may_be_default(&column.name, columns, source)
+        });
+        let draws = by_default || calls_any(query, functions::PER_CALL);
+        if draws && !self.has_known_order(query) {
+            self.refuse(draw_refusal());
+        }
+    }
+
+    /// Whether a query gives its rows in an order that does not depend on the server.
+    pub(super) fn has_known_order(&mut self, query: &Query) -> bool {
+        match query.body.as_ref() {
+            SetExpr::Values(_) => true,
+            SetExpr::Select(select) => {
+                let functions_only = select.from.iter().all(|tables| {
+                    tables.joins.is_empty()
+                        && matches!(
+                            &tables.relation,
+                            TableFactor::Function { .. }
+                                | TableFactor::UNNEST { .. }
+                                | TableFactor::Table { args: Some(_), .. }
+                        )
+                });
+                functions_only || self.is_totally_ordered(query)
+            }
+            _ => false,
+        }
+    }
+
+    /// `'now'` as the value of a date or time column (rule 4), as a literal or a parameter.
+    pub(super) fn date_literals(&mut self, table: &Table, columns: &[String], source: &Query) {
+        let SetExpr::Values(values) = source.body.as_ref() else {
+            return;
+        };
+        for (position, column) in columns.iter().enumerate() {
+            let is_date = table
+                .column(column)
+                .is_some_and(|column| column.kind == ColumnKind::Date);
+            if is_date {
+                let cells = values.rows.iter().filter_map(|row| row.content.get(position));
+                cells.for_each(|value| self.date_value(value));
+            }
+        }
+    }
+
+    /// A value of a date or time type: `now` and the like would read the clock.
+    pub(in super::super) fn date_value(&mut self, value: &Expr) {
+        let Expr::Value(value) = value else { return };
+        match &value.value {
+            Value::SingleQuotedString(text) if is_clock_word(text) => self.refuse(clock_word_refusal()),
+            Value::Placeholder(name) => {
+                let number = name.strip_prefix('$').and_then(|digits| digits.parse::<u16>().ok());
+                let index = number.and_then(|number| number.checked_sub(1));
+                self.template.date_parameters.extend(index);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sums of floats depend on the order in which they are added (rule 20).
+    pub(super) fn refuse_float_sums(&mut self, source: Option<&Query>) {
+        const SUMS: &[&str] = &[
+            "sum",
+            "avg",
+            "stddev",
+            "stddev_pop",
+            "stddev_samp",
+            "variance",
+            "var_pop",
+            "var_samp",
+        ];
+        let Some(query) = source else { return };
+        let SetExpr::Select(select) = query.body.as_ref() else {
+            return;
+        };
+        if !calls_any(query, SUMS) {
+            return;
+        }
+        let understood = self.relations_understood;
+        let level = self.level(&select.from, None);
+        self.relations_understood = understood;
+        let sums_floats = select.projection.iter().any(|item| match item {
+            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
+                calls_any(expr, SUMS) && names_float(expr, &level)
+            }
+            _ => false,
+        });
+        if sums_floats {
+            self.refuse(Refusal::new(
+                NONDETERMINISTIC,
+                20,
+                "a sum or average of floating-point values depends on the order in which they are added",
+                "Cast the values to numeric.",
+            ));
+        }
+    }
+}
+
+pub(super) fn conflict_refusal() -> Refusal {
+    Refusal::new(
+        NONDETERMINISTIC,
+        18,
+        "which of several conflicting rows INSERT ... SELECT ... ON CONFLICT keeps depends on their order",
+        "Add ORDER BY over the primary key to the SELECT.",
+    )
+}
+
+pub(super) fn several_matches() -> Refusal {
+    Refusal::new(
+        NONDETERMINISTIC,
+        17,
+        "UPDATE ... FROM may find several rows for one row of its target: which of them counts differs on every server",
+        "Join the primary key of the tables in FROM with the target, or use a subquery with an aggregate.",
+    )
+}
+
+pub(super) fn draw_refusal() -> Refusal {
+    Refusal::new(
+        NONDETERMINISTIC,
+        6,
+        "random values or sequence numbers for several rows depend on the order in which a server finds the rows",
+        "Select the rows ORDER BY their primary key, or write them one by one.",
+    )
+}
+
+/// Whether the conditions name at most one row of the target.
+pub(super) fn names_one_row(level: &Level<'_>, table: &Table) -> bool {
+    let Some(primary_key) = table.primary_key() else {
+        return false;
+    };
+    primary_key.iter().all(|column| {
+        let column = ColumnOf {
+            source: 0,
+            column: (*column).to_owned(),
+        };
+        level.values(&column).is_some_and(|values| values.len() == 1)
+    })
+}
+
+/// Whether one of these functions is called anywhere in a tree.
+pub(super) fn calls_any(tree: &impl Visit, names: &[&str]) -> bool {
+    struct Calls<'names>(&'names [&'names str]);
+    impl Visitor for Calls<'_> {
+        type Break = ();
+        fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+            match expression {
+                Expr::Function(function) if self.0.contains(&last_name(function).as_str()) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    tree.visit(&mut Calls(names)).is_break()
+}
+
+/// Whether a float column is named anywhere in an expression.
+fn names_float(expression: &Expr, level: &Level<'_>) -> bool {
+    struct Floats<'level, 'schema>(&'level Level<'schema>);
+    impl Visitor for Floats<'_, '_> {
+        type Break = ();
+        fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+            let column = self.0.resolve(expression);
+            let table = column
+                .as_ref()
+                .and_then(|column| self.0.sources.get(column.source)?.table);
+            let kind = column
+                .and_then(|column| table?.column(&column.column))
+                .map(|column| column.kind);
+            match kind {
+                Some(ColumnKind::Float) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    expression.visit(&mut Floats(level)).is_break()
+}

@@ -1,0 +1,187 @@
+//! `cloudbft status`: what every machine says of itself, gathered over its metrics endpoint.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cluster::file::{ClusterFile, Machine, machine_name};
+use cluster::http;
+use cluster::node::NodeStatus;
+use serde::Serialize;
+
+use crate::state::UpState;
+use crate::{Failure, up};
+
+/// How long a node may take to answer.
+const ANSWER_MS_MAX: u64 = 2_000;
+
+/// `cloudbft status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusOptions {
+    /// The directory of the cluster
+    #[arg(long, default_value = "cloudbft-data")]
+    dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The whole cluster.
+#[derive(Debug, Serialize)]
+struct ClusterStatus {
+    dsn: String,
+    view: u64,
+    primary: String,
+    order: u64,
+    proxy_pid: Option<u32>,
+    groups: Vec<GroupStatus>,
+    machines: Vec<MachineStatus>,
+}
+
+/// One group.
+#[derive(Debug, Serialize)]
+struct GroupStatus {
+    group: u16,
+    order: u64,
+}
+
+/// One machine.
+#[derive(Debug, Serialize)]
+struct MachineStatus {
+    name: String,
+    node_pid: Option<u32>,
+    postgres_pid: Option<u32>,
+    postgres_socket_dir: Option<PathBuf>,
+    postgres_port: Option<u16>,
+    database: Option<String>,
+    last_order: Option<u64>,
+    lag: Option<u64>,
+    digest: Option<String>,
+    state: String,
+}
+
+/// What a machine's node says; `None` when it does not answer.
+pub(crate) async fn ask(machine: &Machine) -> Option<NodeStatus> {
+    let body = http::get(machine.metrics, "/status", Duration::from_millis(ANSWER_MS_MAX))
+        .await
+        .ok()?;
+    serde_json::from_str(&body).ok()
+}
+
+/// What all nodes say, in the order of the machines.
+pub(crate) async fn ask_all(file: &ClusterFile) -> Vec<Option<NodeStatus>> {
+    let mut asking = tokio::task::JoinSet::new();
+    for machine in file.machines.clone() {
+        asking.spawn(async move { (machine.id, ask(&machine).await) });
+    }
+    let mut answers = asking.join_all().await;
+    answers.sort_by_key(|(id, _)| *id);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// Whether every node takes part, and every voter serves.
+pub(crate) async fn all_serving(file: &ClusterFile) -> bool {
+    ask_all(file)
+        .await
+        .iter()
+        .all(|answer| answer.as_ref().is_some_and(|node| node.state == "up"))
+}
+
+/// Prints the status.
+pub(crate) async fn run(options: &StatusOptions) -> Result<ExitCode, Failure> {
+    let directory = options
+        .dir
+        .canonicalize()
+        .map_err(|error| format!("{}: {error}", options.dir.display()))?;
+    let file = ClusterFile::read(&directory.join("cluster.toml"))?;
+    let status = gather(&file).await?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print_table(&status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
+    let answers = ask_all(file).await;
+    let live = || answers.iter().flatten();
+    let order = live().map(|node| node.decided).max().unwrap_or(0);
+    // The view that the most nodes are in; of equals the highest.
+    let agreeing = |view: u64| live().filter(|node| node.view == view).count();
+    let view = live()
+        .map(|node| node.view)
+        .max_by_key(|view| (agreeing(*view), *view))
+        .unwrap_or(0);
+    let primary = usize::try_from(view).unwrap_or(0) % file.machines.len().max(1);
+    let databases = up::databases(file)?;
+    let state = UpState::read(&file.layout());
+    let machines = file.machines.iter().zip(answers.iter()).map(|(machine, answer)| {
+        let name = machine_name(machine.id);
+        let server = usize::from(machine.id.0)
+            .checked_sub(1)
+            .and_then(|index| databases.get(index));
+        let executed = answer.as_ref().and_then(|node| node.executed);
+        MachineStatus {
+            node_pid: answer.as_ref().map(|node| node.pid),
+            postgres_pid: server.and_then(cluster::postgres::DatabaseServer::pid),
+            postgres_socket_dir: machine
+                .database
+                .as_ref()
+                .map(|database| database.socket_directory.clone()),
+            postgres_port: machine.database.as_ref().map(|database| database.port),
+            database: machine.database.as_ref().map(|_| file.tunables.database.clone()),
+            last_order: executed.or(answer.as_ref().map(|node| node.decided)),
+            lag: executed.map(|executed| order.saturating_sub(executed)),
+            digest: answer.as_ref().and_then(|node| node.digest.clone()),
+            state: answer
+                .as_ref()
+                .map_or_else(|| String::from("down"), |node| node.state.clone()),
+            name,
+        }
+    });
+    let machines = machines.collect();
+    let groups = (0..file.tunables.groups).map(|group| {
+        let last = |node: &NodeStatus| {
+            node.groups
+                .iter()
+                .find(|(known, _)| *known == group)
+                .map(|(_, order)| *order)
+        };
+        GroupStatus {
+            group,
+            order: live().filter_map(last).max().unwrap_or(0),
+        }
+    });
+    Ok(ClusterStatus {
+        dsn: file.dsn(),
+        view,
+        primary: format!("m{primary}"),
+        order,
+        proxy_pid: state
+            .proxy_pid
+            .filter(|pid| crate::state::is_ours(*pid, file.layout().directory())),
+        groups: groups.collect(),
+        machines,
+    })
+}
+
+fn print_table(status: &ClusterStatus) {
+    let number = |value: Option<u64>| value.map_or_else(|| String::from("-"), |value| value.to_string());
+    let pid = |value: Option<u32>| number(value.map(u64::from));
+    println!(
+        "{}  view {}  primary {}  order {}",
+        status.dsn, status.view, status.primary, status.order
+    );
+    println!("proxy  {}", pid(status.proxy_pid));
+    println!(
+        "{:<8} {:<14} {:>9} {:>9} {:>11} {:>7}",
+        "machine", "state", "node", "postgres", "last order", "lag"
+    );
+    for machine in &status.machines {
+        let MachineStatus { name, state, .. } = machine;
+        let (node, postgres) = (pid(machine.node_pid), pid(machine.postgres_pid));
+        let (last, lag) = (number(machine.last_order), number(machine.lag));
+        println!("{name:<8} {state:<14} {node:>9} {postgres:>9} {last:>11} {lag:>7}");
+    }
+}

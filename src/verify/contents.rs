@@ -1,0 +1,165 @@
+//! What a database node holds, in digests that do not depend on the order of rows or on OIDs.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::{Client, Error, Row};
+
+/// Everything that belongs to the application: not the catalog, and not CloudBFT's own schema.
+const IS_USERS: &str = "n.nspname not in ('pg_catalog', 'information_schema', 'cloudbft') \
+    and n.nspname not like 'pg\\_toast%' and n.nspname not like 'pg\\_temp%'";
+
+/// The text forms of the schema: columns, constraints, indexes, views, functions, triggers, types and rights.
+const SCHEMA_LINES: &str = "
+select format('column %I.%I %s %I %s notnull=%s default=%s', n.nspname, c.relname, a.attnum, a.attname,
+       format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid)) as line
+  from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+  left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+ where a.attnum > 0 and not a.attisdropped and c.relkind in ('r','p','v','m','f') and USERS
+union all
+select format('constraint %I on %s %s', k.conname, k.conrelid::regclass, pg_get_constraintdef(k.oid))
+  from pg_constraint k join pg_namespace n on n.oid = k.connamespace where USERS
+union all
+select 'index ' || pg_get_indexdef(i.indexrelid)
+  from pg_index i join pg_class c on c.oid = i.indexrelid join pg_namespace n on n.oid = c.relnamespace where USERS
+union all
+select format('view %I.%I %s', n.nspname, c.relname, pg_get_viewdef(c.oid))
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('v','m') and USERS
+union all
+select 'function ' || pg_get_functiondef(p.oid)
+  from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.prokind in ('f','p') and USERS
+union all
+select 'trigger ' || pg_get_triggerdef(t.oid)
+  from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
+ where not t.tgisinternal and USERS
+union all
+select format('relation %I.%I kind=%s owner=%s rights=%s', n.nspname, c.relname, c.relkind,
+       pg_get_userbyid(c.relowner), c.relacl)
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace where USERS
+union all
+select format('schema %I owner=%s', n.nspname, pg_get_userbyid(n.nspowner)) from pg_namespace n where USERS
+union all
+select format('enum %I.%I %s %s', n.nspname, t.typname, e.enumsortorder, e.enumlabel)
+  from pg_enum e join pg_type t on t.oid = e.enumtypid join pg_namespace n on n.oid = t.typnamespace where USERS";
+
+/// The name under which the schema as a whole is compared.
+const SCHEMA_PART: &str = "(schema)";
+
+/// One thing that is compared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Part {
+    /// How many rows there are, of tables.
+    pub(super) rows: Option<i64>,
+    /// Over all rows.
+    pub(super) digest: String,
+    /// The query that yields the rows as text, for showing a difference.
+    rows_query: String,
+}
+
+/// All that is compared of one node, by name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Contents {
+    pub(super) parts: BTreeMap<String, Part>,
+}
+
+/// Reads everything in one snapshot.
+pub(super) async fn read(client: &Client) -> Result<Contents, Error> {
+    client
+        .batch_execute("set search_path to ''; set extra_float_digits to 1")
+        .await?;
+    client
+        .batch_execute("begin isolation level repeatable read read only")
+        .await?;
+    let mut contents = Contents::default();
+    let relations = client
+        .query(
+            &format!(
+                "select format('%I.%I', n.nspname, c.relname), c.relkind::text from pg_class c \
+                 join pg_namespace n on n.oid = c.relnamespace \
+                 where c.relkind in ('r', 'm', 'S') and {IS_USERS} order by 1"
+            ),
+            &[],
+        )
+        .await?;
+    for relation in relations {
+        let (name, kind): (String, String) = (relation.get(0), relation.get(1));
+        let rows_query = if kind == "S" {
+            format!("select format('last_value=%s is_called=%s', last_value, is_called) as line from {name}")
+        } else {
+            format!("select t::text as line from only {name} t")
+        };
+        contents.parts.insert(name, part(client, rows_query).await?);
+    }
+    let schema = part(client, SCHEMA_LINES.replace("USERS", IS_USERS)).await?;
+    contents.parts.insert(SCHEMA_PART.to_owned(), schema);
+    client.batch_execute("commit").await?;
+    Ok(contents)
+}
+
+/// The sum of the rows' hashes does not depend on their order, and counts equal rows as often as they are.
+async fn part(client: &Client, rows_query: String) -> Result<Part, Error> {
+    // Two halves of the hash, each summed modulo 2^60, so that nothing overflows.
+    let sum = |half: &str| {
+        format!("to_hex((coalesce(sum(('x' || {half}(h, 15))::bit(60)::bigint), 0) % 1152921504606846976)::bigint)")
+    };
+    let query = format!(
+        "select count(*), {} || {} from (select md5(coalesce(line, '')) as h from ({rows_query}) l) hashes",
+        sum("left"),
+        sum("right")
+    );
+    let row = client.query_one(&query, &[]).await?;
+    Ok(Part {
+        rows: Some(row.get(0)),
+        digest: row.get(1),
+        rows_query,
+    })
+}
+
+/// The first row, in byte order, that one node has and the other has not.
+pub(super) async fn first_difference(
+    name: &str,
+    one: (&Client, &Contents),
+    other: (&Client, &Contents),
+) -> Result<Option<(Option<String>, Option<String>)>, Error> {
+    let (mut one, mut other) = (Rows::open(name, one).await?, Rows::open(name, other).await?);
+    let (mut left, mut right) = (one.next().await?, other.next().await?);
+    loop {
+        match (&left, &right) {
+            (None, None) => return Ok(None),
+            (Some(a), Some(b)) if a == b => {
+                left = one.next().await?;
+                right = other.next().await?;
+            }
+            (Some(a), Some(b)) if a > b => return Ok(Some((None, right))),
+            (None, Some(_)) => return Ok(Some((None, right))),
+            (Some(_), _) => return Ok(Some((left, None))),
+        }
+    }
+}
+
+/// The rows of a part in byte order, fetched in pieces.
+struct Rows<'a> {
+    client: &'a Client,
+    fetched: std::vec::IntoIter<Row>,
+}
+
+impl<'a> Rows<'a> {
+    async fn open(name: &str, (client, contents): (&'a Client, &Contents)) -> Result<Self, Error> {
+        let nothing = String::from("select null::text as line where false");
+        let query = contents.parts.get(name).map_or(nothing, |part| part.rows_query.clone());
+        let query = format!("select coalesce(line, '') from ({query}) l order by line collate \"C\"");
+        client
+            .batch_execute(&format!("begin read only; declare differences cursor for {query}"))
+            .await?;
+        Ok(Self {
+            client,
+            fetched: Vec::new().into_iter(),
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<String>, Error> {
+        if self.fetched.len() == 0 {
+            self.fetched = self.client.query("fetch 1000 from differences", &[]).await?.into_iter();
+        }
+        Ok(self.fetched.next().map(|row| row.get(0)))
+    }
+}

@@ -1,0 +1,318 @@
+//! A real cluster for one test: `cloudbft up` in a temporary directory, its real processes, and ways to hurt them.
+
+use std::fs::Permissions;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How long a cluster may take to become ready.
+const READY_WITHIN: Duration = Duration::from_secs(90);
+
+/// How long a cluster may take to stop.
+const STOPPED_WITHIN: Duration = Duration::from_secs(30);
+
+/// One cluster at a time: they are heavy, and tests of one binary run side by side.
+static ONE_CLUSTER: Mutex<()> = Mutex::new(());
+
+/// A running cluster; stopped and removed when dropped.
+pub struct Cluster {
+    directory: tempfile::TempDir,
+    options: Vec<String>,
+    binary: PathBuf,
+    supervisor: Option<Child>,
+    dsn: String,
+    _slot: MutexGuard<'static, ()>,
+}
+
+/// The `cloudbft` binary that cargo built beside the tests; `CLOUDBFT_BINARY` names another.
+pub fn binary() -> PathBuf {
+    if let Ok(path) = std::env::var("CLOUDBFT_BINARY") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("the test has a path");
+    let path = test
+        .ancestors()
+        .nth(2)
+        .expect("target/<profile>/deps/<test>")
+        .join("cloudbft");
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo build --bin cloudbft` first, as `make test` does",
+        path.display()
+    );
+    path
+}
+
+impl Cluster {
+    /// Starts a cluster of `cloudbft up` with further options, on free ports.
+    pub fn up(options: &[&str]) -> Cluster {
+        Cluster::up_with(binary(), options)
+    }
+
+    /// The same with a given binary (for test builds with a fault built in).
+    pub fn up_with(binary: PathBuf, options: &[&str]) -> Cluster {
+        let slot = ONE_CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::Builder::new().prefix("cloudbft-test.").tempdir_in("/tmp").expect("a directory");
+        // Database servers run as user `postgres`, who must be able to enter.
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711)).expect("permissions");
+        let options = options.iter().map(ToString::to_string).collect();
+        let mut cluster = Cluster {
+            directory,
+            options,
+            binary,
+            supervisor: None,
+            dsn: String::new(),
+            _slot: slot,
+        };
+        cluster.resume();
+        cluster
+    }
+
+    /// Starts `cloudbft up` on the cluster's directory (again).
+    pub fn resume(&mut self) {
+        assert!(self.supervisor.is_none(), "the cluster runs already");
+        let mut child = Command::new(&self.binary)
+            .args(["up", "--listen", "127.0.0.1:0", "--dir"])
+            .arg(self.directory.path())
+            .args(&self.options)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::from(self.log_file("up.log")))
+            .spawn()
+            .expect("cloudbft up starts");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        self.supervisor = Some(child);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            stdout
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| drop(sender.send(line)));
+        });
+        match receiver.recv_timeout(READY_WITHIN) {
+            Ok(line) => {
+                let dsn = line.strip_prefix("ready ");
+                self.dsn = dsn.unwrap_or_else(|| panic!("not a ready line: {line}")).to_string();
+            }
+            Err(error) => panic!("no ready line ({error}); up.log says:\n{}", self.log("up.log")),
+        }
+    }
+
+    fn log_file(&self, name: &str) -> std::fs::File {
+        let path = self.directory.path().join(name);
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .expect("a log file")
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default()
+    }
+
+    /// The connection string that applications use.
+    pub fn dsn(&self) -> &str {
+        &self.dsn
+    }
+
+    /// The cluster's directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Runs a `cloudbft` command.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        Command::new(&self.binary)
+            .args(arguments)
+            .output()
+            .expect("cloudbft runs")
+    }
+
+    /// Runs a `cloudbft` command on this cluster's directory.
+    pub fn command_on_directory(&self, command: &str, arguments: &[&str]) -> Output {
+        let directory = self.directory.path().to_str().expect("a UTF-8 path");
+        self.command(&[&[command, "--dir", directory], arguments].concat())
+    }
+
+    /// `cloudbft status --json`.
+    pub fn status(&self) -> Value {
+        let output = self.command_on_directory("status", &["--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("status: {error}: {}", text(&output)))
+    }
+
+    /// A field of one machine's status.
+    pub fn machine(&self, name: &str, field: &str) -> Value {
+        let status = self.status();
+        let machines = status["machines"].as_array().expect("machines");
+        let machine = machines.iter().find(|machine| machine["name"] == name);
+        machine.unwrap_or_else(|| panic!("no machine {name} in {status}"))[field].clone()
+    }
+
+    /// Kills one machine's node with SIGKILL.
+    pub fn kill_node(&self, machine: &str) {
+        kill_9(&self.machine(machine, "node_pid"));
+    }
+
+    /// Kills one machine's database server with SIGKILL.
+    pub fn kill_postgres(&self, machine: &str) {
+        kill_9(&self.machine(machine, "postgres_pid"));
+    }
+
+    /// Kills every process of the cluster with SIGKILL, the supervisor first so that it repairs nothing.
+    pub fn kill_everything(&mut self) {
+        let status = self.status();
+        let mut supervisor = self.supervisor.take().expect("running");
+        supervisor.kill().expect("SIGKILL");
+        supervisor.wait().expect("reaped");
+        kill_9(&status["proxy_pid"]);
+        for machine in status["machines"].as_array().expect("machines") {
+            kill_9(&machine["node_pid"]);
+            kill_9(&machine["postgres_pid"]);
+        }
+    }
+
+    /// SIGTERM to the supervisor, and its orderly end.
+    pub fn stop(&mut self) {
+        let Some(mut supervisor) = self.supervisor.take() else {
+            return;
+        };
+        let pid = i32::try_from(supervisor.id()).expect("a pid");
+        kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
+        let deadline = Instant::now() + STOPPED_WITHIN;
+        while supervisor.try_wait().expect("waitable").is_none() {
+            if Instant::now() > deadline {
+                supervisor.kill().ok();
+                supervisor.wait().ok();
+                assert!(
+                    std::thread::panicking(),
+                    "up did not stop; up.log says:\n{}",
+                    self.log("up.log")
+                );
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Runs statements by psql through the proxy, stopping at the first error; panics unless it succeeds.
+    pub fn psql(&self, statements: &str) -> String {
+        let output = self.psql_output(statements);
+        assert!(output.status.success(), "psql {statements}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs statements by psql through the proxy, each `;`-separated text as psql sends it from standard input.
+    pub fn psql_output(&self, statements: &str) -> Output {
+        let mut child = Command::new("psql")
+            .args([
+                "--no-psqlrc",
+                "--quiet",
+                "--tuples-only",
+                "--no-align",
+                "-v",
+                "ON_ERROR_STOP=1",
+                &self.dsn,
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("psql starts");
+        let mut input = child.stdin.take().expect("piped");
+        std::io::Write::write_all(&mut input, statements.as_bytes()).expect("psql reads");
+        drop(input);
+        child.wait_with_output().expect("psql ends")
+    }
+
+    /// Asserts that all live database nodes hold the same data.
+    pub fn assert_equal(&self) {
+        let output = self.command_on_directory("verify", &[]);
+        assert!(output.status.success(), "verify: {}", text(&output));
+    }
+
+    /// Runs statements on one machine's database directly, as its superuser, past the proxy.
+    pub fn behind_the_back(&self, machine: &str, statements: &str) -> String {
+        let field = |name: &str| match self.machine(machine, name) {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let superuser = std::env::var("CLOUDBFT_SUPERUSER").unwrap_or_else(|_| "postgres".into());
+        let output = Command::new("psql")
+            .args([
+                "--no-psqlrc",
+                "--quiet",
+                "--tuples-only",
+                "--no-align",
+                "-v",
+                "ON_ERROR_STOP=1",
+            ])
+            .args([
+                "-h",
+                &field("postgres_socket_dir"),
+                "-p",
+                &field("postgres_port"),
+                "-d",
+                &field("database"),
+            ])
+            .args(["-U", &superuser, "-c", statements])
+            .output()
+            .expect("psql runs");
+        assert!(output.status.success(), "psql on {machine}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_logs();
+        }
+        self.stop();
+    }
+}
+
+impl Cluster {
+    /// The end of every log, for a test that failed.
+    fn print_logs(&self) {
+        let mut names = vec!["up.log".to_string(), "proxy/proxy.log".into(), "proxy.log".into()];
+        for machine in 0..8 {
+            names.extend(["node", "postgres"].map(|process| format!("m{machine}/{process}.log")));
+        }
+        for name in names {
+            let log = self.log(&name);
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines.get(lines.len().saturating_sub(15)..).unwrap_or_default();
+            if !tail.is_empty() {
+                eprintln!("== {name}\n{}", tail.join("\n"));
+            }
+        }
+    }
+}
+
+fn kill_9(pid: &Value) {
+    let Some(pid) = pid
+        .as_i64()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .filter(|pid| *pid > 1)
+    else {
+        return;
+    };
+    kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+}
+
+/// What a command printed, for messages.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

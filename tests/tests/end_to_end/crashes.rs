@@ -1,0 +1,96 @@
+//! Machines, nodes and database servers that die under load.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tests::cluster::{Cluster, text};
+
+use crate::tpcc;
+
+/// TPC-C in the background, with a ledger of what was acknowledged.
+struct Load {
+    child: Child,
+    ledger: String,
+    report: String,
+}
+
+impl Load {
+    fn start(cluster: &Cluster, seconds: &str) -> Load {
+        let file = |name: &str| {
+            cluster
+                .directory()
+                .join(name)
+                .to_str()
+                .expect("a UTF-8 path")
+                .to_string()
+        };
+        let (ledger, report) = (file("ledger"), file("report.json"));
+        let child = Command::new(tests::cluster::binary())
+            .args([
+                "tpcc",
+                "run",
+                "--dsn",
+                cluster.dsn(),
+                "--warehouses",
+                "2",
+                "--terminals",
+                "4",
+            ])
+            .args(["--seconds", seconds, "--ledger", &ledger, "--json", &report])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("tpcc starts");
+        Load { child, ledger, report }
+    }
+}
+
+/// Asserts the twelve conditions, and that everything acknowledged is there exactly once.
+fn check_ledger(cluster: &Cluster, ledger: &str) {
+    let checked = cluster.command(&["tpcc", "check", "--dsn", cluster.dsn(), "--ledger", ledger]);
+    assert!(checked.status.success(), "{}", text(&checked));
+    println!("{}", text(&checked));
+}
+
+fn survive(hurt: impl FnOnce(&Cluster)) {
+    let cluster = Cluster::up(&[]);
+    tpcc::load(&cluster, "2");
+    let load = Load::start(&cluster, "12");
+    std::thread::sleep(Duration::from_secs(4));
+    hurt(&cluster);
+    let ended = load.child.wait_with_output().expect("tpcc ends");
+    assert!(ended.status.success(), "the application saw an error: {}", text(&ended));
+    println!("{}", text(&ended));
+    let report = std::fs::read_to_string(&load.report).expect("a report");
+    tpcc::assert_no_error(&serde_json::from_str(&report).expect("JSON"));
+    check_ledger(&cluster, &load.ledger);
+    cluster.assert_equal();
+}
+
+#[test]
+fn applications_do_not_notice_that_a_node_was_killed() {
+    for machine in ["m1", "m2", "m3"] {
+        survive(|cluster| cluster.kill_node(machine));
+    }
+}
+
+#[test]
+fn applications_do_not_notice_that_a_database_server_was_killed() {
+    survive(|cluster| cluster.kill_postgres("m2"));
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_all_machines_are_killed_at_once() {
+    let mut cluster = Cluster::up(&[]);
+    tpcc::load(&cluster, "2");
+    for _ in 0..2 {
+        let mut load = Load::start(&cluster, "60");
+        std::thread::sleep(Duration::from_secs(5));
+        cluster.kill_everything();
+        load.child.kill().ok();
+        load.child.wait().ok();
+        cluster.resume();
+        check_ledger(&cluster, &load.ledger);
+        cluster.assert_equal();
+    }
+}

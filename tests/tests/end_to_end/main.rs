@@ -1,0 +1,8 @@
+//! End to end on real processes: `cloudbft up`, real PostgreSQL servers, real applications.
+
+mod applications;
+mod crashes;
+mod lying_voter;
+mod pgbench;
+mod psql;
+mod tpcc;

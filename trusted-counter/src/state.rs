@@ -1,0 +1,126 @@
+//! What a counter keeps on disk: its secret (mode 0600) and its epoch.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::warrant::CounterError;
+
+/// A counter's directory, held by one process at a time.
+///
+/// Opening it raises the epoch and makes that durable (write, fsync, rename, fsync of the directory) before any
+/// warrant of the epoch exists. So a restarted counter can never certify a value twice, whatever was lost.
+#[derive(Debug)]
+pub struct CounterState {
+    directory: PathBuf,
+    /// Holds the lock until it is dropped.
+    _lock: File,
+}
+
+impl CounterState {
+    /// Locks the directory (made if missing) and starts the next epoch; the first one is 1.
+    pub fn open(directory: &Path) -> Result<(Self, u64), CounterError> {
+        std::fs::create_dir_all(directory)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(CounterError::InUse(directory.display().to_string())),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        let state = CounterState {
+            directory: directory.to_owned(),
+            _lock: lock,
+        };
+        let path = state.directory.join("counter.epoch");
+        let stored = match read_file(&path)? {
+            None => 0,
+            Some(bytes) => decode_epoch(&bytes).ok_or_else(|| damaged(&path, "not an epoch with its checksum"))?,
+        };
+        let epoch = stored
+            .checked_add(1)
+            .ok_or_else(|| damaged(&path, "no epoch is left"))?;
+        replace(&state.directory, "counter.epoch", &encode_epoch(epoch))?;
+        Ok((state, epoch))
+    }
+
+    /// The 32-byte secret in the file `name`; made at random, with mode 0600, if it does not exist.
+    pub fn secret(&self, name: &str) -> Result<[u8; 32], CounterError> {
+        Self::provision(&self.directory, name)
+    }
+
+    /// [`CounterState::secret`] without opening the counter.
+    pub(crate) fn provision(directory: &Path, name: &str) -> Result<[u8; 32], CounterError> {
+        std::fs::create_dir_all(directory)?;
+        let path = directory.join(name);
+        if let Some(bytes) = read_file(&path)? {
+            let mode = std::fs::metadata(&path)?.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                return Err(damaged(&path, &format!("its mode is {mode:o}, it must be 600")));
+            }
+            return bytes.try_into().map_err(|_| damaged(&path, "not 32 bytes"));
+        }
+        let secret = random_bytes()?;
+        replace(directory, name, &secret)?;
+        Ok(secret)
+    }
+}
+
+/// 32 bytes from the operating system.
+pub(crate) fn random_bytes() -> Result<[u8; 32], CounterError> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn damaged(path: &Path, reason: &str) -> CounterError {
+    CounterError::Damaged {
+        path: path.display().to_string(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Option<Vec<u8>>, CounterError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn encode_epoch(epoch: u64) -> Vec<u8> {
+    let mut bytes = epoch.to_le_bytes().to_vec();
+    bytes.extend_from_slice(blake3::hash(&epoch.to_le_bytes()).as_bytes());
+    bytes
+}
+
+fn decode_epoch(bytes: &[u8]) -> Option<u64> {
+    let (epoch, checksum) = bytes.split_first_chunk::<8>()?;
+    (blake3::hash(epoch).as_bytes() == checksum).then(|| u64::from_le_bytes(*epoch))
+}
+
+/// Replaces a file as one durable step.
+fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), CounterError> {
+    let temporary = directory.join(format!("{name}.new"));
+    // A leftover of a crash may have any mode: start over.
+    match std::fs::remove_file(&temporary) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, directory.join(name))?;
+    File::open(directory)?.sync_all()?;
+    Ok(())
+}
