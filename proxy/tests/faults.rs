@@ -165,7 +165,7 @@ async fn shutdown_lets_transactions_end() {
     assert_eq!(idle.next().await.unwrap().field(b'C').as_deref(), Some("57P01"));
     assert_eq!(busy.tags(&query("COMMIT")).await, "CZ");
     assert_eq!(busy.next().await.unwrap().field(b'C').as_deref(), Some("57P01"));
-    let direct = world.postgres.connect().await;
+    let direct = world.servers[0].connect().await;
     assert_eq!(
         direct
             .query_one("SELECT count(*) FROM t", &[])

@@ -1,4 +1,4 @@
-//! Applications and their sessions, through tokio-postgres and psql.
+//! Applications and their sessions, through tokio-postgres and psql, on three real voters with a server each.
 
 mod support;
 
@@ -18,7 +18,7 @@ fn first(messages: &[SimpleQueryMessage]) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_application_reads_its_writes() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let client = world.connect().await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
@@ -47,7 +47,7 @@ async fn an_application_reads_its_writes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_commit_and_roll_back() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let mut client = world.connect().await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v int)")
@@ -76,7 +76,7 @@ async fn transactions_commit_and_roll_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_of_a_transaction_need_no_agreement() {
-    let world = World::start_with(|config| config.rules = sql::rules::PartitionRules::tpcc()).await;
+    let world = World::start_voters().await;
     let mut client = world.connect().await;
     client
         .batch_execute("CREATE TABLE warehouse (w_id int PRIMARY KEY, w_ytd int)")
@@ -116,7 +116,7 @@ async fn statements_of_a_transaction_need_no_agreement() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn savepoints_work_before_and_after_the_first_lock() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let client = world.connect().await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY)")
@@ -148,7 +148,7 @@ async fn savepoints_work_before_and_after_the_first_lock() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_keep_their_state_and_position() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let client = world.connect().await;
     let error = client.simple_query("SELECT 1 FRM x y").await.unwrap_err();
     let database = error.as_db_error().unwrap();
@@ -173,7 +173,7 @@ async fn errors_keep_their_state_and_position() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_belong_to_the_session() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let client = world.connect().await;
     let show = async |name: &str| first(&client.simple_query(&format!("SHOW {name}")).await.unwrap()).unwrap();
     client.batch_execute("SET work_mem = '2048kB'").await.unwrap();
@@ -212,7 +212,7 @@ async fn settings_belong_to_the_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sql_level_prepared_statements_work() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let client = world.connect().await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
@@ -243,7 +243,7 @@ async fn sql_level_prepared_statements_work() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copy_goes_in_and_out() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let client = world.connect().await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
@@ -272,7 +272,7 @@ async fn copy_goes_in_and_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cursors_and_portals_keep_their_place() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let mut client = world.connect().await;
     client
         .batch_execute("CREATE TABLE t AS SELECT generate_series(1, 10) AS id")
@@ -304,7 +304,7 @@ async fn cursors_and_portals_keep_their_place() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn psql_works() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let script = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a');";
     assert_eq!(world.psql(&["-q", "-c", script]).await, "");
     assert_eq!(world.psql(&["-Atc", "SELECT * FROM t"]).await, "1|a\n");
@@ -325,7 +325,7 @@ async fn psql_works() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_text_is_one_transaction() {
-    let world = World::start().await;
+    let world = World::start_voters().await;
     let client = world.connect().await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY)")

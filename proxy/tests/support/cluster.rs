@@ -53,7 +53,11 @@ impl Faults {
         (state.liars, state.forgers, state.mute) = Default::default();
     }
 
-    fn see(&self, kind: &'static str) {
+    pub fn is_mute(&self, machine: MachineId) -> bool {
+        self.state.lock().unwrap().mute.contains(machine)
+    }
+
+    pub fn see(&self, kind: &'static str) {
         self.state.lock().unwrap().seen.push(kind);
     }
 
@@ -144,6 +148,18 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
     (ClusterPort { to, from }, faults)
 }
 
+/// What an operation is, in a word.
+pub fn kind(work: &Work) -> &'static str {
+    match work {
+        Work::OneShot { .. } => "one-shot",
+        Work::Read { .. } => "ordered read",
+        Work::Begin { .. } => "begin",
+        Work::Extend { .. } => "extend",
+        Work::Commit { .. } => "commit",
+        Work::Abort { .. } => "abort",
+    }
+}
+
 fn voters() -> MachineSet {
     [1, 2, 3].map(MachineId).into_iter().collect()
 }
@@ -188,15 +204,7 @@ impl Cluster {
     }
 
     async fn ordered(self, number: u64, order: Order, operation: Operation) {
-        let kind = match &operation.work {
-            Work::OneShot { .. } => "one-shot",
-            Work::Read { .. } => "ordered read",
-            Work::Begin { .. } => "begin",
-            Work::Extend { .. } => "extend",
-            Work::Commit { .. } => "commit",
-            Work::Abort { .. } => "abort",
-        };
-        self.faults.see(kind);
+        self.faults.see(kind(&operation.work));
         let outcome = self.run(order, operation).await;
         let key = ResultKey::Request(number);
         self.keep(key, order, &outcome);

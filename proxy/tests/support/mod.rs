@@ -13,6 +13,7 @@
 pub mod cluster;
 pub mod postgres;
 pub mod raw;
+pub mod voters;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,7 +29,8 @@ pub use postgres::Postgres;
 
 /// A proxy in front of a test cluster.
 pub struct World {
-    pub postgres: std::sync::Arc<Postgres>,
+    /// One server, or one for each voter.
+    pub servers: Vec<std::sync::Arc<Postgres>>,
     pub address: SocketAddr,
     pub faults: Faults,
     pub proxy: tokio::task::JoinHandle<()>,
@@ -40,14 +42,29 @@ impl World {
         Self::start_with(|_| {}).await
     }
 
+    /// With three voters that share one server, and may be faulty.
     pub async fn start_with(change: impl FnOnce(&mut ProxyConfig)) -> World {
-        let postgres = Postgres::start();
-        let mut config = ProxyConfig::new(ClientId(0), SigningKey::from_bytes(&[3; 32]), 1, 1);
-        config.statement_timeout = Duration::from_secs(10);
-        config.databases = vec!["postgres".into(), "template1".into()];
-        change(&mut config);
+        let config = configured(change);
+        let servers = vec![Postgres::start()];
         let key = config.signing_key.verifying_key();
-        let (port, faults) = cluster::start(std::sync::Arc::clone(&postgres), key);
+        let (port, faults) = cluster::start(std::sync::Arc::clone(&servers[0]), key);
+        Self::serve(servers, config, port, faults).await
+    }
+
+    /// With three real voters.
+    pub async fn start_voters() -> World {
+        let config = configured(|config| config.rules = sql::rules::PartitionRules::tpcc());
+        let servers: Vec<_> = (0..3).map(|_| Postgres::start()).collect();
+        let (port, faults) = voters::start(&servers, config.rules.clone()).await;
+        Self::serve(servers, config, port, faults).await
+    }
+
+    async fn serve(
+        servers: Vec<std::sync::Arc<Postgres>>,
+        config: ProxyConfig,
+        port: proxy::ClusterPort,
+        faults: Faults,
+    ) -> World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -58,12 +75,23 @@ impl World {
             Proxy::run(listener, config, port, shutdown).await.unwrap();
         });
         World {
-            postgres,
+            servers,
             address,
             faults,
             proxy,
             stop: Some(stop),
         }
+    }
+
+    /// Asks every server behind the proxy; they must agree.
+    pub async fn everywhere(&self, text: &str) -> String {
+        let mut answers = std::collections::BTreeSet::new();
+        for server in &self.servers {
+            let row = server.connect().await.query_one(text, &[]).await.unwrap();
+            answers.insert(row.get::<_, Option<String>>(0).unwrap_or_default());
+        }
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        answers.pop_first().unwrap()
     }
 
     pub fn stop(&mut self) {
@@ -101,4 +129,11 @@ impl World {
             .unwrap();
         String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
     }
+}
+
+fn configured(change: impl FnOnce(&mut ProxyConfig)) -> ProxyConfig {
+    let mut config = ProxyConfig::new(ClientId(0), SigningKey::from_bytes(&[3; 32]), 1, 1);
+    config.statement_timeout = Duration::from_secs(10);
+    change(&mut config);
+    config
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
@@ -32,13 +32,19 @@ fn command(program: &str) -> Command {
     command
 }
 
-impl Postgres {
-    pub fn start() -> Arc<Postgres> {
-        let directory = tempfile::Builder::new().prefix("bft").tempdir_in("/tmp").unwrap();
-        if let Some(user) = unprivileged() {
-            chown(directory.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
-        }
-        let data = directory.path().join("data");
+fn directory() -> tempfile::TempDir {
+    let directory = tempfile::Builder::new().prefix("bft").tempdir_in("/tmp").unwrap();
+    if let Some(user) = unprivileged() {
+        chown(directory.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    }
+    directory
+}
+
+/// One initdb for all tests of this process.
+fn template() -> PathBuf {
+    static TEMPLATE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let template = TEMPLATE.get_or_init(|| {
+        let directory = directory();
         let status = command("initdb")
             .args([
                 "-U",
@@ -51,10 +57,22 @@ impl Postgres {
                 "--no-sync",
                 "-D",
             ])
-            .arg(&data)
+            .arg(directory.path().join("data"))
             .status()
             .unwrap();
         assert!(status.success(), "initdb failed");
+        directory
+    });
+    template.path().join("data")
+}
+
+impl Postgres {
+    pub fn start() -> Arc<Postgres> {
+        let directory = directory();
+        let data = directory.path().join("data");
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(template()).arg(&data);
+        assert!(copy.status().unwrap().success());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = command("postgres")
             .arg("-D")
@@ -63,9 +81,9 @@ impl Postgres {
                 "-c",
                 "listen_addresses=",
                 "-c",
-                "fsync=off",
+                "max_connections=150",
                 "-c",
-                "max_connections=200",
+                "shared_buffers=32MB",
                 "-k",
             ])
             .arg(directory.path())
@@ -75,6 +93,17 @@ impl Postgres {
         let postgres = Arc::new(Postgres { child, directory, port });
         postgres.wait_until_up();
         postgres
+    }
+
+    /// How a voter finds it.
+    pub fn config(&self) -> voter::PostgresConfig {
+        voter::PostgresConfig {
+            socket_directory: self.directory.path().to_owned(),
+            port: self.port,
+            database: "postgres".into(),
+            superuser: "postgres".into(),
+            major_version: 15,
+        }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -1,0 +1,170 @@
+//! Three real voters, each with a PostgreSQL server of its own; only the agreement is replaced, by a counter.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ordering::identifiers::{ClientId, GroupId, MachineId, Order};
+use ordering::message::{ClientMessage, CommitDb, CommitDbEntry};
+use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
+use sql::operation::Operation;
+use sql::rules::PartitionRules;
+use tokio::sync::mpsc;
+use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
+
+use super::cluster::Faults;
+use super::postgres::Postgres;
+
+type Log = Arc<Mutex<Vec<CommitDbEntry>>>;
+
+/// Starts the voters; gives the proxy's port.
+pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (ClusterPort, Faults) {
+    let (to, requests) = mpsc::channel(1024);
+    let (results, from) = mpsc::channel(1024);
+    let (faults, log) = (Faults::default(), Log::default());
+    let mut handles = Vec::new();
+    for (machine, server) in (1..).map(MachineId).zip(servers) {
+        let (outputs, received) = mpsc::channel(1024);
+        let handle = Voter::start(config(machine, server, rules.clone()), outputs);
+        tokio::spawn(pump(
+            machine,
+            received,
+            handle.input(),
+            Arc::clone(&log),
+            results.clone(),
+            faults.clone(),
+        ));
+        handles.push(handle);
+    }
+    for handle in &handles {
+        let mut state = handle.state();
+        let serving = state.wait_for(|state| matches!(state, VoterState::Serving { .. }));
+        let serving = tokio::time::timeout(Duration::from_secs(30), serving).await.is_ok();
+        assert!(serving, "a voter does not start: {:?}", *handle.state().borrow());
+    }
+    // A voter takes what comes at first for a replay.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::spawn(sequence(requests, handles, log, faults.clone()));
+    (ClusterPort { to, from }, faults)
+}
+
+fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> VoterConfig {
+    VoterConfig {
+        machine,
+        faults: 1,
+        groups: 1,
+        rules,
+        postgres: server.config(),
+        client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from(["postgres".into(), "application".into()]))]),
+        limits: VoterLimits {
+            transactions_max: 20,
+            one_shot_backends: 4,
+            read_backends: 3,
+            ..VoterLimits::default()
+        },
+    }
+}
+
+async fn pump(
+    machine: MachineId,
+    mut outputs: mpsc::Receiver<VoterOutput>,
+    input: mpsc::Sender<VoterInput>,
+    log: Log,
+    results: mpsc::Sender<(MachineId, FromNode)>,
+    faults: Faults,
+) {
+    while let Some(output) = outputs.recv().await {
+        if std::env::var_os("VOTERS_TRACE").is_some() {
+            eprintln!("{machine} {output:?}");
+        }
+        match output {
+            VoterOutput::Result { message, .. } if !faults.is_mute(machine) => {
+                let _ = results.send((machine, FromNode::Result(message))).await;
+            }
+            VoterOutput::Fetch { from } => {
+                let entries = log.lock().unwrap().clone();
+                let input = input.clone();
+                tokio::spawn(async move {
+                    for entry in entries.into_iter().filter(|entry| entry.order >= from) {
+                        commit_db(&input, entry).await;
+                    }
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn commit_db(input: &mpsc::Sender<VoterInput>, entry: CommitDbEntry) {
+    for from in [1, 2].map(MachineId) {
+        let message = CommitDb {
+            group: GroupId(0),
+            entries: vec![entry.clone()],
+        };
+        let _ = input.send(VoterInput::CommitDb { from, message }).await;
+    }
+}
+
+async fn sequence(
+    mut requests: mpsc::Receiver<(Destination, ToNode)>,
+    voters: Vec<VoterHandle>,
+    log: Log,
+    faults: Faults,
+) {
+    let client = ClientId(0);
+    let inputs: Vec<_> = voters.iter().map(VoterHandle::input).collect();
+    let mut done = HashSet::new();
+    let mut asked = HashSet::new();
+    let mut time_us = 0;
+    let of = |machines: MachineSet| {
+        (1..)
+            .map(MachineId)
+            .zip(&inputs)
+            .filter(move |(machine, _)| machines.contains(*machine))
+            .map(|(_, input)| input)
+    };
+    while let Some((destination, message)) = requests.recv().await {
+        match (message, destination) {
+            (ToNode::Request(request), _) => {
+                if !done.insert(request.number) {
+                    // A voter answers again what it is asked again.
+                    continue;
+                }
+                let operation: Operation = borsh::from_slice(&request.operation).unwrap();
+                faults.see(super::cluster::kind(&operation.work));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
+                time_us = now.max(time_us + 1);
+                let order = Order(log.lock().unwrap().len() as u64 + 1);
+                let entry = CommitDbEntry {
+                    order,
+                    time_us,
+                    digest: request.digest(),
+                    request: Some(request),
+                };
+                log.lock().unwrap().push(entry.clone());
+                for input in &inputs {
+                    commit_db(input, entry.clone()).await;
+                }
+            }
+            (ToNode::Client(ClientMessage::Direct(direct)), Destination::Machines(machines)) => {
+                if asked.insert(direct.number) {
+                    faults.see(if direct.transaction.is_some() { "direct" } else { "read" });
+                }
+                for input in of(machines) {
+                    let _ = input
+                        .send(VoterInput::Direct {
+                            client,
+                            direct: direct.clone(),
+                        })
+                        .await;
+                }
+            }
+            (ToNode::Client(ClientMessage::Recall(key)), Destination::Machines(machines)) => {
+                for input in of(machines) {
+                    let _ = input.send(VoterInput::Recall { client, key }).await;
+                }
+            }
+            (ToNode::Client(_), Destination::All) => panic!("direct to all"),
+        }
+    }
+}
