@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::file::{ApplicationTls, Authentication, ClusterFile};
+use crate::http;
 use crate::identity::{Identity, IdentityError};
 use crate::link::{Frame, Links, Peer, PeerAddress, Receiver};
 use crate::tls::TlsError;
@@ -44,6 +45,9 @@ pub enum FrontError {
     /// The certificate for applications is not usable.
     #[error("the TLS certificate for applications: {0}")]
     Certificate(String),
+    /// The metrics recorder cannot be installed.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
     /// The front failed.
     #[error(transparent)]
     Proxy(#[from] proxy::ProxyError),
@@ -59,6 +63,14 @@ fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> FrontError 
 /// # Errors
 /// When the proxy cannot be set up, or its listener fails.
 pub async fn run(file: &ClusterFile, shutdown: impl Future<Output = ()> + Send) -> Result<(), FrontError> {
+    let metrics = crate::metrics::install(file, "proxy")?;
+    let address = file.tunables.proxy_metrics;
+    let scraped = TcpListener::bind(address)
+        .await
+        .map_err(system(format!("cannot listen on {address}")))?;
+    tokio::spawn(http::serve(scraped, move |path| {
+        (path == "/metrics").then(|| metrics.answer())
+    }));
     let layout = file.layout();
     let path = layout.proxy_identity();
     let identity = Identity::read(&path)?;

@@ -207,7 +207,11 @@ async fn open_log(file: &ClusterFile, me: MachineId) -> Result<(Log, watch::Rece
     let sender = Arc::new(sender);
     let opening = || {
         let sender = Arc::clone(&sender);
-        match Log::open(&directory, SEGMENT_BYTES, move |event| drop(sender.send(event))) {
+        let notify = move |event| {
+            // Nobody listens once the node ends.
+            let _ = sender.send(event);
+        };
+        match Log::open(&directory, SEGMENT_BYTES, notify) {
             // Only a lock passes with time.
             Err(LogError::Locked { path }) => Err(LogError::Locked { path }),
             other => Ok(other),

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -15,6 +17,9 @@ use super::{Binaries, PostgresError, SUPERUSER};
 /// How long a start (which may replay its log) or a stop may take.
 const START_MS_MAX: u64 = 120_000;
 const STOP_MS_MAX: u64 = 30_000;
+/// How often a start is tried, and the pause between.
+const START_ATTEMPTS: usize = 5;
+const START_PAUSE_MS: u64 = 300;
 /// How long the backends of a killed server may linger.
 const LEFTOVERS_MS_MAX: u64 = 10_000;
 /// The pause between looks at a server that starts or stops.
@@ -84,14 +89,27 @@ impl DatabaseServer {
     /// # Errors
     /// When a program fails or the server does not come up in time.
     pub async fn start(&self) -> Result<(), PostgresError> {
+        let mut attempt = 1;
+        loop {
+            match self.try_start().await {
+                // A server that was just killed may still look alive, and end under our hands.
+                Err(PostgresError::NotReady { .. } | PostgresError::Setup(_)) if attempt < START_ATTEMPTS => {
+                    attempt += 1;
+                    tokio::time::sleep(Duration::from_millis(START_PAUSE_MS)).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_start(&self) -> Result<(), PostgresError> {
         let server = self.clone();
-        tokio::task::spawn_blocking(move || server.initialise().and_then(|()| server.launch()))
-            .await
-            .map_err(|error| PostgresError::System {
-                what: String::from("initdb"),
-                source: error.into(),
-            })??;
-        self.wait_ready().await?;
+        let launching = tokio::task::spawn_blocking(move || server.initialise().and_then(|()| server.launch()));
+        let launched = launching.await.map_err(|error| PostgresError::System {
+            what: String::from("initdb"),
+            source: error.into(),
+        })??;
+        self.wait_ready(launched).await?;
         self.make_database().await
     }
 
@@ -251,9 +269,10 @@ impl DatabaseServer {
         )
     }
 
-    fn launch(&self) -> Result<(), PostgresError> {
+    /// Starts the server unless it runs; what is returned becomes true when the one that was started ends.
+    fn launch(&self) -> Result<Option<Arc<AtomicBool>>, PostgresError> {
         if self.pid().is_some() {
-            return Ok(());
+            return Ok(None);
         }
         self.clear_leftovers();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log());
@@ -268,9 +287,13 @@ impl DatabaseServer {
         let mut child = command
             .spawn()
             .map_err(PostgresError::system("cannot start postgres"))?;
-        // Somebody must collect its end.
-        std::thread::spawn(move || child.wait());
-        Ok(())
+        let ended = Arc::new(AtomicBool::new(false));
+        let noticed = Arc::clone(&ended);
+        std::thread::spawn(move || {
+            let _ = child.wait();
+            noticed.store(true, Ordering::Relaxed);
+        });
+        Ok(Some(ended))
     }
 
     /// Waits until no process of a server that was killed is left (backends notice the end of their parent), then
@@ -292,15 +315,17 @@ impl DatabaseServer {
         let _ = fs::remove_file(self.data().join("postmaster.pid"));
     }
 
-    async fn wait_ready(&self) -> Result<(), PostgresError> {
+    async fn wait_ready(&self, launched: Option<Arc<AtomicBool>>) -> Result<(), PostgresError> {
         let deadline = Instant::now() + Duration::from_millis(START_MS_MAX);
-        let patience = Instant::now() + Duration::from_secs(2);
         loop {
             if self.connect("postgres").await.is_ok() {
                 return Ok(());
             }
-            let died = Instant::now() > patience && self.pid().is_none();
-            if died || Instant::now() > deadline {
+            let ended = match &launched {
+                Some(ended) => ended.load(Ordering::Relaxed),
+                None => self.pid().is_none(),
+            };
+            if ended || Instant::now() > deadline {
                 return Err(self.not_ready());
             }
             tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
