@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sql::operation::{Exchange, ExchangeResult, StatementText, Step};
+use sql::operation::{ExchangeResult, StatementText, Step};
 use sql::statement::StatementClass;
 
 use super::describe::DescriptionKey;
