@@ -22,7 +22,7 @@ pub(crate) struct CatalogState {
     /// Counts refreshes; 0 before the first.
     pub(crate) version: u64,
     /// Analyses statements against it.
-    pub(crate) analyzer: Analyzer,
+    pub(crate) analyzer: Arc<Analyzer>,
 }
 
 /// The catalog of one database.
@@ -33,6 +33,8 @@ pub(crate) struct Catalog {
     /// Counts changes that sessions of this proxy made; caches of descriptions are as old as this says.
     epoch: AtomicU64,
     refresh: tokio::sync::Mutex<()>,
+    /// The version from which on all changes by sessions of this proxy are known.
+    wanted: AtomicU64,
     loaded: watch::Sender<u64>,
 }
 
@@ -59,10 +61,11 @@ impl Catalog {
             rules,
             current: RwLock::new(Arc::new(CatalogState {
                 version: 0,
-                analyzer: Analyzer::new(schema),
+                analyzer: Arc::new(Analyzer::new(schema)),
             })),
             epoch: AtomicU64::new(0),
             refresh: tokio::sync::Mutex::new(()),
+            wanted: AtomicU64::new(1),
             loaded: watch::Sender::new(0),
         }
     }
@@ -93,11 +96,13 @@ impl Catalog {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let version = current.version + 1;
         // An equal catalog keeps its analyses.
-        if version == 1 || current.analyzer.schema().digest() != schema.digest() {
-            *current = Arc::new(CatalogState {
-                version,
-                analyzer: Analyzer::new(Arc::new(schema)),
-            });
+        let unchanged = version > 1 && current.analyzer.schema().digest() == schema.digest();
+        let analyzer = match unchanged {
+            true => Arc::clone(&current.analyzer),
+            false => Arc::new(Analyzer::new(Arc::new(schema))),
+        };
+        *current = Arc::new(CatalogState { version, analyzer });
+        if !unchanged {
             self.epoch.fetch_add(1, Ordering::AcqRel);
         }
         drop(current);
@@ -108,12 +113,22 @@ impl Catalog {
     /// A session of this proxy changed the catalog: descriptions are stale at once, the analyses follow soon.
     pub(crate) fn changed(self: &Arc<Self>, client: &Arc<Client>) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        let (catalog, client, seen) = (Arc::clone(self), Arc::clone(client), self.current().version);
+        // A refresh that is on its way may have read before the change.
+        let distance = if self.refresh.try_lock().is_ok() { 1 } else { 2 };
+        let wanted = self.current().version + distance;
+        self.wanted.fetch_max(wanted, Ordering::AcqRel);
+        let (catalog, client, seen) = (Arc::clone(self), Arc::clone(client), wanted - 1);
         tokio::spawn(async move {
             if let Err(error) = catalog.refresh_after(&client, seen).await {
                 tracing::warn!(%error, "the catalog could not be refreshed");
             }
         });
+    }
+
+    /// The version to be surpassed, when a change by a session of this proxy is not known yet.
+    pub(crate) fn stale_version(&self) -> Option<u64> {
+        let wanted = self.wanted.load(Ordering::Acquire);
+        (self.current().version < wanted).then(|| wanted - 1)
     }
 
     /// Reads the catalog until it succeeds.

@@ -373,3 +373,132 @@ async fn a_text_is_one_transaction() {
         .unwrap();
     assert_eq!(first(&rows).as_deref(), Some("3"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pgbench_works_in_all_its_modes() {
+    let world = World::start_voters().await;
+    let output = world.run("pgbench", &["-i", "-s", "1", "-q"]).await;
+    assert!(output.contains("done in"), "{output}");
+    for mode in ["simple", "extended", "prepared"] {
+        let output = world.run("pgbench", &["-n", "-c", "3", "-t", "10", "-M", mode]).await;
+        assert!(
+            output.contains("number of transactions actually processed: 30/30"),
+            "{mode}: {output}"
+        );
+    }
+    let sums = world
+        .psql(&[
+            "-Atc",
+            "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches), \
+             (SELECT sum(delta) FROM pgbench_history), (SELECT count(*) FROM pgbench_history)",
+        ])
+        .await;
+    let fields: Vec<_> = sums.trim().split('|').collect();
+    assert_eq!(
+        (fields[0], fields[0], fields[3]),
+        (fields[1], fields[2], "90"),
+        "{sums}"
+    );
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world
+        .everywhere("SELECT md5(string_agg(t::text, ',' ORDER BY aid)) FROM pgbench_accounts t")
+        .await;
+    world
+        .everywhere("SELECT md5(string_agg(t::text, ',' ORDER BY tid, bid, aid, delta, mtime)) FROM pgbench_history t")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn isolation_is_what_was_asked_for() {
+    let world = World::start_voters().await;
+    let (one, other) = (world.connect().await, world.connect().await);
+    one.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 0)")
+        .await
+        .unwrap();
+    let read = async |client: &tokio_postgres::Client| first(&client.simple_query("SELECT v FROM t").await.unwrap());
+    // A snapshot stays, and holds nobody up.
+    one.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        .await
+        .unwrap();
+    assert_eq!(read(&one).await.as_deref(), Some("0"));
+    other.batch_execute("UPDATE t SET v = 1").await.unwrap();
+    assert_eq!(read(&one).await.as_deref(), Some("0"));
+    let error = one.batch_execute("UPDATE t SET v = 5").await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::T_R_SERIALIZATION_FAILURE));
+    one.batch_execute("ROLLBACK").await.unwrap();
+    // READ COMMITTED sees what others commit.
+    one.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(read(&one).await.as_deref(), Some("1"));
+    other.batch_execute("UPDATE t SET v = 2").await.unwrap();
+    assert_eq!(read(&one).await.as_deref(), Some("2"));
+    one.batch_execute("COMMIT").await.unwrap();
+    // What SERIALIZABLE has read, nobody changes.
+    one.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE").await.unwrap();
+    assert_eq!(read(&one).await.as_deref(), Some("2"));
+    let update = tokio::spawn(async move { other.batch_execute("UPDATE t SET v = v * 10").await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!update.is_finished());
+    one.batch_execute("UPDATE t SET v = 3; COMMIT").await.unwrap();
+    update.await.unwrap().unwrap();
+    assert_eq!(read(&one).await.as_deref(), Some("30"));
+    // READ ONLY refuses writes with the database's own error, in blocks and by default.
+    let error = one
+        .batch_execute("BEGIN READ ONLY; UPDATE t SET v = 0")
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::READ_ONLY_SQL_TRANSACTION));
+    one.batch_execute("ROLLBACK; SET default_transaction_read_only = on")
+        .await
+        .unwrap();
+    let error = one.batch_execute("UPDATE t SET v = 0").await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::READ_ONLY_SQL_TRANSACTION));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pg_dump_works() {
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    client
+        .batch_execute("CREATE TABLE t (id serial PRIMARY KEY, v text); INSERT INTO t (v) VALUES ('one'), ('two')")
+        .await
+        .unwrap();
+    let dump = world.run("pg_dump", &["--no-sync", "-N", "cloudbft"]).await;
+    assert!(
+        dump.contains("COPY public.t (id, v) FROM stdin;\n1\tone\n2\ttwo\n"),
+        "{dump}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadlocks_end_one_of_the_transactions() {
+    let world = World::start_voters().await;
+    let (one, other) = (world.connect().await, world.connect().await);
+    one.batch_execute("CREATE TABLE warehouse (w_id int PRIMARY KEY, w_ytd int)")
+        .await
+        .unwrap();
+    one.batch_execute("INSERT INTO warehouse VALUES (1, 0), (2, 0)")
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let update = |id: i32| format!("UPDATE warehouse SET w_ytd = w_ytd + 1 WHERE w_id = {id}");
+    one.batch_execute(&format!("BEGIN; {}", update(1))).await.unwrap();
+    other
+        .batch_execute(&format!("BEGIN; SAVEPOINT s; {}", update(2)))
+        .await
+        .unwrap();
+    let text = update(2);
+    let waiting = tokio::spawn(async move {
+        one.batch_execute(&text).await.unwrap();
+        one.batch_execute("COMMIT").await.unwrap();
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let error = other.batch_execute(&update(1)).await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::T_R_DEADLOCK_DETECTED));
+    // The voters have rolled it back as a whole.
+    let error = other.batch_execute("ROLLBACK TO s").await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::IN_FAILED_SQL_TRANSACTION));
+    other.batch_execute("ROLLBACK").await.unwrap();
+    waiting.await.unwrap();
+    let sum = first(&other.simple_query("SELECT sum(w_ytd) FROM warehouse").await.unwrap());
+    assert_eq!(sum.as_deref(), Some("2"));
+}

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sql::analysis::ExchangeAnalysis;
+use sql::footprint::Resource;
 use sql::operation::{Exchange, ExchangeResult};
 use sql::refusal::Refusal;
 use sql::statement::Effect;
@@ -94,6 +96,15 @@ impl Session {
                 self.shared.metrics.refused(refusal.rule, refusal.sqlstate);
                 ApplicationError::from(refusal)
             })?;
+            if let Some(seen) = self.catalog.stale_version()
+                && retries == 0
+                && touches_everything(&analysis)
+            {
+                // What a session has just created is not known yet: that is worth waiting for, rather than to lock it all.
+                retries += 1;
+                self.refresh_catalog(seen).await;
+                continue;
+            }
             if analysis.needs_transaction && self.transaction.is_none() {
                 return Err(
                     ApplicationError::new(NOT_SUPPORTED, "currval and lastval need an open transaction")
@@ -155,4 +166,14 @@ impl Session {
             transaction.failed = true;
         }
     }
+}
+
+/// Whether everything is touched, though no DDL is done.
+fn touches_everything(analysis: &ExchangeAnalysis) -> bool {
+    let everything = analysis
+        .footprint
+        .entries()
+        .first()
+        .is_some_and(|(first, _)| *first == Resource::Everything);
+    everything && !matches!(analysis.effect, Effect::Ddl | Effect::Maintenance)
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sql::operation::{Exchange, ExchangeResult, StatementText, Step};
+use sql::operation::{ExchangeResult, StatementText, Step};
 use sql::statement::StatementClass;
 
 use super::describe::DescriptionKey;
+use super::pipeline::{Pipeline, Portal, Undo};
 use super::prepared::{Prepared, no_statement};
 use super::routing::Kind;
 use super::simple::is_cursor;
@@ -14,90 +15,6 @@ use super::special::{INT4_OID, is_special, special_column};
 use super::{End, Session};
 use crate::error::ApplicationError;
 use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
-
-/// Steps of one exchange, at most; a longer pipeline is run in several.
-const STEPS_MAX: usize = 5_000;
-/// Parameter and text bytes of one exchange, at most; a longer pipeline is run in several.
-const PIPELINE_BYTES_MAX: usize = 4 << 20;
-
-/// A portal, as the proxy knows it.
-#[derive(Debug)]
-pub(super) enum Portal {
-    /// On the voters' backends.
-    Backend,
-    /// Of a statement that the proxy answers itself.
-    Special { prepared: Arc<Prepared>, binary: bool },
-}
-
-/// What to take back when a pipeline fails before it.
-#[derive(Debug)]
-enum Undo {
-    Statement(String, Option<Arc<Prepared>>),
-    Portal(String, Option<Portal>),
-}
-
-/// Messages that wait for Sync.
-#[derive(Debug, Default)]
-pub(super) struct Pipeline {
-    statements: Vec<Arc<Prepared>>,
-    steps: Vec<Step>,
-    bytes: usize,
-    /// Responses of the proxy's own, each to be sent after so many steps were completed.
-    inserts: Vec<(usize, Bytes)>,
-    /// Changes of the session, each to be taken back when fewer steps than this were completed.
-    undo: Vec<(usize, Undo)>,
-    /// Portals that this pipeline bound.
-    bound: Vec<String>,
-    /// The exchange needs or leaves state on the backend.
-    stateful: bool,
-    /// Steps that describe a statement, to be remembered.
-    described: Vec<(usize, DescriptionKey)>,
-}
-
-impl Pipeline {
-    pub(super) fn is_empty(&self) -> bool {
-        self.steps.is_empty() && self.inserts.is_empty()
-    }
-
-    fn has_bind(&self) -> bool {
-        self.steps
-            .iter()
-            .any(|step| matches!(step, Step::Bind { .. } | Step::Execute { .. }))
-    }
-
-    fn is_full(&self) -> bool {
-        self.steps.len() >= STEPS_MAX || self.bytes >= PIPELINE_BYTES_MAX
-    }
-
-    /// The index of a statement in the exchange.
-    fn index(&mut self, prepared: &Arc<Prepared>) -> u16 {
-        let found = self.statements.iter().position(|known| Arc::ptr_eq(known, prepared));
-        let index = found.unwrap_or_else(|| {
-            self.bytes += prepared.statement.text.len();
-            self.statements.push(Arc::clone(prepared));
-            self.statements.len() - 1
-        });
-        u16::try_from(index).unwrap_or(u16::MAX)
-    }
-
-    fn insert(&mut self, write: impl FnOnce(&mut Backend)) {
-        let mut messages = Backend::new();
-        write(&mut messages);
-        self.inserts.push((self.steps.len(), messages.take()));
-    }
-
-    fn exchange(&mut self) -> Exchange {
-        let statements = self
-            .statements
-            .iter()
-            .map(|prepared| prepared.statement.clone())
-            .collect();
-        Exchange::Extended {
-            statements,
-            steps: std::mem::take(&mut self.steps),
-        }
-    }
-}
 
 impl Session {
     /// Takes one message of the extended protocol.

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Connection, Stream};
-use super::extended::Pipeline;
+use super::pipeline::Pipeline;
 use super::routing::Kind;
 use super::settings::{REPORTED, Settings};
 use super::tokens::quote_literal;

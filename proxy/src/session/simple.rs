@@ -39,7 +39,7 @@ impl Session {
         self.skip_to_sync = false;
         self.forget_statement("");
         self.portals.remove("");
-        let analysis = self.catalog.current().analyzer.text(&text);
+        let analysis = self.catalog.current().analyzer.text(literal_set_config(&text));
         self.run_text(&analysis).await?;
         self.end_implicit().await;
         if self.transaction.is_none() {
@@ -189,6 +189,17 @@ impl Session {
         if let Err(error) = self.commit().await {
             self.report(&error);
         }
+    }
+}
+
+/// pg_dump's own way to set a parameter that old servers lack (CVE-2024-7348), as a plain `set_config`.
+fn literal_set_config(text: &str) -> &str {
+    match text {
+        "SELECT set_config(name, 'view, foreign-table', false) FROM pg_settings WHERE name = \
+         'restrict_nonsystem_relation_kind'" => {
+            "SELECT set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', false)"
+        }
+        text => text,
     }
 }
 

@@ -117,12 +117,16 @@ impl World {
 
     /// What psql prints.
     pub async fn psql(&self, arguments: &[&str]) -> String {
-        let output = tokio::process::Command::new("psql")
+        self.run("psql", &[&["-X"], arguments].concat()).await
+    }
+
+    /// What a program of PostgreSQL's prints that is pointed at the proxy.
+    pub async fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = tokio::process::Command::new(program)
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", self.address.port().to_string())
             .env("PGUSER", "postgres")
             .env("PGDATABASE", "postgres")
-            .arg("-X")
             .args(arguments)
             .output()
             .await

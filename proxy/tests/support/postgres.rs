@@ -112,11 +112,16 @@ impl Postgres {
 
     fn wait_until_up(&self) {
         let start = Instant::now();
-        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "PostgreSQL does not start");
-            std::thread::sleep(Duration::from_millis(20));
+        let mut ready = command("pg_isready");
+        ready
+            .arg("-q")
+            .arg("-h")
+            .arg(self.directory.path())
+            .args(["-p", &self.port.to_string()]);
+        while !ready.status().unwrap().success() {
+            assert!(start.elapsed() < Duration::from_secs(60), "PostgreSQL does not start");
+            std::thread::sleep(Duration::from_millis(30));
         }
-        std::thread::sleep(Duration::from_millis(100));
     }
 
     /// A client that bypasses the proxy.

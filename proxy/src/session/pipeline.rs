@@ -1,0 +1,94 @@
+//! What an application has sent since the last Sync.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sql::operation::{Exchange, Step};
+
+use super::describe::DescriptionKey;
+use super::prepared::Prepared;
+use crate::wire::Backend;
+
+/// Steps of one exchange, at most; a longer pipeline is run in several.
+const STEPS_MAX: usize = 5_000;
+/// Parameter and text bytes of one exchange, at most; a longer pipeline is run in several.
+const PIPELINE_BYTES_MAX: usize = 4 << 20;
+
+/// A portal, as the proxy knows it.
+#[derive(Debug)]
+pub(super) enum Portal {
+    /// On the voters' backends.
+    Backend,
+    /// Of a statement that the proxy answers itself.
+    Special { prepared: Arc<Prepared>, binary: bool },
+}
+
+/// What to take back when a pipeline fails before it.
+#[derive(Debug)]
+pub(super) enum Undo {
+    Statement(String, Option<Arc<Prepared>>),
+    Portal(String, Option<Portal>),
+}
+
+/// Messages that wait for Sync.
+#[derive(Debug, Default)]
+pub(super) struct Pipeline {
+    pub(super) statements: Vec<Arc<Prepared>>,
+    pub(super) steps: Vec<Step>,
+    pub(super) bytes: usize,
+    /// Responses of the proxy's own, each to be sent after so many steps were completed.
+    pub(super) inserts: Vec<(usize, Bytes)>,
+    /// Changes of the session, each to be taken back when fewer steps than this were completed.
+    pub(super) undo: Vec<(usize, Undo)>,
+    /// Portals that this pipeline bound.
+    pub(super) bound: Vec<String>,
+    /// The exchange needs or leaves state on the backend.
+    pub(super) stateful: bool,
+    /// Steps that describe a statement, to be remembered.
+    pub(super) described: Vec<(usize, DescriptionKey)>,
+}
+
+impl Pipeline {
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.inserts.is_empty()
+    }
+
+    pub(super) fn has_bind(&self) -> bool {
+        self.steps
+            .iter()
+            .any(|step| matches!(step, Step::Bind { .. } | Step::Execute { .. }))
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.steps.len() >= STEPS_MAX || self.bytes >= PIPELINE_BYTES_MAX
+    }
+
+    /// The index of a statement in the exchange.
+    pub(super) fn index(&mut self, prepared: &Arc<Prepared>) -> u16 {
+        let found = self.statements.iter().position(|known| Arc::ptr_eq(known, prepared));
+        let index = found.unwrap_or_else(|| {
+            self.bytes += prepared.statement.text.len();
+            self.statements.push(Arc::clone(prepared));
+            self.statements.len() - 1
+        });
+        u16::try_from(index).unwrap_or(u16::MAX)
+    }
+
+    pub(super) fn insert(&mut self, write: impl FnOnce(&mut Backend)) {
+        let mut messages = Backend::new();
+        write(&mut messages);
+        self.inserts.push((self.steps.len(), messages.take()));
+    }
+
+    pub(super) fn exchange(&mut self) -> Exchange {
+        let statements = self
+            .statements
+            .iter()
+            .map(|prepared| prepared.statement.clone())
+            .collect();
+        Exchange::Extended {
+            statements,
+            steps: std::mem::take(&mut self.steps),
+        }
+    }
+}
