@@ -70,14 +70,17 @@ impl std::fmt::Display for Stage {
 }
 
 impl Histograms {
-    /// Asks all processes of a cluster: nodes and proxies with their `/metrics` addresses.
-    pub(crate) async fn scrape(addresses: &[(&'static str, SocketAddr)]) -> std::io::Result<Self> {
+    /// Asks all processes of a cluster: nodes and proxies with their `/metrics` addresses. One that does not answer is
+    /// named on standard error and left out: these figures explain others, which must not be lost with them.
+    pub(crate) async fn scrape(addresses: &[(&'static str, SocketAddr)]) -> Self {
         let mut all = Self::default();
         for (process, address) in addresses {
-            let text = cluster::http::get(*address, "/metrics", Duration::from_millis(ANSWER_MS_MAX)).await?;
-            all.add_text(process, &text);
+            match cluster::http::get(*address, "/metrics", Duration::from_millis(ANSWER_MS_MAX)).await {
+                Ok(text) => all.add_text(process, &text),
+                Err(error) => super::compare::progress(&format!("no metrics of the {process} at {address}: {error}")),
+            }
         }
-        Ok(all)
+        all
     }
 
     fn add_text(&mut self, process: &'static str, text: &str) {

@@ -9,7 +9,7 @@ use super::system::SystemName;
 
 /// The widths of the first column and the others.
 const LABEL: usize = 34;
-const COLUMN: usize = 26;
+const COLUMN: usize = 32;
 
 impl fmt::Display for Comparison {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
