@@ -1,5 +1,6 @@
 //! The `cloudbft` command: runs, watches and checks a cluster (see `cloudbft --help`).
 
+mod bench;
 mod children;
 mod down;
 mod explain;
@@ -47,6 +48,11 @@ enum Command {
         #[command(subcommand)]
         command: tpcc::command::TpccCommand,
     },
+    /// Measure what replication costs
+    Bench {
+        #[command(subcommand)]
+        command: bench::BenchCommand,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,6 +89,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::Status(options) => status::run(&options).await,
             Command::Verify(options) => verify::run(&options).await,
             Command::Explain(options) => explain::run(&options).await,
+            Command::Bench { command } => Ok(bench::execute(command).await?),
             Command::Tpcc { command } => Ok(tpcc::command::execute(command).await?),
             Command::Up(_) | Command::Node(_) | Command::Proxy(_) | Command::Counter(_) => Ok(ExitCode::FAILURE),
         }
