@@ -106,6 +106,10 @@ fn describe() {
         "cloudbft_invalid_messages_total",
         "Messages rejected as a peer's fault, by peer and reason."
     );
+    describe_counter!(
+        "cloudbft_divergences_total",
+        "Answers of a voter that differ from the agreed ones."
+    );
     describe_histogram!(
         "cloudbft_log_fsync_duration_seconds",
         Unit::Seconds,

@@ -225,6 +225,19 @@ impl Cluster {
         child.wait_with_output().expect("psql ends")
     }
 
+    /// Answers of single voters that the proxy has seen to differ from the agreed ones, by its metrics.
+    pub fn mismatches(&self) -> u64 {
+        let file = cluster::file::ClusterFile::read(&self.directory().join("cluster.toml")).expect("a cluster file");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let asked = cluster::http::get(file.tunables.proxy_metrics, "/metrics", Duration::from_secs(5));
+        let metrics = runtime.block_on(asked).expect("the proxy's metrics");
+        let counted = metrics
+            .lines()
+            .filter(|line| line.starts_with("cloudbft_divergences_total{"));
+        let values = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        values.sum()
+    }
+
     /// Asserts that all live database nodes hold the same data.
     pub fn assert_equal(&self) {
         let output = self.command_on_directory("verify", &[]);

@@ -1,8 +1,9 @@
 //! The calls that wait for answers, by number: the dispatcher finds them here, many times per transaction.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use metrics::counter;
 use ordering::identifiers::MachineId;
 use ordering::message::{ResultKey, ResultMessage};
 use tokio::sync::Notify;
@@ -11,6 +12,8 @@ use super::collect::Collect;
 
 /// Shards of the table: a power of two.
 const SHARDS: usize = 16;
+/// Calls per shard that are kept when they are done, so that a voter that differs is noticed also when it is late.
+const SETTLED_MAX: usize = 32;
 
 /// A call that waits.
 #[derive(Debug)]
@@ -28,7 +31,27 @@ impl Call {
 /// All calls that wait. Bounded by the sessions: each has at most one direct call, and requests have their window.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    shards: [Mutex<HashMap<ResultKey, Arc<Call>>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+/// Calls by number.
+#[derive(Debug, Default)]
+struct Shard {
+    calls: HashMap<ResultKey, Arc<Call>>,
+    /// Those of them that nobody waits for, the oldest first.
+    settled: VecDeque<ResultKey>,
+}
+
+impl Shard {
+    /// Keeps a call for a while, for late answers.
+    fn settle(&mut self, key: ResultKey) {
+        self.settled.push_back(key);
+        if self.settled.len() > SETTLED_MAX
+            && let Some(oldest) = self.settled.pop_front()
+        {
+            self.calls.remove(&oldest);
+        }
+    }
 }
 
 /// A call in the table; dropping it takes it out.
@@ -40,7 +63,7 @@ pub(super) struct Waiting<'calls> {
 }
 
 impl Calls {
-    fn shard(&self, key: ResultKey) -> Option<MutexGuard<'_, HashMap<ResultKey, Arc<Call>>>> {
+    fn shard(&self, key: ResultKey) -> Option<MutexGuard<'_, Shard>> {
         let (ResultKey::Request(number) | ResultKey::Direct(number)) = key;
         let index = usize::try_from(number % SHARDS as u64).unwrap_or(0);
         self.shards
@@ -54,19 +77,29 @@ impl Calls {
             changed: Notify::new(),
         });
         if let Some(mut shard) = self.shard(key) {
-            shard.insert(key, Arc::clone(&call));
+            shard.calls.insert(key, Arc::clone(&call));
         }
         Waiting { call, key, calls: self }
     }
 
     /// Hands an answer to the call that waits for it, if any does.
     pub(super) fn deliver(&self, from: MachineId, result: ResultMessage) -> bool {
-        let call = self.shard(result.key).and_then(|shard| shard.get(&result.key).cloned());
+        let call = self
+            .shard(result.key)
+            .and_then(|shard| shard.calls.get(&result.key).cloned());
         let Some(call) = call else {
             return false;
         };
-        if call.collect().add(from, result) {
+        let mut collect = call.collect();
+        let changed = collect.add(from, result);
+        let differing = collect.take_differing();
+        drop(collect);
+        if changed {
             call.changed.notify_one();
+        }
+        for voter in differing.iter() {
+            tracing::debug!(voter = voter.0, "a voter's answer is not the one that was agreed on");
+            counter!("cloudbft_divergences_total", "voter" => format!("m{}", voter.0), "kind" => "result").increment(1);
         }
         true
     }
@@ -75,7 +108,11 @@ impl Calls {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(mut shard) = self.calls.shard(self.key) {
-            shard.remove(&self.key);
+            if self.call.collect().settle() {
+                shard.settle(self.key);
+            } else {
+                shard.calls.remove(&self.key);
+            }
         }
     }
 }

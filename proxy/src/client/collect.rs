@@ -67,6 +67,10 @@ pub(crate) struct Collect {
     /// Voters whose whole result is welcome.
     whole_from: MachineSet,
     wholes: Vec<(MachineId, Bytes)>,
+    /// Whether correct voters that are at different orders may answer differently.
+    may_differ: bool,
+    /// Voters that were already reported to differ.
+    differing: MachineSet,
 }
 
 impl Collect {
@@ -78,7 +82,51 @@ impl Collect {
             answers: Vec::with_capacity(voters.len()),
             whole_from: MachineSet::EMPTY,
             wholes: Vec::new(),
+            may_differ: false,
+            differing: MachineSet::EMPTY,
         }
+    }
+
+    /// The same for a read that no lock protects: different answers do not speak against a voter.
+    pub(crate) fn of_unlocked_read(self) -> Self {
+        Self {
+            may_differ: true,
+            ..self
+        }
+    }
+
+    /// The voters whose answers differ from what was agreed on, each once.
+    pub(crate) fn take_differing(&mut self) -> MachineSet {
+        if self.may_differ || !self.has_conflict() {
+            return MachineSet::EMPTY;
+        }
+        let Some((_, supporters, _)) = self.standing().agreed else {
+            return MachineSet::EMPTY;
+        };
+        let spoken = self
+            .answers
+            .iter()
+            .filter(|answer| answer.verdict != Verdict::Unavailable);
+        let agreed = |machine| supporters.contains(machine);
+        let Some(one) = self.answers.iter().find(|answer| agreed(answer.machine)) else {
+            return MachineSet::EMPTY;
+        };
+        let others = spoken.filter(|answer| !agreed(answer.machine) && !self.equal(one, answer));
+        let new = others.map(|answer| answer.machine).collect::<MachineSet>();
+        let new = new.without(self.differing);
+        self.differing = self.differing.union(new);
+        new
+    }
+
+    /// Nobody waits any more: keeps only what a late answer is compared with. False when none is to come.
+    pub(crate) fn settle(&mut self) -> bool {
+        self.whole_from = MachineSet::EMPTY;
+        self.wholes = Vec::new();
+        let all = self
+            .voters
+            .iter()
+            .all(|voter| self.answers.iter().any(|answer| answer.machine == voter));
+        !self.may_differ && !all && self.standing().agreed.is_some()
     }
 
     /// From now on, takes whole results of these voters.
@@ -284,6 +332,24 @@ mod tests {
         collect.add(MachineId(2), done(2, B, [9; 32]));
         assert!(!collect.standing().conflict);
         assert!(matches!(collect.standing().agreed, Some((Agreed::Multiset(_), _, _))));
+    }
+
+    #[test]
+    fn who_differs_from_what_was_agreed_on_is_named_once_also_when_late() {
+        let mut collect = Collect::new(voters(), 2, true);
+        collect.add(MachineId(1), done(5, B, B));
+        assert_eq!(collect.take_differing(), MachineSet::EMPTY, "nothing is agreed on");
+        collect.add(MachineId(2), done(5, A, A));
+        collect.add(MachineId(3), done(5, A, A));
+        assert_eq!(collect.take_differing(), MachineSet::one(MachineId(1)));
+        assert_eq!(collect.take_differing(), MachineSet::EMPTY);
+
+        let mut collect = Collect::new(voters(), 2, true);
+        collect.add(MachineId(1), done(5, A, A));
+        collect.add(MachineId(2), done(5, A, A));
+        assert!(collect.settle(), "the third may still come");
+        collect.add(MachineId(3), done(5, B, B));
+        assert_eq!(collect.take_differing(), MachineSet::one(MachineId(3)));
     }
 
     #[test]

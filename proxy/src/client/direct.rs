@@ -62,7 +62,14 @@ impl Client {
         } else {
             self.faults + 1
         };
-        let waiting = self.calls.open(key, Collect::new(self.voter_set, needed, false));
+        let collect = Collect::new(self.voter_set, needed, false);
+        let waiting = self.calls.open(
+            key,
+            match quorum {
+                Quorum::All | Quorum::Session(_) => collect.of_unlocked_read(),
+                Quorum::Locked(_) | Quorum::Everyone => collect,
+            },
+        );
         let mut asking = Asking {
             client: self,
             question,
