@@ -110,6 +110,10 @@ pub enum ResultKey {
     Direct(u64),
 }
 
+/// Results up to this size, in bytes, travel whole from every voter: a digest would save next to nothing, and the
+/// proxy need not wait for the one voter that was picked.
+pub const SMALL_RESULT_BYTES: usize = 512;
+
 /// RESULT: voter to proxy. Two results agree when their orders (of requests) and one of their digests are equal.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ResultMessage {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use ordering::identifiers::ClientId;
-use ordering::message::{Outcome, ResultKey, ResultMessage};
+use ordering::message::{Outcome, ResultKey, ResultMessage, SMALL_RESULT_BYTES};
 
 /// What a kept result costs beside its bytes.
 const ENTRY_BYTES: usize = 256;
@@ -85,10 +85,10 @@ fn size(message: &ResultMessage) -> usize {
     whole + ENTRY_BYTES
 }
 
-/// The message without its whole result.
+/// The message without its whole result, unless that is small.
 pub fn without_whole(mut message: ResultMessage) -> ResultMessage {
     if let Outcome::Done { whole, .. } = &mut message.outcome {
-        *whole = None;
+        whole.take_if(|whole| whole.len() > SMALL_RESULT_BYTES);
     }
     message
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ordering::identifiers::{Digest, MachineId, Order};
-use ordering::message::{Outcome, ResultMessage};
+use ordering::message::{Outcome, ResultMessage, SMALL_RESULT_BYTES};
 
 use crate::port::MachineSet;
 
@@ -55,7 +55,8 @@ pub(crate) struct Standing {
 
 /// The answers to one call.
 ///
-/// Invariant: at most one answer of each voter, and at most one whole result of each voter that was asked for one.
+/// Invariant: at most one answer of each voter, and at most one whole result of each voter: a small one, or one that was
+/// asked for.
 #[derive(Debug)]
 pub(crate) struct Collect {
     voters: MachineSet,
@@ -183,7 +184,8 @@ impl Collect {
     }
 
     fn keep_whole(&mut self, machine: MachineId, whole: Bytes) {
-        if self.whole_from.contains(machine) && !self.wholes.iter().any(|(from, _)| *from == machine) {
+        let welcome = whole.len() <= SMALL_RESULT_BYTES || self.whole_from.contains(machine);
+        if welcome && !self.wholes.iter().any(|(from, _)| *from == machine) {
             self.wholes.push((machine, whole));
         }
     }
@@ -353,13 +355,13 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_is_kept_only_from_whom_it_was_asked() {
+    fn a_large_whole_is_kept_only_from_whom_it_was_asked() {
         let mut collect = Collect::new(voters(), 2, false);
         collect.welcome_whole(MachineSet::one(MachineId(2)));
         for machine in [1, 2] {
             let mut message = done(1, A, A);
             if let Outcome::Done { whole, .. } = &mut message.outcome {
-                *whole = Some(Bytes::from_static(b"x"));
+                *whole = Some(Bytes::from(vec![0; SMALL_RESULT_BYTES + 1]));
             }
             collect.add(MachineId(machine), message);
         }

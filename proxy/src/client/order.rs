@@ -19,7 +19,7 @@ const RETRANSMIT_FIRST: Duration = Duration::from_millis(700);
 /// Retransmissions are at most this far apart.
 const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
 /// How long the voter that was picked may be later with the whole result than a majority with its digest.
-const WHOLE_PATIENCE: Duration = Duration::from_millis(4);
+const WHOLE_PATIENCE: Duration = Duration::from_millis(20);
 /// How long a voter may take to answer a recall before another is asked.
 const RECALL_PATIENCE: Duration = Duration::from_millis(250);
 
