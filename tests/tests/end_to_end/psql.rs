@@ -29,7 +29,8 @@ fn psql_runs_ddl_dml_transactions_and_backslash_commands() {
     cluster.psql("BEGIN; DELETE FROM account; ROLLBACK;");
     assert_eq!(cluster.psql("SELECT count(*) FROM account;"), "2\n");
 
-    let described = cluster.psql("\\d account");
+    // Without headings and footers psql leaves the indexes out.
+    let described = cluster.psql("\\t off\n\\d account");
     assert!(described.contains("balance|numeric(12,2)||not null|"), "{described}");
     assert!(
         described.contains("\"account_pkey\" PRIMARY KEY, btree (id)"),
