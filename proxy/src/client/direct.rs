@@ -122,6 +122,9 @@ impl Asking<'_> {
             if let Some(failure) = self.client.hopeless(&standing) {
                 return Err(self.give_up(failure));
             }
+            if self.question.transaction.is_some() && self.client.has_lost_transaction(&standing) {
+                return Err(self.give_up(Failure::transaction_lost()));
+            }
             match self.quorum {
                 Quorum::All if standing.conflict || !standing.unavailable.is_empty() => return Err(Failure::Undecided),
                 Quorum::All if standing.answered.len() > self.client.faults => {

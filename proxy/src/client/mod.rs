@@ -85,6 +85,14 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// The transaction is lost before its COMMIT, with no effect: as Postgres says it of what applications run again.
+    pub(crate) fn transaction_lost() -> Self {
+        let error = ApplicationError::new("40001", "the transaction was lost with a database node")
+            .detail("Fewer than f+1 database nodes hold the state of this transaction.")
+            .hint("Run the transaction again.");
+        Failure::Refused(error)
+    }
+
     /// What the application is told, for a statement that has had no lasting effect.
     pub(crate) fn into_error(self) -> ApplicationError {
         match self {

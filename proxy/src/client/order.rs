@@ -6,7 +6,7 @@ use std::time::Duration;
 use ed25519_dalek::Signer;
 use ordering::identifiers::{MachineId, Order};
 use ordering::message::{OPERATION_BYTES_MAX, Request, ResultKey};
-use sql::operation::Operation;
+use sql::operation::{Operation, Work};
 use tokio::time::{Instant, timeout_at};
 
 use super::calls::{Call, Waiting};
@@ -60,14 +60,29 @@ impl Client {
         let waiting = self
             .calls
             .open(key, Collect::new(self.voter_set, self.faults + 1, true));
-        let wait = self.await_order(&waiting, &request, key);
+        let within = matches!(
+            operation.work,
+            Work::Extend { .. }
+                | Work::Read {
+                    transaction: Some(_),
+                    ..
+                }
+        );
+        let wait = self.await_order(&waiting, &request, key, within);
         tokio::select! {
             voted = timeout_at(deadline, wait) => voted.map_err(|_| Failure::NoProgress)?,
             () = wait_for(cancel) => Err(Failure::Cancelled),
         }
     }
 
-    async fn await_order(&self, waiting: &Waiting<'_>, request: &Request, key: ResultKey) -> Result<Voted, Failure> {
+    /// `within`: it is a statement of an open transaction, and has no effect without its COMMIT.
+    async fn await_order(
+        &self,
+        waiting: &Waiting<'_>,
+        request: &Request,
+        key: ResultKey,
+        within: bool,
+    ) -> Result<Voted, Failure> {
         let mut pause = RETRANSMIT_FIRST;
         self.send(Destination::All, ToNode::Request(request.clone())).await?;
         let mut retransmit_at = Instant::now() + pause;
@@ -85,6 +100,9 @@ impl Client {
             }
             if let Some(failure) = self.hopeless(&standing) {
                 return Err(failure);
+            }
+            if within && self.has_lost_transaction(&standing) {
+                return Err(Failure::transaction_lost());
             }
             if timeout_at(retransmit_at, waiting.call.changed.notified())
                 .await
@@ -105,6 +123,13 @@ impl Client {
         let live = self.health.live();
         // One that has not answered yet may still come.
         picked.filter(|machine| supporters.contains(*machine) || live.contains(*machine))
+    }
+
+    /// Whether a voter has lost the open transaction while others are away, so that no majority is left for its statements:
+    /// waiting for those that are away would hold its locks for nothing, since they have lost it too.
+    pub(super) fn has_lost_transaction(&self, standing: &Standing) -> bool {
+        let coming = self.health.live().without(standing.answered).len();
+        !standing.unavailable.is_empty() && standing.largest + coming <= self.faults
     }
 
     /// Whether no majority can be reached any more.
