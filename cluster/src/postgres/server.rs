@@ -30,7 +30,7 @@ const POLL_MS: u64 = 20;
 pub struct ServerOptions {
     /// The directory that holds `data`, and the server's log.
     pub directory: PathBuf,
-    /// The directory of the Unix socket: its path must be short (see [`crate::file::layout`]).
+    /// The directory of the Unix socket: its path must be short (see [`crate::file::Layout`]).
     pub socket_directory: PathBuf,
     /// The port, which names the socket.
     pub port: u16,

@@ -159,7 +159,7 @@ pub struct HistoryPoint {
     pub order: Order,
     /// Its time.
     pub time_us: u64,
-    /// The hash over everything up to it ([`extend_history`]).
+    /// The hash over everything up to it (`extend_history`).
     pub history: Digest,
     /// Bytes of all operations up to it.
     pub bytes: u64,
