@@ -61,7 +61,7 @@ impl Default for VoterLimits {
             read_backends: 6,
             direct_queue_max: 1024,
             kept_result_bytes_max: 256 << 20,
-            direct_wait: Duration::from_secs(15),
+            direct_wait: Duration::from_secs(2),
             floor_interval: Duration::from_secs(1),
         }
     }

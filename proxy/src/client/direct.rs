@@ -15,8 +15,9 @@ use crate::port::{Destination, MachineSet, ToNode};
 
 /// How much later than f+1 voters the others may be, before a linearizable read is ordered instead.
 const ALL_PATIENCE: Duration = Duration::from_millis(4);
-/// How long f+1 voters may take before the others are asked too.
-const OTHERS_PATIENCE: Duration = Duration::from_millis(100);
+/// How long f+1 voters may take before the others are asked too, and the late ones are avoided for the rest of the
+/// transaction: a voter that lags behind would cost this time at every read.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(25);
 /// How long the voters may take with an autocommit read before it is ordered instead.
 const ORDER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -105,6 +106,7 @@ impl Asking<'_> {
         let start = Instant::now();
         self.send(&picked, true).await?;
         let mut patience = start + self.patience();
+        let mut late = MachineSet::EMPTY;
         loop {
             let standing = waiting.call.collect().standing();
             if let Some((agreed, supporters, _)) = standing.agreed {
@@ -116,7 +118,7 @@ impl Asking<'_> {
                 return Ok(Voted {
                     order: Order(0),
                     result,
-                    unavailable: standing.unavailable,
+                    unavailable: standing.unavailable.union(late),
                 });
             }
             if let Some(failure) = self.client.hopeless(&standing) {
@@ -136,7 +138,10 @@ impl Asking<'_> {
             if timeout_at(patience, waiting.call.changed.notified()).await.is_err() {
                 match self.quorum {
                     Quorum::All | Quorum::Session(_) => return Err(Failure::Undecided),
-                    Quorum::Locked(_) => self.ask_others().await?,
+                    Quorum::Locked(_) => {
+                        late = self.asked.without(waiting.call.collect().standing().answered);
+                        self.ask_others().await?;
+                    }
                     Quorum::Everyone => {}
                 }
                 patience = Instant::now() + self.client.statement_timeout;

@@ -59,7 +59,7 @@ pub(crate) struct Voted {
     pub(crate) order: Order,
     /// The result.
     pub(crate) result: ExchangeResult,
-    /// Voters that could not say.
+    /// Voters that could not say, or were too late: not to be asked first again.
     pub(crate) unavailable: MachineSet,
 }
 
