@@ -134,7 +134,7 @@ impl Configuration {
         MachineId(u8::try_from(candidate).unwrap_or(0))
     }
 
-    /// The group in charge of a home (INTERFACES: `home_number % groups`).
+    /// The group in charge of a home (`home_number % groups`).
     pub fn group_of(&self, home: u64) -> GroupId {
         group_of(home, self.groups)
     }

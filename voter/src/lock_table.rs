@@ -22,7 +22,7 @@ use mode::locks_of;
 pub use physical::Node;
 use physical::{NodeKind, Physical};
 
-/// Where an executed operation stands (INTERFACES, "Lock table"): first the order that let it run, then its own.
+/// Where an executed operation stands (docs/decisions/0005): first the order that let it run, then its own.
 /// Positions on one home are strictly monotone in the order of execution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
