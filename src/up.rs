@@ -432,7 +432,10 @@ async fn answers(file: &ClusterFile) -> bool {
     let asking = async {
         let (client, connection) = tokio_postgres::connect(&file.dsn(), tokio_postgres::NoTls).await?;
         let connection = tokio::spawn(connection);
-        let answer = client.simple_query("select 1").await;
+        // A transaction: voters that have just started answer reads before they open transactions.
+        let answer = client
+            .simple_query("begin isolation level repeatable read; select 1; commit")
+            .await;
         connection.abort();
         answer
     };
