@@ -172,7 +172,11 @@ impl Slot {
     /// Takes a command; false when the transaction has ended.
     async fn take(&mut self, command: Command) -> Result<bool, PostgresError> {
         match command {
-            Command::Begin(asker) => self.begin(asker).await?,
+            Command::Begin(asker) => {
+                self.begin(asker).await?;
+                // Statements that came while the Begin waited for what was before it.
+                self.run_waiting().await?;
+            }
             Command::Commit(asker, listed, record, held) => {
                 self.drop_waiting().await;
                 self.commit(asker, &listed, &record, &held).await?;
@@ -201,17 +205,22 @@ impl Slot {
             }
             Turn::Now => {
                 self.run_now(command).await?;
-                while let Some(at) = self
-                    .waiting
-                    .iter()
-                    .position(|waiting| self.turn(&waiting.command) != Turn::Later)
-                {
-                    let Some(waiting) = self.waiting.remove(at) else { break };
-                    match self.turn(&waiting.command) {
-                        Turn::Now => self.run_now(waiting.command).await?,
-                        Turn::Later | Turn::Never => self.refuse(waiting.command).await,
-                    }
-                }
+                self.run_waiting().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the statements that waited and whose turn has come.
+    async fn run_waiting(&mut self) -> Result<(), PostgresError> {
+        let due = |slot: &Self| {
+            let turn = |waiting: &Waiting| slot.turn(&waiting.command) != Turn::Later;
+            slot.waiting.iter().position(turn)
+        };
+        while let Some(waiting) = due(self).and_then(|at| self.waiting.remove(at)) {
+            match self.turn(&waiting.command) {
+                Turn::Now => self.run_now(waiting.command).await?,
+                Turn::Later | Turn::Never => self.refuse(waiting.command).await,
             }
         }
         Ok(())

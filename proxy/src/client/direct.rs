@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::calls::Waiting;
 use super::collect::Collect;
-use super::{Cancel, Client, Failure, Voted};
+use super::{Cancel, Client, Failure, Preference, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// How much later than f+1 voters the others may be, before a linearizable read is ordered instead.
@@ -39,8 +39,8 @@ pub(crate) enum Quorum {
     All,
     /// f+1 voters that have executed this order say the same, or it is [`Failure::Undecided`].
     Session(Order),
-    /// f+1 voters say the same; ask only as many, at first not these: a read under locks or on a snapshot.
-    Locked(MachineSet),
+    /// f+1 voters say the same; ask only as many: a read under locks or on a snapshot.
+    Locked(Preference),
     /// f+1 voters say the same; all must get it: a write.
     Everyone,
 }
@@ -118,6 +118,7 @@ impl Asking<'_> {
                 return Ok(Voted {
                     order: Order(0),
                     result,
+                    prompt: supporters,
                     unavailable: standing.unavailable.union(late),
                 });
             }
@@ -170,9 +171,9 @@ impl Asking<'_> {
         let health = &self.client.health;
         match self.quorum {
             Quorum::All | Quorum::Everyone | Quorum::Session(_) => {
-                health.pick(self.client.voters.len(), MachineSet::EMPTY)
+                health.pick(self.client.voters.len(), Preference::default())
             }
-            Quorum::Locked(stale) => health.pick(self.client.faults + 1, stale),
+            Quorum::Locked(preference) => health.pick(self.client.faults + 1, preference),
         }
     }
 

@@ -10,6 +10,15 @@ use crate::port::MachineSet;
 /// A voter that leaves direct statements unanswered for this long is not asked first any more.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 
+/// Whom a transaction would rather ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Preference {
+    /// Voters that answered its last statement before the others: one that lags would be waited for.
+    pub(crate) prompt: MachineSet,
+    /// Voters that missed one of its statements.
+    pub(crate) stale: MachineSet,
+}
+
 #[derive(Debug)]
 struct Machine {
     id: MachineId,
@@ -83,24 +92,21 @@ impl Health {
         live.map(|machine| machine.id).collect()
     }
 
-    /// `count` voters to ask: those in `avoid`, and those that seem down, only when there are no others; in turn, so that
-    /// the work is spread.
-    pub(super) fn pick(&self, count: usize, avoid: MachineSet) -> Vec<MachineId> {
-        let live = self.live().without(avoid);
+    /// `count` voters to ask: stale ones last, before them those that seem down, and the prompt ones first; in turn, so
+    /// that the work is spread.
+    pub(super) fn pick(&self, count: usize, preference: Preference) -> Vec<MachineId> {
+        let live = self.live();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let length = self.machines.len().max(1);
-        let rotated = || {
-            self.machines
-                .iter()
-                .cycle()
-                .skip(turn % length)
-                .take(length)
-                .map(|machine| machine.id)
+        let rotated = self.machines.iter().cycle().skip(turn % length).take(length);
+        let mut picked: Vec<_> = rotated.map(|machine| machine.id).collect();
+        let rank = |id: MachineId| {
+            let Preference { prompt, stale } = preference;
+            (stale.contains(id), !live.contains(id), !prompt.contains(id))
         };
-        let good = rotated().filter(|id| live.contains(*id));
-        let worse = rotated().filter(|id| !live.contains(*id) && !avoid.contains(*id));
-        let worst = rotated().filter(|id| avoid.contains(*id));
-        good.chain(worse).chain(worst).take(count).collect()
+        picked.sort_by_key(|id| rank(*id));
+        picked.truncate(count);
+        picked
     }
 }
 
@@ -111,12 +117,23 @@ mod tests {
     #[test]
     fn work_is_spread_and_dead_voters_are_avoided() {
         let health = Health::new(&[1, 2, 3].map(MachineId));
-        let picks: MachineSet = (0..3).flat_map(|_| health.pick(1, MachineSet::EMPTY)).collect();
+        let picks: MachineSet = (0..3).flat_map(|_| health.pick(1, Preference::default())).collect();
         assert_eq!(picks.len(), 3);
         health.link(MachineId(2), false);
         for _ in 0..4 {
-            assert!(!health.pick(2, MachineSet::EMPTY).contains(&MachineId(2)));
-            assert_eq!(health.pick(3, MachineSet::EMPTY).last(), Some(&MachineId(2)));
+            assert!(!health.pick(2, Preference::default()).contains(&MachineId(2)));
+            assert_eq!(health.pick(3, Preference::default()).last(), Some(&MachineId(2)));
+        }
+    }
+
+    #[test]
+    fn prompt_voters_are_asked_first_and_stale_ones_last() {
+        let health = Health::new(&[1, 2, 3].map(MachineId));
+        let one = |id| MachineSet::one(MachineId(id));
+        let (prompt, stale) = (one(1).union(one(3)), one(3));
+        for _ in 0..4 {
+            let picked = health.pick(3, Preference { prompt, stale });
+            assert_eq!(picked, [1, 2, 3].map(MachineId));
         }
     }
 }

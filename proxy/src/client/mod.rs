@@ -30,6 +30,7 @@ use health::Health;
 use numbers::Numbers;
 
 pub(crate) use direct::{Question, Quorum};
+pub(crate) use health::Preference;
 
 /// How many results the dispatcher takes at once.
 const DISPATCH_BATCH: usize = 256;
@@ -59,6 +60,8 @@ pub(crate) struct Voted {
     pub(crate) order: Order,
     /// The result.
     pub(crate) result: ExchangeResult,
+    /// Who said so before the others: they are not behind.
+    pub(crate) prompt: MachineSet,
     /// Voters that could not say, or were too late: not to be asked first again.
     pub(crate) unavailable: MachineSet,
 }

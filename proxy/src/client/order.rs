@@ -95,6 +95,7 @@ impl Client {
                 return Ok(Voted {
                     order,
                     result,
+                    prompt: supporters,
                     unavailable: standing.unavailable,
                 });
             }

@@ -194,7 +194,7 @@ impl Session {
         match voted {
             Ok(voted) => {
                 let mut begun = Begun::new(id, context, held, snapshot, voted.order, &exchanges);
-                begun.stale = voted.unavailable;
+                begun.note(&voted);
                 if let Some(transaction) = &mut self.transaction {
                     transaction.begun = Some(begun);
                     transaction.deferred.clear();
@@ -226,8 +226,8 @@ impl Session {
         let only_reads = effect <= Effect::Read;
         let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && only_reads);
         if only_reads && routed.kind == Kind::Plain && (covered || !locks_reads) {
-            let stale = begun.stale;
-            return self.read_within(routed, covered.then_some(Quorum::Locked(stale))).await;
+            let quorum = Quorum::Locked(begun.preference);
+            return self.read_within(routed, covered.then_some(quorum)).await;
         }
         let result = if covered && begun.has_room(routed.encoded.len()) {
             self.write_directly(routed).await
@@ -252,7 +252,7 @@ impl Session {
             exchange: routed.encoded.clone(),
         };
         match self.ask(question, locked.unwrap_or(Quorum::All), true).await {
-            Ok(voted) => return Ok(self.note_stale(voted)),
+            Ok(voted) => return Ok(self.note_voters(voted)),
             Err(Failure::Undecided | Failure::Unavailable) => {}
             Err(failure) => return Err(failure),
         }
@@ -268,7 +268,7 @@ impl Session {
             work,
         };
         let voted = self.order(&operation, true).await?;
-        Ok(self.note_stale(voted))
+        Ok(self.note_voters(voted))
     }
 
     async fn write_directly(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
@@ -282,7 +282,7 @@ impl Session {
         };
         begun.wrote_directly(routed.encoded.clone());
         let voted = self.ask(question, Quorum::Everyone, false).await?;
-        Ok(self.note_stale(voted))
+        Ok(self.note_voters(voted))
     }
 
     async fn extend(&mut self, routed: &Routed<'_>, footprint: Footprint) -> Result<ExchangeResult, Failure> {
@@ -303,7 +303,7 @@ impl Session {
         if let Some(begun) = self.begun() {
             begun.extended(voted.order, &routed.encoded, &operation.footprint);
         }
-        Ok(self.note_stale(voted))
+        Ok(self.note_voters(voted))
     }
 
     pub(super) fn begun(&mut self) -> Option<&mut Begun> {
@@ -317,9 +317,9 @@ impl Session {
             .is_some_and(|transaction| transaction.begun.is_some())
     }
 
-    fn note_stale(&mut self, voted: Voted) -> ExchangeResult {
+    fn note_voters(&mut self, voted: Voted) -> ExchangeResult {
         if let Some(begun) = self.begun() {
-            begun.stale = begun.stale.union(voted.unavailable);
+            begun.note(&voted);
         }
         voted.result
     }

@@ -11,7 +11,7 @@ use sql::statement::TransactionModes;
 
 use super::context::Context;
 use super::settings::Settings;
-use crate::port::MachineSet;
+use crate::client::{Preference, Voted};
 
 /// Writes kept inline for COMMIT, in bytes; what exceeds this is ordered instead, so that COMMIT stays bounded.
 pub(super) const INLINE_BYTES_MAX: usize = 4 << 20;
@@ -59,8 +59,8 @@ pub(super) struct Begun {
     pub(super) held: Footprint,
     /// Whether plain reads see one snapshot, the same on all voters.
     pub(super) snapshot: bool,
-    /// Voters that missed one of its statements.
-    pub(super) stale: MachineSet,
+    /// Whom to ask first.
+    pub(super) preference: Preference,
     writes: Vec<TransactionWrite>,
     count: u32,
     chain: Digest,
@@ -135,7 +135,7 @@ impl Begun {
             context,
             held,
             snapshot,
-            stale: MachineSet::EMPTY,
+            preference: Preference::default(),
             writes: vec![TransactionWrite::Ordered(order.0)],
             count: 0,
             chain: CHAIN_START,
@@ -148,6 +148,12 @@ impl Begun {
     fn count_write(&mut self, exchange: &[u8]) {
         self.count = self.count.saturating_add(1);
         self.chain = chain(&self.chain, exchange);
+    }
+
+    /// Notes who answered a statement, and who could not.
+    pub(super) fn note(&mut self, voted: &Voted) {
+        self.preference.prompt = voted.prompt;
+        self.preference.stale = self.preference.stale.union(voted.unavailable);
     }
 
     /// A direct write was sent.
