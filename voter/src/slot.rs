@@ -96,6 +96,8 @@ pub(crate) struct Slot {
     /// Settings of the backend may have been changed by statements.
     settings_unknown: bool,
     backend: Option<Borrowed>,
+    /// Its Begin has had its turn. Before, nothing that it waits for can be said to be missing.
+    begun: bool,
     waiting: VecDeque<Waiting>,
 }
 
@@ -131,6 +133,7 @@ pub(crate) fn start(
         catalog_changed: false,
         settings_unknown: false,
         backend: None,
+        begun: false,
         waiting: VecDeque::new(),
     };
     tasks.spawn(slot.run(commands));
@@ -166,7 +169,13 @@ impl Slot {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.iter().map(|waiting| waiting.deadline).min()
+        let deadlines = self.waiting.iter().map(|waiting| waiting.deadline);
+        deadlines.min().filter(|_| self.begun)
+    }
+
+    /// When a statement that waits from now on has waited too long.
+    fn missing_at(&self) -> Instant {
+        Instant::now() + self.shared.config.limits.direct_wait
     }
 
     /// Takes a command; false when the transaction has ended.
@@ -174,7 +183,10 @@ impl Slot {
         match command {
             Command::Begin(asker) => {
                 self.begin(asker).await?;
+                self.begun = true;
                 // Statements that came while the Begin waited for what was before it.
+                let deadline = self.missing_at();
+                self.waiting.iter_mut().for_each(|waiting| waiting.deadline = deadline);
                 self.run_waiting().await?;
             }
             Command::Commit(asker, listed, record, held) => {
@@ -200,7 +212,7 @@ impl Slot {
         match self.turn(&command) {
             Turn::Never => self.refuse(command).await,
             Turn::Later => {
-                let deadline = Instant::now() + self.shared.config.limits.direct_wait;
+                let deadline = self.missing_at();
                 self.waiting.push_back(Waiting { command, deadline });
             }
             Turn::Now => {

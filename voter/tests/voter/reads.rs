@@ -4,7 +4,7 @@ use sql::operation::{Exchange, Isolation, Step, Work};
 
 use crate::rig::{Rig, Transaction, extended, messages, shop, shop_shared, simple, sqlstate, tags};
 
-async fn with_accounts() -> Rig {
+pub(crate) async fn with_accounts() -> Rig {
     let mut rig = Rig::start().await;
     rig.run("CREATE TABLE account (shop int, id int, balance int, PRIMARY KEY (shop, id))")
         .await;

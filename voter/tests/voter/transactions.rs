@@ -2,7 +2,8 @@ use ordering::message::Outcome;
 use sql::footprint::Footprint;
 use sql::operation::{Exchange, Isolation};
 
-use crate::rig::{Rig, messages, simple, sqlstate, tags};
+use crate::reads::with_accounts;
+use crate::rig::{Rig, messages, shop, simple, sqlstate, tags};
 
 const INSERT: &str = "INSERT INTO plain VALUES (1)";
 
@@ -100,6 +101,38 @@ async fn writes_that_arrive_out_of_order_run_in_order() {
     let commit = rig.commit(&transaction).await;
     assert_eq!(committed(&rig, commit).await, "COMMIT");
     assert_eq!(rig.psql("SELECT name FROM plain").await, "ab");
+}
+
+/// A voter that is late (here: its Commit before takes long) must not stay late by running everything twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_that_arrive_while_the_begin_waits_run_after_it() {
+    let mut rig = with_accounts().await;
+    rig.run("INSERT INTO account SELECT 7, i, 100 FROM generate_series(1, 200000) i")
+        .await;
+    rig.wait_until_serving().await;
+    let update = |balance: &str, id: u32| {
+        let text = format!("UPDATE account SET balance = {balance} WHERE shop = 7 AND id = {id}");
+        simple(&text)
+    };
+    let mut before = rig.new_transaction(shop(7));
+    rig.begin(&mut before, Isolation::ReadCommitted, &update("1", 1)).await;
+    rig.missed_write(&mut before, &simple("UPDATE account SET balance = balance + 1 WHERE shop = 7"));
+    let mut transaction = rig.new_transaction(shop(7));
+    let begin = rig
+        .begin(&mut transaction, Isolation::ReadCommitted, &update("balance + 1", 2))
+        .await;
+    let committed_before = rig.commit(&before).await;
+    let written = rig
+        .send_direct(Some(&transaction), &update("balance + 1", 3), true)
+        .await;
+    rig.missed_write(&mut transaction, &update("balance + 1", 3));
+    assert_eq!(committed(&rig, committed_before).await, "COMMIT");
+    assert_eq!(rig.whole(ordering::message::ResultKey::Request(begin)).await.status, b'T');
+    assert_eq!(tags(&rig.whole(written).await), "C");
+    let commit = rig.commit(&transaction).await;
+    assert_eq!(committed(&rig, commit).await, "COMMIT");
+    let balances = "SELECT string_agg(balance::text, ',' ORDER BY id) FROM account WHERE shop = 7 AND id <= 3";
+    assert_eq!(rig.psql(balances).await, "2,102,102");
 }
 
 #[tokio::test(flavor = "multi_thread")]
