@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::calls::Waiting;
 use super::collect::Collect;
-use super::{Backlog, Cancel, Client, Failure, Preference, Voted};
+use super::{Cancel, Client, Failure, Preference, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// How much later than f+1 voters the others may be, before a linearizable read is ordered instead.
@@ -39,18 +39,18 @@ pub(crate) enum Quorum {
     All,
     /// f+1 voters that have executed this order say the same, or it is [`Failure::Undecided`].
     Session(Order),
-    /// f+1 voters say the same; ask only as many: a write, or a read under locks or on a snapshot.
+    /// f+1 voters say the same; ask only as many: a read under locks or on a snapshot.
     Locked(Preference),
+    /// f+1 voters say the same; all must get it: a write.
+    Everyone,
 }
 
 impl Client {
-    /// Asks voters directly. With `cancel`, gives up when the application wants that: only for reads. `backlog`: the
-    /// transaction's, with the statement itself as its last when it is a write.
+    /// Asks voters directly. With `cancel`, gives up when the application wants that: only for reads.
     pub(crate) async fn ask(
         &self,
         question: Question,
         quorum: Quorum,
-        backlog: &mut Backlog,
         cancel: Option<&Cancel>,
     ) -> Result<Voted, Failure> {
         if quorum == Quorum::All && self.health.live().len() < self.voters.len() {
@@ -68,14 +68,13 @@ impl Client {
             key,
             match quorum {
                 Quorum::All | Quorum::Session(_) => collect.of_unlocked_read(),
-                Quorum::Locked(_) => collect,
+                Quorum::Locked(_) | Quorum::Everyone => collect,
             },
         );
         let mut asking = Asking {
             client: self,
             question,
             quorum,
-            backlog,
             number,
             asked: MachineSet::EMPTY,
         };
@@ -89,16 +88,15 @@ impl Client {
 }
 
 /// One direct statement on its way.
-struct Asking<'client, 'backlog> {
+struct Asking<'client> {
     client: &'client Client,
     question: Question,
     quorum: Quorum,
-    backlog: &'backlog mut Backlog,
     number: u64,
     asked: MachineSet,
 }
 
-impl Asking<'_, '_> {
+impl Asking<'_> {
     async fn run(&mut self, waiting: &Waiting<'_>, key: ResultKey) -> Result<Voted, Failure> {
         let picked = self.first_voters();
         waiting
@@ -107,7 +105,6 @@ impl Asking<'_, '_> {
             .welcome_whole(picked.first().copied().map_or(MachineSet::EMPTY, MachineSet::one));
         let start = Instant::now();
         self.send(&picked, true).await?;
-        self.catch_up(self.backlog.far_behind(self.client.voter_set)).await?;
         let mut patience = start + self.patience();
         let mut late = MachineSet::EMPTY;
         loop {
@@ -146,6 +143,7 @@ impl Asking<'_, '_> {
                         late = self.asked.without(waiting.call.collect().standing().answered);
                         self.ask_others().await?;
                     }
+                    Quorum::Everyone => {}
                 }
                 patience = Instant::now() + self.client.statement_timeout;
             }
@@ -156,6 +154,7 @@ impl Asking<'_, '_> {
         match self.quorum {
             Quorum::All | Quorum::Session(_) => ORDER_PATIENCE,
             Quorum::Locked(_) => OTHERS_PATIENCE,
+            Quorum::Everyone => self.client.statement_timeout,
         }
     }
 
@@ -163,7 +162,7 @@ impl Asking<'_, '_> {
     fn give_up(&self, failure: Failure) -> Failure {
         match self.quorum {
             Quorum::All | Quorum::Session(_) => Failure::Undecided,
-            Quorum::Locked(_) => failure,
+            Quorum::Locked(_) | Quorum::Everyone => failure,
         }
     }
 
@@ -171,7 +170,9 @@ impl Asking<'_, '_> {
     fn first_voters(&self) -> Vec<MachineId> {
         let health = &self.client.health;
         match self.quorum {
-            Quorum::All | Quorum::Session(_) => health.pick(self.client.voters.len(), Preference::default()),
+            Quorum::All | Quorum::Everyone | Quorum::Session(_) => {
+                health.pick(self.client.voters.len(), Preference::default())
+            }
             Quorum::Locked(preference) => health.pick(self.client.faults + 1, preference),
         }
     }
@@ -192,21 +193,10 @@ impl Asking<'_, '_> {
             }
             self.asked = self.asked.union(machines);
             self.client.health.asked(machines);
-            self.catch_up(machines).await?;
-            self.backlog.has_all(machines);
             let message = ToNode::Client(ClientMessage::Direct(self.direct(whole)));
             self.client.send(Destination::Machines(machines), message).await?;
         }
         Ok(())
-    }
-
-    /// Sends voters what this statement needs there.
-    async fn catch_up(&mut self, machines: MachineSet) -> Result<(), Failure> {
-        let place = self.question.transaction.as_ref();
-        let itself = usize::from(place.is_some_and(|place| place.write));
-        let before = self.backlog.len().saturating_sub(itself);
-        let context = &self.question.context;
-        self.client.catch_up(context, self.backlog, machines, before).await
     }
 
     fn direct(&self, whole: bool) -> Direct {

@@ -1,7 +1,6 @@
 //! The client side of the agreement (DESIGN.md sections 3 and 4): signs and numbers requests, asks voters directly,
 //! and believes only what enough of them say alike.
 
-mod backlog;
 mod calls;
 mod collect;
 mod direct;
@@ -30,7 +29,6 @@ use collect::{Agreed, Refused};
 use health::Health;
 use numbers::Numbers;
 
-pub(crate) use backlog::Backlog;
 pub(crate) use direct::{Question, Quorum};
 pub(crate) use health::Preference;
 

@@ -94,28 +94,15 @@ impl Session {
         voted
     }
 
-    async fn ask(&mut self, question: Question, quorum: Quorum, cancellable: bool) -> Result<Voted, Failure> {
+    async fn ask(&self, question: Question, quorum: Quorum, cancellable: bool) -> Result<Voted, Failure> {
         let start = Instant::now();
-        let mut backlog = self
-            .begun()
-            .map(|begun| std::mem::take(&mut begun.backlog))
-            .unwrap_or_default();
-        let cancel = cancellable.then_some(&*self.cancel);
-        let voted = self.shared.client.ask(question, quorum, &mut backlog, cancel).await;
-        if let Some(begun) = self.begun() {
-            begun.backlog = backlog;
-        }
+        let voted = self
+            .shared
+            .client
+            .ask(question, quorum, cancellable.then_some(&*self.cancel))
+            .await;
         self.shared.metrics.stage(Stage::Direct, start.elapsed());
         voted
-    }
-
-    /// Orders a statement of the open transaction: every voter must have the writes before it.
-    async fn order_within(&mut self, operation: &Operation) -> Result<Voted, Failure> {
-        let client = Arc::clone(&self.shared.client);
-        if let Some(begun) = self.begun() {
-            client.catch_up_all(&begun.context.encoded, &mut begun.backlog).await?;
-        }
-        self.order(operation, true).await
     }
 
     async fn one_shot(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
@@ -280,7 +267,7 @@ impl Session {
             footprint,
             work,
         };
-        let voted = self.order_within(&operation).await?;
+        let voted = self.order(&operation, true).await?;
         Ok(self.note_voters(voted))
     }
 
@@ -293,9 +280,8 @@ impl Session {
             transaction: Some(begun.place(true)),
             exchange: routed.encoded.clone(),
         };
-        let quorum = Quorum::Locked(begun.preference);
         begun.wrote_directly(routed.encoded.clone());
-        let voted = self.ask(question, quorum, false).await?;
+        let voted = self.ask(question, Quorum::Everyone, false).await?;
         Ok(self.note_voters(voted))
     }
 
@@ -313,7 +299,7 @@ impl Session {
             footprint,
             work,
         };
-        let voted = self.order_within(&operation).await?;
+        let voted = self.order(&operation, true).await?;
         if let Some(begun) = self.begun() {
             begun.extended(voted.order, &routed.encoded, &operation.footprint);
         }

@@ -11,7 +11,7 @@ use sql::statement::TransactionModes;
 
 use super::context::Context;
 use super::settings::Settings;
-use crate::client::{Backlog, Preference, Voted};
+use crate::client::{Preference, Voted};
 
 /// Writes kept inline for COMMIT, in bytes; what exceeds this is ordered instead, so that COMMIT stays bounded.
 pub(super) const INLINE_BYTES_MAX: usize = 4 << 20;
@@ -61,8 +61,6 @@ pub(super) struct Begun {
     pub(super) snapshot: bool,
     /// Whom to ask first.
     pub(super) preference: Preference,
-    /// Its direct writes, and who has them.
-    pub(super) backlog: Backlog,
     writes: Vec<TransactionWrite>,
     count: u32,
     chain: Digest,
@@ -138,7 +136,6 @@ impl Begun {
             held,
             snapshot,
             preference: Preference::default(),
-            backlog: Backlog::default(),
             writes: vec![TransactionWrite::Ordered(order.0)],
             count: 0,
             chain: CHAIN_START,
@@ -161,7 +158,6 @@ impl Begun {
 
     /// A direct write was sent.
     pub(super) fn wrote_directly(&mut self, exchange: Bytes) {
-        self.backlog.push(self.place(true), exchange.clone());
         self.count_write(&exchange);
         self.inline_bytes = self.inline_bytes.saturating_add(exchange.len());
         self.writes.push(TransactionWrite::Direct(exchange));
