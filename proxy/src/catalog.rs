@@ -11,7 +11,7 @@ use sql::rules::PartitionRules;
 use sql::schema::{CATALOG_QUERY, Schema};
 use tokio::sync::watch;
 
-use crate::client::Client;
+use crate::client::{Client, Rows};
 use crate::wire::{first_error, read_rows};
 
 /// The pause before a failed read of the catalog is tried again.
@@ -152,7 +152,7 @@ impl Catalog {
                 exchange: exchange.encode(),
             },
         };
-        let voted = client.order(&operation, None).await;
+        let voted = client.order(&operation, Rows::Ordered, None).await;
         let voted = voted.map_err(|failure| CatalogError::Query(failure.into_error().message.into_owned()))?;
         if let Some(error) = first_error(&voted.result.messages) {
             return Err(CatalogError::Query(error.message.into_owned()));

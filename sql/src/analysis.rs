@@ -65,6 +65,8 @@ pub struct StatementAnalysis {
     /// Whether its result depends on an earlier statement of the same backend session (`currval`, `lastval`): it
     /// has a meaning only within an open transaction.
     pub needs_transaction: bool,
+    /// Whether the order of its rows means something: it says ORDER BY somewhere, or takes rows of a cursor that may.
+    pub orders_rows: bool,
     template: Template,
 }
 
@@ -79,6 +81,8 @@ pub struct ExchangeAnalysis {
     pub needs_clock: bool,
     /// Whether one of them has a meaning only within an open transaction.
     pub needs_transaction: bool,
+    /// Whether the order of one's rows means something.
+    pub orders_rows: bool,
     /// The analyses of the exchange's texts: of the one text of a simple exchange, or of each entry of
     /// `statements` of an extended one, by index.
     pub texts: Vec<Arc<TextAnalysis>>,
@@ -206,6 +210,7 @@ impl ExchangeAnalysis {
             footprint: Footprint::empty(),
             needs_clock: false,
             needs_transaction: false,
+            orders_rows: false,
             texts: Vec::new(),
         }
     }
@@ -222,6 +227,7 @@ impl ExchangeAnalysis {
         self.effect = self.effect.max(statement.class.effect());
         self.needs_clock |= statement.needs_clock;
         self.needs_transaction |= statement.needs_transaction;
+        self.orders_rows |= statement.orders_rows;
         statement
             .template
             .instantiate(parameters, schema.rules(), &mut self.footprint)

@@ -94,6 +94,12 @@ impl<'text> Words<'text> {
         tokens.any(|token| keywords.iter().any(|keyword| token.is_word(self.text, keyword)))
     }
 
+    /// Whether these two keywords come one after the other anywhere in what has not been read.
+    pub(crate) fn contains_pair(&self, first: &str, second: &str) -> bool {
+        let mut pairs = self.tokens.iter().zip(self.tokens.iter().skip(1));
+        pairs.any(|(left, right)| left.is_word(self.text, first) && right.is_word(self.text, second))
+    }
+
     /// The source text of what has not been read.
     pub(crate) fn source(&self) -> &'text str {
         match (self.tokens.first(), self.tokens.last()) {

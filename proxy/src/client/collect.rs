@@ -38,6 +38,9 @@ pub(crate) enum Agreed {
     Refused(Refused),
 }
 
+/// What a group of voters agrees on, the voters, and the order that they name.
+type Group = Option<(Agreed, MachineSet, Order)>;
+
 /// How a call stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Standing {
@@ -49,8 +52,20 @@ pub(crate) struct Standing {
     pub(crate) unavailable: MachineSet,
     /// The size of the largest group of equal answers.
     pub(crate) largest: usize,
+    /// Enough voters agree on the rows and not on their order, which means something: others may decide it.
+    pub(crate) order_open: bool,
     /// Whether two answers differ.
     pub(crate) conflict: bool,
+}
+
+/// What the order of a result's rows means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Nothing: servers may give them in different orders.
+    Unordered,
+    /// The statement asked for it. Servers differ only among rows that its ORDER BY leaves equal; a lone liar that gives
+    /// another order is outvoted as long as the correct voters answer.
+    Ordered,
 }
 
 /// The answers to one call.
@@ -68,6 +83,8 @@ pub(crate) struct Collect {
     /// Voters whose whole result is welcome.
     whole_from: MachineSet,
     wholes: Vec<(MachineId, Bytes)>,
+    /// Whether a result counts whose rows come in another order than from other voters.
+    any_order: bool,
     /// Whether correct voters that are at different orders may answer differently.
     may_differ: bool,
     /// Voters that were already reported to differ.
@@ -75,7 +92,7 @@ pub(crate) struct Collect {
 }
 
 impl Collect {
-    pub(crate) fn new(voters: MachineSet, needed: usize, ordered: bool) -> Self {
+    pub(crate) fn new(voters: MachineSet, needed: usize, ordered: bool, rows: Rows) -> Self {
         Self {
             voters,
             needed,
@@ -83,6 +100,7 @@ impl Collect {
             answers: Vec::with_capacity(voters.len()),
             whole_from: MachineSet::EMPTY,
             wholes: Vec::new(),
+            any_order: rows == Rows::Unordered,
             may_differ: false,
             differing: MachineSet::EMPTY,
         }
@@ -133,6 +151,11 @@ impl Collect {
     /// From now on, takes whole results of these voters.
     pub(crate) fn welcome_whole(&mut self, machines: MachineSet) {
         self.whole_from = self.whole_from.union(machines);
+    }
+
+    /// From now on, a result counts in whatever order its rows come: no more answers are to be expected.
+    pub(crate) fn accept_any_order(&mut self) {
+        self.any_order = true;
     }
 
     /// Counts an answer; says whether somebody should look.
@@ -235,26 +258,39 @@ impl Collect {
             answered: self.answers.iter().map(|answer| answer.machine).collect(),
             unavailable: unavailable.map(|answer| answer.machine).collect(),
             largest: 0,
+            order_open: false,
             conflict: self.has_conflict(),
         };
-        // Equal sequences first: only then is the order of rows voted too.
-        for compare in [Self::same_sequence, Self::same_multiset] {
-            for answer in &self.answers {
-                let Some(agreed) = compare(answer, answer) else {
-                    continue;
-                };
-                let group = self
-                    .answers
-                    .iter()
-                    .filter(|other| compare(answer, other).is_some() && (!self.ordered || answer.order == other.order));
-                let supporters: MachineSet = group.map(|other| other.machine).collect();
-                standing.largest = standing.largest.max(supporters.len());
-                if supporters.len() >= self.needed && standing.agreed.is_none() {
-                    standing.agreed = Some((agreed, supporters, answer.order));
-                }
-            }
+        let sequence = self.largest_group(Self::same_sequence);
+        let multiset = self.largest_group(Self::same_multiset);
+        let enough = |group: &Group, needed| group.as_ref().is_some_and(|(_, members, _)| members.len() >= needed);
+        let sizes = [&sequence, &multiset].map(|group| group.as_ref().map_or(0, |(_, members, _)| members.len()));
+        standing.largest = sizes.into_iter().max().unwrap_or(0);
+        let any_order = self.any_order || self.answers.len() == self.voters.len();
+        if enough(&sequence, self.needed) {
+            standing.agreed = sequence;
+        } else if enough(&multiset, self.needed) {
+            standing.order_open = !any_order;
+            // Where more must agree on the rows than f+1, f+1 still decide their order.
+            let by_order = enough(&sequence, self.voters.len() / 2 + 1);
+            let agreed = if by_order { sequence } else { multiset };
+            standing.agreed = agreed.filter(|_| any_order);
         }
         standing
+    }
+
+    /// The largest group of answers that are alike, with the order that they name.
+    fn largest_group(&self, compare: impl Fn(&Answer, &Answer) -> Option<Agreed>) -> Group {
+        let groups = self.answers.iter().filter_map(|answer| {
+            let same_order = |other: &Answer| !self.ordered || answer.order == other.order;
+            let members = self
+                .answers
+                .iter()
+                .filter(|other| compare(answer, other).is_some() && same_order(other));
+            let members: MachineSet = members.map(|other| other.machine).collect();
+            Some((compare(answer, answer)?, members, answer.order))
+        });
+        groups.max_by_key(|(_, members, _)| members.len())
     }
 
     fn same_sequence(one: &Answer, other: &Answer) -> Option<Agreed> {
@@ -306,7 +342,7 @@ mod tests {
 
     #[test]
     fn one_liar_decides_nothing_however_often_it_speaks() {
-        let mut collect = Collect::new(voters(), 2, true);
+        let mut collect = Collect::new(voters(), 2, true, Rows::Unordered);
         for digest in [A, B, A, A] {
             collect.add(MachineId(1), done(5, digest, digest));
         }
@@ -318,7 +354,7 @@ mod tests {
 
     #[test]
     fn equal_answers_at_different_orders_do_not_agree() {
-        let mut collect = Collect::new(voters(), 2, true);
+        let mut collect = Collect::new(voters(), 2, true, Rows::Unordered);
         collect.add(MachineId(1), done(5, A, A));
         collect.add(MachineId(2), done(6, A, A));
         assert_eq!(collect.standing().agreed, None);
@@ -328,8 +364,41 @@ mod tests {
     }
 
     #[test]
+    fn one_liar_cannot_alter_the_order_of_rows_that_was_asked_for() {
+        let mut collect = Collect::new(voters(), 2, true, Rows::Ordered);
+        collect.add(MachineId(1), done(5, B, A));
+        collect.add(MachineId(2), done(5, A, A));
+        let standing = collect.standing();
+        assert_eq!((standing.agreed, standing.order_open), (None, true));
+        collect.add(MachineId(3), done(5, A, A));
+        let (agreed, supporters, _) = collect.standing().agreed.unwrap();
+        assert_eq!(
+            (agreed, supporters.contains(MachineId(1))),
+            (Agreed::Sequence(A), false)
+        );
+    }
+
+    #[test]
+    fn where_all_must_agree_on_the_rows_most_decide_their_order() {
+        let mut collect = Collect::new(voters(), 3, false, Rows::Ordered);
+        collect.add(MachineId(1), done(0, B, A));
+        collect.add(MachineId(2), done(0, A, A));
+        collect.add(MachineId(3), done(0, A, A));
+        assert_eq!(collect.standing().agreed.unwrap().0, Agreed::Sequence(A));
+    }
+
+    #[test]
+    fn servers_that_differ_among_equal_rows_agree_at_last() {
+        let mut collect = Collect::new(voters(), 2, true, Rows::Ordered);
+        collect.add(MachineId(1), done(5, B, A));
+        collect.add(MachineId(2), done(5, A, A));
+        collect.accept_any_order();
+        assert_eq!(collect.standing().agreed.unwrap().0, Agreed::Multiset(A));
+    }
+
+    #[test]
     fn rows_in_another_order_agree_as_a_multiset() {
-        let mut collect = Collect::new(voters(), 2, false);
+        let mut collect = Collect::new(voters(), 2, false, Rows::Unordered);
         collect.add(MachineId(1), done(1, A, [9; 32]));
         collect.add(MachineId(2), done(2, B, [9; 32]));
         assert!(!collect.standing().conflict);
@@ -338,7 +407,7 @@ mod tests {
 
     #[test]
     fn who_differs_from_what_was_agreed_on_is_named_once_also_when_late() {
-        let mut collect = Collect::new(voters(), 2, true);
+        let mut collect = Collect::new(voters(), 2, true, Rows::Unordered);
         collect.add(MachineId(1), done(5, B, B));
         assert_eq!(collect.take_differing(), MachineSet::EMPTY, "nothing is agreed on");
         collect.add(MachineId(2), done(5, A, A));
@@ -346,7 +415,7 @@ mod tests {
         assert_eq!(collect.take_differing(), MachineSet::one(MachineId(1)));
         assert_eq!(collect.take_differing(), MachineSet::EMPTY);
 
-        let mut collect = Collect::new(voters(), 2, true);
+        let mut collect = Collect::new(voters(), 2, true, Rows::Unordered);
         collect.add(MachineId(1), done(5, A, A));
         collect.add(MachineId(2), done(5, A, A));
         assert!(collect.settle(), "the third may still come");
@@ -356,7 +425,7 @@ mod tests {
 
     #[test]
     fn a_large_whole_is_kept_only_from_whom_it_was_asked() {
-        let mut collect = Collect::new(voters(), 2, false);
+        let mut collect = Collect::new(voters(), 2, false, Rows::Unordered);
         collect.welcome_whole(MachineSet::one(MachineId(2)));
         for machine in [1, 2] {
             let mut message = done(1, A, A);
@@ -374,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_voter_that_could_not_say_may_say_later() {
-        let mut collect = Collect::new(voters(), 2, false);
+        let mut collect = Collect::new(voters(), 2, false, Rows::Unordered);
         let unavailable = ResultMessage {
             outcome: Outcome::Unavailable,
             ..done(1, A, A)

@@ -9,8 +9,8 @@ use ordering::message::{ClientMessage, Direct, DirectTransaction, ResultKey};
 use tokio::time::{Instant, timeout_at};
 
 use super::calls::Waiting;
-use super::collect::Collect;
-use super::{Cancel, Client, Failure, Preference, Voted};
+use super::collect::{Collect, Rows};
+use super::{Cancel, Client, Failure, Preference, ROWS_PATIENCE, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// How much later than f+1 voters the others may be, before a linearizable read is ordered instead.
@@ -30,6 +30,8 @@ pub(crate) struct Question {
     pub(crate) transaction: Option<DirectTransaction>,
     /// The encoded `Exchange`.
     pub(crate) exchange: Bytes,
+    /// What the order of its rows means.
+    pub(crate) rows: Rows,
 }
 
 /// Whose answer counts.
@@ -63,7 +65,7 @@ impl Client {
         } else {
             self.faults + 1
         };
-        let collect = Collect::new(self.voter_set, needed, false);
+        let collect = Collect::new(self.voter_set, needed, false, question.rows);
         let waiting = self.calls.open(
             key,
             match quorum {
@@ -107,6 +109,7 @@ impl Asking<'_> {
         self.send(&picked, true).await?;
         let mut patience = start + self.patience();
         let mut late = MachineSet::EMPTY;
+        let mut order_awaited = false;
         loop {
             let standing = waiting.call.collect().standing();
             if let Some((agreed, supporters, _)) = standing.agreed {
@@ -133,10 +136,19 @@ impl Asking<'_> {
                 Quorum::All if standing.answered.len() > self.client.faults => {
                     patience = patience.min(Instant::now() + ALL_PATIENCE + start.elapsed() / 2);
                 }
+                Quorum::Locked(_) | Quorum::Session(_) if standing.order_open && !order_awaited => {
+                    order_awaited = true;
+                    patience = patience.min(Instant::now() + ROWS_PATIENCE);
+                    self.ask_others().await?;
+                }
                 Quorum::Locked(_) if self.asked.without(standing.answered).is_empty() => self.ask_others().await?,
                 _ => {}
             }
             if timeout_at(patience, waiting.call.changed.notified()).await.is_err() {
+                if order_awaited {
+                    waiting.call.collect().accept_any_order();
+                    continue;
+                }
                 match self.quorum {
                     Quorum::All | Quorum::Session(_) => return Err(Failure::Undecided),
                     Quorum::Locked(_) => {

@@ -26,11 +26,16 @@ use crate::error::{ApplicationError, NO_MAJORITY, NO_PROGRESS};
 use crate::port::{Destination, FromNode, MachineSet, ToNode};
 use calls::Calls;
 use collect::{Agreed, Refused};
+
+pub(crate) use collect::Rows;
 use health::Health;
 use numbers::Numbers;
 
 pub(crate) use direct::{Question, Quorum};
 pub(crate) use health::Preference;
+
+/// How long other voters may take to say in which order the rows come, when f+1 agree on all but that.
+const ROWS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many results the dispatcher takes at once.
 const DISPATCH_BATCH: usize = 256;

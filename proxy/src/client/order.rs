@@ -10,8 +10,8 @@ use sql::operation::{Operation, Work};
 use tokio::time::{Instant, timeout_at};
 
 use super::calls::{Call, Waiting};
-use super::collect::{Agreed, Collect, Standing};
-use super::{Cancel, Client, Failure, Voted};
+use super::collect::{Agreed, Collect, Rows, Standing};
+use super::{Cancel, Client, Failure, ROWS_PATIENCE, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// The first retransmission comes after this; each further one after twice the time.
@@ -26,14 +26,20 @@ const RECALL_PATIENCE: Duration = Duration::from_millis(250);
 impl Client {
     /// Has an operation ordered and run, and gives the result that f+1 voters agree on. With `cancel`, gives up when
     /// the application wants that: only for what has no effect.
-    pub(crate) async fn order(&self, operation: &Operation, cancel: Option<&Cancel>) -> Result<Voted, Failure> {
-        self.order_within(operation, cancel, self.statement_timeout).await
+    pub(crate) async fn order(
+        &self,
+        operation: &Operation,
+        rows: Rows,
+        cancel: Option<&Cancel>,
+    ) -> Result<Voted, Failure> {
+        self.order_within(operation, rows, cancel, self.statement_timeout).await
     }
 
     /// The same with a time limit of its own.
     pub(crate) async fn order_within(
         &self,
         operation: &Operation,
+        rows: Rows,
         cancel: Option<&Cancel>,
         limit: Duration,
     ) -> Result<Voted, Failure> {
@@ -59,7 +65,7 @@ impl Client {
         let key = ResultKey::Request(request.number);
         let waiting = self
             .calls
-            .open(key, Collect::new(self.voter_set, self.faults + 1, true));
+            .open(key, Collect::new(self.voter_set, self.faults + 1, true, rows));
         let within = matches!(
             operation.work,
             Work::Extend { .. }
@@ -86,6 +92,7 @@ impl Client {
         let mut pause = RETRANSMIT_FIRST;
         self.send(Destination::All, ToNode::Request(request.clone())).await?;
         let mut retransmit_at = Instant::now() + pause;
+        let mut order_until = None;
         loop {
             let standing = waiting.call.collect().standing();
             if let Some((agreed, supporters, order)) = standing.agreed {
@@ -105,10 +112,15 @@ impl Client {
             if within && self.has_lost_transaction(&standing) {
                 return Err(Failure::transaction_lost());
             }
-            if timeout_at(retransmit_at, waiting.call.changed.notified())
-                .await
-                .is_err()
-            {
+            if standing.order_open && order_until.is_none() {
+                order_until = Some(Instant::now() + ROWS_PATIENCE);
+            }
+            let wake_at = order_until.map_or(retransmit_at, |until| until.min(retransmit_at));
+            if timeout_at(wake_at, waiting.call.changed.notified()).await.is_err() {
+                if order_until.is_some_and(|until| until <= Instant::now()) {
+                    waiting.call.collect().accept_any_order();
+                    continue;
+                }
                 metrics::counter!("cloudbft_retransmissions_total").increment(1);
                 self.send(Destination::All, ToNode::Request(request.clone())).await?;
                 pause = (pause * 2).min(RETRANSMIT_MAX);

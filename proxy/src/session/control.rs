@@ -7,7 +7,7 @@ use super::Session;
 use super::routing::Kind;
 use super::special::Reply;
 use super::transaction::{SAVEPOINTS_MAX, Savepoint, Transaction, isolation_name};
-use crate::client::Failure;
+use crate::client::{Failure, Rows};
 use crate::error::ApplicationError;
 use crate::measures::TransactionEnd;
 use crate::wire::{first_error, leave_out};
@@ -208,7 +208,7 @@ impl Session {
                 writes,
             },
         };
-        match self.shared.client.order(&operation, None).await {
+        match self.shared.client.order(&operation, Rows::Unordered, None).await {
             Ok(voted) => {
                 if let Some(error) = first_error(&voted.result.messages) {
                     self.rolled_back(&transaction, TransactionEnd::Failed);
@@ -345,7 +345,7 @@ impl Session {
         };
         let client = std::sync::Arc::clone(&self.shared.client);
         tokio::spawn(async move {
-            let _ = client.order(&operation, None).await;
+            let _ = client.order(&operation, Rows::Unordered, None).await;
         });
     }
 }

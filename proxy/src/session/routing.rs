@@ -14,7 +14,7 @@ use super::Session;
 use super::context::Context;
 use super::settings::READS;
 use super::transaction::{Begun, exclusive};
-use crate::client::{Failure, Question, Quorum, Voted};
+use crate::client::{Failure, Question, Quorum, Rows, Voted};
 use crate::measures::Stage;
 
 /// How long an Abort is tried.
@@ -43,6 +43,16 @@ pub(super) struct Routed<'analysis> {
     pub(super) encoded: Bytes,
     pub(super) analysis: &'analysis ExchangeAnalysis,
     pub(super) kind: Kind,
+}
+
+impl Routed<'_> {
+    /// What the order of its rows means. A portal that goes on may be of a statement with ORDER BY.
+    fn rows(&self) -> Rows {
+        match self.analysis.orders_rows || self.kind == Kind::Stateful {
+            true => Rows::Ordered,
+            false => Rows::Unordered,
+        }
+    }
 }
 
 impl Session {
@@ -83,13 +93,10 @@ impl Session {
         }
     }
 
-    async fn order(&self, operation: &Operation, cancellable: bool) -> Result<Voted, Failure> {
+    async fn order(&self, operation: &Operation, rows: Rows, cancellable: bool) -> Result<Voted, Failure> {
         let start = Instant::now();
-        let voted = self
-            .shared
-            .client
-            .order(operation, cancellable.then_some(&*self.cancel))
-            .await;
+        let cancel = cancellable.then_some(&*self.cancel);
+        let voted = self.shared.client.order(operation, rows, cancel).await;
         self.shared.metrics.stage(Stage::Order, start.elapsed());
         voted
     }
@@ -113,7 +120,7 @@ impl Session {
                 exchange: routed.encoded.clone(),
             },
         };
-        match self.order(&operation, false).await {
+        match self.order(&operation, routed.rows(), false).await {
             Ok(voted) => Ok(voted.result),
             Err(Failure::NoProgress) => Err(Failure::OutcomeUnknown),
             Err(failure) => Err(failure),
@@ -127,6 +134,7 @@ impl Session {
                 context: context.encoded.clone(),
                 transaction: None,
                 exchange: routed.encoded.clone(),
+                rows: routed.rows(),
             };
             match self.ask(question, self.read_quorum(), true).await {
                 Err(Failure::Undecided) => {}
@@ -144,7 +152,9 @@ impl Session {
             footprint,
             work,
         };
-        self.order(&operation, true).await.map(|voted| voted.result)
+        self.order(&operation, routed.rows(), true)
+            .await
+            .map(|voted| voted.result)
     }
 
     fn read_quorum(&self) -> Quorum {
@@ -186,7 +196,7 @@ impl Session {
             footprint: footprint.clone(),
             work,
         };
-        let voted = self.order(&operation, true).await;
+        let voted = self.order(&operation, routed.rows(), true).await;
         let Work::Begin { exchanges, .. } = operation.work else {
             return Err(Failure::Unavailable);
         };
@@ -250,6 +260,7 @@ impl Session {
             context: context.encoded.clone(),
             transaction: Some(begun.place(false)),
             exchange: routed.encoded.clone(),
+            rows: routed.rows(),
         };
         match self.ask(question, locked.unwrap_or(Quorum::All), true).await {
             Ok(voted) => return Ok(self.note_voters(voted)),
@@ -267,7 +278,7 @@ impl Session {
             footprint,
             work,
         };
-        let voted = self.order(&operation, true).await?;
+        let voted = self.order(&operation, routed.rows(), true).await?;
         Ok(self.note_voters(voted))
     }
 
@@ -279,6 +290,7 @@ impl Session {
             context: begun.context.encoded.clone(),
             transaction: Some(begun.place(true)),
             exchange: routed.encoded.clone(),
+            rows: routed.rows(),
         };
         begun.wrote_directly(routed.encoded.clone());
         let voted = self.ask(question, Quorum::Everyone, false).await?;
@@ -299,7 +311,7 @@ impl Session {
             footprint,
             work,
         };
-        let voted = self.order(&operation, true).await?;
+        let voted = self.order(&operation, routed.rows(), true).await?;
         if let Some(begun) = self.begun() {
             begun.extended(voted.order, &routed.encoded, &operation.footprint);
         }
@@ -347,7 +359,10 @@ impl Session {
         };
         let client = Arc::clone(&self.shared.client);
         tokio::spawn(async move {
-            if let Err(failure) = client.order_within(&operation, None, ABORT_LIMIT).await {
+            if let Err(failure) = client
+                .order_within(&operation, Rows::Unordered, None, ABORT_LIMIT)
+                .await
+            {
                 tracing::debug!(?failure, "an abort got no answer");
             }
         });

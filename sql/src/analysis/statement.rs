@@ -68,6 +68,7 @@ fn empty(text: &str) -> StatementAnalysis {
         executable: text.to_owned(),
         needs_clock: false,
         needs_transaction: false,
+        orders_rows: false,
         template: Template::default(),
     }
 }
@@ -116,12 +117,14 @@ fn analyse_statement(schema: &Schema, text: &str, tokens: &[Token], splices: &mu
         _ => derived.class,
     };
     splices.extend(findings.splices);
+    let orders_rows = words.contains_pair("order", "by") || matches!(class, StatementClass::Cursor(_));
     StatementAnalysis {
         range,
         class,
         executable,
         needs_clock: derived.needs_clock || findings.needs_clock,
         needs_transaction: derived.needs_transaction,
+        orders_rows,
         template: derived.template,
     }
 }

@@ -116,7 +116,10 @@ async fn statements_that_arrive_while_the_begin_waits_run_after_it() {
     };
     let mut before = rig.new_transaction(shop(7));
     rig.begin(&mut before, Isolation::ReadCommitted, &update("1", 1)).await;
-    rig.missed_write(&mut before, &simple("UPDATE account SET balance = balance + 1 WHERE shop = 7"));
+    rig.missed_write(
+        &mut before,
+        &simple("UPDATE account SET balance = balance + 1 WHERE shop = 7"),
+    );
     let mut transaction = rig.new_transaction(shop(7));
     let begin = rig
         .begin(&mut transaction, Isolation::ReadCommitted, &update("balance + 1", 2))
@@ -127,7 +130,10 @@ async fn statements_that_arrive_while_the_begin_waits_run_after_it() {
         .await;
     rig.missed_write(&mut transaction, &update("balance + 1", 3));
     assert_eq!(committed(&rig, committed_before).await, "COMMIT");
-    assert_eq!(rig.whole(ordering::message::ResultKey::Request(begin)).await.status, b'T');
+    assert_eq!(
+        rig.whole(ordering::message::ResultKey::Request(begin)).await.status,
+        b'T'
+    );
     assert_eq!(tags(&rig.whole(written).await), "C");
     let commit = rig.commit(&transaction).await;
     assert_eq!(committed(&rig, commit).await, "COMMIT");
