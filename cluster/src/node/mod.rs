@@ -10,6 +10,7 @@
 //! | HTTP | `/metrics` and `/status` |
 
 mod history;
+mod measures;
 mod owner;
 mod receiver;
 mod status;
@@ -41,6 +42,7 @@ use crate::log::{Log, LogError, LogEvent, SEGMENT_BYTES};
 use crate::metrics::Metrics;
 use crate::postgres::SUPERUSER;
 use crate::tls::TlsError;
+use measures::Measures;
 use owner::Owner;
 use receiver::{Arrival, NodeReceiver};
 use status::StatusBoard;
@@ -186,6 +188,7 @@ async fn host<H: Hosted>(
         clock,
         persisting: VecDeque::new(),
         gauges_set: Instant::now(),
+        measures: Measures::default(),
     };
     tracing::info!(machine = %machine_name(me), link = %machine.link, "node started");
     let outcome = owner.run(arrivals, durable, shutdown).await;

@@ -16,6 +16,7 @@ use tokio::time::sleep_until;
 use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 
+use super::measures::Measures;
 use super::receiver::Arrival;
 use super::status::StatusBoard;
 use super::{NodeError, history};
@@ -50,6 +51,7 @@ pub(super) struct Owner<H> {
     /// Log positions and the agreement's numbers of records that are not durable yet.
     pub(super) persisting: VecDeque<(u64, u64)>,
     pub(super) gauges_set: Instant,
+    pub(super) measures: Measures,
 }
 
 impl<H: Hosted> Owner<H> {
@@ -124,6 +126,9 @@ impl<H: Hosted> Owner<H> {
 
     /// One input, and all that follows from it within this machine.
     fn step(&mut self, input: Input<H::Message>) -> Result<(), NodeError> {
+        if let Input::Request(request) = &input {
+            self.measures.requested(request.message());
+        }
         let mut inputs = VecDeque::from([input]);
         let mut outputs = Vec::new();
         while let Some(input) = inputs.pop_front() {
@@ -179,8 +184,8 @@ impl<H: Hosted> Owner<H> {
     }
 
     /// A decision: whole to the own voter, digests to the others.
-    fn deliver(&self, message: CommitDb) {
-        metrics::histogram!("cloudbft_order_batch_size").record(message.entries.len() as f64);
+    fn deliver(&mut self, message: CommitDb) {
+        self.measures.decided(&message);
         let mut digests = message.clone();
         digests.entries.iter_mut().for_each(|entry| entry.request = None);
         self.links
@@ -222,12 +227,10 @@ impl<H: Hosted> Owner<H> {
 
     fn set_gauges(&mut self) {
         self.gauges_set = Instant::now();
-        let status = self.machine.status();
-        metrics::gauge!("cloudbft_view").set(status.view.0 as f64);
-        metrics::gauge!("cloudbft_order").set(status.decided.0 as f64);
-        let pending = status.prepared.0.saturating_sub(status.decided.0);
-        metrics::gauge!("cloudbft_order_pending").set(pending as f64);
-        metrics::gauge!("cloudbft_checkpoint_order").set(status.stable.0 as f64);
+        self.measures.set_gauges(&self.machine.status());
+        if let Some(up) = self.board.voter_serves() {
+            metrics::gauge!("cloudbft_voter_up").set(if up { 1.0 } else { 0.0 });
+        }
         metrics::gauge!("cloudbft_log_bytes").set(self.log.bytes() as f64);
         for peer in &self.others {
             let bytes = self.links.queued_bytes(*peer);

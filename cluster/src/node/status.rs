@@ -57,6 +57,12 @@ impl StatusBoard {
         *self.agreement.lock().unwrap_or_else(PoisonError::into_inner) = Some((status, log_bytes));
     }
 
+    /// Whether this machine's voter serves; `None` on a machine without one.
+    pub(super) fn voter_serves(&self) -> Option<bool> {
+        let voter = self.voter.as_ref()?;
+        Some(matches!(*voter.borrow(), VoterState::Serving { .. }))
+    }
+
     pub(super) fn read(&self) -> NodeStatus {
         let mut node = NodeStatus {
             machine: self.machine.clone(),
