@@ -176,7 +176,8 @@ impl LockTable {
         let before = match node {
             Node::OneShot => Vec::new(),
             Node::Within { transaction, .. } => self.chain(transaction, order),
-            Node::Read { transaction } => transaction.map_or_else(Vec::new, |id| self.unfinished(id)),
+            Node::Read { transaction: None } => Vec::new(),
+            Node::Read { transaction: Some(id) } => self.join(id, order),
             Node::End { transaction } => self.transaction_nodes.remove(&transaction).unwrap_or_default(),
         };
         let kind = match node {
@@ -190,6 +191,13 @@ impl LockTable {
     fn chain(&mut self, transaction: TransactionId, order: u64) -> Vec<u64> {
         let before = self.unfinished(transaction);
         self.transaction_nodes.insert(transaction, vec![order]);
+        before
+    }
+
+    /// A read is followed by the transaction's later work too: it needs the transaction open.
+    fn join(&mut self, transaction: TransactionId, order: u64) -> Vec<u64> {
+        let before = self.unfinished(transaction);
+        self.transaction_nodes.entry(transaction).or_default().push(order);
         before
     }
 

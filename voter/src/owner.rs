@@ -323,7 +323,12 @@ impl<'a> Owner<'a> {
             Start::Read(work) => {
                 self.tasks.spawn(crate::executor::run_read(shared, *work));
             }
-            Start::Slot(slot, command) => slot.send(*command),
+            // A task that has ended runs nothing more; what it does not run must not hold up what follows.
+            Start::Slot(slot, command) => {
+                if let Some(order) = slot.send(*command).and_then(|unsent| unsent.order()) {
+                    self.shared.tell(Event::Finished(order, None));
+                }
+            }
         }
     }
 

@@ -46,6 +46,20 @@ pub(crate) enum Command {
     Abort(u64, Option<Asker>),
 }
 
+impl Command {
+    /// The order that is finished with it; none for a direct statement.
+    pub(crate) fn order(&self) -> Option<u64> {
+        match self {
+            Command::Direct(..) => None,
+            Command::Begin(asker)
+            | Command::Extend(asker, ..)
+            | Command::Read(asker, ..)
+            | Command::Commit(asker, ..) => Some(asker.order),
+            Command::Abort(order, _) => Some(*order),
+        }
+    }
+}
+
 /// The owner's end of a transaction's task.
 #[derive(Clone)]
 pub(crate) struct SlotHandle {
@@ -55,9 +69,9 @@ pub(crate) struct SlotHandle {
 }
 
 impl SlotHandle {
-    /// An ordered command.
-    pub(crate) fn send(&self, command: Command) {
-        let _ = self.sender.send(command);
+    /// An ordered command; given back when the transaction's task has ended.
+    pub(crate) fn send(&self, command: Command) -> Option<Command> {
+        self.sender.send(command).err().map(|unsent| unsent.0)
     }
 
     /// A direct statement; false when too many wait.

@@ -64,6 +64,29 @@ fn what_conflicts_with_something_that_waits_does_not_overtake_it() {
 }
 
 #[test]
+fn the_end_of_a_transaction_waits_for_its_ordered_reads() {
+    let mut table = LockTable::new(LockLimits::default());
+    let within = |number| Node::Within {
+        transaction: transaction(number),
+        snapshot: false,
+    };
+    table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
+    assert!(table.run(1, within(1), &exclusive(&[1])));
+    assert!(table.run(2, Node::OneShot, &exclusive(&[2])));
+    let read = Node::Read {
+        transaction: Some(transaction(1)),
+    };
+    assert!(!table.run(3, read, &shared(2)), "the one-shot is not through");
+    let end = Node::End {
+        transaction: transaction(1),
+    };
+    assert!(table.finished(1).is_empty());
+    assert!(!table.run(4, end, &exclusive(&[1])), "the read needs the transaction");
+    assert_eq!(table.finished(2), vec![3]);
+    assert_eq!(table.finished(3), vec![4]);
+}
+
+#[test]
 fn an_extend_overtakes_what_waits_and_a_cycle_is_refused() {
     let mut table = LockTable::new(LockLimits::default());
     table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
