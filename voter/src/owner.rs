@@ -40,13 +40,13 @@ const UNFINISHED_MAX: usize = 1024;
 /// How often the owner looks after gaps, replies and the floor.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long after its start a voter takes what it hears for decided before.
-const REPLAY_KNOWN_AFTER: Duration = Duration::from_millis(200);
+/// A voter that is further behind does not run what open transactions do, only what they commit.
+const BEHIND_ORDERS_MAX: u64 = 64;
 
 /// How often the database server is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The shortest time between two Fetches.
+/// The shortest time between two Fetches when the first brought nothing.
 const FETCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The longest time between two Fetches while nothing is known to be missing.
@@ -115,13 +115,11 @@ pub(crate) struct Owner<'a> {
     floors: Floors,
     /// Orders up to here were over before this life began.
     resumed_from: u64,
-    /// Whether the voter has caught up with what the replicas had decided when this life began.
-    caught_up: bool,
+    /// What the machine's own replica knows to be decided.
+    decided: Order,
     last_reply: (u64, u64),
     fetch: Fetch,
     last_ping: Instant,
-    began: Instant,
-    replay_until: Option<u64>,
 }
 
 struct Fetch {
@@ -180,7 +178,7 @@ impl<'a> Owner<'a> {
             executed: Arc::new(AtomicU64::new(floor)),
             floors: Floors::new(floor, state.refused, now),
             resumed_from: floor,
-            caught_up: false,
+            decided: Order(0),
             last_reply: (u64::MAX, u64::MAX),
             fetch: Fetch {
                 from: floor + 1,
@@ -188,8 +186,6 @@ impl<'a> Owner<'a> {
                 seen_next: floor + 1,
             },
             last_ping: now,
-            began: now,
-            replay_until: None,
             config,
         })
     }
@@ -237,6 +233,7 @@ impl<'a> Owner<'a> {
         match input {
             VoterInput::CommitDb { from, message } => self.commit_db(from, message).await,
             VoterInput::Direct { client, direct } => self.direct(client, direct).await,
+            VoterInput::Decided(order) => self.decided = order.max(self.decided),
             VoterInput::Recall { client, key } => recall(&self.outside.reporter, client, key).await,
         }
     }
@@ -349,23 +346,18 @@ impl<'a> Owner<'a> {
         self.expire_early().await;
         self.consider_floor();
         self.ping();
-        self.look_for_end_of_replay();
         let executed = self.executed.load(Ordering::Relaxed);
-        metrics::gauge!("cloudbft_voter_lag_entries").set(self.votes.lag() as f64);
+        metrics::gauge!("cloudbft_voter_lag_entries").set(self.behind_by() as f64);
         metrics::gauge!("cloudbft_voter_executed_order").set(executed as f64);
         metrics::gauge!("cloudbft_voter_waiting_operations").set(self.locks.waiting() as f64);
         metrics::gauge!("cloudbft_voter_unfinished_operations").set(self.locks.unfinished_nodes() as f64);
         metrics::gauge!("cloudbft_voter_open_transactions").set(self.locks.transactions() as f64);
     }
 
-    /// What the replicas had decided when this life began, as far as it became known soon after, is a replay.
-    fn look_for_end_of_replay(&mut self) {
-        if self.caught_up || self.began.elapsed() < REPLAY_KNOWN_AFTER {
-            return;
-        }
-        let highest = self.votes.highest_decided();
-        let target = *self.replay_until.get_or_insert(highest.0);
-        self.caught_up = self.votes.next_order().0 > target;
+    /// Decided orders that have not been fed, as far as is known.
+    pub(super) fn behind_by(&self) -> u64 {
+        let highest = self.votes.highest_decided().max(self.decided);
+        (highest.0 + 1).saturating_sub(self.votes.next_order().0)
     }
 
     /// An idle voter finds out by itself that its server is gone.
@@ -407,11 +399,12 @@ impl<'a> Owner<'a> {
         let moved = next != self.fetch.seen_next;
         self.fetch.seen_next = next;
         let since = self.fetch.at.elapsed();
-        if since < FETCH_INTERVAL || self.votes.has_next() {
+        if self.votes.has_next() {
             return;
         }
-        let fetched_some = next > self.fetch.from && !self.caught_up;
-        let stuck = self.votes.is_behind() && !moved;
+        let behind = self.behind_by() > 0;
+        let fetched_some = next > self.fetch.from && behind;
+        let stuck = behind && !moved && since >= FETCH_INTERVAL;
         if !(stuck || fetched_some || since >= FETCH_INTERVAL_IDLE) {
             return;
         }

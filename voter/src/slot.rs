@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Extend(Asker, Bytes, u32, Footprint),
     /// An ordered read in this transaction.
     Read(Asker, Bytes, u32),
+    /// The end of the transaction is ordered, and follows: what is still missing is not waited for.
+    Ending,
     /// Commits exactly these writes.
     Commit(Asker, Vec<Bytes>, Record, Footprint),
     /// Rolls back; tells the owner that this order has finished. The client is answered if it asked.
@@ -50,7 +52,7 @@ impl Command {
     /// The order that is finished with it; none for a direct statement.
     pub(crate) fn order(&self) -> Option<u64> {
         match self {
-            Command::Direct(..) => None,
+            Command::Direct(..) | Command::Ending => None,
             Command::Begin(asker)
             | Command::Extend(asker, ..)
             | Command::Read(asker, ..)
@@ -72,6 +74,11 @@ impl SlotHandle {
     /// An ordered command; given back when the transaction's task has ended.
     pub(crate) fn send(&self, command: Command) -> Option<Command> {
         self.sender.send(command).err().map(|unsent| unsent.0)
+    }
+
+    /// The end of the transaction is ordered.
+    pub(crate) fn end(&self) {
+        let _ = self.sender.send(Command::Ending);
     }
 
     /// A direct statement; false when too many wait.
@@ -112,6 +119,8 @@ pub(crate) struct Slot {
     backend: Option<Borrowed>,
     /// Its Begin has had its turn. Before, nothing that it waits for can be said to be missing.
     begun: bool,
+    /// Its end is ordered.
+    ending: bool,
     waiting: VecDeque<Waiting>,
 }
 
@@ -148,6 +157,7 @@ pub(crate) fn start(
         settings_unknown: false,
         backend: None,
         begun: false,
+        ending: false,
         waiting: VecDeque::new(),
     };
     tasks.spawn(slot.run(commands));
@@ -203,6 +213,10 @@ impl Slot {
                 self.waiting.iter_mut().for_each(|waiting| waiting.deadline = deadline);
                 self.run_waiting().await?;
             }
+            Command::Ending => {
+                self.ending = true;
+                self.drop_waiting().await;
+            }
             Command::Commit(asker, listed, record, held) => {
                 self.drop_waiting().await;
                 self.commit(asker, &listed, &record, &held).await?;
@@ -225,6 +239,7 @@ impl Slot {
         }
         match self.turn(&command) {
             Turn::Never => self.refuse(command).await,
+            Turn::Later if self.ending => self.refuse(command).await,
             Turn::Later => {
                 let deadline = self.missing_at();
                 self.waiting.push_back(Waiting { command, deadline });
@@ -256,7 +271,7 @@ impl Slot {
         match command {
             Command::Direct(_, _, place) => self.progress.turn(place.writes_before, Some(&place.chain)),
             Command::Extend(_, _, before, _) | Command::Read(_, _, before) => self.progress.turn(*before, None),
-            Command::Begin(_) | Command::Commit(..) | Command::Abort(..) => Turn::Now,
+            Command::Begin(_) | Command::Ending | Command::Commit(..) | Command::Abort(..) => Turn::Now,
         }
     }
 
@@ -310,6 +325,7 @@ impl Slot {
                 self.shared.tell(Event::Finished(asker.order, None));
             }
             Command::Abort(order, _) => self.shared.tell(Event::Finished(order, None)),
+            Command::Ending => {}
         }
     }
 
@@ -391,7 +407,7 @@ impl Slot {
             Command::Direct(_, direct, _) => (self.run_read(&direct.exchange.clone()).await?, "direct"),
             Command::Extend(_, exchange, ..) => (self.run_write(&exchange.clone()).await?, "extend"),
             Command::Read(_, exchange, _) => (self.run_read(&exchange.clone()).await?, "read"),
-            Command::Begin(_) | Command::Commit(..) | Command::Abort(..) => return Ok(()),
+            Command::Begin(_) | Command::Ending | Command::Commit(..) | Command::Abort(..) => return Ok(()),
         };
         observe(stage, started);
         self.answer(command, outcome).await;

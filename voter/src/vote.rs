@@ -126,11 +126,6 @@ impl VoteCounter {
         GroupId(u16::try_from(home % u64::from(self.groups)).unwrap_or(0))
     }
 
-    /// Whether something at or after the next order is known that cannot be handed out yet.
-    pub fn is_behind(&self) -> bool {
-        self.highest_seen >= self.next
-    }
-
     /// Whether [`VoteCounter::take_next`] would hand something out.
     pub fn has_next(&self) -> bool {
         let decided = |pending: &Pending| {
@@ -144,11 +139,6 @@ impl VoteCounter {
     /// The highest order that is known to be decided.
     pub fn highest_decided(&self) -> Order {
         Order(self.highest_seen)
-    }
-
-    /// How many orders this voter lags behind the highest one that f+1 machines have decided.
-    pub fn lag(&self) -> u64 {
-        (self.highest_seen + 1).saturating_sub(self.next)
     }
 
     /// Counts one entry of a COMMIT-DB from a machine.

@@ -29,6 +29,8 @@ pub enum VoterInput {
         /// The message.
         direct: Direct,
     },
+    /// The machine's own replica knows everything up to this order to be decided: how far the voter is behind.
+    Decided(Order),
     /// A proxy asks again for a result, whole.
     Recall {
         /// The proxy.
@@ -136,7 +138,7 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
         match input {
             None => return false,
             // It is fetched again from the replicas' logs.
-            Some(VoterInput::CommitDb { .. }) => {}
+            Some(VoterInput::CommitDb { .. } | VoterInput::Decided(_)) => {}
             Some(VoterInput::Direct { client, direct }) => {
                 send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;
             }

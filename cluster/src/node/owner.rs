@@ -67,6 +67,7 @@ impl<H: Hosted> Owner<H> {
     ) -> Result<(), NodeError> {
         let mut shutdown = std::pin::pin!(shutdown);
         self.step(Input::Timeout)?;
+        self.set_gauges();
         loop {
             let deadline = self.deadline();
             let gauges = self.gauges_set + Duration::from_millis(GAUGES_MS);
@@ -227,7 +228,12 @@ impl<H: Hosted> Owner<H> {
 
     fn set_gauges(&mut self) {
         self.gauges_set = Instant::now();
-        self.measures.set_gauges(&self.machine.status());
+        let status = self.machine.status();
+        if let Some(voter) = &self.voter {
+            // Told again soon.
+            let _ = voter.try_send(VoterInput::Decided(status.decided));
+        }
+        self.measures.set_gauges(&status);
         if let Some(up) = self.board.voter_serves() {
             metrics::gauge!("cloudbft_voter_up").set(if up { 1.0 } else { 0.0 });
         }

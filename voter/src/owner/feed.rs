@@ -234,6 +234,7 @@ impl Owner<'_> {
     }
 
     fn run_end(&mut self, order: u64, id: TransactionId, held: &Footprint, slot: SlotHandle, command: Command) {
+        slot.end();
         if is_everything(held) && matches!(command, Command::Commit(..)) {
             self.stalled_by = Some(order);
         }

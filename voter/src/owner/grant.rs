@@ -12,7 +12,7 @@ use sql::operation::{Isolation, Operation, TransactionId, Work};
 use sql::rules::MultiPartition;
 use sql::statement::Effect;
 
-use super::{Asker, Owner, Start};
+use super::{Asker, BEHIND_ORDERS_MAX, Owner, Start};
 use crate::executor::{OneShot, OrderedRead};
 use crate::lock_table::{Grant, Node, Position};
 use crate::postgres::backend::{Clock, Job, Record};
@@ -218,7 +218,7 @@ impl Owner<'_> {
             self.catalog.clone(),
             held.clone(),
             Arc::clone(&self.executed),
-            !self.caught_up,
+            self.behind_by() > BEHIND_ORDERS_MAX,
             &mut self.tasks,
         );
         if let Some(open) = self.transactions.get_mut(&id) {
