@@ -121,15 +121,44 @@ fn view_changes_are_sent_again() {
 
 #[test]
 fn new_views_are_sent_again() {
-    let mut cluster = Cluster::new(46, 1, 1);
+    let m6 = MachineId(6);
+    let mut cluster = Cluster::new(46, 2, 1);
     submit_for(&mut cluster, 5);
     cluster.crash(M0);
-    cluster.filter = |_, to, message| to != M3 || !matches!(message, Message::NewView(_));
+    cluster.filter = |_, to, message| to != MachineId(6) || !matches!(message, Message::NewView(_));
     cluster.submit();
     cluster.run(1_500_000);
+    assert!(!cluster.is_live());
     cluster.heal();
-    assert!(cluster.run_until(1_000_000, Cluster::is_done), "{}", cluster.describe());
+    // m6 is not left with what checkpoints give it: it takes part.
+    let takes_part = |cluster: &Cluster| cluster.is_live() && cluster.machine(m6).status().view == View(1);
+    assert!(cluster.run_until(2_000_000, takes_part), "{}", cluster.describe());
     settle(&mut cluster, "again");
+}
+
+#[test]
+fn a_request_in_a_batch_that_was_given_up_is_ordered_later() {
+    // m0's batch reaches m1 only, and nobody else knows its request; then m0 is gone, and the client too.
+    let mut cluster = Cluster::new(50, 1, 1);
+    submit_for(&mut cluster, 5);
+    assert!(cluster.run_until(1_000_000, Cluster::is_done));
+    cluster.filter = |from, to, message| from != M0 || to == M1 || !matches!(message, Message::PrePrepare(_));
+    let digest = cluster.submit();
+    cluster.give_up_requests();
+    let index = cluster.submitted.len() - 1;
+    cluster.send_request(index, M0);
+    cluster.send_request(index, M1);
+    cluster.run(10_000);
+    assert_eq!(
+        cluster.machine(M1).status().prepared,
+        Order(6),
+        "m1 has accepted the batch"
+    );
+    cluster.crash(M0);
+    cluster.heal();
+    cluster.submit();
+    assert!(cluster.run_until(3_000_000, Cluster::is_done), "{}", cluster.describe());
+    assert!(cluster.is_decided(&digest));
 }
 
 #[test]
