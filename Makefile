@@ -2,7 +2,11 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench
+.PHONY: run test install lint bench sim mutants
+
+# What `make sim` runs.
+PROTOCOL ?= minbft
+SEEDS ?= 1000
 
 ## TPC-C with two warehouses through the proxy for 30 s on a new cluster, checked and reported.
 run: install
@@ -27,6 +31,16 @@ lint:
 bench: install
 	$(CARGO) build --release --locked --bin cloudbft
 	target/release/cloudbft bench compare --warehouses 2 --terminals 8 --seconds 20
+
+## Clusters in virtual time, faults and adversaries drawn from seeds: SEEDS=10000, or one with its event log: SEED=n.
+## PROTOCOL=minbft; OPTIONS="faults=2 loss_percent=0" overrides what the seeds draw. Exit code: 2 safety, 3 liveness.
+sim:
+	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) \
+	  $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(OPTIONS)
+
+## What is broken on purpose must be found by the simulator's checkers.
+mutants:
+	@$(CARGO) run --release --locked --quiet -p simulator -- --hunt
 
 install:
 	scripts/install

@@ -1,0 +1,176 @@
+//! `simulator [options] [name=value ...]`: runs seeds, or one seed with its event log.
+//!
+//! Exit code: 0 nothing was violated, 1 wrong usage, 2 a property of the safety phase, 3 liveness.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use simulator::campaign::{self, Summary};
+use simulator::hunt::{MINBFT_CANARIES, hunt};
+use simulator::options::Overrides;
+use simulator::protocol::{MinBft, Protocol};
+use simulator::run::{Outcome, run};
+
+const USAGE: &str = "\
+usage: simulator [--protocol minbft] [--seeds COUNT] [--from SEED] [--threads COUNT] [name=value ...]
+       simulator [--protocol minbft] --seed SEED [--quiet] [name=value ...]
+       simulator --hunt
+
+--seeds   runs that many seeds from --from (default 0) on all cores
+--seed    runs one seed and prints its options and event log (with --quiet: only what became of it)
+--hunt    what is broken on purpose must be found: states within how many seeds it was
+name=value overrides an option that the seed would draw; the options that a run prints can be given back
+
+exit code: 0 nothing was violated, 1 wrong usage, 2 a property of the safety phase, 3 liveness";
+
+/// Failures after which a campaign ends.
+const FAILURES_MAX: usize = 10;
+
+#[derive(Default)]
+struct Arguments {
+    protocol: Option<String>,
+    seed: Option<u64>,
+    seeds: Option<u64>,
+    from: u64,
+    threads: Option<usize>,
+    is_quiet: bool,
+    is_hunt: bool,
+    overrides: Overrides,
+}
+
+fn parse() -> Result<Arguments, String> {
+    let mut arguments = Arguments::default();
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+        let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is no number"));
+        match word.as_str() {
+            "--protocol" => arguments.protocol = Some(value()?),
+            "--seed" => arguments.seed = Some(number(value()?)?),
+            "--seeds" => arguments.seeds = Some(number(value()?)?),
+            "--from" => arguments.from = number(value()?)?,
+            "--threads" => arguments.threads = usize::try_from(number(value()?)?).ok(),
+            "--hunt" => arguments.is_hunt = true,
+            "--quiet" => arguments.is_quiet = true,
+            _ => match word.split_once('=') {
+                Some((name, value)) => arguments.overrides.0.push((name.to_owned(), value.to_owned())),
+                None => return Err(format!("{word} is not understood")),
+            },
+        }
+    }
+    Ok(arguments)
+}
+
+fn main() -> ExitCode {
+    let result = parse().and_then(|arguments| match arguments.protocol.as_deref() {
+        None | Some("minbft") => execute::<MinBft>(&arguments),
+        Some(other) => Err(format!("no protocol is called {other}")),
+    });
+    match result {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("{message}\n{USAGE}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn execute<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
+    match arguments.seed {
+        _ if arguments.is_hunt => hunt_all(),
+        Some(seed) => replay::<P>(seed, arguments),
+        None => many::<P>(arguments),
+    }
+}
+
+fn replay<P: Protocol>(seed: u64, arguments: &Arguments) -> Result<ExitCode, String> {
+    let options = campaign::options::<P>(seed, &arguments.overrides)?;
+    println!("{} {options}", P::NAME);
+    let mut stdout = std::io::BufWriter::new(std::io::stdout());
+    let trace = move |line: &str| {
+        // A closed pipe only ends the reading of the event log.
+        let _ = writeln!(stdout, "{line}");
+    };
+    let outcome = run::<P>(&options, (!arguments.is_quiet).then(|| Box::new(trace) as _));
+    println!(
+        "{} orders, {} steps, {} messages sent, rejected {:?}, reports {:?}, liveness demanded: {}, ended {:?} us after healing",
+        outcome.orders,
+        outcome.counts.steps,
+        outcome.counts.sent,
+        outcome.counts.rejected,
+        outcome.counts.reports,
+        outcome.demands_liveness,
+        outcome.healed_us
+    );
+    Ok(exit_code(std::slice::from_ref(&outcome)))
+}
+
+/// Hunts everything that is broken on purpose; fails when anything escapes.
+fn hunt_all() -> Result<ExitCode, String> {
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut has_escaped = false;
+    for prey in MINBFT_CANARIES {
+        match hunt::<MinBft>(prey)? {
+            Some((seed, outcome)) => {
+                let violation = outcome
+                    .violation
+                    .map(|violation| violation.to_string())
+                    .unwrap_or_default();
+                let first_line = violation.lines().next().unwrap_or_default();
+                println!(
+                    "caught within {} of at most {} seeds: {}\n    {first_line}",
+                    seed + 1,
+                    prey.seeds_max,
+                    prey.name
+                );
+            }
+            None => {
+                has_escaped = true;
+                println!("ESCAPED {} seeds: {}", prey.seeds_max, prey.name);
+            }
+        }
+    }
+    Ok(if has_escaped {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn many<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
+    let seeds = arguments.from..arguments.from + arguments.seeds.unwrap_or(1000);
+    let threads = arguments.threads.unwrap_or_else(campaign::threads);
+    let is_terminal = std::io::stderr().is_terminal();
+    let count = seeds.end - seeds.start;
+    let progress = |summary: &Summary| {
+        let is_due = summary.runs.is_multiple_of(if is_terminal { 20 } else { 1000 });
+        if is_due && summary.runs < count {
+            let end = if is_terminal { "\r" } else { "\n" };
+            let seconds = summary.duration.as_secs_f64();
+            eprint!(
+                "{}: {} of {count} seeds, {seconds:.0} s, {} failed{end}",
+                P::NAME,
+                summary.runs,
+                summary.failures.len()
+            );
+        }
+    };
+    // A panic is caught and reported with its seed; it need not be printed when it happens.
+    std::panic::set_hook(Box::new(|_| {}));
+    let summary = campaign::campaign::<P>(seeds, &arguments.overrides, threads, FAILURES_MAX, progress)?;
+    println!("{}: {}", P::NAME, summary.line());
+    Ok(exit_code(&summary.failures))
+}
+
+/// Prints what was violated; the first phase that any run violated decides.
+fn exit_code(outcomes: &[Outcome]) -> ExitCode {
+    let violations = outcomes
+        .iter()
+        .filter_map(|outcome| Some((outcome, outcome.violation.as_ref()?)));
+    let mut first = None;
+    for (outcome, violation) in violations {
+        println!("VIOLATION {}\n  options: {}", violation, outcome.options);
+        first = first.min(Some(violation.phase)).or(Some(violation.phase));
+    }
+    first.map_or(ExitCode::SUCCESS, |phase| ExitCode::from(phase.exit_code()))
+}
