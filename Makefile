@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench sim mutants
+.PHONY: run test install lint bench sim mutants fuzz
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
 SEEDS ?= 1000
+SECONDS_OF_FUZZING = $(if $(SECONDS),$(SECONDS),60)
 
 ## TPC-C with two warehouses through the proxy for 30 s on a new cluster, checked and reported.
 run: install
@@ -41,6 +42,10 @@ sim:
 ## What is broken on purpose must be found by the simulator's checkers.
 mutants:
 	@$(CARGO) run --release --locked --quiet -p simulator -- --hunt
+
+## Arbitrary bytes for the codec, arbitrary messages for `step`: SECONDS=600.
+fuzz:
+	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) --fuzz $(SECONDS_OF_FUZZING)
 
 install:
 	scripts/install

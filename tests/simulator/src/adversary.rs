@@ -50,6 +50,8 @@ behaviours! {
     Flooding = "flooding",
     /// Restarts with an old state of its log.
     Amnesiac = "amnesiac",
+    /// Sends any message at all, rightly signed.
+    Arbitrary = "arbitrary",
     /// Tells voters other decisions than were made.
     LyingToVoters = "lying-to-voters",
     /// As primary: different batches for different machines.

@@ -14,6 +14,7 @@
 //! | `protocol/` | one adapter for each protocol, with what adversaries do to its messages |
 //! | `checkers/` | what must hold, one property per file |
 //! | `campaign.rs` | many seeds on all cores |
+//! | `fuzz.rs` | arbitrary bytes and arbitrary messages |
 //! | `hunt.rs` | what is broken on purpose must be found |
 //! | `regressions.rs` | seeds that once failed |
 
@@ -25,6 +26,7 @@ pub mod clock;
 pub mod cluster;
 pub mod counter;
 pub mod disk;
+pub mod fuzz;
 pub mod hunt;
 pub mod options;
 pub mod protocol;

@@ -4,8 +4,10 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use simulator::campaign::{self, Summary};
+use simulator::fuzz::{self, Fuzzed};
 use simulator::hunt::{MINBFT_CANARIES, hunt};
 use simulator::options::Overrides;
 use simulator::protocol::{MinBft, Protocol};
@@ -14,10 +16,12 @@ use simulator::run::{Outcome, run};
 const USAGE: &str = "\
 usage: simulator [--protocol minbft] [--seeds COUNT] [--from SEED] [--threads COUNT] [name=value ...]
        simulator [--protocol minbft] --seed SEED [--quiet] [name=value ...]
+       simulator [--protocol minbft] --fuzz SECONDS [--from SEED]
        simulator --hunt
 
 --seeds   runs that many seeds from --from (default 0) on all cores
 --seed    runs one seed and prints its options and event log (with --quiet: only what became of it)
+--fuzz    arbitrary bytes and arbitrary messages for that long, half of the time each
 --hunt    what is broken on purpose must be found: states within how many seeds it was
 name=value overrides an option that the seed would draw; the options that a run prints can be given back
 
@@ -35,6 +39,7 @@ struct Arguments {
     threads: Option<usize>,
     is_quiet: bool,
     is_hunt: bool,
+    fuzz_seconds: Option<u64>,
     overrides: Overrides,
 }
 
@@ -50,6 +55,7 @@ fn parse() -> Result<Arguments, String> {
             "--seeds" => arguments.seeds = Some(number(value()?)?),
             "--from" => arguments.from = number(value()?)?,
             "--threads" => arguments.threads = usize::try_from(number(value()?)?).ok(),
+            "--fuzz" => arguments.fuzz_seconds = Some(number(value()?)?),
             "--hunt" => arguments.is_hunt = true,
             "--quiet" => arguments.is_quiet = true,
             _ => match word.split_once('=') {
@@ -78,6 +84,7 @@ fn main() -> ExitCode {
 fn execute<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
     match arguments.seed {
         _ if arguments.is_hunt => hunt_all(),
+        _ if arguments.fuzz_seconds.is_some() => fuzz_for::<P>(arguments),
         Some(seed) => replay::<P>(seed, arguments),
         None => many::<P>(arguments),
     }
@@ -104,6 +111,39 @@ fn replay<P: Protocol>(seed: u64, arguments: &Arguments) -> Result<ExitCode, Str
     );
     Ok(exit_code(std::slice::from_ref(&outcome)))
 }
+
+/// Fuzzes codec and step in turn until the time is up.
+fn fuzz_for<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
+    std::panic::set_hook(Box::new(|_| {}));
+    let end = Instant::now() + Duration::from_secs(arguments.fuzz_seconds.unwrap_or(0));
+    for (name, target) in [("codec", fuzz::codec::<P> as Target), ("step", fuzz::step::<P>)] {
+        let half = (end - Instant::now()) / if name == "codec" { 2 } else { 1 };
+        let (until, mut total, mut seed) = (Instant::now() + half, Fuzzed::default(), arguments.from);
+        while Instant::now() < until {
+            match target(seed) {
+                Ok(fuzzed) => {
+                    total.inputs += fuzzed.inputs;
+                    total.accepted += fuzzed.accepted;
+                }
+                Err(failure) => {
+                    println!("{} {name} seed {seed}: {failure}", P::NAME);
+                    return Ok(ExitCode::from(2));
+                }
+            }
+            seed += 1;
+        }
+        let seeds = seed - arguments.from;
+        println!(
+            "{} {name}: {seeds} seeds, {} inputs, {} accepted",
+            P::NAME,
+            total.inputs,
+            total.accepted
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+type Target = fn(u64) -> Result<Fuzzed, String>;
 
 /// Hunts everything that is broken on purpose; fails when anything escapes.
 fn hunt_all() -> Result<ExitCode, String> {

@@ -103,6 +103,8 @@ pub struct Counts {
     pub forged: u64,
     /// Messages that could not be decoded.
     pub undecodable: u64,
+    /// Arbitrary messages that were sent.
+    pub arbitrary: u64,
     /// Requests that were signed wrongly.
     pub requests_rejected: u64,
     /// Steps of all machines.
@@ -375,6 +377,17 @@ impl<P: Protocol> Cluster<P> {
         };
         self.instances.iter().map(describe).collect()
     }
+}
+
+/// A directory with the machines' keys, for tests of verification alone.
+pub fn test_directory<P: Protocol>(options: &Options, rng: &mut impl Rng) -> (Directory, Vec<SigningKey>) {
+    let mut key = || {
+        let mut bytes = [0; 32];
+        rng.fill_bytes(&mut bytes);
+        SigningKey::from_bytes(&bytes)
+    };
+    let keys: Vec<SigningKey> = (0..P::machines(Faults(options.faults))).map(|_| key()).collect();
+    (directory(options, &keys, &[]), keys)
 }
 
 fn directory(options: &Options, keys: &[SigningKey], client_keys: &[SigningKey]) -> Directory {

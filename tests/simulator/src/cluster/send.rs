@@ -74,10 +74,16 @@ impl<P: Protocol> Cluster<P> {
         } else {
             0
         };
+        let is_arbitrary = script.does(Behaviour::Arbitrary, rng);
         let forges = script.does(Behaviour::Forging, rng);
         self.instances[index].script = Some(script);
         if !is_withheld {
             self.transmit_message(index, target, message, false);
+        }
+        if is_arbitrary {
+            let arbitrary = self.with_tools(index, |_, tools| P::arbitrary(tools));
+            self.counts.arbitrary += 1;
+            self.transmit_message(index, target, &arbitrary, false);
         }
         if let Some(message) = replayed {
             self.transmit_message(index, target, &message, false);

@@ -12,6 +12,7 @@ use crate::adversary::{Script, Tools};
 use crate::counter::Counter;
 
 mod abuse;
+mod arbitrary;
 mod forgery;
 
 /// The adapter.
@@ -104,6 +105,10 @@ impl Protocol for MinBft {
 
     fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message> {
         forgery::forge(message, tools)
+    }
+
+    fn arbitrary(tools: &mut Tools<'_>) -> Message {
+        arbitrary::message(tools)
     }
 
     fn tamper(script: &mut Script<Self>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {

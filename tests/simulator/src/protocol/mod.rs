@@ -100,6 +100,9 @@ pub trait Protocol: Sized + 'static {
     /// Verification must reject what this returns: the simulator checks that.
     fn forge(message: &Self::Message, tools: &mut Tools<'_>) -> Option<Self::Message>;
 
+    /// Any message at all, with the machine's signatures and warrants where they belong.
+    fn arbitrary(tools: &mut Tools<'_>) -> Self::Message;
+
     /// What an adversary that has the machine's key and counter sends instead of this message, and to whom.
     fn tamper(script: &mut Script<Self>, message: &Self::Message, tools: &mut Tools<'_>) -> Tampered<Self::Message>;
 }
