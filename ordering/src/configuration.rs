@@ -6,6 +6,16 @@ use crate::identifiers::{GroupId, MachineId, View};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Faults(pub u8);
 
+/// The agreement protocol of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// MinBFT: 2f+1 replicas on m1..m(2f+1) with trusted counters; m0 holds the first primary only.
+    #[default]
+    MinBft,
+    /// PBFT: 3f+1 replicas on m0..m(3f), no trusted counter; the primary is one of them.
+    Pbft,
+}
+
 /// Most faulty machines that can be configured.
 pub const FAULTS_MAX: u8 = 10;
 
@@ -41,9 +51,11 @@ pub const WATERMARK_BYTES: usize = 256 << 20;
 pub struct Configuration {
     /// This machine.
     pub machine: MachineId,
+    /// The agreement protocol.
+    pub protocol: Protocol,
     /// How many machines may be faulty: f.
     pub faults: Faults,
-    /// How many groups there are; every machine but m0 holds a replica of each.
+    /// How many groups there are; every machine with replicas ([`Configuration::replica_machines`]) holds one of each.
     pub groups: u16,
     /// Most entries of a batch (at most [`BATCH_ENTRIES_LIMIT`]).
     pub batch_entries_max: usize,
@@ -65,6 +77,9 @@ pub struct Configuration {
     pub body_patience_us: u64,
     /// How long without progress before lost messages are looked for, in microseconds.
     pub retransmission_us: u64,
+    /// PBFT: how long a request may wait, and nothing be decided, before the primary is deposed, in microseconds;
+    /// doubled for each view that decides nothing.
+    pub request_timeout_us: u64,
     /// How often a machine that waits for the start announces itself, in microseconds.
     pub hello_us: u64,
     /// Machines that the operator has declared lost for good: a start does not wait for them.
@@ -72,10 +87,11 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Defaults for this machine of a cluster of this size.
+    /// Defaults for this machine of a MinBFT cluster of this size.
     pub fn new(machine: MachineId, faults: Faults, groups: u16) -> Self {
         Configuration {
             machine,
+            protocol: Protocol::MinBft,
             faults,
             groups,
             batch_entries_max: 256,
@@ -88,6 +104,7 @@ impl Configuration {
             clock_behind_max_us: 600_000_000,
             body_patience_us: 3_000,
             retransmission_us: 100_000,
+            request_timeout_us: 500_000,
             hello_us: 200_000,
             lost: Vec::new(),
         }
@@ -103,29 +120,43 @@ impl Configuration {
             && self.lost.iter().all(|machine| *machine != self.machine)
     }
 
-    /// How many machines there are: 2f+2.
+    /// Defaults for this machine of a PBFT cluster of this size.
+    pub fn pbft(machine: MachineId, faults: Faults, groups: u16) -> Self {
+        Configuration {
+            protocol: Protocol::Pbft,
+            ..Self::new(machine, faults, groups)
+        }
+    }
+
+    /// How many machines there are: 2f+2 under MinBFT, 3f+1 under PBFT.
     pub fn machines(&self) -> u8 {
-        2 * self.faults.0 + 2
+        self.protocol.machines(self.faults)
     }
 
-    /// How many replicas a group has: 2f+1.
+    /// How many replicas a group has: 2f+1 under MinBFT, 3f+1 under PBFT.
     pub fn replicas(&self) -> u8 {
-        2 * self.faults.0 + 1
+        self.protocol.replicas(self.faults)
     }
 
-    /// How many replicas decide: f+1.
+    /// How many replicas decide: f+1 under MinBFT, 2f+1 under PBFT.
     pub fn quorum(&self) -> u32 {
-        u32::from(self.faults.0) + 1
+        self.protocol.quorum(self.faults)
     }
 
     /// The machines that hold replicas.
     pub fn replica_machines(&self) -> impl Iterator<Item = MachineId> + use<> {
-        (1..=self.replicas()).map(MachineId)
+        let first = self.machines() - self.replicas();
+        (first..self.machines()).map(MachineId)
+    }
+
+    /// How many machines hold a voter and a database node: 2f+1 under every protocol, m1..m(2f+1).
+    pub fn voters(&self) -> u8 {
+        2 * self.faults.0 + 1
     }
 
     /// Whether this machine holds replicas.
     pub fn has_replicas(&self) -> bool {
-        is_replica(self.machine)
+        self.protocol == Protocol::Pbft || is_replica(self.machine)
     }
 
     /// The candidate that leads a view.
@@ -140,12 +171,39 @@ impl Configuration {
     }
 }
 
+impl Protocol {
+    /// How many machines a cluster has.
+    pub fn machines(self, faults: Faults) -> u8 {
+        match self {
+            Protocol::MinBft => 2 * faults.0 + 2,
+            Protocol::Pbft => 3 * faults.0 + 1,
+        }
+    }
+
+    /// How many replicas a group has.
+    pub fn replicas(self, faults: Faults) -> u8 {
+        match self {
+            Protocol::MinBft => 2 * faults.0 + 1,
+            Protocol::Pbft => 3 * faults.0 + 1,
+        }
+    }
+
+    /// How many replicas decide: enough that two such sets share a replica that cannot have said two things (MinBFT:
+    /// any one; PBFT: f+1, of which one is correct).
+    pub fn quorum(self, faults: Faults) -> u32 {
+        match self {
+            Protocol::MinBft => u32::from(faults.0) + 1,
+            Protocol::Pbft => 2 * u32::from(faults.0) + 1,
+        }
+    }
+}
+
 /// The group in charge of a home.
 pub fn group_of(home: u64, groups: u16) -> GroupId {
     GroupId(u16::try_from(home % u64::from(groups.max(1))).unwrap_or(0))
 }
 
-/// Whether a machine holds replicas: all but m0.
+/// Whether a machine holds replicas under MinBFT: all but m0.
 pub fn is_replica(machine: MachineId) -> bool {
     machine.0 != 0
 }

@@ -19,6 +19,7 @@
 //! | `directory.rs`, `verification.rs` | who is who; [`verified::Verified`] can only be made here |
 //! | `client_table.rs` | exactly once: which numbers of a client have been seen |
 //! | `minbft/` | MinBFT with a separate primary and several groups |
+//! | `pbft/` | PBFT: 3f+1 replicas, no trusted counter |
 
 pub mod agreement;
 pub mod client_table;
@@ -27,4 +28,5 @@ pub mod directory;
 pub mod identifiers;
 pub mod message;
 pub mod minbft;
+pub mod pbft;
 pub mod verified;

@@ -92,6 +92,15 @@ impl Bodies {
         }
     }
 
+    /// A number of a client is decided: no other body with that number is wanted any more.
+    pub(crate) fn finish(&mut self, client: ClientId, number: u64, floor: u64) {
+        self.forget_below(client, floor);
+        let numbers = self.clients.get(&client).map(|bodies| &bodies.numbers);
+        if let Some(digest) = numbers.and_then(|numbers| numbers.get(&number)).copied() {
+            self.take(&digest);
+        }
+    }
+
     /// Takes a body out of those that wait to be ordered.
     pub(crate) fn take(&mut self, digest: &Digest) -> Option<Request> {
         let request = self.pending.remove(digest)?;

@@ -22,12 +22,12 @@
 //! `enter_view` with the outcome of a start; a view change ends in the same call, with an outcome that f+1
 //! VIEW-CHANGEs of every group justify instead of all logs.
 
-mod bodies;
+pub(crate) mod bodies;
 mod catch_up;
-mod checkpoints;
+pub(crate) mod checkpoints;
 mod enter;
 mod group;
-mod history;
+pub(crate) mod history;
 mod journal;
 mod lead;
 mod live;
@@ -56,7 +56,7 @@ pub use messages::{
     StableCheckpoint, Standing,
 };
 pub use reader::{LogAnswer, LogReader};
-pub use record::{LogIndex, Record};
+pub use record::{LogIndex, LogRecord, Record};
 pub use recovery::Recovery;
 pub use start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Outcome, OutcomeEntry, Report, Start};
 pub use verification::{FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, verify_message};

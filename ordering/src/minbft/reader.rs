@@ -19,9 +19,9 @@ enum Purpose {
     Peer { stable: Option<StableCheckpoint> },
 }
 
-/// An answer that was collected from the log.
+/// An answer that was collected from the log; `M` is what machines send each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogAnswer {
+pub enum LogAnswer<M = Message> {
     /// Decided operations for the voter on that machine; may be none.
     Voter {
         /// The voter's machine (may be this one).
@@ -34,7 +34,7 @@ pub enum LogAnswer {
         /// The machine.
         to: MachineId,
         /// What to send.
-        message: Message,
+        message: M,
     },
 }
 

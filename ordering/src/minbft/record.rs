@@ -43,9 +43,14 @@ pub enum Record {
     Live(Arc<LiveProof>),
 }
 
-impl Record {
+/// A record of any protocol's log.
+pub trait LogRecord {
     /// The highest order whose operation stands in this record.
-    pub fn last_order(&self) -> Option<Order> {
+    fn last_order(&self) -> Option<Order>;
+}
+
+impl LogRecord for Record {
+    fn last_order(&self) -> Option<Order> {
         match self {
             Record::Commit { share, .. } => share.last().map(|entry| entry.order),
             Record::History { first, entries } => {
@@ -71,7 +76,7 @@ pub struct LogIndex {
 
 impl LogIndex {
     /// Tells the index of a record that begins at this offset; offsets ascend.
-    pub fn add(&mut self, offset: u64, record: &Record) {
+    pub fn add<R: LogRecord>(&mut self, offset: u64, record: &R) {
         let due = self.marks.last().is_none_or(|(last, _)| offset >= last + MARK_BYTES);
         if due {
             self.marks.push((offset, self.highest));

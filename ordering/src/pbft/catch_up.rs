@@ -1,0 +1,183 @@
+//! Catching up: a machine that lacks decided history fetches it in pieces, each chain of pieces proven by the
+//! checkpoint at its end. So nobody can feed it anything but the history.
+
+use std::sync::Arc;
+
+use crate::agreement::{MisbehaviourKind, To};
+use crate::configuration::WATERMARK_ORDERS;
+use crate::identifiers::{MachineId, Order};
+use crate::minbft::history::{by_group, extend_over, to_commit_db};
+use crate::minbft::{History, HistoryPoint, StableCheckpoint};
+use crate::pbft::messages::Message;
+use crate::pbft::record::Record;
+use crate::pbft::{Machine, Output};
+
+/// A fetch that is under way.
+#[derive(Debug)]
+pub(crate) struct CatchUp {
+    /// Where our history ended when it began.
+    from: HistoryPoint,
+    /// Where it should end.
+    target: Order,
+    /// Who is asked.
+    peer: MachineId,
+    /// Pieces since the last proof.
+    pieces: Vec<Arc<History>>,
+    /// When to ask (somebody else), monotonic.
+    pub(crate) ask_us: u64,
+}
+
+impl CatchUp {
+    fn next(&self) -> Order {
+        self.pieces.last().map_or(self.from.order.next(), |piece| piece.end())
+    }
+}
+
+impl Machine {
+    /// Fetches the history up to a proven checkpoint, unless that is under way.
+    pub(crate) fn fetch_history(&mut self, target: Order, out: &mut Vec<Output>) {
+        let from = self.history.point;
+        let is_under_way = self
+            .catch_up
+            .as_ref()
+            .is_some_and(|catch_up| catch_up.from.order == from.order);
+        if is_under_way || from.order >= target {
+            return;
+        }
+        self.catch_up = Some(CatchUp {
+            from,
+            target,
+            peer: self.next_peer(self.configuration.machine),
+            pieces: Vec::new(),
+            ask_us: 0,
+        });
+        self.ask_for_history(out);
+    }
+
+    /// The machine after this one, other than our own.
+    fn next_peer(&self, machine: MachineId) -> MachineId {
+        let machines = self.configuration.machines();
+        let next = MachineId((machine.0 + 1) % machines);
+        if next == self.configuration.machine {
+            MachineId((next.0 + 1) % machines)
+        } else {
+            next
+        }
+    }
+
+    fn ask_for_history(&mut self, out: &mut Vec<Output>) {
+        let patience_us = self.configuration.retransmission_us.saturating_mul(4);
+        let Some(catch_up) = self.catch_up.as_mut() else { return };
+        catch_up.ask_us = self.now.monotonic_us.saturating_add(patience_us);
+        let (peer, next) = (catch_up.peer, catch_up.next());
+        self.send(To::Machine(peer), Message::FetchHistory(next), out);
+    }
+
+    /// The peer did not answer, or not usefully: another one, from the last proof on.
+    fn ask_another(&mut self, out: &mut Vec<Output>) {
+        let Some(peer) = self.catch_up.as_ref().map(|catch_up| self.next_peer(catch_up.peer)) else {
+            return;
+        };
+        if let Some(catch_up) = self.catch_up.as_mut() {
+            catch_up.peer = peer;
+            catch_up.pieces.clear();
+        }
+        self.ask_for_history(out);
+    }
+
+    pub(crate) fn catch_up_timer(&mut self, out: &mut Vec<Output>) {
+        let now_us = self.now.monotonic_us;
+        let Some(catch_up) = self.catch_up.as_ref().filter(|catch_up| catch_up.ask_us <= now_us) else {
+            return;
+        };
+        if self.history.point.order >= catch_up.target {
+            // We got there by ourselves.
+            self.catch_up = None;
+        } else {
+            self.ask_another(out);
+        }
+    }
+
+    pub(crate) fn on_give_history(&mut self, from: MachineId, history: &Arc<History>, out: &mut Vec<Output>) {
+        let Some(catch_up) = self.catch_up.as_mut() else { return };
+        if catch_up.peer != from || history.first != catch_up.next() || history.entries.is_empty() {
+            return;
+        }
+        if catch_up.from != self.history.point {
+            // We got on by ourselves meanwhile.
+            self.catch_up = None;
+            return;
+        }
+        catch_up.pieces.push(Arc::clone(history));
+        match &history.proof {
+            Some(proof) => self.check_pieces(proof.clone(), from, out),
+            None if catch_up.next().0 - catch_up.from.order.0 > 2 * WATERMARK_ORDERS => self.ask_another(out),
+            None => self.ask_for_history(out),
+        }
+    }
+
+    /// Takes over the pieces if their chain ends as the proof says.
+    fn check_pieces(&mut self, proof: StableCheckpoint, from: MachineId, out: &mut Vec<Output>) {
+        let Some(catch_up) = self.catch_up.as_mut() else { return };
+        let end = extend_over(catch_up.from, &catch_up.pieces);
+        let proven = HistoryPoint {
+            view: end.view,
+            value: end.value,
+            ..proof.point
+        };
+        if end != proven {
+            self.report(from, MisbehaviourKind::WrongContent, out);
+            self.ask_another(out);
+            return;
+        }
+        let (pieces, target) = (std::mem::take(&mut catch_up.pieces), catch_up.target);
+        self.adopt(&pieces, proof, out);
+        if self.history.point.order >= target {
+            self.catch_up = None;
+        } else if let Some(catch_up) = self.catch_up.as_mut() {
+            catch_up.from = self.history.point;
+            self.ask_for_history(out);
+        }
+    }
+
+    /// Continues our history by proven pieces.
+    fn adopt(&mut self, pieces: &[Arc<History>], proof: StableCheckpoint, out: &mut Vec<Output>) {
+        let (point, before) = (proof.point, self.history.point);
+        for piece in pieces {
+            for entry in &piece.entries {
+                if let Some(request) = &entry.request {
+                    self.bodies.take(&entry.digest);
+                    self.finish(&entry.digest, request);
+                }
+            }
+            let numbered = (0..).zip(&piece.entries);
+            let operations =
+                numbered.map(|(index, entry)| (entry.group, to_commit_db(Order(piece.first.0 + index), entry)));
+            out.extend(by_group(operations).into_iter().map(Output::Deliver));
+            let record = Record::History {
+                first: piece.first,
+                entries: piece.entries.clone(),
+            };
+            self.journal.write(record, out);
+        }
+        self.journal.write(Record::Stable(proof.clone()), out);
+        for gone in self.history.jump(point) {
+            self.bodies.forget_location(&gone.digest, gone.order);
+        }
+        self.checkpoints.set_stable(proof.clone());
+        self.checkpoints.signed = self.checkpoints.signed.max(point.order);
+        self.raise_low(proof);
+        self.follow_jump(&point);
+        if point.value > before.value {
+            self.progressed(point.value);
+        }
+    }
+
+    /// Brings the view to a proven point: its batches up to there need nothing more.
+    fn follow_jump(&mut self, point: &HistoryPoint) {
+        if self.view.next.number <= point.value {
+            self.view.next = crate::pbft::outcome::End::after(point);
+        }
+        self.pace.is_behind = false;
+    }
+}

@@ -1,0 +1,100 @@
+//! The primary: gives numbers and orders to requests, in batches with one signature each. It sends digests only.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::agreement::To;
+use crate::identifiers::Digest;
+use crate::minbft::PrepareEntry;
+use crate::pbft::messages::{Batch, Message, PrePrepare};
+use crate::pbft::window::WINDOW;
+use crate::pbft::{Machine, Output};
+
+/// Entries of the queue beyond those that wait, before it is cleaned.
+const QUEUE_SLACK: usize = 1024;
+
+/// The leader's part of a view.
+#[derive(Debug, Default)]
+pub(crate) struct Leader {
+    /// That we lead is in the log: a restart gives the view up, so nothing is proposed twice differently.
+    pub(crate) is_ready: bool,
+    /// Requests in the order in which they came; those that do not wait any more are skipped.
+    queue: VecDeque<Digest>,
+}
+
+impl Leader {
+    pub(crate) fn new(queue: impl Iterator<Item = Digest>) -> Self {
+        Leader {
+            is_ready: false,
+            queue: queue.collect(),
+        }
+    }
+
+    /// Appends a request; `waits` tells whether one still waits, `waiting` how many do.
+    pub(crate) fn queue(&mut self, digest: Digest, waiting: usize, waits: impl Fn(&Digest) -> bool) {
+        self.queue.push_back(digest);
+        if self.queue.len() > waiting + QUEUE_SLACK {
+            self.queue.retain(waits);
+        }
+    }
+}
+
+impl Machine {
+    /// Proposes what waits, as far as there is room in flight.
+    pub(crate) fn propose(&mut self, out: &mut Vec<Output>) {
+        while self.view.is_active && self.has_room() {
+            let Some(batch) = self.next_batch() else { return };
+            let (batch, view) = (Arc::new(batch), self.view.view);
+            let digest = batch.digest();
+            let signature = self.sign(&PrePrepare::signed(view, batch.number, &digest));
+            let proposal = Arc::new(PrePrepare { view, batch, signature });
+            self.send(To::Others, Message::PrePrepare(Arc::clone(&proposal)), out);
+            self.on_pre_prepare(self.configuration.machine, &proposal, digest, out);
+            self.accept_proposals(out);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let next = self.view.next.number;
+        let in_flight = next.saturating_sub(self.history.point.value + 1);
+        let is_waiting = self.window.waiting.contains_key(&next);
+        !is_waiting
+            && in_flight < self.configuration.batches_in_flight_max as u64
+            && next.saturating_sub(self.low_point().value) <= WINDOW
+    }
+
+    fn next_batch(&mut self) -> Option<Batch> {
+        let leader = self.view.leading.as_mut().filter(|leader| leader.is_ready)?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while let Some(digest) = leader.queue.front() {
+            let Some(request) = self.bodies.pending(digest) else {
+                leader.queue.pop_front();
+                continue;
+            };
+            bytes += request.operation.len();
+            let is_full = entries.len() == self.configuration.batch_entries_max
+                || (!entries.is_empty() && bytes > self.configuration.batch_bytes_max);
+            if is_full {
+                break;
+            }
+            entries.push(PrepareEntry {
+                group: self.configuration.group_of(request.home),
+                digest: *digest,
+            });
+            leader.queue.pop_front();
+        }
+        let next = self.view.next;
+        (!entries.is_empty()).then(|| Batch {
+            number: next.number,
+            first: next.order,
+            time_us: self.now.wall_us.max(next.time_us + 1),
+            entries,
+        })
+    }
+
+    /// How many requests wait to be proposed.
+    pub(crate) fn queued(&self) -> usize {
+        let is_leading = self.view.leading.is_some();
+        if is_leading { self.bodies.pending_count() } else { 0 }
+    }
+}

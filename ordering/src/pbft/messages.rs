@@ -1,0 +1,240 @@
+//! PBFT's messages: what replicas send each other.
+
+use std::sync::Arc;
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::identifiers::{Digest, MachineId, Order, View};
+use crate::message::Request;
+use crate::minbft::{Checkpoint, History, PrepareEntry, StableCheckpoint};
+
+/// Everything that machines send each other.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Message {
+    /// The primary proposes a batch.
+    PrePrepare(Arc<PrePrepare>),
+    /// A replica has accepted a batch; its log has it.
+    Prepare(Prepare),
+    /// A replica has a prepared certificate for a batch in its log.
+    Commit(Commit),
+    /// What the sender has: the receiver sends again what is missing.
+    Standing(Standing),
+    /// How far the sender's history goes, and its hash; signed.
+    Checkpoint(Checkpoint),
+    /// 2f+1 equal checkpoints.
+    Stable(StableCheckpoint),
+    /// Asks for the bodies of these digests.
+    FetchRequests(Vec<Digest>),
+    /// Bodies that were asked for.
+    GiveRequests(Vec<Request>),
+    /// Requests that the primary seems not to have got from the clients.
+    Forward(Vec<Request>),
+    /// Asks for decided operations from this order on.
+    FetchHistory(Order),
+    /// A piece of the decided history.
+    GiveHistory(Arc<History>),
+    /// A replica wants another primary.
+    RequestViewChange(RequestViewChange),
+    /// A replica leaves its view.
+    ViewChange(Arc<ViewChange>),
+    /// The new primary's evidence for how the view begins.
+    NewView(Arc<NewView>),
+}
+
+/// A batch: `entries[i]` gets the order `first + i` and the time `time_us + i`.
+///
+/// It is the same in every view that proposes it (again).
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Batch {
+    /// The sequence number: the first batch has number 1; without gap over all views.
+    pub number: u64,
+    /// The order of the first entry.
+    pub first: Order,
+    /// The primary's time at the first entry, in microseconds since the Unix epoch.
+    pub time_us: u64,
+    /// What is ordered.
+    pub entries: Vec<PrepareEntry>,
+}
+
+impl Batch {
+    /// What is agreed on.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft pbft batch v1");
+        hasher.update(&self.number.to_le_bytes());
+        hasher.update(&self.first.0.to_le_bytes());
+        hasher.update(&self.time_us.to_le_bytes());
+        for entry in &self.entries {
+            hasher.update(&entry.group.0.to_le_bytes());
+            hasher.update(&entry.digest);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// The order of the last entry.
+    pub fn last(&self) -> Order {
+        Order(self.first.0.saturating_add(self.entries.len() as u64).saturating_sub(1))
+    }
+
+    /// The time of the last entry.
+    pub fn last_us(&self) -> u64 {
+        self.time_us.saturating_add(self.entries.len() as u64).saturating_sub(1)
+    }
+}
+
+/// PRE-PREPARE: the primary of a view proposes a batch.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct PrePrepare {
+    /// The view.
+    pub view: View,
+    /// The batch.
+    pub batch: Arc<Batch>,
+    /// The primary's, over [`PrePrepare::signed`].
+    pub signature: [u8; 64],
+}
+
+impl PrePrepare {
+    /// What the primary signs.
+    pub fn signed(view: View, number: u64, batch: &Digest) -> Digest {
+        vote_digest("cloudbft pbft pre-prepare v1", view, number, batch)
+    }
+}
+
+/// PREPARE: the sender has accepted this batch for this number in this view, and no other, and has it with all its
+/// bodies in its durable log. The primary sends one too: its PRE-PREPARE leaves before anything is durable.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Prepare {
+    /// The view.
+    pub view: View,
+    /// The number.
+    pub number: u64,
+    /// The batch's digest.
+    pub digest: Digest,
+    /// The sender's, over [`Prepare::signed`].
+    pub signature: [u8; 64],
+}
+
+impl Prepare {
+    /// What the sender signs.
+    pub fn signed(view: View, number: u64, batch: &Digest) -> Digest {
+        vote_digest("cloudbft pbft prepare v1", view, number, batch)
+    }
+}
+
+fn vote_digest(context: &str, view: View, number: u64, batch: &Digest) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(context);
+    hasher.update(&view.0.to_le_bytes());
+    hasher.update(&number.to_le_bytes());
+    hasher.update(batch);
+    *hasher.finalize().as_bytes()
+}
+
+/// COMMIT: the sender has the prepared certificate of this number, and of every number before it in this view, in
+/// its durable log.
+///
+/// Never shown to third parties, so the authenticated link suffices (decision 0006).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Commit {
+    /// The view.
+    pub view: View,
+    /// The number.
+    pub number: u64,
+    /// The batch's digest.
+    pub digest: Digest,
+}
+
+/// STATUS: how far the sender is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Standing {
+    /// The view that it is in, or wants.
+    pub view: View,
+    /// Whether it takes part in that view.
+    pub is_active: bool,
+    /// Whether it lacks something: the receiver sends again what it has of its own above `decided`.
+    pub is_stalled: bool,
+    /// The last number that it has decided without gap.
+    pub decided: u64,
+    /// The order of its stable checkpoint.
+    pub stable: Order,
+}
+
+/// A prepared certificate: 2f+1 replicas have accepted the batch in this view.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Certificate {
+    /// The view.
+    pub view: View,
+    /// The batch.
+    pub batch: Arc<Batch>,
+    /// 2f+1 PREPAREs of distinct machines, ascending: over [`Prepare::signed`].
+    pub signatures: Vec<(MachineId, [u8; 64])>,
+}
+
+/// REQ-VIEW-CHANGE: the sender wants a view at or above this one. It still takes part in its own.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct RequestViewChange {
+    /// Who.
+    pub machine: MachineId,
+    /// The lowest view that it wants.
+    pub view: View,
+    /// The sender's, over [`RequestViewChange::signed`].
+    pub signature: [u8; 64],
+}
+
+impl RequestViewChange {
+    /// What the sender signs.
+    pub fn signed(machine: MachineId, view: View) -> Digest {
+        digest_of("cloudbft pbft req-view-change v1", &(machine, view))
+    }
+}
+
+/// VIEW-CHANGE: the sender takes part in no view below this one any more.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ViewChange {
+    /// Who.
+    pub machine: MachineId,
+    /// The view that it wants.
+    pub view: View,
+    /// Why: f+1 machines want this view or a higher one (ascending), or the primary of the view before it does. So
+    /// whoever sees this leaves too, and no replica leaves alone.
+    pub requests: Vec<RequestViewChange>,
+    /// Its stable checkpoint; none: the history begins with the first batch.
+    pub stable: Option<StableCheckpoint>,
+    /// For each number above the checkpoint: the certificate of the highest view that it has; ascending.
+    pub prepared: Vec<Arc<Certificate>>,
+    /// The sender's, over [`ViewChange::digest`].
+    pub signature: [u8; 64],
+}
+
+impl ViewChange {
+    /// What the signature covers.
+    pub fn digest(&self) -> Digest {
+        digest_of(
+            "cloudbft pbft view-change v1",
+            &(self.machine, self.view, &self.requests, &self.stable, &self.prepared),
+        )
+    }
+}
+
+/// NEW-VIEW: the view changes from which everybody computes how the view begins (`outcome.rs`).
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct NewView {
+    /// The view.
+    pub view: View,
+    /// 2f+1 or more, of distinct machines, ascending. All of them count.
+    pub view_changes: Vec<Arc<ViewChange>>,
+    /// The new primary's, over [`NewView::digest`].
+    pub signature: [u8; 64],
+}
+
+impl NewView {
+    /// What the signature covers.
+    pub fn digest(&self) -> Digest {
+        digest_of("cloudbft pbft new-view v1", &(self.view, &self.view_changes))
+    }
+}
+
+fn digest_of(context: &str, value: &impl BorshSerialize) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(context);
+    // Hashing cannot fail: the hasher takes every write.
+    let _ = borsh::to_writer(&mut hasher, value);
+    *hasher.finalize().as_bytes()
+}

@@ -1,0 +1,347 @@
+//! The normal case: PRE-PREPARE, PREPARE, COMMIT, decision.
+
+use std::sync::Arc;
+
+use crate::agreement::{MisbehaviourKind, To};
+use crate::configuration::{WATERMARK_BYTES, WATERMARK_ORDERS};
+use crate::identifiers::{Digest, GroupId, MachineId, View};
+use crate::message::CommitDbEntry;
+use crate::minbft::history::{by_group, to_history};
+use crate::pbft::messages::{Certificate, Commit, Message, PrePrepare, Prepare};
+use crate::pbft::outcome::End;
+use crate::pbft::record::{Record, Then};
+use crate::pbft::view::Early;
+use crate::pbft::window::{Slot, Stage, WINDOW};
+use crate::pbft::{HISTORY_VIEW, Machine, Output};
+
+/// What the history itself weighs in memory for each operation, beside its body.
+const ENTRY_BYTES: u64 = 256;
+
+impl Machine {
+    /// Does whatever can be done now; every step ends with it.
+    pub(crate) fn pump(&mut self, out: &mut Vec<Output>) {
+        self.accept_proposals(out);
+        self.prepare_next(out);
+        self.deliver_next(out);
+        self.propose(out);
+    }
+
+    /// Whether a message of this view is for now; one of a later view is kept for then.
+    fn is_current(&mut self, from: MachineId, view: View, message: impl FnOnce() -> Early) -> bool {
+        if view > self.view.view || (view == self.view.view && !self.view.is_active) {
+            self.view.keep_early(from, message());
+        }
+        view == self.view.view && self.view.is_active
+    }
+
+    /// Whether a number may be voted on: above the window's low end, and not too far.
+    fn is_within(&self, number: u64) -> bool {
+        let low = self.low_point().value;
+        number > low && number - low <= WINDOW
+    }
+
+    pub(crate) fn on_pre_prepare(
+        &mut self,
+        from: MachineId,
+        proposal: &Arc<PrePrepare>,
+        digest: Digest,
+        out: &mut Vec<Output>,
+    ) {
+        let number = proposal.batch.number;
+        let early = || Early::PrePrepare(Arc::clone(proposal), digest);
+        if !self.is_current(from, proposal.view, early) || !self.is_within(number) {
+            return;
+        }
+        let accepted = self.window.slots.get(&number).map(|slot| slot.digest);
+        let waiting = self.window.waiting.get(&number).map(|(_, waiting)| *waiting);
+        match accepted.or(waiting) {
+            // The primary has signed two batches for one number, or one for a number that the view began with.
+            Some(known) if known != digest => self.accuse_primary(MisbehaviourKind::Contradiction, out),
+            Some(_) => {}
+            // Decided without us.
+            None if number < self.view.next.number => {}
+            None => {
+                self.window.waiting.insert(number, (Arc::clone(proposal), digest));
+            }
+        }
+    }
+
+    /// The primary has broken the rules, and its signature proves it: it must be replaced.
+    pub(crate) fn accuse_primary(&mut self, kind: MisbehaviourKind, out: &mut Vec<Output>) {
+        if !self.view.is_accused {
+            self.view.is_accused = true;
+            self.report(self.configuration.primary(self.view.view), kind, out);
+            self.want_view_change(out);
+        }
+    }
+
+    /// Accepts proposals strictly in the order of their numbers, within the watermarks.
+    pub(crate) fn accept_proposals(&mut self, out: &mut Vec<Output>) {
+        while self.view.is_active && !self.view.is_accused {
+            let Some((proposal, digest)) = self.window.waiting.get(&self.view.next.number).cloned() else {
+                return;
+            };
+            if !self.view.next.continues(&proposal.batch) {
+                self.accuse_primary(MisbehaviourKind::WrongPrepare, out);
+                return;
+            }
+            if !self.is_below_watermarks(&proposal) || self.is_ahead_of_clock(&proposal, out) {
+                return;
+            }
+            self.window.waiting.remove(&proposal.batch.number);
+            let mut slot = Slot::new(&proposal.batch, digest);
+            let behind_us = self.now.wall_us.saturating_sub(proposal.batch.time_us);
+            slot.is_late = behind_us > self.configuration.clock_behind_max_us;
+            slot.pre_prepare = Some(proposal);
+            self.install(slot, out);
+        }
+    }
+
+    fn is_below_watermarks(&self, proposal: &PrePrepare) -> bool {
+        let low = self.low_point();
+        let undecided = self.history.point.bytes.saturating_sub(low.bytes) + self.window.bytes() as u64;
+        self.is_within(proposal.batch.number)
+            && proposal.batch.last().0 <= low.order.0 + WATERMARK_ORDERS
+            && undecided <= WATERMARK_BYTES as u64
+    }
+
+    /// Whether a proposal must wait until our clock has come near enough to its time.
+    fn is_ahead_of_clock(&mut self, proposal: &PrePrepare, out: &mut Vec<Output>) -> bool {
+        let ahead_us = proposal.batch.time_us.saturating_sub(self.now.wall_us);
+        let is_ahead = ahead_us > self.configuration.clock_ahead_max_us;
+        if is_ahead && self.pace.hold_us == u64::MAX {
+            self.report(
+                self.configuration.primary(proposal.view),
+                MisbehaviourKind::ClockSkew,
+                out,
+            );
+        }
+        self.pace.hold_us = if is_ahead {
+            let wait_us = ahead_us - self.configuration.clock_ahead_max_us;
+            self.now.monotonic_us.saturating_add(wait_us)
+        } else {
+            u64::MAX
+        };
+        is_ahead
+    }
+
+    /// Takes the next batch of the view: looks for its bodies, and votes when they are here.
+    pub(crate) fn install(&mut self, slot: Slot, out: &mut Vec<Output>) {
+        let (number, batch, needs_bodies) = (slot.batch.number, Arc::clone(&slot.batch), slot.missing > 0);
+        self.window.slots.insert(number, slot);
+        self.view.next = End::of(&batch);
+        self.skip_accepted();
+        if needs_bodies {
+            self.find_bodies(&batch, out);
+        }
+        self.accept(number, out);
+    }
+
+    /// After a restart: batches that were accepted before it need not be proposed again.
+    pub(crate) fn skip_accepted(&mut self) {
+        while let Some(slot) = self.window.slots.get(&self.view.next.number) {
+            if !self.view.next.continues(&slot.batch) {
+                return;
+            }
+            self.view.next = End::of(&slot.batch);
+        }
+    }
+
+    /// Writes the own PREPARE of a batch when everything is here, and its time is believed.
+    pub(crate) fn accept(&mut self, number: u64, out: &mut Vec<Output>) {
+        let Some(slot) = self.window.slots.get_mut(&number).filter(|_| self.view.is_active) else {
+            return;
+        };
+        if slot.stage != Stage::Waiting || slot.missing > 0 {
+            return;
+        }
+        if slot.is_late {
+            let votes = self.window.votes.get(&number);
+            let believers = votes.map_or(0, |votes| votes.prepares(&slot.digest).count());
+            if believers <= usize::from(self.configuration.faults.0) {
+                return;
+            }
+        }
+        let view = self.view.view;
+        slot.stage = Stage::Accepting;
+        let batch = Arc::clone(&slot.batch);
+        let record = if slot.is_logged {
+            Record::AcceptedAgain { view, batch }
+        } else {
+            slot.is_logged = true;
+            Record::Accepted {
+                view,
+                batch,
+                requests: slot.bodies().cloned().collect(),
+            }
+        };
+        let digest = slot.digest;
+        self.journal
+            .persist(record, Then::Prepare { view, number, digest }, out);
+    }
+
+    /// The batch of this view with this number, if it is still this one.
+    fn slot_in(&mut self, view: View, number: u64, digest: &Digest) -> Option<&mut Slot> {
+        let is_current = self.view.is_active && self.view.view == view;
+        let slot = self.window.slots.get_mut(&number)?;
+        (is_current && slot.digest == *digest).then_some(slot)
+    }
+
+    /// The own PREPARE is durable: now it may be sent, and counts.
+    pub(crate) fn on_accepted(&mut self, view: View, number: u64, digest: Digest, out: &mut Vec<Output>) {
+        let Some(slot) = self.slot_in(view, number, &digest) else {
+            return;
+        };
+        slot.stage = Stage::Accepted;
+        let signature = self.sign(&Prepare::signed(view, number, &digest));
+        let prepare = Prepare {
+            view,
+            number,
+            digest,
+            signature,
+        };
+        self.count_prepare(self.configuration.machine, &prepare, out);
+        self.send(To::Others, Message::Prepare(prepare), out);
+    }
+
+    pub(crate) fn on_prepare(&mut self, from: MachineId, prepare: Prepare, out: &mut Vec<Output>) {
+        if self.is_current(from, prepare.view, || Early::Prepare(prepare.clone())) && self.is_within(prepare.number) {
+            self.count_prepare(from, &prepare, out);
+            self.accept(prepare.number, out);
+        }
+    }
+
+    fn count_prepare(&mut self, from: MachineId, prepare: &Prepare, out: &mut Vec<Output>) {
+        let votes = self.window.votes.entry(prepare.number).or_default();
+        if !votes.prepare(from, prepare.digest, prepare.signature) {
+            self.report(from, MisbehaviourKind::Contradiction, out);
+        }
+    }
+
+    /// Writes the certificates of batches that are prepared: strictly in the order of their numbers, so that whoever
+    /// has sent COMMIT for one has certificates for all before it (`outcome.rs` relies on it).
+    pub(crate) fn prepare_next(&mut self, out: &mut Vec<Output>) {
+        let quorum = self.configuration.quorum() as usize;
+        while self.view.is_active {
+            let number = self.window.committing + 1;
+            let Some(slot) = self.window.slots.get_mut(&number) else {
+                return;
+            };
+            let Some(votes) = self.window.votes.get(&number).filter(|_| slot.stage == Stage::Accepted) else {
+                return;
+            };
+            let signatures: Vec<_> = votes.prepares(&slot.digest).take(quorum).collect();
+            if signatures.len() < quorum {
+                return;
+            }
+            slot.stage = Stage::Preparing;
+            let (view, digest) = (self.view.view, slot.digest);
+            let certificate = Certificate {
+                view,
+                batch: Arc::clone(&slot.batch),
+                signatures: signatures.clone(),
+            };
+            self.window.certificates.insert(number, Arc::new(certificate));
+            self.window.committing = number;
+            let record = Record::Prepared {
+                view,
+                number,
+                digest,
+                signatures,
+            };
+            self.journal.persist(record, Then::Commit { view, number, digest }, out);
+        }
+    }
+
+    /// The certificate is durable: now the COMMIT may be sent, and counts.
+    pub(crate) fn on_prepared(&mut self, view: View, number: u64, digest: Digest, out: &mut Vec<Output>) {
+        let Some(slot) = self.slot_in(view, number, &digest) else {
+            return;
+        };
+        slot.stage = Stage::Prepared;
+        let commit = Commit { view, number, digest };
+        self.count_commit(self.configuration.machine, commit, out);
+        self.send(To::Others, Message::Commit(commit), out);
+    }
+
+    pub(crate) fn on_commit(&mut self, from: MachineId, commit: Commit, out: &mut Vec<Output>) {
+        if self.is_current(from, commit.view, || Early::Commit(commit)) && self.is_within(commit.number) {
+            self.count_commit(from, commit, out);
+        }
+    }
+
+    fn count_commit(&mut self, from: MachineId, commit: Commit, out: &mut Vec<Output>) {
+        let votes = self.window.votes.entry(commit.number).or_default();
+        if !votes.commit(from, commit.digest) {
+            self.report(from, MisbehaviourKind::Contradiction, out);
+        }
+    }
+
+    /// Delivers what is decided, in the order of numbers: 2f+1 COMMITs, and our own log has the certificate.
+    pub(crate) fn deliver_next(&mut self, out: &mut Vec<Output>) {
+        let quorum = self.configuration.quorum() as usize;
+        loop {
+            let number = self.history.point.value + 1;
+            let Some(slot) = self
+                .window
+                .slots
+                .get(&number)
+                .filter(|slot| slot.stage == Stage::Prepared)
+            else {
+                return;
+            };
+            let commits = self
+                .window
+                .votes
+                .get(&number)
+                .map_or(0, |votes| votes.commits(&slot.digest));
+            if commits < quorum || !self.view.is_active {
+                return;
+            }
+            self.deliver(number, out);
+        }
+    }
+
+    fn deliver(&mut self, number: u64, out: &mut Vec<Output>) {
+        let Some(slot) = self.window.slots.get_mut(&number) else {
+            return;
+        };
+        let operations: Vec<_> = slot.operations().collect();
+        let record = Record::Decided {
+            number,
+            digest: slot.digest,
+        };
+        slot.set_delivered();
+        self.journal.write(record, out);
+        out.extend(by_group(operations.iter().cloned()).into_iter().map(Output::Deliver));
+        for (_, operation) in &operations {
+            if let Some(request) = &operation.request {
+                self.finish(&operation.digest, request);
+            }
+        }
+        let before = self.history.point;
+        let bytes_max = self.tail_bytes_max(&operations);
+        let history = operations.into_iter().map(|(group, entry)| to_history(group, entry));
+        for gone in self.history.append(history, HISTORY_VIEW, number, bytes_max) {
+            self.bodies.forget_location(&gone.digest, gone.order);
+        }
+        self.progressed(number);
+        self.history_extended(&before, out);
+    }
+
+    /// How much of the history stays in memory: everything above the stable checkpoint, so that whoever voted for a
+    /// batch can serve its bodies until 2f+1 replicas have decided it.
+    fn tail_bytes_max(&self, coming: &[(GroupId, CommitDbEntry)]) -> usize {
+        let stable = self.checkpoints.point();
+        let coming_bytes: usize = coming
+            .iter()
+            .filter_map(|(_, entry)| entry.request.as_ref())
+            .map(|request| request.operation.len())
+            .sum();
+        let orders = self.history.point.order.0 - stable.order.0 + coming.len() as u64;
+        let above = self.history.point.bytes - stable.bytes + coming_bytes as u64 + orders * ENTRY_BYTES;
+        self.configuration
+            .tail_bytes_max
+            .saturating_add(usize::try_from(above).unwrap_or(usize::MAX))
+    }
+}

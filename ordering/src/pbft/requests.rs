@@ -1,0 +1,286 @@
+//! Requests of clients, bodies that come from elsewhere, and how long they wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::agreement::{MisbehaviourKind, To};
+use crate::identifiers::{Digest, MachineId, Order};
+use crate::message::Request;
+use crate::minbft::bodies::{Arrival, Place};
+use crate::minbft::{ANSWER_BYTES_MAX, FETCH_REQUESTS_MAX};
+use crate::pbft::messages::{Batch, Message};
+use crate::pbft::verification::FORWARD_MAX;
+use crate::pbft::{Machine, Output};
+use crate::verified::Verified;
+
+/// A request that waits so many timeouts is starved, whatever else is decided.
+const STARVED_TIMEOUTS: u64 = 8;
+
+/// Requests that are watched beyond those that are awaited, before they are cleaned.
+const WAITING_SLACK: usize = 1024;
+
+/// Requests that are known and not decided, by how long they wait.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    since_us: BTreeMap<Digest, u64>,
+    oldest: BTreeSet<(u64, Digest)>,
+    /// Those that were not forwarded to the primary of this view.
+    unforwarded: BTreeSet<(u64, Digest)>,
+}
+
+impl Waiting {
+    pub(crate) fn add(&mut self, digest: Digest, now_us: u64) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.since_us.entry(digest) {
+            entry.insert(now_us);
+            self.oldest.insert((now_us, digest));
+            self.unforwarded.insert((now_us, digest));
+        }
+    }
+
+    pub(crate) fn remove(&mut self, digest: &Digest) {
+        if let Some(since_us) = self.since_us.remove(digest) {
+            self.oldest.remove(&(since_us, *digest));
+            self.unforwarded.remove(&(since_us, *digest));
+        }
+    }
+
+    /// A view begins: everything waits anew.
+    pub(crate) fn restart(&mut self, now_us: u64) {
+        self.since_us.values_mut().for_each(|since_us| *since_us = now_us);
+        self.oldest = self.since_us.keys().map(|digest| (now_us, *digest)).collect();
+        self.unforwarded = self.oldest.clone();
+    }
+
+    /// Forgets those that nobody awaits any more.
+    fn retain(&mut self, is_awaited: impl Fn(&Digest) -> bool) {
+        self.since_us.retain(|digest, _| is_awaited(digest));
+        let since_us = &self.since_us;
+        self.oldest.retain(|(_, digest)| since_us.contains_key(digest));
+        self.unforwarded.retain(|(_, digest)| since_us.contains_key(digest));
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert_eq!(self.since_us.len(), self.oldest.len());
+        assert!(self.unforwarded.is_subset(&self.oldest));
+    }
+}
+
+impl Machine {
+    pub(crate) fn on_request(&mut self, verified: &Verified<Request>, out: &mut Vec<Output>) {
+        self.take_request(*verified.digest(), verified.message(), out);
+    }
+
+    /// A replica thinks that we should order these.
+    pub(crate) fn on_forward(&mut self, requests: &[Request], out: &mut Vec<Output>) {
+        for request in requests {
+            self.take_request(request.digest(), request, out);
+        }
+    }
+
+    fn take_request(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
+        // A number that is decided may only be one of those that are missing (a faulty primary may order it twice).
+        if self.clients.is_new(request.client, request.number, request.floor) || self.bodies.is_missing(&digest) {
+            self.take_body(digest, request, out);
+        }
+    }
+
+    /// Takes a body from wherever it came.
+    pub(crate) fn take_body(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
+        match self.bodies.arrive(digest, request, self.configuration.client_bytes_max) {
+            Arrival::Pending => {
+                let waiting = self.bodies.pending_count();
+                self.waiting.add(digest, self.now.monotonic_us);
+                self.clean_waiting();
+                if let Some(leader) = self.view.leading.as_mut() {
+                    let bodies = &self.bodies;
+                    leader.queue(digest, waiting, |digest| bodies.pending(digest).is_some());
+                }
+            }
+            Arrival::Wanted(places) => {
+                self.waiting.add(digest, self.now.monotonic_us);
+                for place in places {
+                    self.fill(place, digest, request.clone(), out);
+                }
+            }
+            Arrival::Known | Arrival::Refused => {}
+        }
+    }
+
+    /// Bounds the requests that are watched: a client may give up any number of them.
+    fn clean_waiting(&mut self) {
+        let undelivered: usize = self.window.undelivered().map(|slot| slot.batch.entries.len()).sum();
+        let awaited_max = self.bodies.pending_count() + undelivered;
+        if self.waiting.since_us.len() > 2 * awaited_max + WAITING_SLACK {
+            let mut waiting = std::mem::take(&mut self.waiting);
+            waiting.retain(|digest| self.is_awaited(digest));
+            self.waiting = waiting;
+        }
+    }
+
+    /// Puts a body in its place in a batch.
+    fn fill(&mut self, place: Place, digest: Digest, request: Request, out: &mut Vec<Output>) {
+        let Some(slot) = self.window.slots.get_mut(&place.value) else {
+            return;
+        };
+        let entry = slot
+            .batch
+            .entries
+            .get(place.index)
+            .filter(|entry| entry.digest == digest);
+        let Some(entry) = entry.copied() else { return };
+        if self.configuration.group_of(request.home) != entry.group {
+            // Only with the body this shows. Nothing that 2f+1 replicas have accepted can be so.
+            self.accuse_primary(MisbehaviourKind::WrongPrepare, out);
+            return;
+        }
+        let order = Order(slot.batch.first.0 + place.index as u64);
+        if slot.fill(place.index, request) {
+            self.bodies.locate(digest, order);
+            self.accept(place.value, out);
+        }
+    }
+
+    /// Looks for the bodies of a batch, and asks for those that are not here.
+    pub(crate) fn find_bodies(&mut self, batch: &Arc<Batch>, out: &mut Vec<Output>) {
+        for (index, entry) in batch.entries.iter().enumerate() {
+            let place = Place {
+                value: batch.number,
+                index,
+            };
+            let found = self.bodies.take(&entry.digest);
+            match found.or_else(|| self.find_body(&entry.digest).cloned()) {
+                Some(request) => self.fill(place, entry.digest, request, out),
+                None => {
+                    let ask_us = self.now.monotonic_us + self.configuration.body_patience_us;
+                    self.pace.ask_us = self.pace.ask_us.min(ask_us);
+                    self.bodies.miss(entry.digest, place, ask_us);
+                }
+            }
+        }
+    }
+
+    /// A body, wherever it is.
+    pub(crate) fn find_body(&self, digest: &Digest) -> Option<&Request> {
+        self.bodies.pending(digest).or_else(|| {
+            let order = self.bodies.location(digest)?;
+            self.window.body(order).or_else(|| self.history.body(order))
+        })
+    }
+
+    /// A request is decided.
+    pub(crate) fn finish(&mut self, digest: &Digest, request: &Request) {
+        self.clients.record(request.client, request.number, request.floor);
+        self.bodies.finish(request.client, request.number, request.floor);
+        self.waiting.remove(digest);
+    }
+
+    pub(crate) fn on_fetch_requests(&mut self, from: MachineId, digests: &[Digest], out: &mut Vec<Output>) {
+        let mut bytes = 0;
+        let mut requests = Vec::new();
+        for digest in digests.iter().take(FETCH_REQUESTS_MAX) {
+            if bytes >= ANSWER_BYTES_MAX {
+                break;
+            }
+            if let Some(request) = self.find_body(digest) {
+                bytes += request.operation.len();
+                requests.push(request.clone());
+            }
+        }
+        if !requests.is_empty() {
+            self.send(To::Machine(from), Message::GiveRequests(requests), out);
+        }
+    }
+
+    pub(crate) fn on_give_requests(&mut self, requests: &[Request], out: &mut Vec<Output>) {
+        for request in requests {
+            let digest = request.digest();
+            if self.bodies.is_missing(&digest) {
+                self.take_body(digest, request, out);
+            }
+        }
+    }
+
+    /// How long a request may wait in this view.
+    pub(crate) fn patience_us(&self) -> u64 {
+        self.configuration.request_timeout_us << self.view.backoff
+    }
+
+    /// When the oldest request has waited too long: nothing was decided for a timeout, or it alone is passed over.
+    fn expiry_us(&self) -> Option<u64> {
+        let (since_us, _) = self.waiting.oldest.first().filter(|_| self.view.is_active)?;
+        let patience_us = self.patience_us();
+        let stuck_us = (*since_us).max(self.view.progress_us).saturating_add(patience_us);
+        Some(stuck_us.min(since_us.saturating_add(patience_us.saturating_mul(STARVED_TIMEOUTS))))
+    }
+
+    /// When to forward the oldest request that the primary seems not to have.
+    fn forward_us(&self) -> Option<u64> {
+        let (since_us, _) = self.waiting.unforwarded.first().filter(|_| self.view.is_active)?;
+        Some(since_us.saturating_add(self.patience_us() / 2))
+    }
+
+    /// When to look at the requests that wait.
+    pub(crate) fn waiting_deadline(&self) -> u64 {
+        // Once we want another primary, the tick looks whether we still do.
+        let expiry_us = self.expiry_us().filter(|_| !self.view.is_wanting).unwrap_or(u64::MAX);
+        self.forward_us()
+            .map_or(expiry_us, |forward_us| forward_us.min(expiry_us))
+    }
+
+    /// Forwards what the primary seems to lack, and deposes it when that does not help.
+    pub(crate) fn waiting_timer(&mut self, out: &mut Vec<Output>) {
+        self.forward(out);
+        if !self.view.is_wanting && self.is_starved() {
+            self.want_view_change(out);
+        }
+    }
+
+    /// Whether a request has waited too long.
+    pub(crate) fn is_starved(&mut self) -> bool {
+        while self
+            .expiry_us()
+            .is_some_and(|expiry_us| expiry_us <= self.now.monotonic_us)
+        {
+            match self.waiting.oldest.first().copied() {
+                Some((_, digest)) if !self.is_awaited(&digest) => self.waiting.remove(&digest),
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// Whether a request is neither decided nor given up by its client.
+    fn is_awaited(&self, digest: &Digest) -> bool {
+        let location = self.bodies.location(digest);
+        self.bodies.pending(digest).is_some() || location.is_some_and(|order| order > self.history.point.order)
+    }
+
+    fn forward(&mut self, out: &mut Vec<Output>) {
+        let mut requests = Vec::new();
+        let mut bytes = 0;
+        while self
+            .forward_us()
+            .is_some_and(|forward_us| forward_us <= self.now.monotonic_us)
+        {
+            let Some((_, digest)) = self.waiting.unforwarded.pop_first() else {
+                break;
+            };
+            if let Some(request) = self.bodies.pending(&digest) {
+                bytes += request.operation.len();
+                requests.push(request.clone());
+            }
+            if requests.len() == FORWARD_MAX || bytes >= ANSWER_BYTES_MAX {
+                self.send_to_primary(Message::Forward(std::mem::take(&mut requests)), out);
+                bytes = 0;
+            }
+        }
+        if !requests.is_empty() {
+            self.send_to_primary(Message::Forward(requests), out);
+        }
+    }
+
+    fn send_to_primary(&self, message: Message, out: &mut Vec<Output>) {
+        let primary = self.configuration.primary(self.view.view);
+        self.send(To::Machine(primary), message, out);
+    }
+}

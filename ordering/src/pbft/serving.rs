@@ -1,0 +1,176 @@
+//! Checkpoints, and answers to voters and peers: from memory, or from the log beside the owner task.
+
+use crate::agreement::MisbehaviourKind;
+use crate::agreement::To;
+use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS};
+use crate::identifiers::{Digest, MachineId, Order};
+use crate::message::{CommitDb, ReplyCommitDb};
+use crate::minbft::{Checkpoint, HistoryPoint, StableCheckpoint};
+use crate::pbft::messages::Message;
+use crate::pbft::outcome::point_of;
+use crate::pbft::reader::LogReader;
+use crate::pbft::record::Record;
+use crate::pbft::{Machine, Output};
+
+/// Batches between two checkpoints at most: what a VIEW-CHANGE has to carry.
+const CHECKPOINT_BATCHES: u64 = 128;
+
+/// The least time between two reads of the log for one machine, in microseconds; it asks again.
+const READ_INTERVAL_US: u64 = 2_000;
+
+/// Expensive answers, each limited by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Expense {
+    ReadForVoter,
+    ReadForPeer,
+    Standing,
+    NewView,
+}
+
+/// Whether all machines sign a checkpoint when their history goes from `before` to `after`: alike on all.
+fn is_due(before: &HistoryPoint, after: &HistoryPoint) -> bool {
+    before.order.0 / CHECKPOINT_ORDERS != after.order.0 / CHECKPOINT_ORDERS
+        || before.bytes / CHECKPOINT_BYTES as u64 != after.bytes / CHECKPOINT_BYTES as u64
+        || before.value / CHECKPOINT_BATCHES != after.value / CHECKPOINT_BATCHES
+}
+
+impl Machine {
+    /// Whether a machine may have such an answer now; bounds what a peer can make us do.
+    pub(crate) fn may_answer(&mut self, machine: MachineId, expense: Expense, interval_us: u64) -> bool {
+        let now_us = self.now.monotonic_us;
+        let last_us = self.answered_us.get(&(machine, expense)).copied();
+        let is_allowed = last_us.is_none_or(|last_us| now_us >= last_us.saturating_add(interval_us));
+        if is_allowed {
+            self.answered_us.insert((machine, expense), now_us);
+        }
+        is_allowed
+    }
+
+    pub(crate) fn on_reply(&mut self, from: MachineId, reply: ReplyCommitDb) {
+        if (1..=self.configuration.voters()).contains(&from.0) {
+            let flushed = self.flushed.entry(from).or_default();
+            *flushed = reply.flushed.max(*flushed);
+        }
+    }
+
+    pub(crate) fn on_fetch_commit_db(&mut self, from: MachineId, order: Order, out: &mut Vec<Output>) {
+        self.answer_voter(from, Order(order.0.max(1)), self.history.point.order, out);
+    }
+
+    pub(crate) fn on_fetch_request(&mut self, from: MachineId, order: Order, digest: &Digest, out: &mut Vec<Output>) {
+        // A body that is accepted and not yet in the history: the voter knows from f+1 others that it is decided.
+        let accepted = self
+            .window
+            .slot_of(order)
+            .and_then(|slot| slot.operations().find(|(_, entry)| entry.order == order));
+        match accepted.filter(|(_, entry)| entry.digest == *digest) {
+            Some((group, entry)) => {
+                let entries = vec![entry];
+                let message = CommitDb { group, entries };
+                out.push(Output::Answer { to: from, message });
+            }
+            None => self.answer_voter(from, order, order.min(self.history.point.order), out),
+        }
+    }
+
+    fn answer_voter(&mut self, from: MachineId, order: Order, through: Order, out: &mut Vec<Output>) {
+        if order > through {
+            return;
+        }
+        match self.history.answer(order, through) {
+            Some(messages) => {
+                out.extend(messages.into_iter().map(|message| Output::Answer { to: from, message }));
+            }
+            None if self.may_answer(from, Expense::ReadForVoter, READ_INTERVAL_US) => {
+                let reader = LogReader::for_voter(from, order, through);
+                out.push(Output::ReadLog { reader });
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) fn on_fetch_history(&mut self, from: MachineId, order: Order, out: &mut Vec<Output>) {
+        let stable = self.checkpoints.stable.clone();
+        let through = self.checkpoints.point().order;
+        let can_answer = order.0 > 0 && order <= through;
+        if can_answer && self.may_answer(from, Expense::ReadForPeer, READ_INTERVAL_US) {
+            let reader = LogReader::for_peer(from, order, through, stable);
+            out.push(Output::ReadLog { reader });
+        }
+    }
+
+    /// The history has grown from `before`.
+    pub(crate) fn history_extended(&mut self, before: &HistoryPoint, out: &mut Vec<Output>) {
+        self.pace.idle_us = self.now.monotonic_us + self.configuration.retransmission_us;
+        if is_due(before, &self.history.point) {
+            self.sign_checkpoint(out);
+        }
+        let ahead = self.checkpoints.ahead.clone();
+        if let Some(ahead) = ahead.filter(|ahead| ahead.point.order <= self.history.point.order) {
+            self.on_stable(ahead, out);
+        }
+    }
+
+    /// Signs the end of our history and tells everybody.
+    pub(crate) fn sign_checkpoint(&mut self, out: &mut Vec<Output>) {
+        let point = self.history.point;
+        self.checkpoints.signed = point.order;
+        let checkpoint = Checkpoint {
+            machine: self.configuration.machine,
+            point,
+            signature: self.sign(&point.digest()),
+        };
+        self.send(To::Others, Message::Checkpoint(checkpoint.clone()), out);
+        self.on_checkpoint(&checkpoint, out);
+    }
+
+    pub(crate) fn on_checkpoint(&mut self, checkpoint: &Checkpoint, out: &mut Vec<Output>) {
+        if let Some(stable) = self.checkpoints.vote(checkpoint, &self.configuration) {
+            self.on_stable(stable, out);
+        }
+    }
+
+    pub(crate) fn on_stable(&mut self, stable: StableCheckpoint, out: &mut Vec<Output>) {
+        let (point, own) = (stable.point, self.history.point);
+        if point.order <= self.checkpoints.point().order {
+            return;
+        }
+        if point.order > own.order {
+            let ahead = self.checkpoints.ahead.as_ref();
+            if ahead.is_none_or(|ahead| ahead.point.order < point.order) {
+                self.checkpoints.ahead = Some(stable);
+            }
+            return;
+        }
+        if point.order == own.order && point != own {
+            // 2f+1 machines, so correct ones, have another history: more than f are faulty, or we are.
+            self.stop(MisbehaviourKind::Contradiction, out);
+            return;
+        }
+        self.journal.write(Record::Stable(stable.clone()), out);
+        self.checkpoints.set_stable(stable.clone());
+        self.raise_low(stable);
+    }
+
+    /// The low end of the window: the highest stable checkpoint that we have reached, or that our view began with.
+    pub(crate) fn low_point(&self) -> HistoryPoint {
+        point_of(&self.low)
+    }
+
+    /// Moves the window up: everything to this checkpoint is decided by 2f+1 machines. What of it we lack is fetched.
+    pub(crate) fn raise_low(&mut self, stable: StableCheckpoint) {
+        let (number, order) = (stable.point.value, stable.point.order);
+        if order <= self.low_point().order {
+            return;
+        }
+        self.low = Some(stable);
+        let undelivered = self.window.undelivered();
+        for slot in undelivered.take_while(|slot| slot.batch.number <= number) {
+            for (_, operation) in slot.operations() {
+                self.bodies.forget_location(&operation.digest, operation.order);
+            }
+        }
+        self.bodies.forget_places(number);
+        self.window.forget(number);
+    }
+}

@@ -1,0 +1,383 @@
+//! Leaving a view and entering the next.
+//!
+//! 1. A replica whose requests wait too long, or that has proof against the primary, sends REQ-VIEW-CHANGE, again and
+//!    again while the reason lasts. It still takes part in its view: it must not leave alone.
+//! 2. Once f+1 want it, a correct one among them, a replica writes down that it leaves, and sends VIEW-CHANGE: these
+//!    f+1, its stable checkpoint, and its certificates above it. Whoever gets that leaves too. It is sent again until the
+//!    view begins. (A primary that was restarted resigns: its word alone suffices.)
+//! 3. The primary of the new view gathers 2f+1, computes how the view begins from all of them (`outcome.rs`), writes
+//!    that down, and sends them as NEW-VIEW. Everybody computes the same, and votes anew on the batches.
+//! 4. Once 2f+1 want a view, it must begin in time, else the one after it is tried; each time with twice the patience,
+//!    until something new is decided.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::agreement::{MisbehaviourKind, To};
+use crate::identifiers::{MachineId, View};
+use crate::minbft::StableCheckpoint;
+use crate::pbft::lead::Leader;
+use crate::pbft::messages::{Batch, Message, NewView, RequestViewChange, ViewChange};
+use crate::pbft::outcome::{End, Outcome, compute, point_of};
+use crate::pbft::record::{Record, Then};
+use crate::pbft::serving::Expense;
+use crate::pbft::view::Early;
+use crate::pbft::window::{Slot, Stage};
+use crate::pbft::{Machine, Output};
+
+/// How long a REQ-VIEW-CHANGE counts, in retransmission intervals: it is sent in each.
+const FRESH_INTERVALS: u64 = 10;
+
+/// The patience is doubled at most so often.
+const BACKOFF_MAX: u32 = 7;
+
+impl Machine {
+    /// Wants the next view, and says so.
+    pub(crate) fn want_view_change(&mut self, out: &mut Vec<Output>) {
+        let view = View(self.view.view.0 + 1);
+        self.view.is_wanting = true;
+        let request = self.request_view_change(view);
+        self.send(To::Others, Message::RequestViewChange(request.clone()), out);
+        self.on_request_view_change(request, out);
+    }
+
+    fn request_view_change(&self, view: View) -> RequestViewChange {
+        let machine = self.configuration.machine;
+        RequestViewChange {
+            machine,
+            view,
+            signature: self.sign(&RequestViewChange::signed(machine, view)),
+        }
+    }
+
+    /// Says again that we want the next view, if there is still a reason.
+    pub(crate) fn want_again(&mut self, out: &mut Vec<Output>) {
+        let has_reason = !self.view.is_active || self.view.is_accused || self.is_starved();
+        if self.view.is_wanting && has_reason {
+            self.want_view_change(out);
+        } else {
+            self.view.is_wanting = false;
+        }
+    }
+
+    pub(crate) fn on_request_view_change(&mut self, request: RequestViewChange, out: &mut Vec<Output>) {
+        let (machine, current) = (request.machine, self.view.view);
+        if request.view <= current {
+            self.help_into_view(machine, out);
+            return;
+        }
+        self.view.requests.insert(machine, (request, self.now.monotonic_us));
+        let resigns = self.configuration.primary(current) == machine && self.view.is_active;
+        let view = if resigns {
+            Some(View(current.0 + 1))
+        } else {
+            self.wanted_view()
+        };
+        if let Some(view) = view.filter(|view| *view > current) {
+            let requests = self.fresh_requests();
+            let justification = requests.filter(|request| request.view >= view).cloned().collect();
+            self.start_view_change(view, justification, out);
+        }
+    }
+
+    /// What machines have said lately: who has got over it says it no longer.
+    fn fresh_requests(&self) -> impl Iterator<Item = &RequestViewChange> {
+        let fresh_us = self.configuration.retransmission_us.saturating_mul(FRESH_INTERVALS);
+        let since_us = self.now.monotonic_us.saturating_sub(fresh_us);
+        let requests = self.view.requests.values();
+        requests
+            .filter(move |(_, said_us)| *said_us >= since_us)
+            .map(|(request, _)| request)
+    }
+
+    /// The highest view that f+1 machines want.
+    fn wanted_view(&self) -> Option<View> {
+        let mut views: Vec<View> = self.fresh_requests().map(|request| request.view).collect();
+        views.sort_unstable_by(|left, right| right.cmp(left));
+        views.get(usize::from(self.configuration.faults.0)).copied()
+    }
+
+    /// We were restarted as the primary: what we proposed may not be in our log, so we must not propose again.
+    pub(crate) fn resign(&mut self, out: &mut Vec<Output>) {
+        let view = View(self.view.view.0 + 1);
+        self.start_view_change(view, vec![self.request_view_change(view)], out);
+    }
+
+    /// Leaves the view for a higher one.
+    fn start_view_change(&mut self, view: View, justification: Vec<RequestViewChange>, out: &mut Vec<Output>) {
+        if view <= self.view.view {
+            return;
+        }
+        self.view.view = view;
+        self.view.is_active = false;
+        self.view.leading = None;
+        self.view.new_view = None;
+        self.view.backoff = (self.view.backoff + 1).min(BACKOFF_MAX);
+        self.view.justification = justification.clone();
+        self.forget_wishes();
+        self.view.view_changes.retain(|_, view_change| view_change.view >= view);
+        self.window.votes.clear();
+        self.window.waiting.clear();
+        self.pace.hold_us = u64::MAX;
+        let record = Record::ViewChange {
+            view,
+            requests: justification,
+        };
+        self.journal.persist(record, Then::ViewChange(view), out);
+    }
+
+    /// The view has changed: what was wanted of the one before does not matter.
+    fn forget_wishes(&mut self) {
+        let view = self.view.view;
+        self.view.expires_us = u64::MAX;
+        self.view.is_wanting = false;
+        self.view.is_accused = false;
+        self.view.requests.retain(|_, (request, _)| request.view > view);
+    }
+
+    /// That we have left is durable: now it may be said.
+    pub(crate) fn on_left(&mut self, view: View, out: &mut Vec<Output>) {
+        if self.view.is_active || self.view.view != view {
+            return;
+        }
+        let mut view_change = ViewChange {
+            machine: self.configuration.machine,
+            view,
+            requests: self.view.justification.clone(),
+            stable: self.low.clone(),
+            prepared: self.window.certificates.values().cloned().collect(),
+            signature: [0; 64],
+        };
+        view_change.signature = self.sign(&view_change.digest());
+        let view_change = Arc::new(view_change);
+        self.view
+            .view_changes
+            .insert(self.configuration.machine, Arc::clone(&view_change));
+        self.send(To::Others, Message::ViewChange(view_change), out);
+        self.gather(out);
+    }
+
+    /// Sends the own VIEW-CHANGE again.
+    pub(crate) fn send_view_change_again(&self, out: &mut Vec<Output>) {
+        if let Some(own) = self.view.view_changes.get(&self.configuration.machine) {
+            self.send(To::Others, Message::ViewChange(Arc::clone(own)), out);
+        }
+    }
+
+    pub(crate) fn on_view_change(&mut self, from: MachineId, view_change: &Arc<ViewChange>, out: &mut Vec<Output>) {
+        let (view, current) = (view_change.view, self.view.view);
+        if view < current || (view == current && self.view.is_active) {
+            self.help_into_view(from, out);
+            return;
+        }
+        let known = self.view.view_changes.get(&from);
+        if known.is_some_and(|known| known.view > view) {
+            return;
+        }
+        self.view.view_changes.insert(from, Arc::clone(view_change));
+        // Its sender has shown why.
+        self.start_view_change(view, view_change.requests.clone(), out);
+        self.gather(out);
+    }
+
+    /// Sends how our view began to a machine that is behind.
+    pub(crate) fn help_into_view(&mut self, machine: MachineId, out: &mut Vec<Output>) {
+        let interval_us = self.configuration.retransmission_us / 4;
+        let is_durable = self.view.leading.as_ref().is_none_or(|leader| leader.is_ready);
+        let Some(new_view) = self.view.new_view.clone().filter(|_| is_durable) else {
+            return;
+        };
+        if self.may_answer(machine, Expense::NewView, interval_us) {
+            self.send(To::Machine(machine), Message::NewView(new_view), out);
+        }
+    }
+
+    /// Watches whether 2f+1 want the view; its primary begins it then.
+    fn gather(&mut self, out: &mut Vec<Output>) {
+        let (view, quorum) = (self.view.view, self.configuration.quorum() as usize);
+        let own = self.configuration.machine;
+        let is_out = self.view.view_changes.get(&own).is_some_and(|own| own.view == view);
+        if self.view.is_active || !is_out || self.view.wanting(view) < quorum {
+            return;
+        }
+        if self.view.expires_us == u64::MAX && !self.view.is_wanting {
+            self.view.expires_us = self.now.monotonic_us.saturating_add(self.patience_us());
+        }
+        let view_changes: Vec<_> = self
+            .view
+            .view_changes
+            .values()
+            .filter(|view_change| view_change.view == view)
+            .cloned()
+            .collect();
+        if self.configuration.primary(view) != own || view_changes.len() < quorum {
+            return;
+        }
+        let mut new_view = NewView {
+            view,
+            view_changes,
+            signature: [0; 64],
+        };
+        new_view.signature = self.sign(&new_view.digest());
+        self.begin_view(&Arc::new(new_view), out);
+    }
+
+    /// That we lead is durable: now the view may begin for everybody.
+    pub(crate) fn on_leading(&mut self, view: View, out: &mut Vec<Output>) {
+        let Some(leader) = self.view.leading.as_mut().filter(|_| self.view.view == view) else {
+            return;
+        };
+        leader.is_ready = true;
+        if let Some(new_view) = self.view.new_view.clone() {
+            self.send(To::Others, Message::NewView(new_view), out);
+        }
+    }
+
+    /// The new view did not begin in time.
+    pub(crate) fn view_timer(&mut self, out: &mut Vec<Output>) {
+        if self.view.expires_us <= self.now.monotonic_us {
+            self.view.expires_us = u64::MAX;
+            self.want_view_change(out);
+        }
+    }
+
+    pub(crate) fn on_new_view(&mut self, new_view: &Arc<NewView>, out: &mut Vec<Output>) {
+        let is_news = new_view.view > self.view.view || (new_view.view == self.view.view && !self.view.is_active);
+        if is_news {
+            self.begin_view(new_view, out);
+        }
+    }
+
+    fn begin_view(&mut self, new_view: &Arc<NewView>, out: &mut Vec<Output>) {
+        let outcome = compute(new_view.view_changes.iter());
+        self.enter_view(new_view.view, outcome, out);
+        if self.view.is_active && self.view.view == new_view.view {
+            self.view.new_view = Some(Arc::clone(new_view));
+        }
+    }
+
+    /// View 0 begins by itself, with nothing.
+    pub(crate) fn enter_first_view(&mut self, out: &mut Vec<Output>) {
+        let outcome = Outcome {
+            stable: None,
+            batches: Vec::new(),
+        };
+        self.enter_view(View(0), outcome, out);
+    }
+
+    /// Takes part in a view that begins with this outcome.
+    fn enter_view(&mut self, view: View, outcome: Outcome, out: &mut Vec<Output>) {
+        let base = point_of(&outcome.stable);
+        let end = outcome.batches.last().map_or(End::after(&base), |batch| End::of(batch));
+        if end.order <= self.history.point.order {
+            // What we have decided is not in it: more than f machines are faulty.
+            self.stop(MisbehaviourKind::Contradiction, out);
+            return;
+        }
+        let record = Record::Entered {
+            view,
+            stable: outcome.stable.clone(),
+            batches: outcome.batches.clone(),
+        };
+        let is_leading = self.configuration.primary(view) == self.configuration.machine;
+        if is_leading {
+            self.journal.persist(record, Then::Lead(view), out);
+        } else {
+            self.journal.write(record, out);
+        }
+        self.leave_batches(&outcome.batches);
+        self.take_base(outcome.stable, out);
+        self.view.view = view;
+        self.view.is_active = true;
+        self.view.leading = None;
+        self.view.new_view = None;
+        self.forget_wishes();
+        self.view.next = End::after(&base);
+        self.view.view_changes.retain(|_, view_change| view_change.view > view);
+        self.window.committing = self.low_point().value;
+        self.pace.is_behind = false;
+        for batch in outcome.batches {
+            self.install_again(&batch, out);
+        }
+        self.view.fresh = self.view.next.number;
+        self.view.progress_us = self.now.monotonic_us;
+        self.waiting.restart(self.now.monotonic_us);
+        if is_leading && self.view.is_active {
+            self.view.leading = Some(Leader::new(self.bodies.pending_in_order().map(|(digest, _)| *digest)));
+        }
+        for (from, early) in self.view.take_early() {
+            match early {
+                Early::PrePrepare(proposal, digest) => self.on_pre_prepare(from, &proposal, digest, out),
+                Early::Prepare(prepare) => self.on_prepare(from, prepare, out),
+                Early::Commit(commit) => self.on_commit(from, commit, out),
+            }
+        }
+    }
+
+    /// The stable checkpoint with which a view begins: ours, or one that we have to reach.
+    fn take_base(&mut self, stable: Option<StableCheckpoint>, out: &mut Vec<Output>) {
+        let Some(stable) = stable else { return };
+        let target = stable.point.order;
+        self.on_stable(stable.clone(), out);
+        self.raise_low(stable);
+        if target > self.history.point.order {
+            self.fetch_history(target, out);
+        }
+    }
+
+    /// Gives up the batches of earlier views that the new one does not begin with: they were not decided. Their
+    /// requests wait to be ordered again.
+    pub(crate) fn leave_batches(&mut self, stay: &[Arc<Batch>]) {
+        let stay: BTreeMap<u64, _> = stay.iter().map(|batch| (batch.number, batch.digest())).collect();
+        let leaves = |number: &u64, slot: &mut Slot| !slot.is_delivered && stay.get(number) != Some(&slot.digest);
+        let left: Vec<Slot> = self.window.slots.extract_if(.., leaves).map(|(_, slot)| slot).collect();
+        self.window
+            .certificates
+            .retain(|number, certificate| stay.get(number) == Some(&certificate.batch.digest()));
+        self.window.votes.clear();
+        self.window.waiting.clear();
+        self.bodies.forget_places(u64::MAX);
+        for slot in left {
+            for (_, operation) in slot.operations() {
+                self.bodies.forget_location(&operation.digest, operation.order);
+                if let Some(request) = &operation.request
+                    && self.clients.is_new(request.client, request.number, request.floor)
+                {
+                    let bytes_max = self.configuration.client_bytes_max;
+                    self.bodies.arrive(operation.digest, request, bytes_max);
+                    self.waiting.add(operation.digest, self.now.monotonic_us);
+                }
+            }
+        }
+    }
+
+    /// Takes a batch with which the view begins; what is known of it already stays.
+    pub(crate) fn install_again(&mut self, batch: &Arc<Batch>, out: &mut Vec<Output>) {
+        let number = batch.number;
+        let is_stable = number <= self.low_point().value;
+        if is_stable || !self.view.is_active {
+            self.view.next = End::of(batch);
+            return;
+        }
+        let digest = batch.digest();
+        let slot = match self.window.slots.remove(&number) {
+            Some(mut slot) if slot.digest == digest => {
+                slot.stage = Stage::Waiting;
+                slot.is_late = false;
+                slot.pre_prepare = None;
+                slot
+            }
+            Some(_) => {
+                // We have decided another one: more than f machines are faulty.
+                self.stop(MisbehaviourKind::Contradiction, out);
+                return;
+            }
+            None if number <= self.history.point.value => {
+                // Fetched from a peer: it stands in our log.
+                Slot::delivered(batch, digest)
+            }
+            None => Slot::new(batch, digest),
+        };
+        self.install(slot, out);
+    }
+}

@@ -1,0 +1,543 @@
+//! A cluster of production machines, its network, clocks and logs, all driven by one seed.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ed25519_dalek::{Signer, SigningKey};
+use ordering::agreement::{Agreement, MisbehaviourKind, Now, To};
+use ordering::configuration::{Configuration, Faults};
+use ordering::directory::{Directory, MachineEntry};
+use ordering::identifiers::{ClientId, Digest, MachineId, Order};
+use ordering::message::{CommitDb, Request};
+use ordering::pbft::{
+    Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery, verify_message,
+};
+use ordering::verified::{Rejection, Verified};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use trusted_counter::{CounterIdentity, SoftwareCounter};
+
+use crate::adversary::Adversary;
+use crate::checks::Decided;
+
+const CLIENTS: u32 = 2;
+const START_WALL_US: u64 = 1_700_000_000_000_000;
+
+/// What the network does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Weather {
+    pub(crate) loss: f64,
+    pub(crate) duplication: f64,
+    pub(crate) delay_max_us: u64,
+}
+
+pub(crate) const CALM: Weather = Weather {
+    loss: 0.0,
+    duplication: 0.0,
+    delay_max_us: 300,
+};
+
+enum Event {
+    Arrive { from: MachineId, bytes: Arc<Vec<u8>> },
+    Request { index: usize },
+    Synced { sequence: u64 },
+    Timer,
+}
+
+struct Scheduled {
+    machine: MachineId,
+    /// The life of the machine that the event belongs to; none: whatever life it has.
+    life: Option<u64>,
+    event: Event,
+}
+
+pub(crate) struct Node {
+    machine: Option<Machine>,
+    /// What is durable.
+    log: Vec<Vec<u8>>,
+    /// Written, not synced.
+    buffer: Vec<(u64, Vec<u8>)>,
+    life: u64,
+    sync_scheduled: bool,
+    /// Everything that this machine has delivered in this life.
+    pub(crate) delivered: BTreeMap<Order, Digest>,
+}
+
+pub(crate) struct Submitted {
+    pub(crate) verified: Verified<Request>,
+    next_us: u64,
+}
+
+/// Whether a link carries a message.
+pub(crate) type Filter = fn(MachineId, MachineId, &Message) -> bool;
+
+pub(crate) struct Cluster {
+    pub(crate) faults: Faults,
+    pub(crate) groups: u16,
+    pub(crate) now_us: u64,
+    rng: ChaCha8Rng,
+    pub(crate) directory: Directory,
+    pub(crate) keys: Vec<SigningKey>,
+    client_keys: Vec<SigningKey>,
+    pub(crate) nodes: Vec<Node>,
+    events: BinaryHeap<Reverse<(u64, u64)>>,
+    scheduled: BTreeMap<u64, Scheduled>,
+    next_event: u64,
+    pub(crate) weather: Weather,
+    /// Links that carry nothing.
+    pub(crate) cut: BTreeSet<(MachineId, MachineId)>,
+    /// Machines that clients do not reach.
+    pub(crate) deaf: BTreeSet<MachineId>,
+    pub(crate) filter: Filter,
+    pub(crate) adversaries: BTreeMap<MachineId, Adversary>,
+    pub(crate) submitted: Vec<Submitted>,
+    /// Indices of requests that are not decided anywhere.
+    unfinished: Vec<usize>,
+    pub(crate) done: BTreeSet<Digest>,
+    retransmit_us: u64,
+    next_numbers: Vec<u64>,
+    /// What any correct machine has ever delivered.
+    pub(crate) decided: BTreeMap<Order, Decided>,
+    pub(crate) reports: Vec<(MachineId, MisbehaviourKind)>,
+    pub(crate) rejected: Vec<(MachineId, Rejection)>,
+    tune: fn(&mut Configuration),
+    pub(crate) sent: u64,
+    /// A crash loses everything that was not synced.
+    pub(crate) lose_unsynced: bool,
+}
+
+impl Cluster {
+    pub(crate) fn new(seed: u64, faults: u8, groups: u16) -> Self {
+        Self::tuned(seed, faults, groups, |_| {})
+    }
+
+    pub(crate) fn tuned(seed: u64, faults: u8, groups: u16, tune: fn(&mut Configuration)) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut key = || {
+            let mut bytes = [0; 32];
+            rng.fill_bytes(&mut bytes);
+            SigningKey::from_bytes(&bytes)
+        };
+        let count = 3 * faults + 1;
+        let keys: Vec<_> = (0..count).map(|_| key()).collect();
+        let client_keys: Vec<_> = (0..CLIENTS).map(|_| key()).collect();
+        let no_counter = CounterIdentity([0; 32]);
+        let entry = |machine: u8| MachineEntry {
+            key: keys[usize::from(machine)].verifying_key(),
+            counter: no_counter,
+        };
+        let directory = Directory {
+            faults: Faults(faults),
+            groups,
+            machines: (0..count).map(|machine| (MachineId(machine), entry(machine))).collect(),
+            clients: client_keys
+                .iter()
+                .zip(0..)
+                .map(|(key, id)| (ClientId(id), key.verifying_key()))
+                .collect(),
+            verifier: SoftwareCounter::volatile_keyed(no_counter, [0; 32], 0).verifier([]),
+        };
+        let node = |_| Node {
+            machine: None,
+            log: Vec::new(),
+            buffer: Vec::new(),
+            life: 0,
+            sync_scheduled: false,
+            delivered: BTreeMap::new(),
+        };
+        let mut cluster = Cluster {
+            faults: Faults(faults),
+            groups,
+            now_us: 1_000,
+            rng,
+            directory,
+            keys,
+            client_keys,
+            nodes: (0..count).map(node).collect(),
+            events: BinaryHeap::new(),
+            scheduled: BTreeMap::new(),
+            next_event: 0,
+            weather: CALM,
+            cut: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            filter: |_, _, _| true,
+            adversaries: BTreeMap::new(),
+            submitted: Vec::new(),
+            unfinished: Vec::new(),
+            done: BTreeSet::new(),
+            retransmit_us: 0,
+            next_numbers: vec![0; CLIENTS as usize],
+            decided: BTreeMap::new(),
+            reports: Vec::new(),
+            rejected: Vec::new(),
+            tune,
+            sent: 0,
+            lose_unsynced: false,
+        };
+        cluster.start_all();
+        cluster
+    }
+
+    pub(crate) fn machines(&self) -> impl Iterator<Item = MachineId> + use<> {
+        (0..self.nodes.len() as u8).map(MachineId)
+    }
+
+    /// Machines that are up and do what they should.
+    pub(crate) fn correct(&self) -> Vec<MachineId> {
+        self.machines()
+            .filter(|id| self.is_up(*id) && !self.adversaries.contains_key(id))
+            .collect()
+    }
+
+    pub(crate) fn node(&self, id: MachineId) -> &Node {
+        &self.nodes[usize::from(id.0)]
+    }
+
+    fn node_mut(&mut self, id: MachineId) -> &mut Node {
+        &mut self.nodes[usize::from(id.0)]
+    }
+
+    pub(crate) fn machine(&self, id: MachineId) -> &Machine {
+        self.node(id).machine.as_ref().unwrap()
+    }
+
+    pub(crate) fn is_up(&self, id: MachineId) -> bool {
+        self.node(id).machine.is_some()
+    }
+
+    /// Starts every machine that is down.
+    pub(crate) fn start_all(&mut self) {
+        for id in self.machines() {
+            if !self.is_up(id) {
+                self.start(id);
+            }
+        }
+    }
+
+    /// Starts a machine from its log.
+    pub(crate) fn start(&mut self, id: MachineId) {
+        let mut configuration = Configuration::pbft(id, self.faults, self.groups);
+        configuration.batch_entries_max = 8;
+        (self.tune)(&mut configuration);
+        let key = self.keys[usize::from(id.0)].clone();
+        let node = self.node_mut(id);
+        node.life += 1;
+        node.sync_scheduled = false;
+        node.delivered.clear();
+        let mut recovery = Recovery::new();
+        for record in &node.log {
+            recovery.push(borsh::from_slice(record).unwrap());
+        }
+        node.machine = Some(Machine::new(configuration, key, recovery));
+        self.schedule_timer(id);
+    }
+
+    /// Kills a machine: what it had not synced may survive in part.
+    pub(crate) fn crash(&mut self, id: MachineId) {
+        let kept = if self.lose_unsynced {
+            0
+        } else {
+            let written = self.node(id).buffer.len();
+            self.rng.random_range(0..=written)
+        };
+        let node = self.node_mut(id);
+        let buffer = std::mem::take(&mut node.buffer);
+        node.log.extend(buffer.into_iter().take(kept).map(|(_, record)| record));
+        node.machine = None;
+    }
+
+    pub(crate) fn crash_all(&mut self) {
+        for id in self.machines() {
+            if self.is_up(id) {
+                self.crash(id);
+            }
+        }
+    }
+
+    pub(crate) fn isolate(&mut self, id: MachineId) {
+        for other in self.machines() {
+            self.cut.insert((id, other));
+            self.cut.insert((other, id));
+        }
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.cut.clear();
+        self.deaf.clear();
+        self.weather = CALM;
+        self.filter = |_, _, _| true;
+    }
+
+    /// A client signs a request and begins to send it to all machines.
+    pub(crate) fn submit(&mut self) -> Digest {
+        let client = self.rng.random_range(0..CLIENTS);
+        let number = self.next_numbers[client as usize];
+        self.next_numbers[client as usize] += 1;
+        let home = self.rng.random_range(0..1000);
+        self.submit_as(client, number, home)
+    }
+
+    /// A client signs a request with this number.
+    pub(crate) fn submit_as(&mut self, client: u32, number: u64, home: u64) -> Digest {
+        let mut operation = vec![0; self.rng.random_range(1..200)];
+        self.rng.fill_bytes(&mut operation);
+        let mut request = Request {
+            client: ClientId(client),
+            number,
+            floor: number.saturating_sub(1000),
+            home,
+            operation: Bytes::from(operation),
+            signature: [0; 64],
+        };
+        request.signature = self.client_keys[client as usize].sign(&request.digest()).to_bytes();
+        let verified = self.directory.verify_request(request).unwrap();
+        let digest = *verified.digest();
+        self.submitted.push(Submitted {
+            verified,
+            next_us: self.now_us,
+        });
+        self.unfinished.push(self.submitted.len() - 1);
+        self.retransmit_us = 0;
+        digest
+    }
+
+    /// Sends a request to one machine only.
+    pub(crate) fn send_request(&mut self, index: usize, to: MachineId) {
+        self.schedule(self.now_us + 1, to, None, Event::Request { index });
+    }
+
+    /// The clients send nothing again.
+    pub(crate) fn give_up_requests(&mut self) {
+        self.unfinished.clear();
+    }
+
+    fn retransmit_requests(&mut self) {
+        if self.retransmit_us > self.now_us {
+            return;
+        }
+        let (submitted, done) = (&self.submitted, &self.done);
+        self.unfinished
+            .retain(|index| !done.contains(submitted[*index].verified.digest()));
+        self.retransmit_us = self.now_us + 20_000;
+        for index in self.unfinished.clone() {
+            if self.submitted[index].next_us > self.now_us {
+                continue;
+            }
+            self.submitted[index].next_us = self.now_us + 200_000;
+            for to in self.machines() {
+                let is_reached = !self.deaf.contains(&to) && !self.cut.contains(&(to, to));
+                if is_reached && !self.rng.random_bool(self.weather.loss) {
+                    let at_us = self.now_us + self.rng.random_range(1..=self.weather.delay_max_us);
+                    self.schedule(at_us, to, None, Event::Request { index });
+                }
+            }
+        }
+    }
+
+    fn schedule(&mut self, at_us: u64, machine: MachineId, life: Option<u64>, event: Event) {
+        self.next_event += 1;
+        self.events.push(Reverse((at_us, self.next_event)));
+        self.scheduled
+            .insert(self.next_event, Scheduled { machine, life, event });
+    }
+
+    fn schedule_timer(&mut self, id: MachineId) {
+        let node = self.node(id);
+        let (life, deadline) = (node.life, node.machine.as_ref().and_then(|machine| machine.deadline()));
+        if let Some(deadline) = deadline {
+            self.schedule(deadline.max(self.now_us), id, Some(life), Event::Timer);
+        }
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run(&mut self, duration_us: u64) {
+        let end_us = self.now_us + duration_us;
+        loop {
+            self.retransmit_requests();
+            let Some(Reverse((at_us, number))) = self.events.peek().copied() else {
+                break;
+            };
+            if at_us > end_us {
+                break;
+            }
+            self.events.pop();
+            self.now_us = self.now_us.max(at_us);
+            let scheduled = self.scheduled.remove(&number).unwrap();
+            self.happen(scheduled);
+        }
+        self.now_us = end_us;
+    }
+
+    /// Lets time pass until the condition holds; false when it does not in time.
+    pub(crate) fn run_until(&mut self, limit_us: u64, condition: impl Fn(&Self) -> bool) -> bool {
+        let end_us = self.now_us + limit_us;
+        while self.now_us < end_us {
+            if condition(self) {
+                return true;
+            }
+            self.run(5_000);
+        }
+        condition(self)
+    }
+
+    fn happen(&mut self, scheduled: Scheduled) {
+        let id = scheduled.machine;
+        let node = &mut self.nodes[usize::from(id.0)];
+        if node.machine.is_none() || scheduled.life.is_some_and(|life| life != node.life) {
+            return;
+        }
+        let input = match scheduled.event {
+            Event::Arrive { from, bytes } => {
+                match verify_message(from, borsh::from_slice(&bytes).unwrap(), &self.directory) {
+                    Ok(message) => Input::Message { from, message },
+                    Err(rejection) => return self.rejected.push((from, rejection)),
+                }
+            }
+            Event::Request { index } => Input::Request(self.submitted[index].verified.clone()),
+            Event::Synced { sequence } => {
+                node.sync_scheduled = false;
+                let records = std::mem::take(&mut node.buffer);
+                let (synced, rest): (Vec<_>, Vec<_>) =
+                    records.into_iter().partition(|(written, _)| *written <= sequence);
+                node.log.extend(synced.into_iter().map(|(_, record)| record));
+                node.buffer = rest;
+                if let Some((last, _)) = node.buffer.last() {
+                    let last = *last;
+                    self.schedule_sync(id, last);
+                }
+                Input::Persisted(sequence)
+            }
+            Event::Timer => Input::Timeout,
+        };
+        self.step(id, input);
+    }
+
+    fn schedule_sync(&mut self, id: MachineId, sequence: u64) {
+        let at_us = self.now_us + self.rng.random_range(200..2_000);
+        let node = self.node_mut(id);
+        node.sync_scheduled = true;
+        let life = node.life;
+        self.schedule(at_us, id, Some(life), Event::Synced { sequence });
+    }
+
+    pub(crate) fn step(&mut self, id: MachineId, input: Input) -> Vec<CommitDb> {
+        let now = Now {
+            monotonic_us: self.now_us,
+            wall_us: START_WALL_US + self.now_us,
+        };
+        let mut outputs = Vec::new();
+        let machine = self.nodes[usize::from(id.0)].machine.as_mut().unwrap();
+        let before = machine.deadline();
+        let is_timeout = matches!(input, Input::Timeout);
+        machine.step(now, input, &mut outputs);
+        machine.check_invariants();
+        let deadline = machine.deadline();
+        assert!(
+            deadline.is_none_or(|deadline| deadline > self.now_us),
+            "a step must move its deadline on"
+        );
+        let mut answers = Vec::new();
+        for output in outputs {
+            self.carry_out(id, output, &mut answers);
+        }
+        if is_timeout || deadline < before || before.is_none() {
+            self.schedule_timer(id);
+        }
+        answers
+    }
+
+    fn carry_out(&mut self, id: MachineId, output: Output, answers: &mut Vec<CommitDb>) {
+        match output {
+            Output::Persist { sequence, record } => {
+                let node = self.node_mut(id);
+                node.buffer.push((sequence, borsh::to_vec(&record).unwrap()));
+                if !node.sync_scheduled {
+                    self.schedule_sync(id, sequence);
+                }
+            }
+            Output::Certify { .. } => panic!("PBFT has no trusted counter"),
+            Output::Send { to, message } => self.send(id, to, &message),
+            Output::Deliver(message) => self.delivered(id, &message),
+            Output::Answer { message, .. } => answers.push(message),
+            Output::ReadLog { reader } => match self.read_log(id, reader) {
+                LogAnswer::Voter { messages, .. } => answers.extend(messages),
+                LogAnswer::Peer { to, message } => self.send(id, To::Machine(to), &message),
+            },
+            Output::Report(misbehaviour) => {
+                if !self.adversaries.contains_key(&id) {
+                    self.reports.push((misbehaviour.machine, misbehaviour.kind));
+                }
+            }
+        }
+    }
+
+    /// As the shell does it: through the index, until the reader is full.
+    fn read_log(&self, id: MachineId, mut reader: LogReader) -> LogAnswer<Message> {
+        let log = &self.node(id).log;
+        let (mut index, mut offset) = (LogIndex::default(), 0);
+        let mut offsets = Vec::new();
+        for bytes in log {
+            let record: Record = borsh::from_slice(bytes).unwrap();
+            index.add(offset, &record);
+            offsets.push(offset);
+            offset += bytes.len() as u64;
+        }
+        let begin = index.offset(reader.from());
+        for (bytes, _) in log.iter().zip(offsets).filter(|(_, offset)| *offset >= begin) {
+            if reader.is_full() {
+                break;
+            }
+            reader.push(borsh::from_slice(bytes).unwrap());
+        }
+        reader.finish()
+    }
+
+    fn send(&mut self, from: MachineId, to: To, message: &Message) {
+        let targets: Vec<MachineId> = match to {
+            To::Machine(id) => vec![id],
+            To::Others | To::Replicas => self.machines().collect(),
+        };
+        for to in targets.into_iter().filter(|to| *to != from) {
+            match self.adversaries.remove(&from) {
+                Some(mut adversary) => {
+                    let messages = adversary.rewrite(&self.keys[usize::from(from.0)], to, message);
+                    self.adversaries.insert(from, adversary);
+                    messages.iter().for_each(|message| self.transmit(from, to, message));
+                }
+                None => self.transmit(from, to, message),
+            }
+        }
+    }
+
+    pub(crate) fn transmit(&mut self, from: MachineId, to: MachineId, message: &Message) {
+        self.sent += 1;
+        let is_lost = self.rng.random_bool(self.weather.loss)
+            || self.cut.contains(&(from, to))
+            || !(self.filter)(from, to, message);
+        if is_lost {
+            return;
+        }
+        let bytes = Arc::new(borsh::to_vec(message).unwrap());
+        let copies = 1 + usize::from(self.rng.random_bool(self.weather.duplication));
+        for _ in 0..copies {
+            let at_us = self.now_us + self.rng.random_range(10..=self.weather.delay_max_us.max(11));
+            let bytes = Arc::clone(&bytes);
+            self.schedule(at_us, to, None, Event::Arrive { from, bytes });
+        }
+    }
+
+    pub(crate) fn random(&mut self, range: std::ops::Range<u64>) -> u64 {
+        self.rng.random_range(range)
+    }
+
+    pub(crate) fn random_machine(&mut self) -> MachineId {
+        MachineId(self.rng.random_range(0..self.nodes.len() as u8))
+    }
+
+    pub(crate) fn log_of(&self, id: MachineId) -> Vec<Record> {
+        let log = self.node(id).log.iter();
+        log.map(|bytes| borsh::from_slice(bytes).unwrap()).collect()
+    }
+}

@@ -1,0 +1,11 @@
+//! PBFT's production machines in virtual time: loss, duplication, reordering, crashes and restarts from what was
+//! durable, and machines that lie.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod adversary;
+mod checks;
+mod cluster;
+mod rules;
+mod scenarios;
+mod view_changes;
