@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use simulator::campaign::{self, Summary};
 use simulator::fuzz::{self, Fuzzed};
-use simulator::hunt::{MINBFT_CANARIES, hunt};
+use simulator::hunt::{MINBFT_CANARIES, PBFT_CANARIES, Prey, hunt};
 use simulator::options::Overrides;
-use simulator::protocol::{MinBft, Protocol};
+use simulator::protocol::{MinBft, Pbft, Protocol};
 use simulator::run::{Outcome, run};
 
 const USAGE: &str = "\
-usage: simulator [--protocol minbft] [--seeds COUNT] [--from SEED] [--threads COUNT] [name=value ...]
-       simulator [--protocol minbft] --seed SEED [--quiet] [name=value ...]
-       simulator [--protocol minbft] --fuzz SECONDS [--from SEED]
+usage: simulator [--protocol minbft|pbft] [--seeds COUNT] [--from SEED] [--threads COUNT] [name=value ...]
+       simulator [--protocol minbft|pbft] --seed SEED [--quiet] [name=value ...]
+       simulator [--protocol minbft|pbft] --fuzz SECONDS [--from SEED]
        simulator --hunt
 
 --seeds   runs that many seeds from --from (default 0) on all cores
@@ -70,6 +70,7 @@ fn parse() -> Result<Arguments, String> {
 fn main() -> ExitCode {
     let result = parse().and_then(|arguments| match arguments.protocol.as_deref() {
         None | Some("minbft") => execute::<MinBft>(&arguments),
+        Some("pbft") => execute::<Pbft>(&arguments),
         Some(other) => Err(format!("no protocol is called {other}")),
     });
     match result {
@@ -148,33 +149,37 @@ type Target = fn(u64) -> Result<Fuzzed, String>;
 /// Hunts everything that is broken on purpose; fails when anything escapes.
 fn hunt_all() -> Result<ExitCode, String> {
     std::panic::set_hook(Box::new(|_| {}));
-    let mut has_escaped = false;
-    for prey in MINBFT_CANARIES {
-        match hunt::<MinBft>(prey)? {
-            Some((seed, outcome)) => {
-                let violation = outcome
-                    .violation
-                    .map(|violation| violation.to_string())
-                    .unwrap_or_default();
-                let first_line = violation.lines().next().unwrap_or_default();
-                println!(
-                    "caught within {} of at most {} seeds: {}\n    {first_line}",
-                    seed + 1,
-                    prey.seeds_max,
-                    prey.name
-                );
-            }
-            None => {
-                has_escaped = true;
-                println!("ESCAPED {} seeds: {}", prey.seeds_max, prey.name);
-            }
-        }
-    }
-    Ok(if has_escaped {
-        ExitCode::from(2)
-    } else {
+    let minbft = hunt_each::<MinBft>(MINBFT_CANARIES)?;
+    let pbft = hunt_each::<Pbft>(PBFT_CANARIES)?;
+    Ok(if minbft && pbft {
         ExitCode::SUCCESS
+    } else {
+        ExitCode::from(2)
     })
+}
+
+/// Whether everything was caught.
+fn hunt_each<P: Protocol>(preys: &[Prey]) -> Result<bool, String> {
+    let mut is_caught = true;
+    for prey in preys {
+        let Some((seed, outcome)) = hunt::<P>(prey)? else {
+            is_caught = false;
+            println!("{} ESCAPED {} seeds: {}", P::NAME, prey.seeds_max, prey.name);
+            continue;
+        };
+        let violation = outcome.violation.map(|violation| violation.to_string());
+        let first_line = violation
+            .as_deref()
+            .and_then(|text| text.lines().next())
+            .unwrap_or_default();
+        let (name, within) = (prey.name, seed + 1);
+        println!(
+            "{} caught within {within} of at most {} seeds: {name}\n    {first_line}",
+            P::NAME,
+            prey.seeds_max
+        );
+    }
+    Ok(is_caught)
 }
 
 fn many<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {

@@ -119,7 +119,7 @@ impl Options {
             operation_bytes_max: *pick(&mut rng, &[16, 200, 2000]),
             batch_entries_max: *pick(&mut rng, &[1, 4, 8, 64]),
             safety_ms: rng.random_range(500..=4_000),
-            patience_ms: 20_000,
+            patience_ms: 60_000,
             loss_percent: few(&mut rng, 20),
             duplication_percent: few(&mut rng, 10),
             delay_max_us: *pick(&mut rng, &[300, 1_000, 8_000, 40_000]),

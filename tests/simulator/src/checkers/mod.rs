@@ -49,6 +49,8 @@ pub enum Observation<'a> {
         order: Order,
         /// The group that decided it.
         group: GroupId,
+        /// The time that was decided for it.
+        time_us: u64,
         /// What stands at the order, if it is not nothing.
         request: Option<&'a Request>,
         /// The digest at the order.

@@ -42,6 +42,7 @@ fn executed(order: u64, request: &Request) -> Observation<'_> {
         machine: M1,
         order: Order(order),
         group: GroupId(0),
+        time_us: 1000 + order,
         request: Some(request),
         digest: request.digest(),
         has_effect: true,

@@ -149,6 +149,8 @@ pub struct Cluster<P: Protocol> {
     verified: HashMap<(MachineId, blake3::Hash), Verification<P::Message>>,
     is_corrupted: bool,
     conspiracy: Conspiracy,
+    /// The step that is carried out answers a voter that lacks the body of one order.
+    is_serving_body: bool,
     /// More machines than f lacked their counters or were Byzantine at once: the cluster has to start anew.
     pub(crate) is_cold: bool,
     trace: Option<Trace>,
@@ -170,7 +172,7 @@ impl<P: Protocol> Cluster<P> {
         let client_keys: Vec<SigningKey> = (0..everybody).map(|_| key()).collect();
         let directory = directory(&options, &keys, &client_keys);
         let instances = (0..machines)
-            .map(|number| Instance::new(configuration(&options, number), draw_clock(&options, &mut rng)))
+            .map(|number| Instance::new(configuration::<P>(&options, number), draw_clock(&options, &mut rng)))
             .collect();
         let network = Network::new(Weather {
             loss_percent: options.loss_percent,
@@ -208,6 +210,7 @@ impl<P: Protocol> Cluster<P> {
             verified: HashMap::new(),
             is_corrupted: false,
             conspiracy: Conspiracy::default(),
+            is_serving_body: false,
             is_cold: false,
             trace,
             rng,
@@ -411,8 +414,8 @@ fn directory(options: &Options, keys: &[SigningKey], client_keys: &[SigningKey])
     }
 }
 
-fn configuration(options: &Options, number: u8) -> Configuration {
-    let mut configuration = Configuration::new(MachineId(number), Faults(options.faults), options.groups);
+fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
+    let mut configuration = P::configuration(MachineId(number), Faults(options.faults), options.groups);
     configuration.batch_entries_max = options.batch_entries_max;
     configuration
 }

@@ -10,6 +10,9 @@ use crate::adversary::Seen;
 use crate::protocol::{Protocol, Reading};
 use crate::violation::Violation;
 
+/// How much of a message an event log shows.
+const CONTENT_CHARACTERS: usize = 120;
+
 /// How long the trusted counter takes, in microseconds.
 const COUNTER_US: u64 = 30;
 
@@ -56,8 +59,10 @@ impl<P: Protocol> Cluster<P> {
                 }
                 let (machine, side) = (self.instances[to].machine, self.instances[to].side);
                 self.trace(|| {
-                    let kind = P::kind(message.message());
-                    format!("m{machine}{} <- m{from} {kind}", if side == 1 { "'" } else { "" })
+                    let twin = if side == 1 { "'" } else { "" };
+                    let (kind, content) = (P::kind(message.message()), format!("{:?}", message.message()));
+                    let content: String = content.chars().take(CONTENT_CHARACTERS).collect();
+                    format!("m{machine}{twin} <- m{from} {kind} {content}")
                 });
                 if let Some(script) = self.instances[to].script.as_mut() {
                     script.hear(message.message(), &mut self.rng);
@@ -155,6 +160,7 @@ impl<P: Protocol> Cluster<P> {
         let Some(machine) = instance.running.as_mut() else {
             return;
         };
+        self.is_serving_body = matches!(input, Input::FetchRequest { .. });
         let mut outputs = Vec::new();
         machine.step(now, input, &mut outputs);
         self.counts.steps += 1;

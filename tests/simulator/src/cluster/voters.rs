@@ -67,17 +67,14 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
-    /// An answer to a voter's fetch: what a correct machine serves from memory or log is what was decided.
+    /// An answer to a voter's fetch: what a correct machine serves from memory or log is what was decided. (Not so
+    /// the body of one order: the voter has seen a quorum for it, the machine perhaps not.)
     pub(super) fn answer_voter(&mut self, index: usize, to: MachineId, message: CommitDb) {
         let machine = self.instances[index].machine;
-        for entry in message
-            .entries
-            .iter()
-            .filter(|_| self.options.behaviours(machine).is_empty())
-        {
+        let is_claim = !self.is_serving_body && self.is_correct(machine);
+        for entry in message.entries.iter().filter(|_| is_claim) {
             let group = message.group;
-            let served = self.checkers.observe(&Observation::Delivered { machine, group, entry });
-            self.violation = self.violation.take().or(served.err());
+            self.observe(&Observation::Delivered { machine, group, entry });
         }
         if to == machine {
             if self.is_correct(machine) {
@@ -103,6 +100,7 @@ impl<P: Protocol> Cluster<P> {
                 machine,
                 order: executed.order,
                 group: executed.group,
+                time_us: executed.time_us,
                 request: executed.request.as_ref(),
                 digest: executed.digest,
                 has_effect: executed.has_effect,

@@ -33,6 +33,10 @@ impl Protocol for MinBft {
         2 * faults.0 + 2
     }
 
+    fn configuration(machine: MachineId, faults: Faults, groups: u16) -> Configuration {
+        Configuration::new(machine, faults, groups)
+    }
+
     fn start(
         configuration: Configuration,
         key: SigningKey,

@@ -16,8 +16,10 @@ use crate::adversary::{Addressed, Script, Tools};
 use crate::counter::Counter;
 
 mod minbft;
+mod pbft;
 
 pub use minbft::MinBft;
+pub use pbft::Pbft;
 
 /// An answer that was read from a log.
 #[derive(Debug)]
@@ -70,6 +72,9 @@ pub trait Protocol: Sized + 'static {
 
     /// How many machines there are, m0 included.
     fn machines(faults: Faults) -> u8;
+
+    /// The protocol's defaults for a machine.
+    fn configuration(machine: MachineId, faults: Faults, groups: u16) -> Configuration;
 
     /// A machine that starts from its log.
     fn start(
