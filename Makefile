@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench sim mutants fuzz
+.PHONY: run test install lint bench sim mutants fuzz model
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -46,6 +46,10 @@ mutants:
 ## Arbitrary bytes for the codec, arbitrary messages for `step`: SECONDS=600.
 fuzz:
 	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) --fuzz $(SECONDS_OF_FUZZING)
+
+## Every interleaving of small configurations: SECONDS for each scenario.
+model:
+	@$(CARGO) run --release --locked --quiet -p model -- $(if $(SECONDS),$(SECONDS),600)
 
 install:
 	scripts/install
