@@ -45,6 +45,9 @@ pub(crate) struct UpOptions {
     /// How many groups share the ordering work (new clusters)
     #[arg(long)]
     groups: Option<u16>,
+    /// The agreement protocol: minbft or pbft (new clusters)
+    #[arg(long)]
+    agreement: Option<String>,
     /// Where applications connect
     #[arg(long)]
     listen: Option<SocketAddr>,
@@ -183,6 +186,13 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
                 "--groups",
                 options.groups.is_some_and(|groups| groups != file.tunables.groups),
             ),
+            (
+                "--agreement",
+                options
+                    .agreement
+                    .as_ref()
+                    .is_some_and(|word| word != file.tunables.agreement.name()),
+            ),
         ];
         if let Some((option, _)) = fixed.into_iter().find(|(_, differs)| *differs) {
             let path = path.display();
@@ -206,6 +216,9 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
     tunables.listen = options.listen.unwrap_or(tunables.listen);
     if tunables.listen.port() == 0 {
         tunables.listen = std::net::TcpListener::bind(tunables.listen)?.local_addr()?;
+    }
+    if let Some(word) = &options.agreement {
+        tunables.agreement = file::parse_word(word)?;
     }
     if let Some(word) = &options.multi_partition {
         tunables.multi_partition = file::parse_word(word)?;

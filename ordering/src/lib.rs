@@ -1,7 +1,7 @@
 //! Agreement: messages, MinBFT and the protocols beside it; pure (DESIGN.md section 4).
 //!
 //! Nothing here knows sockets, clocks, threads, randomness or files. A shell (crate `cluster`) feeds a
-//! [`minbft::Machine`] with inputs and carries out its outputs in order:
+//! [`minbft::Machine`] or a [`pbft::Machine`] with inputs and carries out its outputs in order:
 //!
 //! | output | what the shell does, and what it feeds back |
 //! |---|---|
@@ -15,6 +15,7 @@
 //! |---|---|
 //! | `identifiers.rs`, `message.rs` | the vocabulary shared with proxies and voters |
 //! | `agreement.rs` | the interface that every protocol has |
+//! | `hosting.rs` | what a shell needs beside it, to host machines of any protocol |
 //! | `configuration.rs` | sizes, limits, timeouts |
 //! | `directory.rs`, `verification.rs` | who is who; [`verified::Verified`] can only be made here |
 //! | `client_table.rs` | exactly once: which numbers of a client have been seen |
@@ -25,6 +26,7 @@ pub mod agreement;
 pub mod client_table;
 pub mod configuration;
 pub mod directory;
+pub mod hosting;
 pub mod identifiers;
 pub mod message;
 pub mod minbft;

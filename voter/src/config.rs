@@ -1,6 +1,7 @@
 //! What a voter is told when it starts. Everything that decides an operation's outcome must be equal on all voters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,8 +80,10 @@ impl VoterLimits {
 pub struct VoterConfig {
     /// The machine that the voter runs on: m1..m(2f+1).
     pub machine: MachineId,
-    /// f: how many machines may be Byzantine. Replicas run on machines m1..m(2f+1).
+    /// f: how many machines may be Byzantine.
     pub faults: usize,
+    /// The machines that hold replicas: m1..m(2f+1) under MinBFT, m0..m(3f) under PBFT.
+    pub replicas: Range<u8>,
     /// The number of groups; an operation's group is `home_number % groups`.
     pub groups: u16,
     /// *Equal.* Which column of which table holds the partition key.

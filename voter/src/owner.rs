@@ -160,7 +160,8 @@ impl<'a> Owner<'a> {
             shared: Arc::new(shared),
             events,
             tasks: JoinSet::new(),
-            votes: VoteCounter::new(config.faults, config.groups, Order(floor + 1)),
+            votes: VoteCounter::new(config.faults, config.groups, Order(floor + 1))
+                .of_replicas(config.replicas.clone()),
             windows: state.windows,
             locks: LockTable::restore(limits, &state.locks),
             fed: BTreeMap::new(),

@@ -4,6 +4,7 @@
 //! Orders leave without gaps. A bounded window of later orders waits; what lies beyond is dropped and fetched again.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use ordering::identifiers::{Digest, GroupId, MachineId, Order};
 use ordering::message::{CommitDbEntry, Request};
@@ -87,6 +88,7 @@ struct Pending {
 pub struct VoteCounter {
     faults: usize,
     groups: u16,
+    replicas: Range<u8>,
     next: u64,
     highest_seen: u64,
     pending: BTreeMap<u64, Pending>,
@@ -94,16 +96,24 @@ pub struct VoteCounter {
 }
 
 impl VoteCounter {
-    /// A counter that starts at `next`, for `faults` = f and a number of groups.
+    /// A counter that starts at `next`, for `faults` = f, a number of groups, and replicas on m1..m(2f+1).
     pub fn new(faults: usize, groups: u16, next: Order) -> Self {
         Self {
             faults,
             groups: groups.max(1),
+            replicas: 1..u8::try_from(2 * faults + 2).unwrap_or(u8::MAX),
             next: next.0,
             highest_seen: 0,
             pending: BTreeMap::new(),
             undecided_body_bytes: BTreeMap::new(),
         }
+    }
+
+    /// Counts the votes of these machines: those that hold replicas.
+    #[must_use]
+    pub fn of_replicas(mut self, replicas: Range<u8>) -> Self {
+        self.replicas = replicas;
+        self
     }
 
     /// The next order that will be handed out.
@@ -143,7 +153,7 @@ impl VoteCounter {
 
     /// Counts one entry of a COMMIT-DB from a machine.
     pub fn count(&mut self, from: MachineId, group: GroupId, entry: CommitDbEntry) -> Counted {
-        if from.0 == 0 || usize::from(from.0) > 2 * self.faults + 1 || group.0 >= self.groups {
+        if !self.replicas.contains(&from.0) || group.0 >= self.groups {
             return Counted::Invalid;
         }
         if entry.order.0 < self.next {

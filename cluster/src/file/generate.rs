@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ordering::identifiers::MachineId;
 use sql::rules::{MultiPartition, PartitionRules};
 
-use super::raw::{self, Agreement, Authentication, Role, Tunables};
+use super::raw::{self, Authentication, Role, Tunables};
 use super::{ClusterFile, FileError, Layout, machine_name, socket_directory};
 use crate::hex;
 use crate::identity::{Identity, IdentityError};
@@ -70,7 +70,7 @@ pub fn generate(
     mut counter: impl FnMut(&Path) -> Result<[u8; 32], String>,
 ) -> Result<ClusterFile, GenerateError> {
     let layout = Layout::new(directory);
-    let machines = 2 * tunables.faults + 2;
+    let machines = tunables.agreement.machines(tunables.faults);
     let mut ports = free_ports(2 * machines + 1)?.into_iter();
     let mut port = || ports.next().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
     let mut text = tunables_text(tunables, port());
@@ -85,7 +85,7 @@ pub fn generate(
             "\n[[machines]]\nname = \"{name}\"\nlink = \"{link}\"\nmetrics = \"{metrics}\"\n\
              identity = \"{identity}\"\ncounter = \"{counter}\"\n"
         );
-        if index > 0 {
+        if (1..=2 * tunables.faults + 1).contains(&usize::from(index)) {
             let socket = quoted(&socket_directory(&layout, id));
             let _ = write!(
                 text,
@@ -148,9 +148,7 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
         timeouts,
         ..
     } = tunables;
-    let agreement = match agreement {
-        Agreement::MinBft => "minbft",
-    };
+    let agreement = agreement.name();
     let counter = counter.name();
     let multi_partition = match multi_partition {
         MultiPartition::Footprint => "footprint",
@@ -163,10 +161,11 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
     let mut text = format!(
         "# The cluster file of CloudBFT: written by `cloudbft up`, read by every process of the cluster.\n\
          # Tunables may be changed while the cluster is down, and must be the same on all machines.\n\n\
-         # f: how many machines may be Byzantine. There are 2f+2 machines: m0 orders, m1 to m(2f+1) replicate.\n\
+         # f: how many machines may be Byzantine. m1 to m(2f+1) hold a database each.\n\
          faults = {faults}\n\
          # Groups of replicas that share the ordering work.\n\
          groups = {groups}\n\
+         # Agreement: minbft (2f+2 machines with trusted counters; m0 only orders) or pbft (3f+1 machines, no counter).\n\
          agreement = \"{agreement}\"\n\
          # Trusted counter: ed25519 (anyone can verify), blake3 (faster), process (ed25519 in its own process).\n\
          counter = \"{counter}\"\n\

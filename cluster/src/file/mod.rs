@@ -50,7 +50,7 @@ pub struct Machine {
     pub identity: [u8; 32],
     /// The public identity of its trusted counter.
     pub counter: [u8; 32],
-    /// Its database node; m0 has none.
+    /// Its database node: m1..m(2f+1) have one.
     pub database: Option<Database>,
 }
 
@@ -83,7 +83,7 @@ pub struct ClusterFile {
     pub path: PathBuf,
     /// What may be tuned.
     pub tunables: Tunables,
-    /// All 2f+2 machines, m0 first.
+    /// All machines, m0 first: 2f+2 under MinBFT, 3f+1 under PBFT.
     pub machines: Vec<Machine>,
     /// All clients.
     pub clients: Vec<Client>,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use ordering::configuration::{Faults, Protocol};
 use ordering::identifiers::{ClientId, MachineId};
 use serde::Deserialize;
 use sql::rules::{MultiPartition, PartitionRules};
@@ -82,6 +83,39 @@ pub enum Agreement {
     /// MinBFT: 2f+1 replicas and trusted counters.
     #[default]
     MinBft,
+    /// PBFT: 3f+1 replicas, no trusted counter.
+    Pbft,
+}
+
+impl Agreement {
+    /// As in the cluster file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Agreement::MinBft => "minbft",
+            Agreement::Pbft => "pbft",
+        }
+    }
+
+    /// As `ordering` calls it.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Agreement::MinBft => Protocol::MinBft,
+            Agreement::Pbft => Protocol::Pbft,
+        }
+    }
+
+    /// The machines that hold replicas.
+    pub fn replicas(self, faults: usize) -> Range<u8> {
+        let faults = Faults(u8::try_from(faults).unwrap_or(u8::MAX / 4));
+        let machines = self.protocol().machines(faults);
+        machines - self.protocol().replicas(faults)..machines
+    }
+
+    /// How many machines a cluster has: 2f+2 or 3f+1.
+    pub fn machines(self, faults: usize) -> usize {
+        let faults = Faults(u8::try_from(faults).unwrap_or(u8::MAX / 4));
+        usize::from(self.protocol().machines(faults))
+    }
 }
 
 /// The kind of trusted counter.
@@ -404,13 +438,15 @@ impl Parsed<'_> {
     }
 
     fn machines(&self) -> Result<Vec<Machine>, FileError> {
-        let expected = 2 * self.tunables.faults + 2;
+        let (faults, agreement) = (self.tunables.faults, self.tunables.agreement);
+        let expected = agreement.machines(faults);
         if self.machines.len() != expected {
             let message = format!(
-                "{} machines are listed; 2f+2 = {expected} are needed",
-                self.machines.len()
+                "{} machines are listed; {} needs {expected}",
+                self.machines.len(),
+                agreement.name()
             );
-            let remedy = "list m0 (the first primary) and m1 to m(2f+1), or change `faults`";
+            let remedy = "list 2f+2 machines (minbft) or 3f+1 (pbft), m0 first, or change `faults`";
             return Err(match self.machines.last() {
                 Some(last) => self.error(last.name.span(), message, remedy),
                 None => self.error_at("faults", message, remedy),
@@ -428,11 +464,12 @@ impl Parsed<'_> {
                     format!("name it {name}: machines are m0, m1, ..."),
                 ));
             }
-            if raw.database.is_some() != (index > 0) {
-                let (message, remedy) = if index == 0 {
+            let holds_voter = (1..=2 * faults + 1).contains(&usize::from(index));
+            if raw.database.is_some() != holds_voter {
+                let (message, remedy) = if !holds_voter {
                     (
-                        "m0 orders and never executes: it has no database",
-                        "remove machines.database of m0",
+                        "only m1 to m(2f+1) have a database",
+                        "remove machines.database of this machine",
                     )
                 } else {
                     (

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ordering::configuration::Configuration;
+use ordering::hosting::Hosted;
 use ordering::identifiers::MachineId;
-use ordering::minbft::{Admission, LogAnswer, LogIndex, LogReader, Machine, Record, Recovery};
+use ordering::minbft::{Admission, LogAnswer, LogIndex};
 use tokio::sync::mpsc;
 use trusted_counter::TrustedCounter;
 use voter::VoterInput;
@@ -17,8 +18,8 @@ use crate::link::{Frame, Links, Peer};
 use crate::log::{Log, Reader};
 
 /// A machine as its log has it.
-pub(super) struct Restored {
-    pub(super) machine: Machine,
+pub(super) struct Restored<H> {
+    pub(super) machine: H,
     pub(super) index: LogIndex,
 }
 
@@ -26,13 +27,13 @@ pub(super) struct Restored {
 ///
 /// # Errors
 /// When a record cannot be read or understood.
-pub(super) fn restore(
+pub(super) fn restore<H: Hosted>(
     log: &Log,
     configuration: Configuration,
     identity: &Identity,
     counter: &mut dyn TrustedCounter,
-) -> Result<Restored, NodeError> {
-    let mut recovery = Recovery::new();
+) -> Result<Restored<H>, NodeError> {
+    let mut recovery = H::Recovery::default();
     let mut index = LogIndex::default();
     let mut reader = log.read(1)?;
     let (mut records, mut last) = (0_u64, 0);
@@ -40,10 +41,10 @@ pub(super) fn restore(
         .next_record()
         .map_err(|error| NodeError::Replay(error.to_string()))?
     {
-        let record: Record = borsh::from_slice(&stored.payload)
+        let record: H::Record = borsh::from_slice(&stored.payload)
             .map_err(|error| NodeError::Replay(format!("record {}: {error}", stored.position)))?;
         index.add(stored.position << INDEX_SHIFT, &record);
-        recovery.push(record);
+        H::recover(&mut recovery, record);
         (records, last) = (records + 1, stored.position);
     }
     if records > 0 && last + 1 != log.next() {
@@ -60,28 +61,28 @@ pub(super) fn restore(
         epoch: counter.epoch(),
         positions: positions.map_err(NodeError::Counter)?,
     };
-    let machine = Machine::new(configuration, identity.signing_key().clone(), admission, recovery);
+    let machine = H::start(configuration, identity.signing_key().clone(), admission, recovery);
     Ok(Restored { machine, index })
 }
 
 /// An answer that is collected from the log beside the owner task.
-pub(super) struct Reading {
+pub(super) struct Reading<H: Hosted> {
     pub(super) directory: PathBuf,
     pub(super) position: u64,
-    pub(super) reader: LogReader,
+    pub(super) reader: H::LogReader,
     pub(super) me: MachineId,
     pub(super) links: Arc<Links>,
     pub(super) voter: Option<mpsc::Sender<VoterInput>>,
 }
 
-impl Reading {
+impl<H: Hosted> Reading<H> {
     /// Reads and answers; blocks.
     pub(super) fn run(mut self) {
         if let Err(error) = self.read() {
             tracing::error!(%error, "the log cannot be read for an answer");
             return;
         }
-        match self.reader.finish() {
+        match H::answer(self.reader) {
             LogAnswer::Voter { to, messages } if to == self.me => {
                 let inputs = messages
                     .into_iter()
@@ -105,13 +106,13 @@ impl Reading {
 
     fn read(&mut self) -> Result<(), NodeError> {
         let mut stored = Reader::open(&self.directory, self.position)?;
-        while !self.reader.is_full() {
+        while !H::is_full(&self.reader) {
             let next = stored
                 .next_record()
                 .map_err(|error| NodeError::Replay(error.to_string()))?;
             let Some(record) = next else { break };
             let record = borsh::from_slice(&record.payload).map_err(|error| NodeError::Replay(error.to_string()))?;
-            self.reader.push(record);
+            H::read(&mut self.reader, record);
         }
         Ok(())
     }

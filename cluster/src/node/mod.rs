@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 use ordering::agreement::{Input, MisbehaviourKind};
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::{Directory, MachineEntry};
+use ordering::hosting::Hosted;
 use ordering::identifiers::MachineId;
+use ordering::{minbft, pbft};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use voter::{PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
@@ -31,7 +33,7 @@ pub use status::NodeStatus;
 
 use crate::clock::Clock;
 use crate::counter::{self, CounterSetupError, OpenCounter};
-use crate::file::{ClusterFile, Machine, machine_name};
+use crate::file::{Agreement, ClusterFile, Machine, machine_name};
 use crate::http::{self, Answer};
 use crate::identity::{Identity, IdentityError};
 use crate::link::{Frame, Links, Peer, PeerAddress};
@@ -107,6 +109,18 @@ pub enum NodeError {
 /// # Errors
 /// When it cannot be set up, or when its log or counter fails.
 pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
+    match file.tunables.agreement {
+        Agreement::MinBft => host::<minbft::Machine>(file, me, shutdown).await,
+        Agreement::Pbft => host::<pbft::Machine>(file, me, shutdown).await,
+    }
+}
+
+/// [`run`], with the protocol's machine.
+async fn host<H: Hosted>(
+    file: &ClusterFile,
+    me: MachineId,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), NodeError> {
     let metrics = crate::metrics::install(file, &machine_name(me))?;
     let machine = file.machine(me).ok_or(NodeError::Unlisted(me))?;
     let identity = Identity::read(&file.layout().machine_identity(me))?;
@@ -117,7 +131,12 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
     let (log, durable) = open_log(file, me).await?;
     let directory = directory(file, verifier)?;
     let configuration = configuration(file, me)?;
-    let restored = history::restore(&log, configuration, &identity, &mut *counter)?;
+    let peers_of = |machines: &mut dyn Iterator<Item = MachineId>| -> Vec<Peer> {
+        machines.filter(|id| *id != me).map(Peer::Machine).collect()
+    };
+    let replicas = peers_of(&mut configuration.replica_machines());
+    let voters = peers_of(&mut receiver::voters(file.tunables.faults));
+    let restored = history::restore::<H>(&log, configuration, &identity, &mut *counter)?;
 
     let (voter_outputs, outputs) = mpsc::channel(VOTER_OUTPUTS_MAX);
     let voter = machine
@@ -129,7 +148,7 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
     let addresses = peers(file, me);
     let voter_input = voter.as_ref().map(VoterHandle::input);
     let everybody = addresses.iter().map(|address| address.peer);
-    let receiver = NodeReceiver::new(directory, owner_inputs.clone(), voter_input.clone(), everybody);
+    let receiver = NodeReceiver::<H>::new(directory, owner_inputs.clone(), voter_input.clone(), everybody);
     let listener = listen(machine.link).await?;
     let links = Arc::new(Links::start(
         Peer::Machine(me),
@@ -138,10 +157,6 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
         Some(listener),
         Arc::new(receiver),
     )?);
-    let replicas: Vec<_> = receiver::voters(file.tunables.faults)
-        .filter(|id| *id != me)
-        .map(Peer::Machine)
-        .collect();
     tokio::spawn(send_voter_outputs(
         me,
         outputs,
@@ -166,6 +181,7 @@ pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output
             .map(|other| Peer::Machine(other.id))
             .collect(),
         replicas,
+        voters,
         board,
         clock,
         persisting: VecDeque::new(),
@@ -254,6 +270,7 @@ fn faults(file: &ClusterFile) -> Faults {
 
 fn configuration(file: &ClusterFile, me: MachineId) -> Result<Configuration, NodeError> {
     let mut configuration = Configuration::new(me, faults(file), file.tunables.groups);
+    configuration.protocol = file.tunables.agreement.protocol();
     configuration.batch_entries_max = file.tunables.limits.batch_entries_max;
     configuration.batches_in_flight_max = file.tunables.limits.batches_in_flight_max;
     configuration.clock_ahead_max_us = file.tunables.timeouts.clock_skew_ms_max.saturating_mul(1000);
@@ -300,6 +317,7 @@ fn voter_config(file: &ClusterFile, machine: &Machine) -> VoterConfig {
     VoterConfig {
         machine: machine.id,
         faults: file.tunables.faults,
+        replicas: file.tunables.agreement.replicas(file.tunables.faults),
         groups: file.tunables.groups,
         rules: file.rules().clone(),
         postgres: PostgresConfig {
@@ -321,12 +339,12 @@ fn voter_config(file: &ClusterFile, machine: &Machine) -> VoterConfig {
 }
 
 /// Carries a voter's outputs to whom they are for.
-async fn send_voter_outputs(
+async fn send_voter_outputs<H: Hosted>(
     me: MachineId,
     mut outputs: mpsc::Receiver<VoterOutput>,
     links: Arc<Links>,
     machines: usize,
-    owner: mpsc::Sender<Arrival>,
+    owner: mpsc::Sender<Arrival<H>>,
 ) {
     let others: Vec<_> = (0_u8..)
         .take(machines)

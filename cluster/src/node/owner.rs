@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ordering::agreement::{Agreement, Input, Now, To};
+use ordering::agreement::{Input, Now, Output, To};
+use ordering::hosting::Hosted;
 use ordering::identifiers::MachineId;
 use ordering::message::CommitDb;
-use ordering::minbft::{LogIndex, LogReader, Machine, Message, Output};
+use ordering::minbft::LogIndex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 use trusted_counter::TrustedCounter;
@@ -30,9 +31,9 @@ const GAUGES_MS: u64 = 250;
 pub(super) const INDEX_SHIFT: u32 = 10;
 
 /// What the owner task owns.
-pub(super) struct Owner {
+pub(super) struct Owner<H> {
     pub(super) me: MachineId,
-    pub(super) machine: Machine,
+    pub(super) machine: H,
     pub(super) counter: Box<dyn TrustedCounter + Send>,
     pub(super) log: Arc<Log>,
     pub(super) index: LogIndex,
@@ -40,8 +41,10 @@ pub(super) struct Owner {
     pub(super) voter: Option<mpsc::Sender<VoterInput>>,
     /// All other machines.
     pub(super) others: Vec<Peer>,
-    /// All other machines that hold replicas and voters.
+    /// All other machines that hold replicas.
     pub(super) replicas: Vec<Peer>,
+    /// All other machines that hold voters.
+    pub(super) voters: Vec<Peer>,
     pub(super) board: StatusBoard,
     pub(super) clock: Clock,
     /// Log positions and the agreement's numbers of records that are not durable yet.
@@ -49,14 +52,14 @@ pub(super) struct Owner {
     pub(super) gauges_set: Instant,
 }
 
-impl Owner {
+impl<H: Hosted> Owner<H> {
     /// Steps until `shutdown` completes.
     ///
     /// # Errors
     /// When the log or the trusted counter fails: nothing can be promised any more.
     pub(super) async fn run(
         mut self,
-        mut arrivals: mpsc::Receiver<Arrival>,
+        mut arrivals: mpsc::Receiver<Arrival<H>>,
         mut durable: watch::Receiver<LogEvent>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), NodeError> {
@@ -120,7 +123,7 @@ impl Owner {
     }
 
     /// One input, and all that follows from it within this machine.
-    fn step(&mut self, input: Input<Message>) -> Result<(), NodeError> {
+    fn step(&mut self, input: Input<H::Message>) -> Result<(), NodeError> {
         let mut inputs = VecDeque::from([input]);
         let mut outputs = Vec::new();
         while let Some(input) = inputs.pop_front() {
@@ -135,7 +138,10 @@ impl Owner {
         Ok(())
     }
 
-    fn carry_out(&mut self, output: Output) -> Result<Option<Input<Message>>, NodeError> {
+    fn carry_out(
+        &mut self,
+        output: Output<H::Message, H::Record, H::LogReader>,
+    ) -> Result<Option<Input<H::Message>>, NodeError> {
         match output {
             Output::Persist { sequence, record } => {
                 let payload = borsh::to_vec(&record).map_err(NodeError::Encoding)?;
@@ -161,7 +167,7 @@ impl Owner {
         Ok(None)
     }
 
-    fn send(&self, to: To, message: &Message) -> Result<(), NodeError> {
+    fn send(&self, to: To, message: &H::Message) -> Result<(), NodeError> {
         let bytes = Bytes::from(borsh::to_vec(message).map_err(NodeError::Encoding)?);
         let frame = Frame::Agreement(bytes);
         match to {
@@ -178,7 +184,7 @@ impl Owner {
         let mut digests = message.clone();
         digests.entries.iter_mut().for_each(|entry| entry.request = None);
         self.links
-            .send_to_all(self.replicas.iter().copied(), &Frame::CommitDb(digests));
+            .send_to_all(self.voters.iter().copied(), &Frame::CommitDb(digests));
         self.to_own_voter(message);
     }
 
@@ -201,9 +207,9 @@ impl Owner {
     }
 
     /// Reads beside the owner task.
-    fn read_log(&self, reader: LogReader) {
-        let position = self.index.offset(reader.from()) >> INDEX_SHIFT;
-        let reading = history::Reading {
+    fn read_log(&self, reader: H::LogReader) {
+        let position = self.index.offset(H::wanted_from(&reader)) >> INDEX_SHIFT;
+        let reading = history::Reading::<H> {
             directory: self.log.directory().to_owned(),
             position,
             reader,

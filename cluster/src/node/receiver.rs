@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use ordering::agreement::Input;
 use ordering::directory::Directory;
+use ordering::hosting::Hosted;
 use ordering::identifiers::MachineId;
 use ordering::message::ClientMessage;
-use ordering::minbft::{Message, verify_message};
 use ordering::verified::Rejection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use voter::VoterInput;
@@ -19,30 +19,30 @@ use crate::link::{Frame, Peer, Receiver};
 const PEER_BYTES_MAX: usize = 64 << 20;
 
 /// An input for the owner task, with its claim on the sender's budget.
-pub(super) struct Arrival {
-    pub(super) input: Input<Message>,
+pub(super) struct Arrival<H: Hosted> {
+    pub(super) input: Input<H::Message>,
     pub(super) _claim: Option<OwnedSemaphorePermit>,
 }
 
-impl Arrival {
+impl<H: Hosted> Arrival<H> {
     /// An input from this machine itself.
-    pub(super) fn own(input: Input<Message>) -> Self {
+    pub(super) fn own(input: Input<H::Message>) -> Self {
         Self { input, _claim: None }
     }
 }
 
 /// The receiving side of a node's links.
-pub(super) struct NodeReceiver {
+pub(super) struct NodeReceiver<H: Hosted> {
     directory: Directory,
-    owner: mpsc::Sender<Arrival>,
+    owner: mpsc::Sender<Arrival<H>>,
     voter: Option<mpsc::Sender<VoterInput>>,
     budgets: BTreeMap<Peer, Arc<Semaphore>>,
 }
 
-impl NodeReceiver {
+impl<H: Hosted> NodeReceiver<H> {
     pub(super) fn new(
         directory: Directory,
-        owner: mpsc::Sender<Arrival>,
+        owner: mpsc::Sender<Arrival<H>>,
         voter: Option<mpsc::Sender<VoterInput>>,
         peers: impl Iterator<Item = Peer>,
     ) -> Self {
@@ -57,7 +57,7 @@ impl NodeReceiver {
         }
     }
 
-    async fn to_owner(&self, from: Peer, bytes: usize, input: Input<Message>) {
+    async fn to_owner(&self, from: Peer, bytes: usize, input: Input<H::Message>) {
         let bytes = u32::try_from(bytes.min(PEER_BYTES_MAX)).unwrap_or(u32::MAX);
         let claim = match self.budgets.get(&from) {
             Some(budget) => Arc::clone(budget).acquire_many_owned(bytes).await.ok(),
@@ -76,7 +76,7 @@ impl NodeReceiver {
     }
 
     /// Decodes and verifies what needs it; `None` when it went to the voter or is refused.
-    fn verified(&self, from: Peer, frame: Frame) -> Result<Option<Input<Message>>, Rejection> {
+    fn verified(&self, from: Peer, frame: Frame) -> Result<Option<Input<H::Message>>, Rejection> {
         let machine = match from {
             Peer::Machine(machine) => machine,
             Peer::Client(client) => {
@@ -99,7 +99,7 @@ impl NodeReceiver {
             Frame::Request(request) => Some(Input::Request(self.directory.verify_request(request)?)),
             Frame::Agreement(bytes) => {
                 let message = borsh::from_slice(&bytes).map_err(|_| Rejection::Malformed)?;
-                let message = verify_message(machine, message, &self.directory)?;
+                let message = H::verify(machine, message, &self.directory)?;
                 Some(Input::Message { from: machine, message })
             }
             Frame::CommitDb(message) => {
@@ -118,7 +118,7 @@ impl NodeReceiver {
     }
 }
 
-impl Receiver for NodeReceiver {
+impl<H: Hosted> Receiver for NodeReceiver<H> {
     async fn receive(&self, from: Peer, frame: Frame, bytes: usize) {
         let signed = matches!(frame, Frame::Request(_) | Frame::Agreement(_));
         let started = Instant::now();

@@ -90,3 +90,86 @@ impl End {
 pub(crate) fn point_of(stable: &Option<StableCheckpoint>) -> HistoryPoint {
     stable.as_ref().map_or(HistoryPoint::GENESIS, |stable| stable.point)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identifiers::{GroupId, MachineId, View};
+    use crate::minbft::PrepareEntry;
+
+    /// A batch of two entries; `mark` tells it from others.
+    fn certificate(view: u64, number: u64, mark: u8) -> Arc<Certificate> {
+        let entry = PrepareEntry {
+            group: GroupId(0),
+            digest: [mark; 32],
+        };
+        Arc::new(Certificate {
+            view: View(view),
+            batch: Arc::new(Batch {
+                number,
+                first: Order(2 * number - 1),
+                time_us: 10 * number,
+                entries: vec![entry; 2],
+            }),
+            signatures: Vec::new(),
+        })
+    }
+
+    fn view_change(machine: u8, stable: u64, prepared: Vec<Arc<Certificate>>) -> Arc<ViewChange> {
+        let point = HistoryPoint {
+            order: Order(2 * stable),
+            time_us: 10 * stable + 1,
+            value: stable,
+            ..HistoryPoint::GENESIS
+        };
+        let signatures = Vec::new();
+        Arc::new(ViewChange {
+            machine: MachineId(machine),
+            view: View(9),
+            requests: Vec::new(),
+            stable: (stable > 0).then_some(StableCheckpoint { point, signatures }),
+            prepared,
+            signature: [0; 64],
+        })
+    }
+
+    /// Base and the marks of the batches, in whatever order the view changes stand.
+    fn outcome(mut view_changes: Vec<Arc<ViewChange>>) -> (u64, Vec<u8>) {
+        let outcome = compute(view_changes.iter());
+        view_changes.reverse();
+        assert_eq!(compute(view_changes.iter()), outcome, "the order does not matter");
+        let marks = outcome.batches.iter().map(|batch| batch.entries[0].digest[0]);
+        (point_of(&outcome.stable).value, marks.collect())
+    }
+
+    #[test]
+    fn all_view_changes_count_and_the_highest_view_wins() {
+        let all = vec![
+            view_change(0, 0, vec![certificate(1, 1, 1), certificate(1, 2, 2)]),
+            view_change(1, 0, vec![certificate(3, 2, 5)]),
+            view_change(2, 0, vec![certificate(2, 2, 4), certificate(2, 3, 6)]),
+        ];
+        assert_eq!(outcome(all), (0, vec![1, 5, 6]));
+    }
+
+    #[test]
+    fn the_highest_checkpoint_is_the_base() {
+        let all = vec![
+            view_change(0, 0, vec![certificate(1, 1, 1), certificate(1, 3, 3)]),
+            view_change(1, 2, vec![]),
+            view_change(2, 1, vec![certificate(1, 2, 2), certificate(1, 4, 4)]),
+        ];
+        assert_eq!(outcome(all), (2, vec![3, 4]));
+    }
+
+    #[test]
+    fn a_gap_or_a_batch_that_does_not_continue_ends_it() {
+        let gap = vec![view_change(0, 0, vec![certificate(1, 1, 1), certificate(1, 3, 3)])];
+        assert_eq!(outcome(gap), (0, vec![1]));
+        let mut other = (*certificate(1, 2, 2)).clone();
+        Arc::make_mut(&mut other.batch).first = Order(4);
+        let prepared = vec![certificate(1, 1, 1), Arc::new(other), certificate(1, 3, 3)];
+        assert_eq!(outcome(vec![view_change(0, 0, prepared)]), (0, vec![1]));
+        assert_eq!(outcome(vec![view_change(0, 0, vec![])]), (0, vec![]));
+    }
+}

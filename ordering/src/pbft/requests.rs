@@ -202,7 +202,7 @@ impl Machine {
 
     /// How long a request may wait in this view.
     pub(crate) fn patience_us(&self) -> u64 {
-        self.configuration.request_timeout_us << self.view.backoff
+        self.configuration.request_us << self.view.backoff
     }
 
     /// When the oldest request has waited too long: nothing was decided for a timeout, or it alone is passed over.

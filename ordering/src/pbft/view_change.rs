@@ -268,9 +268,8 @@ impl Machine {
     /// Takes part in a view that begins with this outcome.
     fn enter_view(&mut self, view: View, outcome: Outcome, out: &mut Vec<Output>) {
         let base = point_of(&outcome.stable);
-        let end = outcome.batches.last().map_or(End::after(&base), |batch| End::of(batch));
-        if end.order <= self.history.point.order {
-            // What we have decided is not in it: more than f machines are faulty.
+        if !self.holds_what_we_decided(&outcome) {
+            // More than f machines are faulty.
             self.stop(MisbehaviourKind::Contradiction, out);
             return;
         }
@@ -299,6 +298,11 @@ impl Machine {
         for batch in outcome.batches {
             self.install_again(&batch, out);
         }
+        let low = self.low_point();
+        if self.view.next.number <= low.value {
+            // We have fetched more than the view began with: it was decided in this view, or a later one.
+            self.view.next = End::after(&low);
+        }
         self.view.fresh = self.view.next.number;
         self.view.progress_us = self.now.monotonic_us;
         self.waiting.restart(self.now.monotonic_us);
@@ -312,6 +316,19 @@ impl Machine {
                 Early::Commit(commit) => self.on_commit(from, commit, out),
             }
         }
+    }
+
+    /// Whether a view begins with every batch that we have decided above its base and our own checkpoint. (What is
+    /// below ours may have been decided in this view, and fetched, before we heard how it began.)
+    fn holds_what_we_decided(&self, outcome: &Outcome) -> bool {
+        let base = point_of(&outcome.stable).value.max(self.low_point().value);
+        let decided = self.window.slots.range(base.saturating_add(1)..);
+        let mut decided = decided.filter(|(_, slot)| slot.is_delivered);
+        let stays = |number: u64, digest| {
+            let mut batches = outcome.batches.iter();
+            batches.any(|batch| batch.number == number && batch.digest() == digest)
+        };
+        decided.all(|(number, slot)| stays(*number, slot.digest))
     }
 
     /// The stable checkpoint with which a view begins: ours, or one that we have to reach.

@@ -27,9 +27,11 @@ pub(crate) enum Lie {
     OneGroup,
     /// Sends everything only to half of the machines.
     Selective,
+    /// Gives requests to groups that are not in charge of them.
+    WrongGroup,
 }
 
-pub(crate) const LIES: [Lie; 8] = [
+pub(crate) const LIES: [Lie; 9] = [
     Lie::Equivocate,
     Lie::DoNotLead,
     Lie::Silent,
@@ -38,6 +40,7 @@ pub(crate) const LIES: [Lie; 8] = [
     Lie::VoteWrong,
     Lie::OneGroup,
     Lie::Selective,
+    Lie::WrongGroup,
 ];
 
 pub(crate) struct Adversary {
@@ -70,6 +73,7 @@ impl Adversary {
                 }
                 None
             }
+            (Lie::WrongGroup, Message::PrePrepare(proposal)) => Some(wrong_group(key, proposal)),
             (Lie::Equivocate, Message::PrePrepare(proposal)) => self.propose_another(key, proposal, is_half),
             (Lie::Equivocate, Message::Prepare(prepare)) if is_half => {
                 let other = self.others.get(&(prepare.view, prepare.number));
@@ -107,15 +111,8 @@ impl Adversary {
             time_us: proposal.batch.time_us + 1,
             ..(*proposal.batch).clone()
         };
-        let digest = batch.digest();
-        self.others.insert((proposal.view, batch.number), digest);
-        let signed = PrePrepare::signed(proposal.view, batch.number, &digest);
-        let other = PrePrepare {
-            view: proposal.view,
-            batch: Arc::new(batch),
-            signature: key.sign(&signed).to_bytes(),
-        };
-        is_half.then(|| Message::PrePrepare(Arc::new(other)))
+        self.others.insert((proposal.view, batch.number), batch.digest());
+        is_half.then(|| sign_proposal(key, proposal.view, batch))
     }
 
     /// As few view changes as will do, those with the fewest certificates.
@@ -137,6 +134,22 @@ impl Adversary {
         view_changes.sort_by_key(|view_change| view_change.machine);
         sign_new_view(key, new_view.view, view_changes)
     }
+}
+
+/// A proposal of the primary with this key.
+pub(crate) fn sign_proposal(key: &SigningKey, view: View, batch: Batch) -> Message {
+    let signed = PrePrepare::signed(view, batch.number, &batch.digest());
+    Message::PrePrepare(Arc::new(PrePrepare {
+        view,
+        batch: Arc::new(batch),
+        signature: key.sign(&signed).to_bytes(),
+    }))
+}
+
+fn wrong_group(key: &SigningKey, proposal: &PrePrepare) -> Message {
+    let mut batch = (*proposal.batch).clone();
+    batch.entries.iter_mut().for_each(|entry| entry.group.0 ^= 1);
+    sign_proposal(key, proposal.view, batch)
 }
 
 fn sign_prepare(key: &SigningKey, prepare: &Prepare, digest: Digest) -> Message {
@@ -173,7 +186,7 @@ fn omit(key: &SigningKey, view_change: &ViewChange) -> Arc<ViewChange> {
 }
 
 /// Claims that other batches were prepared, in the view before.
-pub(crate) fn forge(key: &SigningKey, view_change: &ViewChange) -> Arc<ViewChange> {
+fn forge(key: &SigningKey, view_change: &ViewChange) -> Arc<ViewChange> {
     let mut forged = view_change.clone();
     for certificate in &mut forged.prepared {
         let batch = Batch {

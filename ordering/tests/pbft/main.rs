@@ -8,4 +8,5 @@ mod checks;
 mod cluster;
 mod rules;
 mod scenarios;
+mod verification;
 mod view_changes;

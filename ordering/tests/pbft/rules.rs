@@ -146,6 +146,32 @@ fn a_request_that_comes_again_is_ordered_once() {
 }
 
 #[test]
+fn a_request_that_was_decided_long_ago_is_not_ordered_again() {
+    // Nothing of it is in memory but the client table; after a restart, that of the log.
+    for restarts in [false, true] {
+        let mut cluster = Cluster::tuned(24, 1, 2, |configuration| configuration.tail_bytes_max = 0);
+        submit_for(&mut cluster, 20);
+        settle(&mut cluster, "before");
+        cluster.run(1_000_000);
+        submit_for(&mut cluster, 10);
+        settle(&mut cluster, "after");
+        if restarts {
+            cluster.crash_all();
+            cluster.start_all();
+            assert!(cluster.run_until(1_000_000, Cluster::is_live));
+        }
+        for index in 0..20 {
+            for machine in cluster.machines() {
+                cluster.send_request(index, machine);
+            }
+        }
+        cluster.run(1_000_000);
+        assert_eq!(cluster.decided.len(), 30);
+        assert_eq!(cluster.machine(M1).status().bodies, 0);
+    }
+}
+
+#[test]
 fn a_client_with_two_bodies_for_one_number_deposes_nobody() {
     let mut cluster = Cluster::new(21, 1, 1);
     cluster.submit_as(0, 7, 1);

@@ -1,11 +1,12 @@
 //! One test for each rule of the view change: it fails when the rule is taken out.
 
-use crate::adversary::{Adversary, Lie, sign_new_view};
+use crate::adversary::{Adversary, Lie, sign_new_view, sign_proposal};
 use crate::cluster::Cluster;
 use crate::scenarios::{settle, submit_for};
 use ordering::agreement::{Agreement, MisbehaviourKind};
-use ordering::identifiers::{MachineId, Order, View};
-use ordering::pbft::{Message, Record};
+use ordering::identifiers::{GroupId, MachineId, Order, View};
+use ordering::minbft::PrepareEntry;
+use ordering::pbft::{Batch, Message, Record};
 
 const M0: MachineId = MachineId(0);
 const M1: MachineId = MachineId(1);
@@ -120,15 +121,44 @@ fn view_changes_are_sent_again() {
 
 #[test]
 fn new_views_are_sent_again() {
-    let mut cluster = Cluster::new(46, 1, 1);
+    let m6 = MachineId(6);
+    let mut cluster = Cluster::new(46, 2, 1);
     submit_for(&mut cluster, 5);
     cluster.crash(M0);
-    cluster.filter = |_, to, message| to != M3 || !matches!(message, Message::NewView(_));
+    cluster.filter = |_, to, message| to != MachineId(6) || !matches!(message, Message::NewView(_));
     cluster.submit();
     cluster.run(1_500_000);
+    assert!(!cluster.is_live());
     cluster.heal();
-    assert!(cluster.run_until(1_000_000, Cluster::is_done), "{}", cluster.describe());
+    // m6 is not left with what checkpoints give it: it takes part.
+    let takes_part = |cluster: &Cluster| cluster.is_live() && cluster.machine(m6).status().view == View(1);
+    assert!(cluster.run_until(2_000_000, takes_part), "{}", cluster.describe());
     settle(&mut cluster, "again");
+}
+
+#[test]
+fn a_request_in_a_batch_that_was_given_up_is_ordered_later() {
+    // m0's batch reaches m1 only, and nobody else knows its request; then m0 is gone, and the client too.
+    let mut cluster = Cluster::new(50, 1, 1);
+    submit_for(&mut cluster, 5);
+    assert!(cluster.run_until(1_000_000, Cluster::is_done));
+    cluster.filter = |from, to, message| from != M0 || to == M1 || !matches!(message, Message::PrePrepare(_));
+    let digest = cluster.submit();
+    cluster.give_up_requests();
+    let index = cluster.submitted.len() - 1;
+    cluster.send_request(index, M0);
+    cluster.send_request(index, M1);
+    cluster.run(10_000);
+    assert_eq!(
+        cluster.machine(M1).status().prepared,
+        Order(6),
+        "m1 has accepted the batch"
+    );
+    cluster.crash(M0);
+    cluster.heal();
+    cluster.submit();
+    assert!(cluster.run_until(3_000_000, Cluster::is_done), "{}", cluster.describe());
+    assert!(cluster.is_decided(&digest));
 }
 
 #[test]
@@ -191,27 +221,31 @@ fn both_proposals_of_a_primary_prove_that_it_lies() {
         (status.view, status.prepared)
     };
     assert_eq!(other(M1, &cluster), (View(0), Order(1)));
-    let key = cluster.keys[0].clone();
-    let proposal = ordering::pbft::Batch {
+    let other = Batch {
         number: 1,
         first: Order(1),
         time_us: 1_700_000_000_000_500,
-        entries: vec![ordering::minbft::PrepareEntry {
-            group: ordering::identifiers::GroupId(0),
+        entries: vec![PrepareEntry {
+            group: GroupId(0),
             digest: [9; 32],
         }],
     };
-    let signed = ordering::pbft::PrePrepare::signed(View(0), 1, &proposal.digest());
-    let signature = ed25519_dalek::Signer::sign(&key, &signed).to_bytes();
-    let message = Message::PrePrepare(std::sync::Arc::new(ordering::pbft::PrePrepare {
-        view: View(0),
-        batch: std::sync::Arc::new(proposal),
-        signature,
-    }));
+    let message = sign_proposal(&cluster.keys[0], View(0), other);
     cluster.transmit(M0, M1, &message);
     cluster.run(1_000);
     assert!(cluster.reports.contains(&(M0, MisbehaviourKind::Contradiction)));
     settle(&mut cluster, "proven");
+}
+
+#[test]
+fn a_primary_that_gives_requests_to_wrong_groups_is_replaced() {
+    let mut cluster = Cluster::new(123, 1, 2);
+    cluster.adversaries.insert(M0, Adversary::new(Lie::WrongGroup, 1));
+    submit_for(&mut cluster, 20);
+    // At each delivery it is checked that the group is in charge.
+    settle(&mut cluster, "wrong group");
+    assert!(cluster.reports.contains(&(M0, MisbehaviourKind::WrongPrepare)));
+    assert!(cluster.machine(M1).status().view > View(0));
 }
 
 #[test]

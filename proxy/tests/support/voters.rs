@@ -52,6 +52,7 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> Voter
     VoterConfig {
         machine,
         faults: 1,
+        replicas: 1..4,
         groups: 1,
         rules,
         postgres: server.config(),

@@ -132,6 +132,7 @@ impl Rig {
         let config = VoterConfig {
             machine: MachineId(1),
             faults: 1,
+            replicas: 1..4,
             groups: 1,
             rules: rules(),
             postgres: self.server.config(),
