@@ -2,7 +2,12 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench
+.PHONY: run test install lint bench sim mutants fuzz model
+
+# What `make sim` runs.
+PROTOCOL ?= minbft
+SEEDS ?= 1000
+SECONDS_OF_FUZZING = $(if $(SECONDS),$(SECONDS),60)
 
 ## TPC-C with two warehouses through the proxy for 30 s on a new cluster, checked and reported.
 run: install
@@ -27,6 +32,24 @@ lint:
 bench: install
 	$(CARGO) build --release --locked --bin cloudbft
 	target/release/cloudbft bench compare --warehouses 2 --terminals 8 --seconds 20
+
+## Clusters in virtual time, faults and adversaries drawn from seeds: SEEDS=10000, or one with its event log: SEED=n.
+## PROTOCOL=minbft; OPTIONS="faults=2 loss_percent=0" overrides what the seeds draw. Exit code: 2 safety, 3 liveness.
+sim:
+	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) \
+	  $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(OPTIONS)
+
+## What is broken on purpose must be found by the simulator's checkers.
+mutants:
+	@$(CARGO) run --release --locked --quiet -p simulator -- --hunt
+
+## Arbitrary bytes for the codec, arbitrary messages for `step`: SECONDS=600.
+fuzz:
+	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) --fuzz $(SECONDS_OF_FUZZING)
+
+## Every interleaving of small configurations: SECONDS for each scenario.
+model:
+	@$(CARGO) run --release --locked --quiet -p model -- $(if $(SECONDS),$(SECONDS),600)
 
 install:
 	scripts/install

@@ -251,6 +251,29 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        /// Whatever a peer sends is taken as frames, waited for, or refused; and something is always taken or left.
+        #[test]
+        fn any_bytes_end_without_a_panic(
+            tag in 0_u8..12,
+            length in 0_u32..300,
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        ) {
+            let mut buffer = BytesMut::from(&length.to_le_bytes()[..]);
+            buffer.extend_from_slice(&[tag]);
+            buffer.extend_from_slice(&bytes);
+            for receiver in [OTHER, PROXY] {
+                let mut buffer = buffer.clone();
+                let mut left = buffer.len();
+                while let Ok(Some((frame, size))) = take(&mut buffer, NODE, receiver) {
+                    proptest::prop_assert_eq!(left - buffer.len(), LENGTH_BYTES + size);
+                    proptest::prop_assert_eq!(wire(&frame).len(), LENGTH_BYTES + size, "one encoding of each frame");
+                    left = buffer.len();
+                }
+            }
+        }
+    }
+
     #[test]
     fn kinds_are_in_the_order_of_the_frames() {
         let tag = |frame: Frame| wire(&frame)[LENGTH_BYTES];

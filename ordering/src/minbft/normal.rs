@@ -137,6 +137,10 @@ impl Machine {
             return;
         }
         live.stream.offer(prepare, digest);
+        if prepare.warrant.value <= live.committed {
+            // The primary sends again what is in our log: it has not heard of our progress.
+            live.told = live.told.min(prepare.warrant.value.saturating_sub(1));
+        }
     }
 
     /// Follows PREPAREs strictly in counter order (rule 1), within the watermarks.

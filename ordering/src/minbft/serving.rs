@@ -145,7 +145,13 @@ impl Machine {
             }
             return;
         }
-        if point.order == own.order && point != own {
+        // What a start takes over is in our history as prepared by the new view; it may have been signed in the old one.
+        let same_content = HistoryPoint {
+            view: own.view,
+            value: own.value,
+            ..point
+        };
+        if point.order == own.order && same_content != own {
             // f+1 machines, so a correct one, have another history: more than f are faulty, or we are.
             self.stopped = true;
             self.report(self.configuration.machine, MisbehaviourKind::Contradiction, out);

@@ -232,7 +232,11 @@ impl Machine {
     pub(crate) fn on_start(&mut self, start: &Arc<Start>, out: &mut Vec<Output>) {
         let own = self.configuration.machine;
         let leader = self.configuration.primary(start.collect.view);
-        let Some(joined) = self.start.joined.as_mut().filter(|_| self.live.is_none()) else {
+        if self.live.is_some() {
+            // The leader repeats what led here: it has not heard of all acknowledgements.
+            return self.tell_live(leader, start.collect.view, out);
+        }
+        let Some(joined) = self.start.joined.as_mut() else {
             return;
         };
         let has_own = start.reports.iter().find(|report| report.machine == own) == joined.report.as_ref();
@@ -372,15 +376,9 @@ impl Machine {
 
     pub(crate) fn on_acknowledge(&mut self, acknowledgement: &Acknowledgement, out: &mut Vec<Output>) {
         let from = acknowledgement.machine;
-        if let Some(live) = &self.live {
+        if self.live.is_some() {
             // It has not heard of all others: it must not have to wait for what they may never say again.
-            if live.view == acknowledgement.view {
-                let proof = Arc::clone(&live.proof);
-                if self.may_answer(from, Expense::Live, self.configuration.hello_us / 2) {
-                    self.send(To::Machine(from), Message::Live(proof), out);
-                }
-            }
-            return;
+            return self.tell_live(from, acknowledgement.view, out);
         }
         let Some(joined) = self.start.joined.as_mut() else {
             return;
@@ -390,6 +388,17 @@ impl Machine {
                 .acknowledgements
                 .insert(from, (acknowledgement.outcome, acknowledgement.signature));
             self.finish_start(out);
+        }
+    }
+
+    /// Proves to a machine that the view has started, if it is ours.
+    fn tell_live(&mut self, to: MachineId, view: View, out: &mut Vec<Output>) {
+        let Some(live) = self.live.as_ref().filter(|live| live.view == view) else {
+            return;
+        };
+        let proof = Arc::clone(&live.proof);
+        if self.may_answer(to, Expense::Live, self.configuration.hello_us / 2) {
+            self.send(To::Machine(to), Message::Live(proof), out);
         }
     }
 

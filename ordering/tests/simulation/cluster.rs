@@ -608,13 +608,6 @@ impl Cluster {
         is_all && self.replicas().all(reached)
     }
 
-    /// All machines, for the message of a failed test.
-    pub(crate) fn describe(&self) -> String {
-        let up = self.machines().filter(|id| self.is_up(*id));
-        up.map(|id| format!("m{id}: {:?}\n", self.machine(id).status()))
-            .collect()
-    }
-
     pub(crate) fn is_decided(&self, digest: &Digest) -> bool {
         self.decided.values().any(|decided| decided.digest == *digest)
     }
@@ -715,10 +708,6 @@ impl Cluster {
                 .collect();
             assert_eq!(self.fetch_everything(id), expected, "m{id} serves what was decided");
         }
-    }
-
-    pub(crate) fn random_replica(&mut self) -> MachineId {
-        MachineId(self.rng.random_range(1..self.nodes.len() as u8))
     }
 
     pub(crate) fn random(&mut self, range: std::ops::Range<u64>) -> u64 {

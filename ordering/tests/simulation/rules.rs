@@ -280,3 +280,27 @@ fn commits_are_durable_before_they_are_sent() {
         cluster.check_logs();
     }
 }
+
+#[test]
+fn a_leader_that_hears_no_acknowledgement_is_told_that_the_view_has_started() {
+    let mut cluster = Cluster::new(23, 1, 1);
+    // Every ACKNOWLEDGE to m0 gets lost, until all others are live.
+    cluster.filter = |_, to, message| to != MachineId(0) || !matches!(message, Message::Acknowledge(_));
+    cluster.run(1_000_000);
+    assert_eq!(cluster.machine(M1).status().phase, Phase::Live);
+    assert!(cluster.run_until(2_000_000, Cluster::is_live));
+    submit(&mut cluster, 3);
+    assert!(cluster.run_until(2_000_000, Cluster::is_done));
+}
+
+#[test]
+fn a_primary_that_misses_all_progress_hears_of_it_again() {
+    let mut cluster = live(24, 1);
+    cluster.filter = |_, to, message| to != MachineId(0) || !matches!(message, Message::Progress(_));
+    submit(&mut cluster, 10);
+    cluster.run(50_000);
+    assert_eq!(cluster.machine(MachineId(0)).status().batches_in_flight, 4);
+    cluster.heal();
+    assert!(cluster.run_until(2_000_000, Cluster::is_done));
+    assert_eq!(cluster.decided.len(), 10);
+}

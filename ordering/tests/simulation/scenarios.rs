@@ -1,19 +1,11 @@
-//! What must hold, scenario by scenario.
+//! What must hold, scenario by scenario. (The crate `simulator` runs whole lives drawn from seeds.)
 
-use crate::cluster::{Cluster, Weather};
+use crate::cluster::Cluster;
 use ordering::agreement::{Agreement, Phase};
 use ordering::identifiers::{MachineId, Order};
 
 /// Long enough for anything that must end once the network is calm.
 const PATIENCE_US: u64 = 20_000_000;
-
-fn storm(cluster: &mut Cluster) -> Weather {
-    Weather {
-        loss: cluster.random(0..20) as f64 / 100.0,
-        duplication: cluster.random(0..10) as f64 / 100.0,
-        delay_max_us: cluster.random(100..8_000),
-    }
-}
 
 fn submit_for(cluster: &mut Cluster, requests: u64) {
     for _ in 0..requests {
@@ -34,58 +26,6 @@ fn a_fresh_cluster_starts_and_decides() {
     assert_eq!(cluster.duplicates(), 0);
     assert_eq!(cluster.reports, []);
     assert_eq!(cluster.decided.len(), 50);
-}
-
-/// Storms, up to f crashes, then everything goes down and comes back; several hundred seeds.
-fn turbulent_life(seed: u64) {
-    let faults = if seed.is_multiple_of(3) { 2 } else { 1 };
-    let groups = 1 + (seed % 3) as u16;
-    let mut cluster = Cluster::new(seed, faults, groups);
-    cluster.weather = storm(&mut cluster);
-    let early = cluster.random(0..400_000);
-    cluster.run(early);
-    let rounds = cluster.random(1..4);
-    for _ in 0..rounds {
-        let requests = cluster.random(1..30);
-        submit_for(&mut cluster, requests);
-        for _ in 0..cluster.random(0..u64::from(faults) + 1) {
-            let victim = cluster.random_replica();
-            if cluster.is_up(victim)
-                && cluster.replicas().filter(|id| !cluster.is_up(*id)).count() < usize::from(faults)
-            {
-                cluster.crash(victim);
-            }
-        }
-        let requests = cluster.random(1..30);
-        submit_for(&mut cluster, requests);
-        cluster.check_safety();
-        cluster.crash_all();
-        cluster.start_all();
-        cluster.weather = storm(&mut cluster);
-    }
-    cluster.heal();
-    let is_live = cluster.run_until(PATIENCE_US, Cluster::is_live);
-    assert!(is_live, "seed {seed}: starts again\n{}", cluster.describe());
-    submit_for(&mut cluster, 5);
-    let is_done = cluster.run_until(PATIENCE_US, Cluster::is_done);
-    assert!(is_done, "seed {seed}: decides again\n{}", cluster.describe());
-    cluster.check();
-    cluster.check_logs();
-    assert_eq!(cluster.reports, [], "seed {seed}: nobody is accused wrongly");
-}
-
-#[test]
-fn turbulent_lives() {
-    for seed in 0..150 {
-        turbulent_life(seed);
-    }
-}
-
-#[test]
-fn more_turbulent_lives() {
-    for seed in 1_000..1_150 {
-        turbulent_life(seed);
-    }
 }
 
 #[test]
@@ -159,11 +99,4 @@ fn an_idle_cluster_is_quiet() {
         "{} messages in ten idle seconds",
         cluster.sent - before
     );
-}
-
-#[test]
-fn one_seed() {
-    if let Ok(seed) = std::env::var("SEED") {
-        turbulent_life(seed.parse().unwrap());
-    }
 }

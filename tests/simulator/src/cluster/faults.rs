@@ -1,0 +1,77 @@
+//! What goes wrong, and when: drawn before the run begins.
+
+use ordering::identifiers::MachineId;
+use rand::{Rng, RngExt};
+
+use super::network::draw_partition;
+use crate::adversary::Behaviour;
+use crate::options::Options;
+
+/// Something that happens to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A process dies.
+    Crash(MachineId),
+    /// It starts again.
+    Start(MachineId),
+    /// Everything dies at once.
+    PowerCut,
+    /// Links stop.
+    Cut(Vec<(MachineId, MachineId)>),
+    /// They carry again.
+    Mend(Vec<(MachineId, MachineId)>),
+    /// A disk becomes slow, by this factor.
+    Disk(MachineId, u64),
+    /// A liar restarts without the last records of its log.
+    Forget(MachineId, usize),
+    /// The adversaries begin.
+    Corruption,
+    /// Twins change sides: the bits say who is connected to which.
+    Sides(u64),
+}
+
+/// All faults of a run, by virtual time in microseconds.
+pub(crate) fn schedule(options: &Options, machines: u8, rng: &mut impl Rng) -> Vec<(u64, Fault)> {
+    let end_us = options.safety_ms * 1000;
+    let mut faults = Vec::new();
+    let machine = |rng: &mut dyn Rng| MachineId(rng.random_range(0..machines));
+    for _ in 0..options.crashes {
+        let (victim, at_us) = (machine(rng), rng.random_range(0..end_us));
+        faults.push((at_us, Fault::Crash(victim)));
+        faults.push((at_us + rng.random_range(20_000..1_000_000), Fault::Start(victim)));
+    }
+    for _ in 0..options.power_cuts {
+        let at_us = rng.random_range(0..end_us);
+        faults.push((at_us, Fault::PowerCut));
+        for number in 0..machines {
+            faults.push((
+                at_us + rng.random_range(1_000..300_000),
+                Fault::Start(MachineId(number)),
+            ));
+        }
+    }
+    for _ in 0..options.partitions {
+        let (links, at_us) = (draw_partition(machines, rng), rng.random_range(0..end_us));
+        faults.push((at_us, Fault::Cut(links.clone())));
+        faults.push((at_us + rng.random_range(20_000..1_500_000), Fault::Mend(links)));
+    }
+    for _ in 0..options.slow_disks {
+        let (victim, at_us) = (machine(rng), rng.random_range(0..end_us));
+        faults.push((at_us, Fault::Disk(victim, rng.random_range(5..100))));
+        faults.push((at_us + rng.random_range(20_000..1_000_000), Fault::Disk(victim, 1)));
+    }
+    faults.push((options.corrupted_ms * 1000, Fault::Corruption));
+    for (liar, behaviours) in &options.adversaries {
+        if behaviours.contains(&Behaviour::Amnesiac) {
+            for _ in 0..2 {
+                let at_us = rng.random_range(options.corrupted_ms * 1000..end_us.max(options.corrupted_ms * 1000 + 1));
+                faults.push((at_us, Fault::Forget(*liar, rng.random_range(1..20))));
+            }
+        }
+    }
+    for _ in 0..3 {
+        faults.push((rng.random_range(0..end_us), Fault::Sides(rng.random())));
+    }
+    faults.sort_by_key(|(at_us, _)| *at_us);
+    faults
+}

@@ -1,0 +1,241 @@
+//! The voters' and clients' side: COMMIT-DBs, results, fetches, and requests that are sent again.
+
+use std::sync::Arc;
+
+use ordering::agreement::Input;
+use ordering::identifiers::MachineId;
+use ordering::message::{CommitDb, CommitDbEntry, Request};
+use ordering::verified::Verified;
+use rand::RngExt;
+
+use super::{Cluster, Event, Observation, Packet, TICK_US};
+use crate::adversary::Behaviour;
+use crate::protocol::Protocol;
+use crate::voter::Wanted;
+
+/// What a voter's wish is to a machine.
+pub(super) fn input_of<M>(from: MachineId, wanted: Wanted) -> Input<M> {
+    match wanted {
+        Wanted::From(order) => Input::FetchCommitDb { from, order },
+        Wanted::Body(order, digest) => Input::FetchRequest { from, order, digest },
+    }
+}
+
+impl<P: Protocol> Cluster<P> {
+    /// Decided: whole to the own voter, digests to all others.
+    pub(super) fn deliver(&mut self, index: usize, message: CommitDb) {
+        let machine = self.instances[index].machine;
+        let is_correct = self.is_correct(machine);
+        if is_correct {
+            for entry in &message.entries {
+                let group = message.group;
+                self.trace(|| format!("m{machine} decides order {} of group {group}", entry.order));
+                self.last_decided = self.last_decided.max(entry.order);
+                self.observe(&Observation::Delivered { machine, group, entry });
+            }
+        }
+        let mut digests = CommitDb {
+            group: message.group,
+            entries: message.entries.iter().map(without_body).collect(),
+        };
+        if is_correct {
+            self.count_commit_db(machine, machine, &message);
+        } else {
+            self.lie_to_voters(index, &mut digests);
+        }
+        let digests = Arc::new(digests);
+        for other in self.machines().filter(|other| *other != machine) {
+            if self.voters[usize::from(other.0)].is_some() {
+                self.transmit(index, other, Packet::CommitDb(Arc::clone(&digests)));
+            }
+        }
+    }
+
+    fn lie_to_voters(&mut self, index: usize, message: &mut CommitDb) {
+        let Some(script) = self.instances[index].script.as_ref() else {
+            return;
+        };
+        if !script.does(Behaviour::LyingToVoters, &mut self.rng) {
+            return;
+        }
+        for entry in &mut message.entries {
+            match self.rng.random_range(0..3) {
+                0 => entry.digest = [0; 32],
+                1 => entry.digest[0] ^= 1,
+                _ => entry.time_us += 1,
+            }
+        }
+    }
+
+    /// An answer to a voter's fetch: what a correct machine serves from memory or log is what was decided. (Not so
+    /// the body of one order: the voter has seen a quorum for it, the machine perhaps not.)
+    pub(super) fn answer_voter(&mut self, index: usize, to: MachineId, message: CommitDb) {
+        let machine = self.instances[index].machine;
+        let is_claim = !self.is_serving_body && self.is_correct(machine);
+        for entry in message.entries.iter().filter(|_| is_claim) {
+            let group = message.group;
+            self.observe(&Observation::Delivered { machine, group, entry });
+        }
+        if to == machine {
+            if self.is_correct(machine) {
+                self.count_commit_db(machine, machine, &message);
+            }
+            return;
+        }
+        self.transmit(index, to, Packet::CommitDb(Arc::new(message)));
+    }
+
+    /// The voter on a correct machine hears a replica.
+    pub(super) fn count_commit_db(&mut self, machine: MachineId, from: MachineId, message: &CommitDb) {
+        if let Some(voter) = self.voters[usize::from(machine.0)].as_mut() {
+            voter.count(from, message);
+        }
+        self.execute(machine);
+    }
+
+    fn execute(&mut self, machine: MachineId) {
+        while let Some(voter) = self.voters[usize::from(machine.0)].as_mut() {
+            let Some(executed) = voter.execute() else { return };
+            self.observe(&Observation::Executed {
+                machine,
+                order: executed.order,
+                group: executed.group,
+                time_us: executed.time_us,
+                request: executed.request.as_ref(),
+                digest: executed.digest,
+                has_effect: executed.has_effect,
+            });
+            let quorum = usize::from(self.options.faults) + 1;
+            if let Some(request) = executed.request.filter(|_| executed.has_effect || executed.is_refused)
+                && let Some(client) = self.clients.get_mut(request.client.0 as usize)
+            {
+                client.answered(request.number, &executed.digest, machine, executed.order, quorum);
+            }
+        }
+    }
+
+    /// Clients submit and send again; voters flush, say how far they are, and fetch.
+    pub(super) fn tick(&mut self) {
+        self.submit();
+        self.resend();
+        for machine in self.machines() {
+            self.tick_voter(machine);
+        }
+        self.schedule(self.now_us + TICK_US, Event::Tick);
+    }
+
+    fn submit(&mut self) {
+        let ticks_left = self.submits_until_us.saturating_sub(self.now_us) / TICK_US + 1;
+        let bytes_max = self.options.operation_bytes_max;
+        for client in 0..self.clients.len() {
+            let share = u64::from(self.to_submit[client]).div_ceil(ticks_left);
+            for _ in 0..self
+                .rng
+                .random_range(0..=2 * share)
+                .min(u64::from(self.to_submit[client]))
+            {
+                self.to_submit[client] -= 1;
+                let verified = self.clients[client].submit(&self.directory, self.now_us, bytes_max, &mut self.rng);
+                let (request, digest) = (verified.message().clone(), *verified.digest());
+                let request = &request;
+                self.observe(&Observation::Signed { request, digest });
+            }
+        }
+        if self.now_us < self.submits_until_us {
+            for client in 0..self.byzantine_clients.len() {
+                if self.rng.random_bool(0.2) {
+                    self.mischief(client);
+                }
+            }
+        }
+    }
+
+    /// Lets each correct client submit some more requests, at once.
+    pub fn submit_more(&mut self, requests: u32) {
+        self.submits_until_us = self.now_us;
+        self.to_submit.iter_mut().for_each(|left| *left += requests);
+    }
+
+    fn resend(&mut self) {
+        for client in 0..self.clients.len() {
+            for verified in self.clients[client].due(self.now_us) {
+                self.send_request(u64::MAX, &verified);
+            }
+        }
+    }
+
+    fn mischief(&mut self, client: usize) {
+        let bytes_max = self.options.operation_bytes_max;
+        for (audience, request) in self.byzantine_clients[client].mischief(bytes_max, &mut self.rng) {
+            match self.directory.verify_request(request) {
+                Err(_) => self.counts.requests_rejected += 1,
+                Ok(verified) => {
+                    let (request, digest) = (verified.message(), *verified.digest());
+                    self.observe(&Observation::Signed { request, digest });
+                    self.send_request(audience, &verified);
+                }
+            }
+        }
+    }
+
+    fn send_request(&mut self, audience: u64, verified: &Verified<Request>) {
+        for to in 0..self.instances.len() {
+            let machine = self.instances[to].machine;
+            let is_cut = audience & (1 << machine.0) == 0;
+            // Clients are no machines: only loss and delay concern them.
+            for delay_us in self.network.delays(machine, machine, &mut self.rng) {
+                if !is_cut {
+                    let packet = Packet::Request(verified.clone());
+                    let event = Event::Arrive {
+                        from: machine,
+                        to,
+                        packet,
+                    };
+                    self.schedule(self.now_us + delay_us, event);
+                }
+            }
+        }
+    }
+
+    fn tick_voter(&mut self, machine: MachineId) {
+        let Some(index) = self.indices(machine).first().copied() else {
+            return;
+        };
+        if self.instances[index].running.is_none() || !self.is_correct(machine) {
+            return;
+        }
+        let flushes = self.rng.random_bool(0.3);
+        let Some(voter) = self.voters[usize::from(machine.0)].as_mut() else {
+            return;
+        };
+        if flushes {
+            voter.flush();
+        }
+        let (reply, wanted) = (voter.reply(), voter.tick());
+        for other in self.machines() {
+            if flushes && other != machine {
+                self.transmit(index, other, Packet::Reply(reply.clone()));
+            }
+            if let Some(wanted) = wanted {
+                if other == machine {
+                    self.step(index, input_of(machine, wanted));
+                } else {
+                    self.transmit(index, other, Packet::Wanted(wanted));
+                }
+            }
+        }
+        if flushes {
+            self.step(index, Input::Reply { from: machine, reply });
+        }
+        self.execute(machine);
+    }
+}
+
+fn without_body(entry: &CommitDbEntry) -> CommitDbEntry {
+    CommitDbEntry {
+        order: entry.order,
+        time_us: entry.time_us,
+        digest: entry.digest,
+        request: None,
+    }
+}

@@ -1,0 +1,121 @@
+//! MinBFT: 2f+2 machines with trusted counters.
+
+use ed25519_dalek::SigningKey;
+use ordering::configuration::{Configuration, Faults};
+use ordering::directory::Directory;
+use ordering::identifiers::MachineId;
+use ordering::minbft::{Admission, LogAnswer, LogIndex, LogReader, Machine, Message, Record, Recovery, verify_message};
+use ordering::verified::{Rejection, Verified};
+
+use super::{HistoryEnd, Protocol, Reading, Tampered};
+use crate::adversary::{Script, Tools};
+use crate::counter::Counter;
+
+mod abuse;
+mod arbitrary;
+mod forgery;
+
+/// The adapter.
+pub struct MinBft;
+
+impl Protocol for MinBft {
+    const NAME: &'static str = "minbft";
+    const REPLACES_PRIMARY: bool = false;
+    const REJOINS: bool = false;
+    const STARTS_WITH_ALL: bool = true;
+
+    type Message = Message;
+    type Record = Record;
+    type Reader = LogReader;
+    type Machine = Machine;
+
+    fn machines(faults: Faults) -> u8 {
+        2 * faults.0 + 2
+    }
+
+    fn configuration(machine: MachineId, faults: Faults, groups: u16) -> Configuration {
+        Configuration::new(machine, faults, groups)
+    }
+
+    fn start(
+        configuration: Configuration,
+        key: SigningKey,
+        counter: &mut Counter,
+        log: impl Iterator<Item = Record>,
+    ) -> Machine {
+        let mut recovery = Recovery::new();
+        log.for_each(|record| recovery.push(record));
+        let slots = 0..=u32::from(configuration.groups);
+        let admission = Admission {
+            epoch: counter.epoch(),
+            positions: slots.map(|slot| counter.position(slot)).collect(),
+        };
+        Machine::new(configuration, key, admission, recovery)
+    }
+
+    fn verify(from: MachineId, message: Message, directory: &Directory) -> Result<Verified<Message>, Rejection> {
+        verify_message(from, message, directory)
+    }
+
+    fn read_log(mut reader: LogReader, log: &[(usize, Record)]) -> Reading<Message> {
+        let (mut index, mut offset) = (LogIndex::default(), 0);
+        let mut offsets = Vec::with_capacity(log.len());
+        for (bytes, record) in log {
+            index.add(offset, record);
+            offsets.push(offset);
+            offset += *bytes as u64;
+        }
+        let begin = index.offset(reader.from());
+        for ((_, record), _) in log.iter().zip(offsets).filter(|(_, offset)| *offset >= begin) {
+            if reader.is_full() {
+                break;
+            }
+            reader.push(record.clone());
+        }
+        match reader.finish() {
+            LogAnswer::Voter { to, messages } => Reading::Voter { to, messages },
+            LogAnswer::Peer { to, message } => Reading::Peer { to, message },
+        }
+    }
+
+    fn history(machine: &Machine) -> HistoryEnd {
+        let point = machine.history_point();
+        HistoryEnd {
+            order: point.order,
+            hash: point.history,
+        }
+    }
+
+    fn kind(message: &Message) -> &'static str {
+        match message {
+            Message::Prepare(_) => "PREPARE",
+            Message::Commit(_) => "COMMIT",
+            Message::Progress(_) => "PROGRESS",
+            Message::Standing(_) => "STATUS",
+            Message::Checkpoint(_) => "CHECKPOINT",
+            Message::Stable(_) => "STABLE",
+            Message::FetchRequests(_) => "FETCH-REQUESTS",
+            Message::GiveRequests(_) => "GIVE-REQUESTS",
+            Message::FetchHistory(_) => "FETCH-HISTORY",
+            Message::GiveHistory(_) => "GIVE-HISTORY",
+            Message::Hello(_) => "HELLO",
+            Message::Collect(_) => "COLLECT",
+            Message::Report(_) => "REPORT",
+            Message::Start(_) => "START",
+            Message::Acknowledge(_) => "ACKNOWLEDGE",
+            Message::Live(_) => "LIVE",
+        }
+    }
+
+    fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message> {
+        forgery::forge(message, tools)
+    }
+
+    fn arbitrary(tools: &mut Tools<'_>) -> Message {
+        arbitrary::message(tools)
+    }
+
+    fn tamper(script: &mut Script<Self>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {
+        abuse::tamper(script, message, tools)
+    }
+}

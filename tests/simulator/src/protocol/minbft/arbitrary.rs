@@ -1,0 +1,260 @@
+//! Any message that a machine can sign, with fields drawn from small ranges so that they hit what is going on.
+
+use std::sync::Arc;
+
+use ed25519_dalek::Signer;
+use ordering::configuration::{PRIMARY_SLOT, replica_slot};
+use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
+use ordering::minbft::{
+    Acknowledgement, Admission, Checkpoint, Collect, Commit, Hello, History, HistoryEntry, HistoryPoint, Message,
+    Outcome, OutcomeEntry, Prepare, PrepareEntry, Progress, Report, Standing, Start,
+};
+use rand::RngExt;
+
+use crate::adversary::Tools;
+
+/// Orders and counter values are drawn below this.
+const SMALL: u64 = 60;
+
+/// Kinds that [`message`] makes.
+const KINDS: u32 = 13;
+
+/// A message whose signatures and warrants are right as far as this machine can make them.
+pub(super) fn message(tools: &mut Tools<'_>) -> Message {
+    match tools.rng.random_range(0..KINDS) {
+        0 => Message::Prepare(Arc::new(prepare(tools))),
+        1 => Message::Commit(Arc::new(commit(tools))),
+        2 => Message::Progress(Progress {
+            view: view(tools),
+            committed: number(tools),
+        }),
+        3 => Message::Standing(standing(tools)),
+        4 => Message::Checkpoint(checkpoint(tools)),
+        5 => Message::FetchRequests((0..tools.rng.random_range(0..4)).map(|_| digest(tools)).collect()),
+        6 => Message::GiveRequests(Vec::new()),
+        7 => Message::FetchHistory(Order(number(tools))),
+        8 => Message::GiveHistory(Arc::new(history(tools))),
+        9 => Message::Hello(Arc::new(hello(tools))),
+        10 => Message::Collect(Arc::new(collect(tools))),
+        11 => Message::Report(Arc::new(report(tools))),
+        _ => match tools.rng.random_bool(0.5) {
+            true => Message::Start(Arc::new(start(tools))),
+            false => Message::Acknowledge(acknowledgement(tools)),
+        },
+    }
+}
+
+/// Mostly small; sometimes as large as it gets.
+fn number(tools: &mut Tools<'_>) -> u64 {
+    match tools.rng.random_range(0..40) {
+        0 => u64::MAX,
+        1 => u64::MAX >> 1,
+        2 => 0,
+        _ => tools.rng.random_range(0..SMALL),
+    }
+}
+
+fn view(tools: &mut Tools<'_>) -> View {
+    View(tools.rng.random_range(0..u64::from(tools.machines) * 2))
+}
+
+/// A view that this machine leads.
+fn own_view(tools: &mut Tools<'_>) -> View {
+    View(u64::from(tools.machine.0) + u64::from(tools.machines) * tools.rng.random_range(0..2))
+}
+
+fn group(tools: &mut Tools<'_>) -> GroupId {
+    GroupId(tools.rng.random_range(0..=tools.groups))
+}
+
+/// Of a request that exists, of nothing, or of nothing that exists.
+fn digest(tools: &mut Tools<'_>) -> Digest {
+    match (tools.request(), tools.rng.random_range(0..10)) {
+        (Some(seen), 2..) => seen.digest,
+        (_, 0) => [0; 32],
+        _ => tools.noise(),
+    }
+}
+
+/// The next value of the slot, or any other that the counter is willing to certify.
+fn certified(slot: u32, digest: &Digest, tools: &mut Tools<'_>) -> trusted_counter::UniqueWarrant {
+    let value = tools.rng.random_range(0..SMALL);
+    match tools.counter.create_at(slot, value, digest) {
+        Some(warrant) if tools.rng.random_bool(0.5) => warrant,
+        _ => tools.counter.create(slot, digest),
+    }
+}
+
+fn prepare(tools: &mut Tools<'_>) -> Prepare {
+    let (view, first) = (own_view(tools), Order(number(tools)));
+    let time_us = crate::clock::START_WALL_US + tools.rng.random_range(0..5_000_000);
+    let entries: Vec<PrepareEntry> = (0..tools.rng.random_range(1..5))
+        .map(|_| PrepareEntry {
+            group: group(tools),
+            digest: digest(tools),
+        })
+        .collect();
+    let warrant = certified(PRIMARY_SLOT, &Prepare::digest(view, first, time_us, &entries), tools);
+    Prepare {
+        view,
+        first,
+        time_us,
+        entries,
+        warrant,
+    }
+}
+
+fn commit(tools: &mut Tools<'_>) -> Commit {
+    let (view, group) = (view(tools), group(tools));
+    let mut batches: Vec<(u64, Digest)> = (0..tools.rng.random_range(1..4))
+        .map(|_| (number(tools), tools.noise()))
+        .collect();
+    if tools.rng.random_bool(0.8) {
+        batches.sort_unstable();
+    }
+    // What the adversary's primaries have really sent, so that some COMMITs match.
+    let known = tools.conspiracy.batches.iter().next_back();
+    if let Some(((_, value), sent)) = known.filter(|_| tools.rng.random_bool(0.5)) {
+        batches = sent.first().map(|(_, digest)| (*value, *digest)).into_iter().collect();
+    }
+    let digest = Commit::digest(view, group, &batches);
+    let warrant = certified(replica_slot(group), &digest, tools);
+    Commit {
+        view,
+        group,
+        batches,
+        warrant,
+    }
+}
+
+fn standing(tools: &mut Tools<'_>) -> Standing {
+    Standing {
+        view: view(tools),
+        prepares_wanted: tools.rng.random_bool(0.5),
+        prepares: number(tools),
+        commits: (0..tools.rng.random_range(0..=tools.groups))
+            .map(|_| number(tools))
+            .collect(),
+        decided: Order(number(tools)),
+        stable: Order(number(tools)),
+    }
+}
+
+fn point(tools: &mut Tools<'_>) -> HistoryPoint {
+    HistoryPoint {
+        order: Order(number(tools)),
+        time_us: number(tools),
+        history: tools.noise(),
+        bytes: number(tools),
+        view: view(tools),
+        value: number(tools),
+    }
+}
+
+fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
+    let point = point(tools);
+    Checkpoint {
+        machine: tools.machine,
+        point,
+        signature: sign(&point.digest(), tools),
+    }
+}
+
+fn history(tools: &mut Tools<'_>) -> History {
+    let entry = |tools: &mut Tools<'_>| HistoryEntry {
+        group: group(tools),
+        time_us: number(tools),
+        digest: [0; 32],
+        request: None,
+    };
+    History {
+        first: Order(number(tools)),
+        entries: (0..tools.rng.random_range(0..6)).map(|_| entry(tools)).collect(),
+        proof: None,
+    }
+}
+
+fn admission(tools: &mut Tools<'_>) -> Admission {
+    Admission {
+        epoch: tools.rng.random_range(0..4),
+        positions: (0..=tools.groups).map(|_| number(tools)).collect(),
+    }
+}
+
+fn hello(tools: &mut Tools<'_>) -> Hello {
+    let mut hello = Hello {
+        machine: tools.machine,
+        admission: admission(tools),
+        view: tools.rng.random_bool(0.7).then(|| view(tools)),
+        stable: None,
+        signature: [0; 64],
+    };
+    hello.signature = sign(&hello.digest(), tools);
+    hello
+}
+
+fn collect(tools: &mut Tools<'_>) -> Collect {
+    let mut collect = Collect {
+        view: own_view(tools),
+        hellos: vec![Arc::new(hello(tools))],
+        signature: [0; 64],
+    };
+    collect.signature = sign(&collect.digest(), tools);
+    collect
+}
+
+fn report(tools: &mut Tools<'_>) -> Report {
+    let mut report = Report {
+        machine: tools.machine,
+        collect: tools.noise(),
+        live: None,
+        prepares: Vec::new(),
+        held: Vec::new(),
+        signature: [0; 64],
+    };
+    report.signature = sign(&report.digest(), tools);
+    report
+}
+
+fn start(tools: &mut Tools<'_>) -> Start {
+    let collect = Arc::new(collect(tools));
+    let mut start = Start {
+        reports: (tools.machine != MachineId(0))
+            .then(|| {
+                let mut report = report(tools);
+                report.collect = collect.digest();
+                report.signature = sign(&report.digest(), tools);
+                Arc::new(report)
+            })
+            .into_iter()
+            .collect(),
+        collect,
+        signature: [0; 64],
+    };
+    start.signature = sign(&start.digest(), tools);
+    start
+}
+
+fn acknowledgement(tools: &mut Tools<'_>) -> Acknowledgement {
+    let outcome = Outcome {
+        view: view(tools),
+        base: point(tools),
+        entries: vec![OutcomeEntry {
+            group: group(tools),
+            time_us: number(tools),
+            digest: digest(tools),
+        }],
+        admitted: vec![(tools.machine, admission(tools))],
+    };
+    let digest = outcome.digest();
+    Acknowledgement {
+        machine: tools.machine,
+        view: outcome.view,
+        outcome: digest,
+        signature: sign(&Acknowledgement::digest(outcome.view, &digest), tools),
+    }
+}
+
+fn sign(digest: &Digest, tools: &Tools<'_>) -> [u8; 64] {
+    tools.key.sign(digest).to_bytes()
+}

@@ -1,0 +1,122 @@
+//! What the simulator must know of a protocol: how its machines are made, verified and restarted, and how its
+//! messages can be abused. One adapter for each protocol; everything else is the same for all.
+
+use std::fmt::Debug;
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use ed25519_dalek::SigningKey;
+use ordering::agreement::Agreement;
+use ordering::configuration::{Configuration, Faults};
+use ordering::directory::Directory;
+use ordering::identifiers::{Digest, MachineId, Order};
+use ordering::message::CommitDb;
+use ordering::verified::{Rejection, Verified};
+
+use crate::adversary::{Addressed, Script, Tools};
+use crate::counter::Counter;
+
+mod minbft;
+mod pbft;
+
+pub use minbft::MinBft;
+pub use pbft::Pbft;
+
+/// An answer that was read from a log.
+#[derive(Debug)]
+pub enum Reading<M> {
+    /// Decided operations for a voter.
+    Voter {
+        /// The voter's machine.
+        to: MachineId,
+        /// One for each group.
+        messages: Vec<CommitDb>,
+    },
+    /// A message to a peer.
+    Peer {
+        /// The peer.
+        to: MachineId,
+        /// The message.
+        message: M,
+    },
+}
+
+/// How far a machine's decided history goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryEnd {
+    /// The last order.
+    pub order: Order,
+    /// The hash over everything up to it.
+    pub hash: Digest,
+}
+
+/// The adapter of one protocol.
+pub trait Protocol: Sized + 'static {
+    /// As it is written on the command line.
+    const NAME: &'static str;
+    /// Whether a primary that is down, silent or wrong is replaced: then liveness is demanded under such ones too.
+    const REPLACES_PRIMARY: bool;
+    /// Whether a machine that was restarted takes part again while the others run.
+    const REJOINS: bool;
+    /// Whether a start of the whole cluster waits for every replica: then a liar can hold it up, and liveness is
+    /// demanded only as long as no such start is needed (DESIGN.md section 4, rule 6).
+    const STARTS_WITH_ALL: bool;
+
+    /// What machines send each other.
+    type Message: Clone + Debug + BorshSerialize + BorshDeserialize;
+    /// What goes to the log.
+    type Record: Clone + BorshSerialize + BorshDeserialize;
+    /// What collects an answer from the log.
+    type Reader;
+    /// The production state machine.
+    type Machine: Agreement<Message = Self::Message, Record = Self::Record, LogReader = Self::Reader>;
+
+    /// How many machines there are, m0 included.
+    fn machines(faults: Faults) -> u8;
+
+    /// The protocol's defaults for a machine.
+    fn configuration(machine: MachineId, faults: Faults, groups: u16) -> Configuration;
+
+    /// A machine that starts from its log.
+    fn start(
+        configuration: Configuration,
+        key: SigningKey,
+        counter: &mut Counter,
+        log: impl Iterator<Item = Self::Record>,
+    ) -> Self::Machine;
+
+    /// The protocol's own verification.
+    fn verify(
+        from: MachineId,
+        message: Self::Message,
+        directory: &Directory,
+    ) -> Result<Verified<Self::Message>, Rejection>;
+
+    /// Reads the log as the shell does: `log` yields the size in bytes and the content of each record.
+    fn read_log(reader: Self::Reader, log: &[(usize, Self::Record)]) -> Reading<Self::Message>;
+
+    /// How far the decided history of a machine goes.
+    fn history(machine: &Self::Machine) -> HistoryEnd;
+
+    /// The kind of a message, for event logs and for adversaries that choose by kind.
+    fn kind(message: &Self::Message) -> &'static str;
+
+    /// The same message with other content and the old signature; none when nothing in it is signed.
+    ///
+    /// Verification must reject what this returns: the simulator checks that.
+    fn forge(message: &Self::Message, tools: &mut Tools<'_>) -> Option<Self::Message>;
+
+    /// Any message at all, with the machine's signatures and warrants where they belong.
+    fn arbitrary(tools: &mut Tools<'_>) -> Self::Message;
+
+    /// What an adversary that has the machine's key and counter sends instead of this message, and to whom.
+    fn tamper(script: &mut Script<Self>, message: &Self::Message, tools: &mut Tools<'_>) -> Tampered<Self::Message>;
+}
+
+/// What an adversary makes of a message.
+#[derive(Debug)]
+pub enum Tampered<M> {
+    /// It is sent as it is.
+    Untouched,
+    /// These are sent instead, each to the machines whose bit is set.
+    Instead(Addressed<M>),
+}

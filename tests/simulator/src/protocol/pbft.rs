@@ -1,0 +1,114 @@
+//! PBFT: 3f+1 machines without trusted counters.
+
+use ed25519_dalek::SigningKey;
+use ordering::configuration::{Configuration, Faults, Protocol as Agreed};
+use ordering::directory::Directory;
+use ordering::identifiers::MachineId;
+use ordering::pbft::{LogAnswer, LogIndex, LogReader, Machine, Message, Record, Recovery, verify_message};
+use ordering::verified::{Rejection, Verified};
+
+use super::{HistoryEnd, Protocol, Reading, Tampered};
+use crate::adversary::{Script, Tools};
+use crate::counter::Counter;
+
+mod abuse;
+mod arbitrary;
+mod forgery;
+
+/// The adapter.
+pub struct Pbft;
+
+impl Protocol for Pbft {
+    const NAME: &'static str = "pbft";
+    const REPLACES_PRIMARY: bool = true;
+    const REJOINS: bool = true;
+    const STARTS_WITH_ALL: bool = false;
+
+    type Message = Message;
+    type Record = Record;
+    type Reader = LogReader;
+    type Machine = Machine;
+
+    fn machines(faults: Faults) -> u8 {
+        Agreed::Pbft.machines(faults)
+    }
+
+    fn configuration(machine: MachineId, faults: Faults, groups: u16) -> Configuration {
+        Configuration::pbft(machine, faults, groups)
+    }
+
+    fn start(
+        configuration: Configuration,
+        key: SigningKey,
+        _counter: &mut Counter,
+        log: impl Iterator<Item = Record>,
+    ) -> Machine {
+        let mut recovery = Recovery::new();
+        log.for_each(|record| recovery.push(record));
+        Machine::new(configuration, key, recovery)
+    }
+
+    fn verify(from: MachineId, message: Message, directory: &Directory) -> Result<Verified<Message>, Rejection> {
+        verify_message(from, message, directory)
+    }
+
+    fn read_log(mut reader: LogReader, log: &[(usize, Record)]) -> Reading<Message> {
+        let (mut index, mut offset) = (LogIndex::default(), 0);
+        let mut offsets = Vec::with_capacity(log.len());
+        for (bytes, record) in log {
+            index.add(offset, record);
+            offsets.push(offset);
+            offset += *bytes as u64;
+        }
+        let begin = index.offset(reader.from());
+        for ((_, record), _) in log.iter().zip(offsets).filter(|(_, offset)| *offset >= begin) {
+            if reader.is_full() {
+                break;
+            }
+            reader.push(record.clone());
+        }
+        match reader.finish() {
+            LogAnswer::Voter { to, messages } => Reading::Voter { to, messages },
+            LogAnswer::Peer { to, message } => Reading::Peer { to, message },
+        }
+    }
+
+    fn history(machine: &Machine) -> HistoryEnd {
+        let point = machine.history_point();
+        HistoryEnd {
+            order: point.order,
+            hash: point.history,
+        }
+    }
+
+    fn kind(message: &Message) -> &'static str {
+        match message {
+            Message::PrePrepare(_) => "PRE-PREPARE",
+            Message::Prepare(_) => "PREPARE",
+            Message::Commit(_) => "COMMIT",
+            Message::Standing(_) => "STATUS",
+            Message::Checkpoint(_) => "CHECKPOINT",
+            Message::Stable(_) => "STABLE",
+            Message::FetchRequests(_) => "FETCH-REQUESTS",
+            Message::GiveRequests(_) => "GIVE-REQUESTS",
+            Message::Forward(_) => "FORWARD",
+            Message::FetchHistory(_) => "FETCH-HISTORY",
+            Message::GiveHistory(_) => "GIVE-HISTORY",
+            Message::RequestViewChange(_) => "REQ-VIEW-CHANGE",
+            Message::ViewChange(_) => "VIEW-CHANGE",
+            Message::NewView(_) => "NEW-VIEW",
+        }
+    }
+
+    fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message> {
+        forgery::forge(message, tools)
+    }
+
+    fn arbitrary(tools: &mut Tools<'_>) -> Message {
+        arbitrary::message(tools)
+    }
+
+    fn tamper(script: &mut Script<Self>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {
+        abuse::tamper(script, message, tools)
+    }
+}

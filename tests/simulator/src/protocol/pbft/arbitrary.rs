@@ -1,0 +1,150 @@
+//! Any message that a machine can sign, with fields drawn from small ranges so that they hit what is going on.
+
+use std::sync::Arc;
+
+use ed25519_dalek::Signer;
+use ordering::identifiers::{Digest, GroupId, Order, View};
+use ordering::minbft::{Checkpoint, History, HistoryEntry, HistoryPoint, PrepareEntry};
+use ordering::pbft::{Batch, Commit, Message, NewView, Standing, ViewChange};
+use rand::RngExt;
+
+use super::abuse::{signed_prepare, signed_proposal, signed_request};
+use crate::adversary::Tools;
+
+/// Numbers are drawn below this.
+const SMALL: u64 = 60;
+
+/// A message whose signatures are right as far as this machine can make them.
+pub(super) fn message(tools: &mut Tools<'_>) -> Message {
+    match tools.rng.random_range(0..12) {
+        0 | 1 => {
+            let batch = batch(tools);
+            signed_proposal(own_view(tools), batch, tools)
+        }
+        2 => {
+            let (view, number, digest) = (view(tools), number(tools), tools.noise());
+            Message::Prepare(signed_prepare(view, number, digest, tools))
+        }
+        3 => Message::Commit(Commit {
+            view: view(tools),
+            number: number(tools),
+            digest: tools.noise(),
+        }),
+        4 => Message::Standing(Standing {
+            view: view(tools),
+            is_active: tools.rng.random_bool(0.5),
+            is_stalled: tools.rng.random_bool(0.5),
+            decided: number(tools),
+            stable: Order(number(tools)),
+        }),
+        5 => Message::Checkpoint(checkpoint(tools)),
+        6 => Message::FetchRequests(vec![tools.noise()]),
+        7 => Message::FetchHistory(Order(number(tools))),
+        8 => Message::GiveHistory(Arc::new(history(tools))),
+        9 => {
+            let view = view(tools);
+            signed_request(view, tools)
+        }
+        10 => Message::ViewChange(Arc::new(view_change(tools))),
+        _ => Message::NewView(Arc::new(new_view(tools))),
+    }
+}
+
+/// Mostly small; sometimes as large as it gets.
+fn number(tools: &mut Tools<'_>) -> u64 {
+    match tools.rng.random_range(0..40) {
+        0 => u64::MAX,
+        1 => u64::MAX >> 1,
+        2 => 0,
+        _ => tools.rng.random_range(0..SMALL),
+    }
+}
+
+fn view(tools: &mut Tools<'_>) -> View {
+    match tools.rng.random_range(0..30) {
+        0 => View(number(tools)),
+        _ => View(tools.rng.random_range(0..u64::from(tools.machines) * 2)),
+    }
+}
+
+fn own_view(tools: &mut Tools<'_>) -> View {
+    View(u64::from(tools.machine.0) + u64::from(tools.machines) * tools.rng.random_range(0..2))
+}
+
+fn batch(tools: &mut Tools<'_>) -> Batch {
+    let entry = |tools: &mut Tools<'_>| {
+        let noise = tools.noise();
+        PrepareEntry {
+            group: GroupId(tools.rng.random_range(0..=tools.groups)),
+            digest: tools.request().map_or(noise, |seen| seen.digest),
+        }
+    };
+    Batch {
+        number: number(tools),
+        first: Order(number(tools)),
+        time_us: crate::clock::START_WALL_US + tools.rng.random_range(0..5_000_000),
+        entries: (0..tools.rng.random_range(1..4)).map(|_| entry(tools)).collect(),
+    }
+}
+
+fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
+    let point = HistoryPoint {
+        order: Order(number(tools)),
+        time_us: number(tools),
+        history: tools.noise(),
+        bytes: number(tools),
+        view: View(0),
+        value: number(tools),
+    };
+    Checkpoint {
+        machine: tools.machine,
+        point,
+        signature: sign(&point.digest(), tools),
+    }
+}
+
+fn history(tools: &mut Tools<'_>) -> History {
+    let entry = |tools: &mut Tools<'_>| HistoryEntry {
+        group: GroupId(0),
+        time_us: number(tools),
+        digest: [0; 32],
+        request: None,
+    };
+    History {
+        first: Order(number(tools)),
+        entries: (0..tools.rng.random_range(0..6)).map(|_| entry(tools)).collect(),
+        proof: None,
+    }
+}
+
+fn view_change(tools: &mut Tools<'_>) -> ViewChange {
+    let view = view(tools);
+    let request = match signed_request(view, tools) {
+        Message::RequestViewChange(request) => vec![request],
+        _ => Vec::new(),
+    };
+    let mut view_change = ViewChange {
+        machine: tools.machine,
+        view,
+        requests: request,
+        stable: None,
+        prepared: Vec::new(),
+        signature: [0; 64],
+    };
+    view_change.signature = sign(&view_change.digest(), tools);
+    view_change
+}
+
+fn new_view(tools: &mut Tools<'_>) -> NewView {
+    let mut new_view = NewView {
+        view: own_view(tools),
+        view_changes: vec![Arc::new(view_change(tools))],
+        signature: [0; 64],
+    };
+    new_view.signature = sign(&new_view.digest(), tools);
+    new_view
+}
+
+fn sign(digest: &Digest, tools: &Tools<'_>) -> [u8; 64] {
+    tools.key.sign(digest).to_bytes()
+}
