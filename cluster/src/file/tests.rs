@@ -83,8 +83,26 @@ fn an_identity_listed_twice_is_refused() {
 fn the_number_of_machines_must_fit_the_faults() {
     let text = text().replace("faults = 1", "faults = 2");
     let error = refused(&text);
-    assert!(error.message.contains("2f+2 = 6"), "{error}");
+    assert!(error.message.contains("minbft needs 6"), "{error}");
     assert!(error.line > 0);
+}
+
+#[test]
+fn pbft_has_3f_plus_1_machines_and_2f_plus_1_databases() {
+    for (faults, databases) in [(1, 1..=3), (2, 1..=5)] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tunables = Tunables::default();
+        (tunables.faults, tunables.agreement) = (faults, Agreement::Pbft);
+        let file = generate(directory.path(), &tunables, |_| Ok([7; 32])).unwrap();
+        assert_eq!(file.tunables.agreement, Agreement::Pbft, "it reads back");
+        assert_eq!(file.machines.len(), 3 * faults + 1);
+        for machine in &file.machines {
+            assert_eq!(machine.database.is_some(), databases.contains(&machine.id.0));
+        }
+        assert_eq!(file.tunables.agreement.replicas(faults), 0..(3 * faults + 1) as u8);
+    }
+    let text = text().replace("agreement = \"minbft\"", "agreement = \"paxos\"");
+    assert!(refused(&text).message.contains("paxos"));
 }
 
 #[test]

@@ -68,7 +68,8 @@ impl Machine {
 
     /// The primary has broken the rules, and its signature proves it: it must be replaced.
     pub(crate) fn accuse_primary(&mut self, kind: MisbehaviourKind, out: &mut Vec<Output>) {
-        if !self.view.is_accused {
+        // A batch of a view that we have left says nothing against the primary of the next.
+        if self.view.is_active && !self.view.is_accused {
             self.view.is_accused = true;
             self.report(self.configuration.primary(self.view.view), kind, out);
             self.want_view_change(out);

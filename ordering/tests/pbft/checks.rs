@@ -113,7 +113,7 @@ impl Cluster {
     }
 
     /// Nobody correct is accused, and no message of a correct machine is refused.
-    pub(crate) fn check_accusations(&self) {
+    pub(crate) fn check_accusations(&self, what: &str) {
         let accused = self
             .reports
             .iter()
@@ -122,7 +122,7 @@ impl Cluster {
         for (machine, why) in accused.chain(refused) {
             assert!(
                 self.adversaries.contains_key(machine),
-                "m{machine} is accused wrongly: {why}"
+                "{what}: m{machine} is accused wrongly: {why}"
             );
         }
     }

@@ -31,7 +31,7 @@ pub(crate) fn settle(cluster: &mut Cluster, what: &str) {
     assert!(is_done, "{what}: decides\n{}", cluster.describe());
     cluster.check();
     cluster.check_logs();
-    cluster.check_accusations();
+    cluster.check_accusations(what);
 }
 
 #[test]

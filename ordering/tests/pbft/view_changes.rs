@@ -249,6 +249,21 @@ fn a_primary_that_gives_requests_to_wrong_groups_is_replaced() {
 }
 
 #[test]
+fn a_bad_batch_of_a_view_that_was_left_accuses_nobody_else() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::new(130 + seed, 1, 2);
+        cluster.adversaries.insert(M0, Adversary::new(Lie::WrongGroup, 1));
+        // m2 gets the bodies that show it late: it has left view 0 by then, and does not know how view 1 begins.
+        cluster.deaf = [M2].into();
+        cluster.filter = |_, to, message| to != M2 || !matches!(message, Message::NewView(_));
+        submit_for(&mut cluster, 3);
+        cluster.run(200_000);
+        cluster.heal();
+        settle(&mut cluster, &format!("seed {seed}"));
+    }
+}
+
+#[test]
 fn a_primary_that_starves_groups_is_replaced() {
     let mut cluster = Cluster::new(121, 1, 3);
     cluster.adversaries.insert(M0, Adversary::new(Lie::OneGroup, 1));

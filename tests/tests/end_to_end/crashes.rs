@@ -8,14 +8,14 @@ use tests::cluster::{Cluster, text};
 use crate::tpcc;
 
 /// TPC-C in the background, with a ledger of what was acknowledged.
-struct Load {
-    child: Child,
-    ledger: String,
+pub(crate) struct Load {
+    pub(crate) child: Child,
+    pub(crate) ledger: String,
     report: String,
 }
 
 impl Load {
-    fn start(cluster: &Cluster, seconds: &str) -> Load {
+    pub(crate) fn start(cluster: &Cluster, seconds: &str) -> Load {
         let file = |name: &str| {
             cluster
                 .directory()
@@ -46,24 +46,27 @@ impl Load {
 }
 
 /// Asserts the twelve conditions, and that everything acknowledged is there exactly once.
-fn check_ledger(cluster: &Cluster, ledger: &str) {
+pub(crate) fn check_ledger(cluster: &Cluster, ledger: &str) {
     let checked = cluster.command(&["tpcc", "check", "--dsn", cluster.dsn(), "--ledger", ledger]);
     assert!(checked.status.success(), "{}", text(&checked));
     println!("{}", text(&checked));
 }
 
 fn survive(hurt: impl FnOnce(&Cluster)) {
-    let cluster = Cluster::up(&[]);
-    tpcc::load(&cluster, "2");
-    let load = Load::start(&cluster, "12");
+    survive_on(&Cluster::up(&[]), hurt);
+}
+
+pub(crate) fn survive_on(cluster: &Cluster, hurt: impl FnOnce(&Cluster)) {
+    tpcc::load(cluster, "2");
+    let load = Load::start(cluster, "12");
     std::thread::sleep(Duration::from_secs(4));
-    hurt(&cluster);
+    hurt(cluster);
     let ended = load.child.wait_with_output().expect("tpcc ends");
     assert!(ended.status.success(), "the application saw an error: {}", text(&ended));
     println!("{}", text(&ended));
     let report = std::fs::read_to_string(&load.report).expect("a report");
     tpcc::assert_no_error(&serde_json::from_str(&report).expect("JSON"));
-    check_ledger(&cluster, &load.ledger);
+    check_ledger(cluster, &load.ledger);
     cluster.assert_equal();
 }
 

@@ -3,6 +3,7 @@
 mod applications;
 mod crashes;
 mod lying_voter;
+mod pbft;
 mod pgbench;
 mod psql;
 mod tpcc;
