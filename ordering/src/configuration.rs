@@ -30,6 +30,9 @@ pub const CHECKPOINT_ORDERS: u64 = 512;
 /// Bytes of bodies after which a checkpoint is due earlier.
 pub const CHECKPOINT_BYTES: usize = 16 << 20;
 
+/// Longest time that a request may wait before the primary is suspected, in microseconds: an hour.
+pub const REQUEST_US_MAX: u64 = 3_600_000_000;
+
 /// Orders above the last stable checkpoint that a replica takes part in deciding; what a recovery must carry.
 pub const WATERMARK_ORDERS: u64 = 16_384;
 
@@ -65,6 +68,8 @@ pub struct Configuration {
     pub body_patience_us: u64,
     /// How long without progress before lost messages are looked for, in microseconds.
     pub retransmission_us: u64,
+    /// How long a request may wait before the primary is suspected, in microseconds; doubles with each view change.
+    pub request_us: u64,
     /// How often a machine that waits for the start announces itself, in microseconds.
     pub hello_us: u64,
     /// Machines that the operator has declared lost for good: a start does not wait for them.
@@ -88,6 +93,7 @@ impl Configuration {
             clock_behind_max_us: 600_000_000,
             body_patience_us: 3_000,
             retransmission_us: 100_000,
+            request_us: 300_000,
             hello_us: 200_000,
             lost: Vec::new(),
         }
@@ -100,6 +106,7 @@ impl Configuration {
             && (1..=BATCH_ENTRIES_LIMIT).contains(&self.batch_entries_max)
             && self.machine.0 < self.machines()
             && self.batches_in_flight_max > 0
+            && (1..=REQUEST_US_MAX).contains(&self.request_us)
             && self.lost.iter().all(|machine| *machine != self.machine)
     }
 
