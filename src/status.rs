@@ -57,6 +57,7 @@ struct MachineStatus {
     last_order: Option<u64>,
     lag: Option<u64>,
     digest: Option<String>,
+    view: Option<u64>,
     state: String,
 }
 
@@ -134,6 +135,7 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
             last_order: executed.or(answer.as_ref().map(|node| node.decided)),
             lag: executed.map(|executed| order.saturating_sub(executed)),
             digest: answer.as_ref().and_then(|node| node.digest.clone()),
+            view: answer.as_ref().map(|node| node.view),
             state: answer
                 .as_ref()
                 .map_or_else(|| String::from("down"), |node| node.state.clone()),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use cluster::file::{self, ClusterFile, Database, Tunables};
 use cluster::postgres::{Binaries, DatabaseServer, PostgresError, ServerOptions};
+use ordering::identifiers::MachineId;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,6 +24,14 @@ const COMPLETE_MS_MAX: u64 = 20_000;
 const POLL_MS: u64 = 25;
 /// The pause before a proxy that ended is started again.
 const PROXY_RESTART_MS: u64 = 500;
+/// How often nodes are looked at.
+const NODE_LOOK_MS: u64 = 100;
+/// The pause before a node that ended is started again, at first.
+const NODE_RESTART_MS: u64 = 500;
+/// How often that pause doubles at most.
+const NODE_RESTART_DOUBLINGS_MAX: u32 = 6;
+/// A node that has run for so long starts again as quickly as at first.
+const NODE_STABLE_MS: u64 = 60_000;
 /// How often database servers are looked at.
 const DATABASE_LOOK_MS: u64 = 500;
 /// The pause after a database server that could not be started.
@@ -271,7 +280,43 @@ struct Supervised {
     watchers: tokio::task::JoinSet<()>,
     counters: Vec<ChildProcess>,
     nodes: Vec<ChildProcess>,
+    /// Which machine each node is of, and when it may be started again.
+    restarts: Vec<(MachineId, RestartPause)>,
     proxy: Option<ChildProcess>,
+}
+
+/// How long a node that ends stays down.
+#[derive(Default)]
+struct RestartPause {
+    restarts: u32,
+    started: Option<Instant>,
+    ended: Option<Instant>,
+}
+
+impl RestartPause {
+    fn length(&self) -> Duration {
+        Duration::from_millis(NODE_RESTART_MS << self.restarts.min(NODE_RESTART_DOUBLINGS_MAX))
+    }
+
+    /// Whether a node that was found ended may be started now.
+    fn is_over(&mut self) -> bool {
+        self.ended.get_or_insert_with(Instant::now).elapsed() >= self.length()
+    }
+
+    /// It was started again.
+    fn begin(&mut self) {
+        self.restarts = self.restarts.saturating_add(1);
+        self.started = Some(Instant::now());
+        self.ended = None;
+    }
+
+    /// It runs: after a while what was before does not count any more.
+    fn calm(&mut self) {
+        let is_stable = |started: Instant| started.elapsed() >= Duration::from_millis(NODE_STABLE_MS);
+        if self.started.is_some_and(is_stable) {
+            *self = Self::default();
+        }
+    }
 }
 
 impl Supervised {
@@ -285,6 +330,7 @@ impl Supervised {
             watchers,
             counters: Vec::new(),
             nodes: Vec::new(),
+            restarts: Vec::new(),
             proxy: None,
         })
     }
@@ -306,6 +352,7 @@ impl Supervised {
             let program = self.node_programs.get(&file::machine_name(id));
             self.nodes
                 .push(ChildProcess::node(&self.file, id, program.map(PathBuf::as_path))?);
+            self.restarts.push((id, RestartPause::default()));
         }
         self.proxy = Some(ChildProcess::proxy(&self.file)?);
         self.write_state()?;
@@ -348,7 +395,7 @@ impl Supervised {
         format!("{name} ended at once: {last}\n  see {}", log.display())
     }
 
-    /// Until a signal: starts the proxy and database servers again when they end; nodes stay down.
+    /// Until a signal: starts the proxy, nodes and database servers again when they end.
     async fn watch(&mut self, signals: &mut Signals) {
         for server in self.databases.clone() {
             self.watchers.spawn(keep_running(server));
@@ -363,6 +410,10 @@ impl Supervised {
             tokio::select! {
                 () = signals.any() => return,
                 ended = proxy_ended => eprintln!("cloudbft: the proxy ended ({ended}); starting it again"),
+                () = tokio::time::sleep(Duration::from_millis(NODE_LOOK_MS)) => {
+                    self.restart_nodes();
+                    continue;
+                }
             }
             self.proxy = None;
             let pause = tokio::time::sleep(Duration::from_millis(PROXY_RESTART_MS));
@@ -374,6 +425,31 @@ impl Supervised {
                 Ok(proxy) => self.proxy = Some(proxy),
                 Err(error) => eprintln!("cloudbft: the proxy cannot be started: {error}"),
             }
+            let _ = self.write_state();
+        }
+    }
+
+    /// Starts nodes again that have ended: the running ones admit them. One that ends again and again waits longer.
+    fn restart_nodes(&mut self) {
+        let mut changed = false;
+        for (node, (id, pause)) in self.nodes.iter_mut().zip(&mut self.restarts) {
+            if node.is_running() {
+                pause.calm();
+                continue;
+            }
+            if !pause.is_over() {
+                continue;
+            }
+            eprintln!("cloudbft: node {} ended; starting it again", node.name);
+            let program = self.node_programs.get(&node.name);
+            match ChildProcess::node(&self.file, *id, program.map(PathBuf::as_path)) {
+                Ok(started) => *node = started,
+                Err(error) => eprintln!("cloudbft: node {} cannot be started: {error}", node.name),
+            }
+            pause.begin();
+            changed = true;
+        }
+        if changed {
             let _ = self.write_state();
         }
     }

@@ -190,6 +190,8 @@ pub enum Phase {
     Waiting,
     /// Takes part in a start: has reported its log, fetches what it lacks, or has acknowledged.
     Starting,
+    /// Has left a view, and goes to a later one.
+    Changing,
     /// Takes part in a view.
     Live,
     /// Its own counter failed: takes part in nothing until it is restarted.

@@ -154,6 +154,36 @@ impl Cluster {
         kill_9(&self.machine(machine, "node_pid"));
     }
 
+    /// The process id of one machine's node, which answers.
+    pub fn node_pid(&self, machine: &str) -> Pid {
+        let pid = self
+            .machine(machine, "node_pid")
+            .as_i64()
+            .and_then(|pid| i32::try_from(pid).ok());
+        Pid::from_raw(pid.filter(|pid| *pid > 1).expect("a node that answers"))
+    }
+
+    /// The machine that leads the view that most nodes are in.
+    pub fn primary(&self) -> String {
+        self.status()["primary"].as_str().expect("a primary").to_string()
+    }
+
+    /// Waits until every node takes part in the same view; panics when it does not.
+    pub fn wait_all_up(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        loop {
+            let status = self.status();
+            let machines = status["machines"].as_array().expect("machines").clone();
+            let is_up = machines.iter().all(|machine| machine["state"] == "up");
+            let same_view = machines.iter().all(|machine| machine["view"] == machines[0]["view"]);
+            if is_up && same_view {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not all nodes take part: {status}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Kills one machine's database server with SIGKILL.
     pub fn kill_postgres(&self, machine: &str) {
         kill_9(&self.machine(machine, "postgres_pid"));

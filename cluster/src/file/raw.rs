@@ -212,7 +212,8 @@ pub struct Timeouts {
     pub statement_ms: u64,
     /// An interactive transaction is aborted after this long.
     pub transaction_ms: u64,
-    /// A replica suspects the primary when a request stays undecided for this long.
+    /// A replica suspects the primary when requests wait for this long and nothing is decided; doubles with each
+    /// view change, and comes back slowly.
     pub request_ms: u64,
     /// How far the primary's clock may be off a replica's.
     pub clock_skew_ms_max: u64,
@@ -225,7 +226,7 @@ impl Default for Timeouts {
         Self {
             statement_ms: 30_000,
             transaction_ms: 60_000,
-            request_ms: 2_000,
+            request_ms: 300,
             clock_skew_ms_max: 5_000,
             heartbeat_ms: 500,
         }

@@ -276,6 +276,7 @@ fn configuration(file: &ClusterFile, me: MachineId) -> Result<Configuration, Nod
     configuration.protocol = file.tunables.agreement.protocol();
     configuration.batch_entries_max = file.tunables.limits.batch_entries_max;
     configuration.batches_in_flight_max = file.tunables.limits.batches_in_flight_max;
+    configuration.request_us = file.tunables.timeouts.request_ms.saturating_mul(1000);
     configuration.clock_ahead_max_us = file.tunables.timeouts.clock_skew_ms_max.saturating_mul(1000);
     if configuration.is_valid() {
         Ok(configuration)

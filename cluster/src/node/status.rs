@@ -76,6 +76,7 @@ impl StatusBoard {
         node.state = String::from(match agreement.phase {
             Phase::Waiting => "waiting",
             Phase::Starting => "starting",
+            Phase::Changing => "changing view",
             Phase::Live => "up",
             Phase::Stopped => "stopped",
         });

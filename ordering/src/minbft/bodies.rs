@@ -1,7 +1,7 @@
 //! Bodies of requests: those that wait to be ordered, those that were ordered and are missing, and where the
 //! others are. Bounded for each client; bodies are shared (`Bytes`), never copied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::identifiers::{ClientId, Digest, Order};
 use crate::message::{REQUEST_WINDOW, Request};
@@ -48,7 +48,9 @@ pub(crate) enum Arrival {
 /// All bodies that are not decided, and where the recently decided ones are.
 #[derive(Debug, Default)]
 pub(crate) struct Bodies {
-    pending: BTreeMap<Digest, Request>,
+    pending: BTreeMap<Digest, (u64, Request)>,
+    /// The same by the time at which they came, monotonic.
+    by_age: BTreeSet<(u64, Digest)>,
     clients: BTreeMap<ClientId, ClientBodies>,
     pending_bytes: usize,
     missing: BTreeMap<Digest, Missing>,
@@ -58,7 +60,13 @@ pub(crate) struct Bodies {
 
 impl Bodies {
     /// Takes a request of a client, or one that was fetched.
-    pub(crate) fn arrive(&mut self, digest: Digest, request: &Request, client_bytes_max: usize) -> Arrival {
+    pub(crate) fn arrive(
+        &mut self,
+        digest: Digest,
+        request: &Request,
+        now_us: u64,
+        client_bytes_max: usize,
+    ) -> Arrival {
         if let Some(missing) = self.missing.remove(&digest) {
             return Arrival::Wanted(missing.places);
         }
@@ -75,7 +83,8 @@ impl Bodies {
         client.bytes += bytes;
         client.numbers.insert(request.number, digest);
         self.pending_bytes += bytes;
-        self.pending.insert(digest, request.clone());
+        self.pending.insert(digest, (now_us, request.clone()));
+        self.by_age.insert((now_us, digest));
         Arrival::Pending
     }
 
@@ -85,7 +94,9 @@ impl Bodies {
             return;
         };
         while let Some(entry) = bodies.numbers.first_entry().filter(|entry| *entry.key() < floor) {
-            if let Some(request) = self.pending.remove(&entry.remove()) {
+            let digest = entry.remove();
+            if let Some((at_us, request)) = self.pending.remove(&digest) {
+                self.by_age.remove(&(at_us, digest));
                 bodies.bytes -= request.operation.len();
                 self.pending_bytes -= request.operation.len();
             }
@@ -103,7 +114,8 @@ impl Bodies {
 
     /// Takes a body out of those that wait to be ordered.
     pub(crate) fn take(&mut self, digest: &Digest) -> Option<Request> {
-        let request = self.pending.remove(digest)?;
+        let (at_us, request) = self.pending.remove(digest)?;
+        self.by_age.remove(&(at_us, *digest));
         self.pending_bytes -= request.operation.len();
         if let Some(client) = self.clients.get_mut(&request.client) {
             client.bytes -= request.operation.len();
@@ -114,13 +126,38 @@ impl Bodies {
 
     /// A body that waits to be ordered.
     pub(crate) fn pending(&self, digest: &Digest) -> Option<&Request> {
-        self.pending.get(digest)
+        self.pending.get(digest).map(|(_, request)| request)
+    }
+
+    /// Since when the one that has waited longest waits, monotonic.
+    pub(crate) fn oldest_us(&self) -> Option<u64> {
+        self.by_age.first().map(|(at_us, _)| *at_us)
+    }
+
+    /// Those that wait since this time or longer begin to wait anew.
+    pub(crate) fn renew_older(&mut self, since_us: u64, now_us: u64) {
+        while let Some((at_us, digest)) = self.by_age.pop_first() {
+            let is_old = at_us <= since_us && at_us < now_us;
+            let renewed_us = if is_old { now_us } else { at_us };
+            self.by_age.insert((renewed_us, digest));
+            if !is_old {
+                return;
+            }
+            if let Some((at_us, _)) = self.pending.get_mut(&digest) {
+                *at_us = now_us;
+            }
+        }
+    }
+
+    /// Nothing that was ordered is waited for any more: the view is left.
+    pub(crate) fn forget_missing(&mut self) {
+        self.missing.clear();
     }
 
     /// All that wait to be ordered, by client and number.
     pub(crate) fn pending_in_order(&self) -> impl Iterator<Item = (&Digest, &Request)> {
         let digests = self.clients.values().flat_map(|client| client.numbers.values());
-        digests.filter_map(|digest| Some((digest, self.pending.get(digest)?)))
+        digests.filter_map(|digest| Some((digest, self.pending(digest)?)))
     }
 
     /// Notes that a body was ordered and is not here.
@@ -190,6 +227,7 @@ impl Bodies {
             self.pending.len(),
             self.clients.values().map(|client| client.numbers.len()).sum::<usize>()
         );
+        assert_eq!(self.pending.len(), self.by_age.len());
         assert!(self.missing.keys().all(|digest| !self.pending.contains_key(digest)));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::WATERMARK_ORDERS;
-use crate::identifiers::{MachineId, Order};
+use crate::identifiers::{GroupId, MachineId, Order};
 use crate::minbft::history::{by_group, extend_over, to_commit_db};
 use crate::minbft::messages::{History, HistoryPoint, Message, StableCheckpoint};
 use crate::minbft::record::Record;
@@ -125,6 +125,11 @@ impl Machine {
             self.ask_another(out);
             return;
         }
+        if self.live.as_ref().is_some_and(|live| live.view < proof.point.view) {
+            // The others are in a later view: we shall join that first.
+            self.catch_up = None;
+            return;
+        }
         let (pieces, target) = (std::mem::take(&mut catch_up.pieces), catch_up.target);
         self.adopt(&pieces, proof, out);
         if self.history.point.order >= target {
@@ -133,6 +138,7 @@ impl Machine {
             catch_up.from = self.history.point;
             self.ask_for_history(out);
         }
+        self.advance_change(out);
         self.advance_start(out);
     }
 
@@ -146,9 +152,16 @@ impl Machine {
             let numbered = piece.entries.iter().enumerate();
             let operations =
                 numbered.map(|(index, entry)| (entry.group, to_commit_db(Order(piece.first.0 + index as u64), entry)));
-            if self.live.is_some() {
+            if let Some(live) = &self.live {
+                let decided = |group: GroupId| {
+                    live.groups
+                        .get(usize::from(group.0))
+                        .map_or(Order(0), |state| state.decided)
+                };
+                let operations = operations.filter(|(group, operation)| operation.order > decided(*group));
                 out.extend(by_group(operations).into_iter().map(Output::Deliver));
             }
+            self.fetched.add(piece.first, piece.entries.len());
             self.journal.write(
                 Record::History {
                     first: piece.first,

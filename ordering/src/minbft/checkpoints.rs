@@ -1,14 +1,18 @@
 //! Checkpoints: f+1 machines' signed word on how far the decided history goes, and its hash. They are signed with
 //! ordinary keys, so they use up no warrant (rule 3), and they bound what a recovery must carry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS, Configuration};
-use crate::identifiers::{MachineId, Order};
+use crate::identifiers::{MachineId, Order, View};
 use crate::minbft::messages::{Checkpoint, HistoryPoint, StableCheckpoint};
+use crate::minbft::view_messages::Followed;
 
 /// Checkpoints of one machine, above the stable one, that are remembered; the oldest is forgotten first.
 const POINTS_PER_MACHINE: usize = 64;
+
+/// Statements of one machine on what it follows that are remembered.
+const FOLLOWED_PER_MACHINE: usize = 4;
 
 /// What has been signed, by whom.
 #[derive(Debug, Default)]
@@ -20,6 +24,8 @@ pub(crate) struct Checkpoints {
     votes: BTreeMap<MachineId, BTreeMap<HistoryPoint, [u8; 64]>>,
     /// The last order that we signed.
     pub(crate) signed: Order,
+    /// What each machine has last said of the counters that it follows.
+    followed: BTreeMap<MachineId, VecDeque<Followed>>,
 }
 
 impl Checkpoints {
@@ -67,6 +73,22 @@ impl Checkpoints {
             point: checkpoint.point,
             signatures,
         })
+    }
+
+    /// Takes what a machine says of the counters that it follows.
+    pub(crate) fn hear(&mut self, followed: &Followed) {
+        let known = self.followed.entry(followed.machine).or_default();
+        known.push_back(followed.clone());
+        if known.len() > FOLLOWED_PER_MACHINE {
+            known.pop_front();
+        }
+    }
+
+    /// The last statement of each machine that speaks of no order above this one, and of no view above that one.
+    pub(crate) fn followed_up_to(&self, order: Order, view: View) -> Vec<Followed> {
+        let fits = |followed: &&Followed| followed.order <= order && followed.view <= view;
+        let last = |known: &VecDeque<Followed>| known.iter().rev().find(fits).cloned();
+        self.followed.values().filter_map(last).collect()
     }
 
     /// Takes a stable checkpoint that our history has reached.

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::{is_replica, replica_slot};
-use crate::identifiers::{GroupId, MachineId, Order};
+use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::minbft::group::{Group, PeerStream};
 use crate::minbft::history::{by_group, to_history};
 use crate::minbft::live::LiveView;
+use crate::minbft::messages::Message;
 use crate::minbft::primary::Primary;
 use crate::minbft::reader::ViewBase;
 use crate::minbft::start_messages::{Admission, LiveProof, Outcome};
@@ -18,47 +20,131 @@ impl Machine {
     /// Takes part in a view that begins with this outcome. The way into every view.
     pub(crate) fn enter_view(&mut self, proof: &Arc<LiveProof>, out: &mut Vec<Output>) {
         let outcome = &proof.outcome;
-        let is_joined = self.start.joined_view() == Some(outcome.view);
+        let joined = self.changing.as_ref().map(|changing| changing.view);
+        let is_joined = joined.or(self.start.joined_view()) == Some(outcome.view);
         let primary = self.configuration.primary(outcome.view);
         let Some(admission) = outcome.admission(primary).filter(|_| is_joined && self.live.is_none()) else {
             return;
         };
         let value = admission.positions.first().copied().unwrap_or(0);
-        self.views.push(ViewBase {
-            view: outcome.view,
-            base: outcome.base.order,
-        });
+        if self.configuration.has_replicas() && !self.continues_history(outcome, out) {
+            return;
+        }
+        if self.views.last().is_none_or(|last| last.view < outcome.view) {
+            self.views.push(ViewBase {
+                view: outcome.view,
+                base: outcome.base.order.max(self.checkpoints.point().order),
+            });
+        }
         let before = self.history.point;
         self.take_over(outcome, value, out);
-        let last_us = outcome
-            .entries
-            .last()
-            .map_or(outcome.base.time_us, |entry| entry.time_us);
-        let next = Order(outcome.base.order.0 + outcome.entries.len() as u64 + 1);
-        let mut live = self.new_view(proof, primary, Stream::new(value, next, last_us));
+        let stream = if self.configuration.has_replicas() {
+            let point = self.history.point;
+            Stream::new(point.value, point.order.next(), point.time_us)
+        } else {
+            Stream::new(value, outcome.end(), outcome.time_us())
+        };
+        let mut live = self.new_view(proof, primary, stream);
         live.primary_epoch = admission.epoch;
-        if primary == self.configuration.machine {
+        // A counter that was restarted, or has gone on since, cannot continue the view's PREPAREs.
+        let counter = &self.journal.counter;
+        let can_lead = counter.epoch == admission.epoch && counter.positions.first() == Some(&value);
+        if primary == self.configuration.machine && can_lead {
             let quorum = self.configuration.quorum();
-            let mut leading = Primary::new(value, next, last_us, self.configuration.replica_machines(), quorum);
+            let replicas = self.configuration.replica_machines();
+            let mut leading = Primary::new(value, outcome.end(), outcome.time_us(), replicas, quorum);
             for (digest, request) in self.bodies.pending_in_order() {
                 leading.queue(*digest, request.clone(), &self.configuration);
             }
             live.leading = Some(leading);
         }
+        self.follow_into(proof, &mut live);
         self.live = Some(Box::new(live));
+        self.runs
+            .admit(proof, self.configuration.machine, &self.journal.counter);
+        self.start.last_live = Some(Arc::clone(proof));
         self.start.forget();
+        self.changing = None;
+        self.leading_change = None;
+        self.acknowledged = None;
         self.catch_up = None;
-        if self.history.point != before {
+        self.delivered.clear();
+        let (now_us, base_us) = (self.now.monotonic_us, self.configuration.request_us);
+        self.suspicion.entered(now_us, base_us);
+        if self.history.point.order != before.order {
             self.history_extended(&before, out);
+        }
+        if outcome.is_change() {
+            self.settle_into(proof, primary, out);
         }
     }
 
-    /// What the outcome takes over is decided.
+    /// Whether the outcome agrees with what is decided here; it must not be entered behind a history of later views.
+    fn continues_history(&mut self, outcome: &Outcome, out: &mut Vec<Output>) -> bool {
+        let point = self.history.point;
+        if point.view > outcome.view {
+            return false;
+        }
+        let numbered = outcome.entries.iter().zip(outcome.base.order.0 + 1..);
+        let agrees = numbered.into_iter().all(|(entry, order)| {
+            let known = self.history.digest_at(Order(order));
+            known.is_none_or(|known| known == entry.digest)
+        });
+        if !agrees || (point.view < outcome.view && point.order.next() > outcome.end()) {
+            // More than f are faulty, or we are: nothing that was decided may change.
+            self.stopped = true;
+            self.report(self.configuration.machine, MisbehaviourKind::Contradiction, out);
+        }
+        agrees
+    }
+
+    /// Peers whose counters are known to be further than the outcome says: they have acknowledged, or joined late.
+    fn follow_into(&mut self, proof: &LiveProof, live: &mut LiveView) {
+        let own = self.configuration.machine;
+        for acknowledgement in &proof.acknowledgements {
+            live.follow_acknowledgement(acknowledgement);
+        }
+        if let Some(changing) = &self.changing {
+            for acknowledgement in changing.acknowledgements.values() {
+                live.follow_acknowledgement(acknowledgement);
+            }
+            let change = changing.change.clone().map(Message::ViewChange);
+            let joining = changing
+                .acknowledgement
+                .clone()
+                .map(|known| Message::AcknowledgeView(Arc::new(known)))
+                .or(change);
+            let value = self.journal.counter.positions.get(1).copied().unwrap_or(0);
+            live.joining = joining.map(|joining| (value, joining));
+        }
+        let view = live.view;
+        for change in self.changes.values().filter(|change| change.view == view) {
+            live.follow_change(change);
+        }
+        self.changes
+            .retain(|machine, change| *machine != own && change.view > view);
+        live.touch_all();
+    }
+
+    /// Tells the others, and gives the primary what waits.
+    fn settle_into(&mut self, proof: &Arc<LiveProof>, primary: MachineId, out: &mut Vec<Output>) {
+        if primary == self.configuration.machine {
+            self.send(To::Others, Message::Live(Arc::clone(proof)), out);
+        }
+        if self.configuration.has_replicas() {
+            self.sign_checkpoint(out);
+            self.forward_pending(out);
+        }
+    }
+
+    /// What the outcome takes over is decided; what of it was decided here before stays as it is.
     fn take_over(&mut self, outcome: &Outcome, value: u64, out: &mut Vec<Output>) {
-        if !self.configuration.has_replicas() {
+        if !self.configuration.has_replicas() || self.history.point.view == outcome.view && outcome.view > View(0) {
             return;
         }
-        let operations = self.taken_over(outcome);
+        let end = self.history.point.order;
+        let mut operations = self.taken_over(outcome);
+        operations.retain(|(_, operation)| operation.order > end);
         for (_, operation) in &operations {
             self.bodies.take(&operation.digest);
             self.bodies.locate(operation.digest, operation.order);
@@ -66,16 +152,21 @@ impl Machine {
                 self.clients.record(request.client, request.number, request.floor);
             }
         }
-        out.extend(by_group(operations.iter().cloned()).into_iter().map(Output::Deliver));
+        let delivered = |group: &GroupId| self.delivered.get(usize::from(group.0)).copied().unwrap_or_default();
+        let news = operations
+            .iter()
+            .filter(|(group, operation)| operation.order > delivered(group));
+        out.extend(by_group(news.cloned()).into_iter().map(Output::Deliver));
         let history = operations
             .into_iter()
             .map(|(group, operation)| to_history(group, operation));
-        for gone in self
-            .history
-            .append(history, outcome.view, value, self.configuration.tail_bytes_max)
-        {
+        let limits = (self.configuration.tail_bytes_max, self.checkpoints.point().order);
+        for gone in self.history.append(history, outcome.view, value, limits) {
             self.bodies.forget_location(&gone.digest, gone.order);
         }
+        // Alike on all machines, whoever had decided how much before.
+        self.history.point.view = outcome.view;
+        self.history.point.value = value;
     }
 
     fn new_view(&self, proof: &Arc<LiveProof>, primary: MachineId, stream: Stream) -> LiveView {
@@ -99,8 +190,16 @@ impl Machine {
         } else {
             0
         };
+        let own_stream = |slot: u32| peer_stream(&self.journal.counter, slot);
+        let decided = |group: u16| {
+            let delivered = self.delivered.get(usize::from(group)).copied();
+            delivered.unwrap_or_default().max(decided)
+        };
         let groups = (0..groups)
-            .map(|group| Group::new(decided, peers(replica_slot(GroupId(group)))))
+            .map(|group| {
+                let slot = replica_slot(GroupId(group));
+                Group::new(decided(group), peers(slot), own_stream(slot))
+            })
             .collect();
         LiveView {
             view: proof.outcome.view,
@@ -120,6 +219,7 @@ impl Machine {
             stalled: 0,
             ticks: 0,
             is_behind: false,
+            joining: None,
             idle_us: u64::MAX,
         }
     }

@@ -22,6 +22,10 @@ pub(crate) struct PeerStream {
     pub(crate) value: u64,
     /// The last batch that it has committed: batches ascend.
     pub(crate) last_batch: u64,
+    /// Everything up to this value covers batches up to the last checkpoint that this machine signed.
+    settled: u64,
+    /// (counter value, last batch) of the COMMITs after that.
+    unsettled: VecDeque<(u64, u64)>,
     /// COMMITs ahead of a gap, by counter value.
     window: BTreeMap<u64, Arc<Commit>>,
     /// The replica broke the rules: nothing more of it is followed in this view.
@@ -34,6 +38,8 @@ impl PeerStream {
             epoch,
             value,
             last_batch: 0,
+            settled: value,
+            unsettled: VecDeque::new(),
             window: BTreeMap::new(),
             stopped: false,
         }
@@ -55,7 +61,35 @@ impl PeerStream {
             return None;
         }
         self.value += 1;
-        Some(entry.remove())
+        let commit = entry.remove();
+        let last = commit.batches.last().map_or(0, |(batch, _)| *batch);
+        self.unsettled.push_back((self.value, last));
+        Some(commit)
+    }
+
+    /// An own COMMIT was sent.
+    fn sent(&mut self, commit: &Commit) {
+        self.value = commit.warrant.value;
+        let last = commit.batches.last().map_or(0, |(batch, _)| *batch);
+        self.unsettled.push_back((self.value, last));
+    }
+
+    /// The replica has shown what its warrants up to this value were for, or others have followed them.
+    pub(crate) fn skip_to(&mut self, value: u64) {
+        if value > self.value {
+            self.value = value;
+            self.settled = value;
+            self.unsettled.clear();
+            self.window = self.window.split_off(&(value + 1));
+        }
+    }
+
+    /// The value up to which all COMMITs cover batches up to this one.
+    pub(crate) fn settle(&mut self, batch: u64) -> u64 {
+        while let Some((value, _)) = self.unsettled.pop_front_if(|(_, last)| *last <= batch) {
+            self.settled = value;
+        }
+        self.settled
     }
 
     /// Stops following this replica.
@@ -91,6 +125,8 @@ pub(crate) struct Group {
     pub(crate) decided: Order,
     /// Streams of the other replicas.
     pub(crate) peers: BTreeMap<MachineId, PeerStream>,
+    /// The own replica's stream, as the others see it: what it has sent.
+    pub(crate) own_stream: PeerStream,
     /// The last own COMMITs that were sent.
     own: VecDeque<Arc<Commit>>,
     /// Stands in the list of groups to look at.
@@ -98,13 +134,14 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(decided: Order, peers: BTreeMap<MachineId, PeerStream>) -> Self {
+    pub(crate) fn new(decided: Order, peers: BTreeMap<MachineId, PeerStream>, own_stream: PeerStream) -> Self {
         Group {
             to_commit: VecDeque::new(),
             certifying: false,
             to_deliver: VecDeque::new(),
             decided,
             peers,
+            own_stream,
             own: VecDeque::new(),
             touched: false,
         }
@@ -112,6 +149,7 @@ impl Group {
 
     /// Keeps an own COMMIT that was sent.
     pub(crate) fn keep(&mut self, commit: Arc<Commit>) {
+        self.own_stream.sent(&commit);
         if self.own.len() == COMMITS_KEPT {
             self.own.pop_front();
         }

@@ -40,13 +40,14 @@ impl DecidedHistory {
         }
     }
 
-    /// Continues the history; returns what had to leave the tail for it.
+    /// Continues the history; returns what had to leave the tail for it. What is above the stable checkpoint
+    /// stays: a view change may need it.
     pub(crate) fn append(
         &mut self,
         operations: impl Iterator<Item = HistoryEntry>,
         view: View,
         value: u64,
-        bytes_max: usize,
+        (bytes_max, stable): (usize, Order),
     ) -> Vec<Forgotten> {
         for operation in operations {
             let bytes = bytes_of(&operation.request);
@@ -67,7 +68,7 @@ impl DecidedHistory {
             self.tail.push_back(operation);
         }
         let mut forgotten = Vec::new();
-        while self.tail_bytes > bytes_max {
+        while self.tail_bytes > bytes_max && self.first() <= stable {
             let order = self.first();
             let Some(operation) = self.tail.pop_front() else { break };
             self.tail_bytes -= bytes_of(&operation.request) + ENTRY_BYTES;
@@ -94,9 +95,24 @@ impl DecidedHistory {
         forgotten
     }
 
+    /// The operations in the tail above an order.
+    pub(crate) fn tail_above(&self, order: Order) -> impl Iterator<Item = (Order, &HistoryEntry)> {
+        let first = self.first().0;
+        let numbered = self.tail.iter().zip(first..);
+        numbered
+            .map(|(operation, number)| (Order(number), operation))
+            .filter(move |(number, _)| *number > order)
+    }
+
     /// The order of the first operation in the tail (one after the end, when it is empty).
     pub(crate) fn first(&self) -> Order {
         Order(self.point.order.0 + 1 - self.tail.len() as u64)
+    }
+
+    /// The digest at an order, if it is in the tail.
+    pub(crate) fn digest_at(&self, order: Order) -> Option<Digest> {
+        let index = order.0.checked_sub(self.first().0)?;
+        Some(self.tail.get(usize::try_from(index).ok()?)?.digest)
     }
 
     /// The body at an order.

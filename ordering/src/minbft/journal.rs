@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use trusted_counter::UniqueWarrant;
 
-use crate::identifiers::{Digest, GroupId, Order};
+use crate::identifiers::{Digest, GroupId, Order, View};
 use crate::message::{CommitDbEntry, Request};
 use crate::minbft::Output;
 use crate::minbft::messages::{Commit, PrepareEntry};
@@ -17,6 +17,7 @@ use crate::minbft::start_messages::{Admission, LiveProof, Outcome};
 pub(crate) enum Certifying {
     /// A PREPARE.
     Prepare {
+        view: View,
         first: Order,
         time_us: u64,
         entries: Vec<PrepareEntry>,
@@ -24,10 +25,21 @@ pub(crate) enum Certifying {
     },
     /// A COMMIT, with what the log must hold before it is sent.
     Commit {
+        view: View,
         group: GroupId,
         batches: Vec<(u64, Digest)>,
         share: Vec<CommitDbEntry>,
     },
+    /// A VIEW-CHANGE, for one group's slot.
+    ViewChange {
+        view: View,
+        group: GroupId,
+        content: Digest,
+    },
+    /// An endorsement of an outcome.
+    Endorse { view: View, outcome: Digest },
+    /// An acknowledgement of an outcome.
+    AcknowledgeView { view: View, outcome: Digest },
 }
 
 /// What follows when a record is durable.
@@ -37,6 +49,8 @@ pub(crate) enum Persisting {
     Commit(Arc<Commit>),
     /// Acknowledge the start.
     Start(Arc<Outcome>),
+    /// Endorse how this view begins.
+    Change(View),
     /// Take part in the view.
     Live(Arc<LiveProof>),
 }
@@ -82,6 +96,16 @@ impl Journal {
         }
         *position = warrant.value;
         Some(purpose)
+    }
+
+    /// Whether anything is with the counter.
+    pub(crate) fn is_certifying(&self) -> bool {
+        !self.certifying.is_empty()
+    }
+
+    /// Whether anything waits for the counter or for the log.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.certifying.is_empty() || !self.persisting.is_empty()
     }
 
     /// Appends a record that nothing waits for.

@@ -43,9 +43,6 @@ impl Machine {
     }
 
     pub(crate) fn on_hello(&mut self, hello: &Arc<Hello>, out: &mut Vec<Output>) {
-        if self.live.is_some() {
-            return;
-        }
         // Hellos may arrive late: one of an earlier life must not replace a newer one.
         let age = |hello: &Hello| (hello.admission.epoch, hello.view, hello.point().order);
         if self
@@ -57,7 +54,11 @@ impl Machine {
             return;
         }
         self.start.hellos.insert(hello.machine, Arc::clone(hello));
-        self.lead(out);
+        if self.live.is_some() || self.changing.is_some() {
+            self.on_late_hello(hello, out);
+        } else {
+            self.lead(out);
+        }
     }
 
     /// Begins an attempt when it is our turn and everybody who must take part is there.

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::minbft::group::Group;
+use crate::minbft::messages::Message;
 use crate::minbft::primary::Primary;
 use crate::minbft::start_messages::LiveProof;
 use crate::minbft::stream::Stream;
+use crate::minbft::view_messages::{ViewAcknowledgement, ViewChange};
+use crate::minbft::view_verification::endorses;
 
 /// Everything that belongs to one view.
 #[derive(Debug)]
@@ -41,11 +44,43 @@ pub(crate) struct LiveView {
     pub(crate) ticks: u64,
     /// A peer has more than we do.
     pub(crate) is_behind: bool,
+    /// What shows the others that our counters are without hole, until our COMMITs follow, and its last value.
+    pub(crate) joining: Option<(u64, Message)>,
     /// When to sign a checkpoint although none is due, because nothing is decided any more; monotonic.
     pub(crate) idle_us: u64,
 }
 
 impl LiveView {
+    /// A machine has joined late: its VIEW-CHANGE shows that its counters are without hole up to there.
+    pub(crate) fn follow_change(&mut self, change: &ViewChange) {
+        let admitted = self
+            .proof
+            .outcome
+            .admission(change.machine)
+            .map(|admission| admission.epoch);
+        if admitted.is_none() || admitted != change.epoch() {
+            return;
+        }
+        for (group, warrant) in self.groups.iter_mut().zip(&change.warrants) {
+            if let Some(peer) = group.peers.get_mut(&change.machine) {
+                peer.skip_to(warrant.value);
+            }
+        }
+        self.touch_all();
+    }
+
+    /// A machine has acknowledged how the view begins: its COMMITs follow.
+    pub(crate) fn follow_acknowledgement(&mut self, acknowledgement: &ViewAcknowledgement) {
+        let machine = acknowledgement.machine;
+        if !endorses(&self.proof.outcome, machine, &acknowledgement.endorsed) {
+            return;
+        }
+        if let Some(peer) = self.groups.first_mut().and_then(|group| group.peers.get_mut(&machine)) {
+            peer.skip_to(acknowledgement.acknowledged.value);
+        }
+        self.touch(GroupId(0));
+    }
+
     /// Notes that a group must be looked at.
     pub(crate) fn touch(&mut self, group: GroupId) {
         if let Some(state) = self.groups.get_mut(usize::from(group.0)).filter(|state| !state.touched) {

@@ -8,6 +8,9 @@ use trusted_counter::UniqueWarrant;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Report, Start};
+use crate::minbft::view_messages::{
+    Endorsement, Followed, NewView, RequestViewChange, ViewAcknowledgement, ViewChange,
+};
 
 /// Everything that machines send each other.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -21,7 +24,7 @@ pub enum Message {
     /// What the sender has of the receiver's messages: the receiver sends again what is missing.
     Standing(Standing),
     /// How far the sender's history goes, and its hash; signed.
-    Checkpoint(Checkpoint),
+    Checkpoint(Arc<Checkpoint>),
     /// f+1 equal checkpoints.
     Stable(StableCheckpoint),
     /// Asks for the bodies of these digests.
@@ -42,8 +45,18 @@ pub enum Message {
     Start(Arc<Start>),
     /// A replica has the start in its durable log.
     Acknowledge(Acknowledgement),
-    /// A view is under way: everybody has acknowledged its start.
+    /// A view is under way: its beginning is decided.
     Live(Arc<LiveProof>),
+    /// A machine wants another view.
+    RequestViewChange(RequestViewChange),
+    /// A machine has left the lower views.
+    ViewChange(Arc<ViewChange>),
+    /// The new primary's evidence for how the view begins.
+    NewView(Arc<NewView>),
+    /// A replica has the outcome of a view change in its durable log.
+    Endorse(Arc<Endorsement>),
+    /// A replica has seen that f+1 have.
+    AcknowledgeView(Arc<ViewAcknowledgement>),
 }
 
 /// PREPARE: the primary gives `entries[i]` the order `first + i` and the time `time_us + i`.
@@ -215,6 +228,8 @@ pub struct Checkpoint {
     pub point: HistoryPoint,
     /// Over [`HistoryPoint::digest`].
     pub signature: [u8; 64],
+    /// How far the machine has followed the counters of the others by then.
+    pub followed: Option<Followed>,
 }
 
 /// f+1 machines' equal checkpoints: at least one of them is correct, so this is decided history.

@@ -13,14 +13,15 @@
 //! | the decided history, its checkpoints, answers to voters and peers | `history.rs`, `checkpoints.rs`, `serving.rs`, `reader.rs` |
 //! | what is missing is asked for and sent again | `retransmission.rs`, `catch_up.rs` |
 //! | the start of the cluster, fresh or after all machines were down (rule 6) | `start.rs`, `lead.rs`, `outcome.rs`, `enter.rs`, `recovery.rs` |
-//! | what can be verified without state, by any thread | `messages.rs`, `start_messages.rs`, `verification.rs` |
+//! | a primary is suspected, a view is left | `suspicion.rs`, `view_change.rs`, `own_runs.rs` |
+//! | the next view: NEW-VIEW, endorsements, acknowledgements (rules 2, 4) | `new_view.rs`, `view_outcome.rs`, `enter.rs` |
+//! | what can be verified without state, by any thread | `messages.rs`, `start_messages.rs`, `view_messages.rs`, `verification.rs`, `view_verification.rs` |
 //!
 //! **Persist before COMMIT.** A replica sends COMMIT only when the PREPARE, its COMMIT and the bodies are durable.
 //! So f+1 COMMITs are f+1 durable copies, and the decision needs no fsync of its own.
 //!
-//! **View change** (stage 2). A view is left through one place: [`Machine`]`::live`, which is entered by
-//! `enter_view` with the outcome of a start; a view change ends in the same call, with an outcome that f+1
-//! VIEW-CHANGEs of every group justify instead of all logs.
+//! **View change.** A view is left in one place, `leave_view`, and entered in one place, `enter_view`, with an outcome
+//! that a start or a view change has decided.
 
 pub(crate) mod bodies;
 mod catch_up;
@@ -32,8 +33,10 @@ mod journal;
 mod lead;
 mod live;
 mod messages;
+mod new_view;
 mod normal;
 mod outcome;
+mod own_runs;
 mod primary;
 mod reader;
 mod record;
@@ -44,7 +47,12 @@ mod serving;
 mod start;
 mod start_messages;
 mod stream;
+mod suspicion;
 mod verification;
+mod view_change;
+mod view_messages;
+mod view_outcome;
+mod view_verification;
 
 use std::collections::BTreeMap;
 
@@ -60,6 +68,10 @@ pub use record::{LogIndex, LogRecord, Record};
 pub use recovery::Recovery;
 pub use start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Outcome, OutcomeEntry, Report, Start};
 pub use verification::{FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, verify_message};
+pub use view_messages::{
+    CertifiedOutcome, Endorsement, Followed, NewView, RequestViewChange, RunItem, RunStart, ViewAcknowledgement,
+    ViewChange,
+};
 
 use crate::agreement::{self, Agreement, Misbehaviour, MisbehaviourKind, Now, Phase, Status, To};
 use crate::client_table::ClientTable;
@@ -72,8 +84,12 @@ use checkpoints::Checkpoints;
 use history::DecidedHistory;
 use journal::{Journal, Persisting};
 use live::LiveView;
-use reader::ViewBase;
+use own_runs::OwnRuns;
+use reader::{Fetched, ViewBase};
 use start::StartState;
+use std::sync::Arc;
+use suspicion::Suspicion;
+use view_change::{Changing, LeadingChange};
 
 /// What a machine is fed.
 pub type Input = agreement::Input<Message>;
@@ -94,10 +110,26 @@ pub struct Machine {
     checkpoints: Checkpoints,
     /// The views that this machine was live in, and where they began.
     views: Vec<ViewBase>,
+    /// Which orders of the log were fetched from peers.
+    fetched: Fetched,
     start: StartState,
     catch_up: Option<CatchUp>,
     /// The view that this machine takes part in.
     live: Option<Box<LiveView>>,
+    /// The view that this machine goes to.
+    changing: Option<Box<Changing>>,
+    /// The view that this machine leads others to.
+    leading_change: Option<LeadingChange>,
+    /// What makes this machine want another view.
+    suspicion: Suspicion,
+    /// The last VIEW-CHANGE of each machine above our view.
+    changes: BTreeMap<MachineId, Arc<ViewChange>>,
+    /// What our own counters have certified: the next VIEW-CHANGE must show it.
+    runs: OwnRuns,
+    /// The last outcome that we acknowledged, if it is above the last view that was live here.
+    acknowledged: Option<Arc<CertifiedOutcome>>,
+    /// Per group: the last order that was delivered in the view that was left.
+    delivered: Vec<Order>,
     /// Our own counter failed.
     stopped: bool,
     /// Flushed orders that voters reported.
@@ -123,9 +155,17 @@ impl Machine {
             history: DecidedHistory::new(point),
             checkpoints: Checkpoints::new(recovery.stable),
             views: recovery.views,
+            fetched: recovery.fetched,
             start: StartState::new(recovery.view, recovery.live, recovery.prepares, recovery.bodies),
             catch_up: None,
             live: None,
+            changing: None,
+            leading_change: None,
+            suspicion: Suspicion::default(),
+            changes: BTreeMap::new(),
+            runs: OwnRuns::default(),
+            acknowledged: None,
+            delivered: Vec::new(),
             stopped: false,
             flushed: BTreeMap::new(),
             answered_us: BTreeMap::new(),
@@ -154,7 +194,7 @@ impl Machine {
     fn on_message(&mut self, from: MachineId, message: Verified<Message>, out: &mut Vec<Output>) {
         let digest = *message.digest();
         match message.into_message() {
-            Message::Prepare(prepare) => self.on_prepare(&prepare, digest, out),
+            Message::Prepare(prepare) => self.on_prepare(from, &prepare, digest, out),
             Message::Commit(commit) => self.on_commit(from, &commit, out),
             Message::Progress(progress) => self.on_progress(from, progress),
             Message::Standing(standing) => self.on_standing(from, &standing, out),
@@ -170,6 +210,11 @@ impl Machine {
             Message::Start(start) => self.on_start(&start, out),
             Message::Acknowledge(acknowledgement) => self.on_acknowledge(&acknowledgement, out),
             Message::Live(proof) => self.on_live(&proof, out),
+            Message::RequestViewChange(request) => self.on_request_view_change(&request, out),
+            Message::ViewChange(change) => self.on_view_change(&change, out),
+            Message::NewView(new_view) => self.on_new_view(&new_view, out),
+            Message::Endorse(endorsement) => self.on_endorse(&endorsement, out),
+            Message::AcknowledgeView(acknowledgement) => self.on_acknowledge_view(&acknowledgement, out),
         }
     }
 
@@ -178,6 +223,7 @@ impl Machine {
             match then {
                 Persisting::Commit(commit) => self.on_commit_logged(commit, out),
                 Persisting::Start(outcome) => self.on_start_logged(&outcome, out),
+                Persisting::Change(view) => self.on_change_logged(view, out),
                 Persisting::Live(proof) => self.enter_view(&proof, out),
             }
         }
@@ -224,10 +270,13 @@ impl Agreement for Machine {
             return None;
         }
         let catch_up = self.catch_up.as_ref().map(|catch_up| catch_up.ask_us);
-        let phase = match &self.live {
-            None => self.start.next_us,
-            Some(live) => live.deadline(),
+        let phase = match (&self.live, &self.changing) {
+            (Some(live), _) => live.deadline(),
+            (None, Some(changing)) => changing.deadline_us.min(changing.repeat_us),
+            (None, None) => self.start.next_us,
         };
+        let choose = self.leading_change.as_ref().map(|leading| leading.choose_us);
+        let phase = phase.min(self.suspicion_deadline()).min(choose.unwrap_or(u64::MAX));
         Some(catch_up.map_or(phase, |catch_up| catch_up.min(phase)))
     }
 
@@ -235,6 +284,7 @@ impl Agreement for Machine {
         let phase = match (&self.live, &self.start.joined) {
             _ if self.stopped => Phase::Stopped,
             (Some(_), _) => Phase::Live,
+            _ if self.changing.is_some() => Phase::Changing,
             (None, Some(_)) => Phase::Starting,
             (None, None) => Phase::Waiting,
         };
@@ -242,6 +292,7 @@ impl Agreement for Machine {
             .live
             .as_ref()
             .map(|live| live.view)
+            .or(self.changing.as_ref().map(|changing| changing.view))
             .or(self.start.mentioned)
             .unwrap_or_default();
         let (primary, live) = (self.configuration.primary(view), self.live.as_ref());
@@ -285,6 +336,7 @@ impl Agreement for Machine {
         self.journal.check_invariants();
         self.bodies.check_invariants();
         self.checkpoints.check_invariants();
+        self.runs.check_invariants();
         assert!(self.configuration.has_replicas() || self.history.point == HistoryPoint::GENESIS);
         if self.configuration.has_replicas() {
             assert!(self.checkpoints.point().order <= self.history.point.order);

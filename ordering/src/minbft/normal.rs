@@ -9,89 +9,126 @@ use crate::configuration::{
     COMMIT_BATCHES_MAX, PREPARE_WINDOW, PRIMARY_SLOT, WATERMARK_BYTES, WATERMARK_ORDERS, replica_slot,
 };
 use crate::identifiers::{Digest, GroupId, MachineId};
-use crate::message::CommitDb;
+use crate::message::{CommitDb, CommitDbEntry, Request};
 use crate::minbft::bodies::Place;
 use crate::minbft::history::to_history;
 use crate::minbft::journal::{Certifying, Persisting};
 use crate::minbft::messages::{Commit, Message, Prepare, Progress};
 use crate::minbft::record::Record;
 use crate::minbft::stream::{Slot, Stage};
+use crate::minbft::view_messages::RunItem;
 use crate::minbft::{Machine, Output};
 
 impl Machine {
     /// Does whatever can be done now; every step ends with it.
     pub(crate) fn pump(&mut self, out: &mut Vec<Output>) {
         self.follow_prepares(out);
+        self.look_at_groups(out);
+        self.extend_history(out);
+        // A checkpoint may have shown how far others have followed somebody.
+        self.look_at_groups(out);
+        self.extend_history(out);
+        self.tell_progress(out);
+        self.order_batches(out);
+        self.watch();
+    }
+
+    /// Looks at every group that something has happened to.
+    fn look_at_groups(&mut self, out: &mut Vec<Output>) {
         while let Some(group) = self.live.as_mut().and_then(|live| live.touched.pop()) {
-            if let Some(state) = self
-                .live
-                .as_mut()
-                .and_then(|live| live.groups.get_mut(usize::from(group.0)))
-            {
+            let live = self.live.as_mut();
+            if let Some(state) = live.and_then(|live| live.groups.get_mut(usize::from(group.0))) {
                 state.touched = false;
             }
             self.follow_commits(group, out);
             self.commit(group, out);
             self.deliver(group, out);
         }
-        self.extend_history(out);
-        self.tell_progress(out);
-        self.order_batches(out);
     }
 
     pub(crate) fn on_certified(&mut self, ticket: u64, warrant: &UniqueWarrant, out: &mut Vec<Output>) {
         match self.journal.certified(ticket, warrant) {
             None => self.stop(out),
             Some(Certifying::Prepare {
+                view,
                 first,
                 time_us,
                 entries,
                 requests,
             }) => {
-                let Some(live) = self.live.as_mut() else { return };
                 let prepare = Arc::new(Prepare {
-                    view: live.view,
+                    view,
                     first,
                     time_us,
                     entries,
                     warrant: *warrant,
                 });
-                if let Some(leading) = live.leading.as_mut() {
-                    leading.issue(&prepare, requests, self.configuration.tail_bytes_max);
-                    leading.resend_us = self.now.monotonic_us + self.configuration.retransmission_us;
-                }
-                self.send(To::Replicas, Message::Prepare(Arc::clone(&prepare)), out);
-                if self.configuration.has_replicas() {
-                    let digest = prepare.own_digest();
-                    self.on_prepare(&prepare, digest, out);
-                }
+                self.issue(&prepare, requests, out);
             }
-            Some(Certifying::Commit { group, batches, share }) => {
-                let Some(live) = self.live.as_mut() else { return };
+            Some(Certifying::Commit {
+                view,
+                group,
+                batches,
+                share,
+            }) => {
                 let commit = Arc::new(Commit {
-                    view: live.view,
+                    view,
                     group,
                     batches,
                     warrant: *warrant,
                 });
-                if let Some(state) = live.groups.get_mut(usize::from(group.0)) {
-                    state.certifying = false;
-                }
-                live.touch(group);
-                let last = commit.batches.last().map_or(0, |(value, _)| *value);
-                for slot in live.stream.slots.iter_mut().take_while(|slot| slot.value <= last) {
-                    if !slot.logged {
-                        slot.logged = true;
-                        self.journal.write(Record::Prepare(Arc::clone(&slot.prepare)), out);
-                    }
-                }
-                let record = Record::Commit {
-                    commit: Arc::clone(&commit),
-                    share,
-                };
-                self.journal.persist(record, Persisting::Commit(commit), out);
+                self.on_commit_certified(commit, share, out);
+            }
+            Some(Certifying::ViewChange { view, group, content }) => {
+                self.on_change_certified(view, group, content, *warrant, out);
+            }
+            Some(Certifying::Endorse { view, outcome }) => self.on_endorse_certified(view, outcome, *warrant, out),
+            Some(Certifying::AcknowledgeView { view, outcome }) => {
+                self.on_acknowledge_certified(view, outcome, *warrant, out);
             }
         }
+        self.advance_change(out);
+    }
+
+    /// The primary: sends a batch that was certified.
+    fn issue(&mut self, prepare: &Arc<Prepare>, requests: Vec<Request>, out: &mut Vec<Output>) {
+        let Some(live) = self.live.as_mut().filter(|live| live.view == prepare.view) else {
+            return;
+        };
+        if let Some(leading) = live.leading.as_mut() {
+            leading.issue(prepare, requests, self.configuration.tail_bytes_max);
+            leading.resend_us = self.now.monotonic_us + self.configuration.retransmission_us;
+        }
+        self.send(To::Replicas, Message::Prepare(Arc::clone(prepare)), out);
+        if self.configuration.has_replicas() {
+            let digest = prepare.own_digest();
+            self.on_prepare(self.configuration.machine, prepare, digest, out);
+        }
+    }
+
+    /// The own COMMIT is certified: it goes to the log, unless the view was left; then it is only shown there.
+    fn on_commit_certified(&mut self, commit: Arc<Commit>, share: Vec<CommitDbEntry>, out: &mut Vec<Output>) {
+        let group = commit.group;
+        self.runs.push(group, RunItem::Commit(Arc::clone(&commit)));
+        let Some(live) = self.live.as_mut().filter(|live| live.view == commit.view) else {
+            return;
+        };
+        if let Some(state) = live.groups.get_mut(usize::from(group.0)) {
+            state.certifying = false;
+        }
+        live.touch(group);
+        let last = commit.batches.last().map_or(0, |(value, _)| *value);
+        for slot in live.stream.slots.iter_mut().take_while(|slot| slot.value <= last) {
+            if !slot.logged {
+                slot.logged = true;
+                self.journal.write(Record::Prepare(Arc::clone(&slot.prepare)), out);
+            }
+        }
+        let record = Record::Commit {
+            commit: Arc::clone(&commit),
+            share,
+        };
+        self.journal.persist(record, Persisting::Commit(commit), out);
     }
 
     /// The primary: orders what waits, as far as there is room in flight.
@@ -101,6 +138,7 @@ impl Machine {
         while let Some(batch) = leading.next_batch(self.now.wall_us, &self.configuration) {
             let digest = Prepare::digest(live.view, batch.first, batch.time_us, &batch.entries);
             let purpose = Certifying::Prepare {
+                view: live.view,
                 first: batch.first,
                 time_us: batch.time_us,
                 entries: batch.entries,
@@ -124,7 +162,17 @@ impl Machine {
         };
     }
 
-    pub(crate) fn on_prepare(&mut self, prepare: &Arc<Prepare>, digest: Digest, out: &mut Vec<Output>) {
+    pub(crate) fn on_prepare(
+        &mut self,
+        from: MachineId,
+        prepare: &Arc<Prepare>,
+        digest: Digest,
+        out: &mut Vec<Output>,
+    ) {
+        if self.live.as_ref().is_some_and(|live| live.view > prepare.view) {
+            // A primary that does not know that it was replaced.
+            self.tell_live(from, out);
+        }
         if !self.configuration.has_replicas() {
             return;
         }
@@ -175,6 +223,7 @@ impl Machine {
                 return;
             }
             live.hold_us = u64::MAX;
+            live.stream.trim(stable.order);
             self.follow_prepare(out);
         }
     }
@@ -286,7 +335,7 @@ impl Machine {
         let Some(state) = live.groups.get_mut(usize::from(group.0)) else {
             return;
         };
-        if state.certifying {
+        if state.certifying || !self.runs.has_room() {
             return;
         }
         let (mut batches, mut share) = (Vec::new(), Vec::new());
@@ -309,18 +358,24 @@ impl Machine {
         self.journal.certify(
             replica_slot(group),
             digest,
-            Certifying::Commit { group, batches, share },
+            Certifying::Commit {
+                view: live.view,
+                group,
+                batches,
+                share,
+            },
             out,
         );
     }
 
     /// The own COMMIT is durable: now it may be sent, and counts.
     pub(crate) fn on_commit_logged(&mut self, commit: Arc<Commit>, out: &mut Vec<Output>) {
-        self.send(To::Replicas, Message::Commit(Arc::clone(&commit)), out);
         let machine = self.configuration.machine;
-        let Some(live) = self.live.as_mut().filter(|live| live.view == commit.view) else {
+        if self.live.as_ref().is_none_or(|live| live.view != commit.view) {
             return;
-        };
+        }
+        self.send(To::Replicas, Message::Commit(Arc::clone(&commit)), out);
+        let Some(live) = self.live.as_mut() else { return };
         let group = commit.group;
         for (value, digest) in &commit.batches {
             // A batch that is gone was adopted from a peer's history meanwhile.
@@ -381,8 +436,8 @@ impl Machine {
                 self.clients.record(request.client, request.number, request.floor);
             }
             let view = slot.prepare.view;
-            let bytes_max = self.configuration.tail_bytes_max;
-            for gone in self.history.append(operations.into_iter(), view, slot.value, bytes_max) {
+            let limits = (self.configuration.tail_bytes_max, self.checkpoints.point().order);
+            for gone in self.history.append(operations.into_iter(), view, slot.value, limits) {
                 self.bodies.forget_location(&gone.digest, gone.order);
             }
             self.history_extended(&before, out);

@@ -48,6 +48,7 @@ pub(crate) fn compute(collect: &Collect, reports: &[Arc<Report>]) -> Option<Outc
         base,
         entries,
         admitted,
+        changed: Vec::new(),
     })
 }
 

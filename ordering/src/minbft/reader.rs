@@ -38,11 +38,44 @@ pub enum LogAnswer<M = Message> {
     },
 }
 
-/// Where a view's operations begin, for those that went live: everything up to `base` was decided before.
+/// Where a view's operations begin, for those that went live: everything up to `base` was decided before, and stands
+/// in older records of this log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ViewBase {
     pub(crate) view: View,
     pub(crate) base: Order,
+}
+
+/// Which orders stand in `History` records of the log. Those are proven; what other records say of the same orders
+/// may come from a view that this machine left before they were decided, and counts for nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    /// First and last order; ascending, neither overlapping nor adjacent.
+    ranges: Vec<(Order, Order)>,
+}
+
+impl Fetched {
+    /// A record holds these orders.
+    pub(crate) fn add(&mut self, first: Order, count: usize) {
+        let Some(more) = (count as u64).checked_sub(1) else {
+            return;
+        };
+        let mut range = (first, Order(first.0.saturating_add(more)));
+        let touches = |other: &(Order, Order)| other.0 <= range.1.next() && range.0 <= other.1.next();
+        let touched: Vec<_> = self.ranges.iter().copied().filter(touches).collect();
+        for (low, high) in &touched {
+            range = (range.0.min(*low), range.1.max(*high));
+        }
+        self.ranges.retain(|other| !touched.contains(other));
+        let place = self.ranges.partition_point(|other| other.0 < range.0);
+        self.ranges.insert(place, range);
+    }
+
+    fn holds(&self, order: Order) -> bool {
+        let behind = self.ranges.partition_point(|(first, _)| *first <= order);
+        let last = behind.checked_sub(1).and_then(|index| self.ranges.get(index));
+        last.is_some_and(|(_, last)| *last >= order)
+    }
 }
 
 /// Collects decided operations from an order on.
@@ -56,6 +89,7 @@ pub struct LogReader {
     from: Order,
     through: Order,
     views: Vec<ViewBase>,
+    fetched: Fetched,
     /// Operations without gap from `from` on.
     operations: Vec<(GroupId, CommitDbEntry)>,
     bytes: usize,
@@ -66,27 +100,40 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    pub(crate) fn for_voter(to: MachineId, from: Order, through: Order, views: Vec<ViewBase>) -> Self {
-        Self::new(to, Purpose::Voter, from, through, views)
+    pub(crate) fn for_voter(
+        to: MachineId,
+        from: Order,
+        through: Order,
+        views: Vec<ViewBase>,
+        fetched: Fetched,
+    ) -> Self {
+        Self::new(to, Purpose::Voter, (from, through), views, fetched)
     }
 
     pub(crate) fn for_peer(
         to: MachineId,
         from: Order,
         through: Order,
-        views: Vec<ViewBase>,
+        (views, fetched): (Vec<ViewBase>, Fetched),
         stable: Option<StableCheckpoint>,
     ) -> Self {
-        Self::new(to, Purpose::Peer { stable }, from, through, views)
+        Self::new(to, Purpose::Peer { stable }, (from, through), views, fetched)
     }
 
-    fn new(to: MachineId, purpose: Purpose, from: Order, through: Order, views: Vec<ViewBase>) -> Self {
+    fn new(
+        to: MachineId,
+        purpose: Purpose,
+        (from, through): (Order, Order),
+        views: Vec<ViewBase>,
+        fetched: Fetched,
+    ) -> Self {
         LogReader {
             to,
             purpose,
             from,
             through,
             views,
+            fetched,
             operations: Vec::new(),
             bytes: 0,
             ahead: BTreeMap::new(),
@@ -145,9 +192,12 @@ impl LogReader {
         self.drain();
     }
 
-    /// Whether an operation that was prepared in this view stands: the view went live, and no later one replaced
-    /// the order.
+    /// Whether an operation that was prepared in this view stands: the view went live, no later one replaced the
+    /// order, and it was not fetched from a peer.
     fn is_valid(&self, view: View, order: Order) -> bool {
+        if self.fetched.holds(order) {
+            return false;
+        }
         let went_live = self.views.iter().any(|entry| entry.view == view);
         went_live && !self.views.iter().any(|entry| entry.view > view && entry.base < order)
     }

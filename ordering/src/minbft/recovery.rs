@@ -7,7 +7,7 @@ use crate::client_table::ClientTable;
 use crate::identifiers::{Digest, Order, View};
 use crate::message::{CommitDbEntry, Request};
 use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
-use crate::minbft::reader::ViewBase;
+use crate::minbft::reader::{Fetched, ViewBase};
 use crate::minbft::record::Record;
 use crate::minbft::start_messages::LiveProof;
 
@@ -20,6 +20,7 @@ pub struct Recovery {
     pub(crate) live: Option<Arc<LiveProof>>,
     pub(crate) view: Option<View>,
     pub(crate) views: Vec<ViewBase>,
+    pub(crate) fetched: Fetched,
     /// PREPAREs of the last live view, above the stable checkpoint.
     pub(crate) prepares: Vec<Arc<Prepare>>,
     /// Bodies above the stable checkpoint.
@@ -40,7 +41,8 @@ impl Recovery {
             Record::Prepare(prepare) => self.prepares.push(prepare),
             Record::Commit { share, .. } => self.hold(share),
             Record::TakenOver { entries, .. } => self.hold(entries.into_iter().map(|(_, operation)| operation)),
-            Record::History { entries, .. } => {
+            Record::History { first, entries } => {
+                self.fetched.add(first, entries.len());
                 for request in entries.iter().filter_map(|entry| entry.request.as_ref()) {
                     self.clients.record(request.client, request.number, request.floor);
                 }
@@ -50,10 +52,10 @@ impl Recovery {
             Record::Live(proof) => {
                 let view = proof.outcome.view;
                 self.view = self.view.max(Some(view));
-                self.views.push(ViewBase {
-                    view,
-                    base: proof.outcome.base.order,
-                });
+                if self.views.last().is_none_or(|last| last.view < view) {
+                    let base = proof.outcome.base.order.max(self.point().order);
+                    self.views.push(ViewBase { view, base });
+                }
                 self.prepares.clear();
                 self.live = Some(proof);
             }

@@ -12,22 +12,34 @@ use crate::verified::Verified;
 
 impl Machine {
     pub(crate) fn on_request(&mut self, verified: &Verified<Request>) {
-        let (digest, request) = (*verified.digest(), verified.message());
-        if let Some(leading) = self.live.as_mut().and_then(|live| live.leading.as_mut()) {
+        self.take_request(*verified.digest(), verified.message());
+    }
+
+    /// A request of a client, or one that a replica passes on.
+    fn take_request(&mut self, digest: Digest, request: &Request) {
+        let is_decided = !self.clients.is_new(request.client, request.number, request.floor);
+        let leading = self.live.as_mut().and_then(|live| live.leading.as_mut());
+        if let Some(leading) = leading.filter(|_| !is_decided) {
             leading.queue(digest, request.clone(), &self.configuration);
-            if !self.configuration.has_replicas() {
-                return;
-            }
+        }
+        if !self.configuration.has_replicas() {
+            // What a candidate without replicas needs to order, it gets from the replicas when it leads.
+            return;
         }
         // A number that is decided may only be one of those that are missing (a faulty primary may order it twice).
-        if self.clients.is_new(request.client, request.number, request.floor) || self.bodies.is_missing(&digest) {
+        if !is_decided || self.bodies.is_missing(&digest) {
             self.take_body(digest, request);
         }
     }
 
     /// Takes a body from wherever it came.
     pub(crate) fn take_body(&mut self, digest: Digest, request: &Request) {
-        let arrival = self.bodies.arrive(digest, request, self.configuration.client_bytes_max);
+        let arrival = self.bodies.arrive(
+            digest,
+            request,
+            self.now.monotonic_us,
+            self.configuration.client_bytes_max,
+        );
         if let Arrival::Wanted(places) = arrival {
             places
                 .into_iter()
@@ -85,10 +97,14 @@ impl Machine {
             let digest = request.digest();
             if self.bodies.is_missing(&digest) {
                 self.take_body(digest, &request);
+            } else if self.live.as_ref().is_some_and(|live| live.leading.is_some()) {
+                self.take_request(digest, &request);
             } else {
+                self.take_changing(digest, &request);
                 self.take_wanted(digest, request);
             }
         }
+        self.advance_change(out);
         self.advance_start(out);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::agreement::To;
-use crate::identifiers::{Digest, MachineId};
+use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::minbft::messages::{Message, Standing};
 use crate::minbft::serving::Expense;
 use crate::minbft::verification::FETCH_REQUESTS_MAX;
@@ -22,8 +22,14 @@ impl Machine {
     /// Does what a timer is due for.
     pub(crate) fn on_timers(&mut self, out: &mut Vec<Output>) {
         self.catch_up_timer(out);
+        self.leading_change_timer(out);
+        self.suspicion_timer(out);
         if self.live.is_none() {
-            self.start_timer(out);
+            if self.changing.is_some() {
+                self.change_timer(out);
+            } else {
+                self.start_timer(out);
+            }
             return;
         }
         self.body_timer(out);
@@ -128,7 +134,13 @@ impl Machine {
                 // Whoever said so may have lied; it will say so again if it is true.
                 live.is_behind = false;
             }
-            if let Some(target) = self.checkpoints.ahead.as_ref().map(|ahead| ahead.point.order) {
+            let view = self.live.as_ref().map(|live| live.view);
+            let ahead = self
+                .checkpoints
+                .ahead
+                .as_ref()
+                .filter(|ahead| Some(ahead.point.view) <= view);
+            if let Some(target) = ahead.map(|ahead| ahead.point.order) {
                 self.fetch_history(target, out);
             }
         }
@@ -180,9 +192,34 @@ impl Machine {
         }
     }
 
+    /// The sender is in a later view: it is to tell us about that.
+    fn ask_view(&mut self, from: MachineId, out: &mut Vec<Output>) {
+        let going = self
+            .changing
+            .as_ref()
+            .map(|changing| View(changing.view.0.saturating_sub(1)));
+        let standing = Standing {
+            view: going.or(self.current_view()).unwrap_or_default(),
+            prepares_wanted: false,
+            prepares: u64::MAX,
+            commits: Vec::new(),
+            decided: Order(0),
+            stable: Order(u64::MAX),
+        };
+        if self.may_answer(from, Expense::Ask, self.configuration.retransmission_us) {
+            self.send(To::Machine(from), Message::Standing(standing), out);
+        }
+    }
+
     /// Sends again what the sender lacks of ours.
     pub(crate) fn on_standing(&mut self, from: MachineId, standing: &Standing, out: &mut Vec<Output>) {
         let interval_us = self.configuration.retransmission_us / 4;
+        let own_view = self.current_view();
+        if own_view.is_some_and(|view| view > standing.view) {
+            self.tell_live(from, out);
+        } else if self.live.is_none() || own_view.is_none_or(|view| view < standing.view) {
+            self.ask_view(from, out);
+        }
         if self.live.as_ref().is_none_or(|live| live.view != standing.view)
             || !self.may_answer(from, Expense::Standing, interval_us)
         {
@@ -190,6 +227,10 @@ impl Machine {
         }
         let Some(live) = self.live.as_mut() else { return };
         let mut messages = Vec::new();
+        let followed = standing.commits.first().copied().unwrap_or(u64::MAX);
+        if let Some((_, joining)) = live.joining.as_ref().filter(|(value, _)| followed < *value) {
+            messages.push(joining.clone());
+        }
         if standing.prepares_wanted {
             let issued = live
                 .leading

@@ -1,12 +1,19 @@
 //! Checkpoints, and answers to voters and peers: from memory, or from the log beside the owner task.
 
+use std::sync::Arc;
+
 use crate::agreement::{MisbehaviourKind, To};
+use crate::configuration::is_replica;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::message::{CommitDb, ReplyCommitDb};
 use crate::minbft::checkpoints::Checkpoints;
+use crate::minbft::group::Group;
 use crate::minbft::messages::{Checkpoint, HistoryPoint, Message, StableCheckpoint};
 use crate::minbft::reader::LogReader;
 use crate::minbft::record::Record;
+use crate::minbft::start_messages::Admission;
+use crate::minbft::view_messages::Followed;
+use crate::minbft::view_verification::followed_positions;
 use crate::minbft::{Machine, Output};
 
 /// The least time between two reads of the log for one machine, in microseconds; it asks again.
@@ -19,6 +26,7 @@ pub(crate) enum Expense {
     ReadForPeer,
     Standing,
     Live,
+    Ask,
 }
 
 impl Machine {
@@ -75,7 +83,7 @@ impl Machine {
                 out.extend(messages.into_iter().map(|message| Output::Answer { to: from, message }));
             }
             None if self.may_answer(from, Expense::ReadForVoter, READ_INTERVAL_US) => {
-                let reader = LogReader::for_voter(from, order, through, self.views.clone());
+                let reader = LogReader::for_voter(from, order, through, self.views.clone(), self.fetched.clone());
                 out.push(Output::ReadLog { reader });
             }
             None => {}
@@ -87,7 +95,7 @@ impl Machine {
         let through = self.checkpoints.point().order;
         let can_answer = order.0 > 0 && order <= through && self.configuration.has_replicas();
         if can_answer && self.may_answer(from, Expense::ReadForPeer, READ_INTERVAL_US) {
-            let reader = LogReader::for_peer(from, order, through, self.views.clone(), stable);
+            let reader = LogReader::for_peer(from, order, through, (self.views.clone(), self.fetched.clone()), stable);
             out.push(Output::ReadLog { reader });
         }
     }
@@ -110,19 +118,83 @@ impl Machine {
     pub(crate) fn sign_checkpoint(&mut self, out: &mut Vec<Output>) {
         let point = self.history.point;
         self.checkpoints.signed = point.order;
-        let checkpoint = Checkpoint {
+        let checkpoint = Arc::new(Checkpoint {
             machine: self.configuration.machine,
             point,
             signature: self.sign(&point.digest()),
-        };
-        self.send(To::Others, Message::Checkpoint(checkpoint.clone()), out);
+            followed: self.own_followed(),
+        });
+        self.send(To::Others, Message::Checkpoint(Arc::clone(&checkpoint)), out);
         self.on_checkpoint(&checkpoint, out);
     }
 
+    /// How far we have followed the counters of the others, and sent by our own.
+    fn own_followed(&mut self) -> Option<Followed> {
+        let own = self.configuration.machine;
+        let point = self.history.point;
+        let live = self.live.as_mut().filter(|live| live.view == point.view)?;
+        let mut positions = Vec::new();
+        for (machine, admission) in &live.proof.outcome.admitted {
+            let settle = |group: &mut Group| match group.peers.get_mut(machine) {
+                Some(peer) => peer.settle(point.value),
+                None => group.own_stream.settle(point.value),
+            };
+            if is_replica(*machine) {
+                let values = std::iter::once(0).chain(live.groups.iter_mut().map(settle));
+                let admission = Admission {
+                    epoch: admission.epoch,
+                    positions: values.collect(),
+                };
+                positions.push((*machine, admission));
+            }
+        }
+        let mut followed = Followed {
+            machine: own,
+            view: live.view,
+            order: point.order,
+            positions,
+            signature: [0; 64],
+        };
+        followed.signature = self.sign(&followed.digest());
+        Some(followed)
+    }
+
+    /// What others have followed needs neither be shown in a view change, nor be followed here.
+    fn settle_counters(&mut self) {
+        let (own, quorum) = (self.configuration.machine, self.configuration.quorum() as usize);
+        let epoch = self.journal.counter.epoch;
+        let (stable, reached) = (self.checkpoints.point().order, self.history.point.order);
+        let Some(live) = self.live.as_mut() else { return };
+        let statements = self.checkpoints.followed_up_to(stable, live.view);
+        if statements.len() >= quorum {
+            self.runs.settle(statements, own, epoch, quorum, stable);
+        }
+        let statements = self.checkpoints.followed_up_to(reached, live.view);
+        let statements: Vec<_> = statements
+            .iter()
+            .filter(|followed| followed.view == live.view)
+            .collect();
+        for (machine, admission) in &live.proof.outcome.admitted {
+            let Some(positions) = followed_positions(&statements, *machine, admission.epoch, quorum) else {
+                continue;
+            };
+            for (group, position) in live.groups.iter_mut().zip(positions.iter().skip(1)) {
+                if let Some(peer) = group.peers.get_mut(machine) {
+                    peer.skip_to(*position);
+                }
+            }
+        }
+        live.touch_all();
+    }
+
     pub(crate) fn on_checkpoint(&mut self, checkpoint: &Checkpoint, out: &mut Vec<Output>) {
+        if let Some(followed) = &checkpoint.followed {
+            self.checkpoints.hear(followed);
+        }
         if let Some(stable) = self.checkpoints.vote(checkpoint, &self.configuration) {
             self.on_stable(stable, out);
         }
+        self.settle_counters();
     }
 
     pub(crate) fn on_stable(&mut self, stable: StableCheckpoint, out: &mut Vec<Output>) {
@@ -145,13 +217,7 @@ impl Machine {
             }
             return;
         }
-        // What a start takes over is in our history as prepared by the new view; it may have been signed in the old one.
-        let same_content = HistoryPoint {
-            view: own.view,
-            value: own.value,
-            ..point
-        };
-        if point.order == own.order && same_content != own {
+        if point.order == own.order && point.history != own.history {
             // f+1 machines, so a correct one, have another history: more than f are faulty, or we are.
             self.stopped = true;
             self.report(self.configuration.machine, MisbehaviourKind::Contradiction, out);

@@ -26,7 +26,6 @@ use crate::minbft::lead::Leading;
 use crate::minbft::messages::{Message, Prepare};
 use crate::minbft::outcome::{NOTHING, compute};
 use crate::minbft::record::Record;
-use crate::minbft::serving::Expense;
 use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Outcome, Report, Start};
 use crate::minbft::verification::FETCH_REQUESTS_MAX;
 use crate::minbft::{Machine, Output};
@@ -38,10 +37,10 @@ pub(crate) struct StartState {
     pub(crate) hellos: BTreeMap<MachineId, Arc<Hello>>,
     /// The highest view that the log or an attempt mentions.
     pub(crate) mentioned: Option<View>,
-    /// From the log: the last view, and its PREPAREs above the stable checkpoint.
-    last_live: Option<Arc<LiveProof>>,
-    prepares: Vec<Arc<Prepare>>,
-    /// Bodies above the stable checkpoint: from the log, or fetched.
+    /// From the log, or left: the last view, and its PREPAREs above the stable checkpoint.
+    pub(crate) last_live: Option<Arc<LiveProof>>,
+    pub(crate) prepares: Vec<Arc<Prepare>>,
+    /// Bodies above the stable checkpoint: from the log, from the view that was left, or fetched.
     pub(crate) held: BTreeMap<Digest, (Order, Request)>,
     /// Our own attempt.
     pub(crate) leading: Option<Leading>,
@@ -99,6 +98,11 @@ impl StartState {
         self.prepares.clear();
     }
 
+    /// The last view that this machine was live in.
+    pub(crate) fn last_live_view(&self) -> Option<View> {
+        self.last_live.as_ref().map(|proof| proof.outcome.view)
+    }
+
     /// The view of the attempt that this machine takes part in.
     pub(crate) fn joined_view(&self) -> Option<View> {
         self.joined.as_ref().map(|joined| joined.collect.view)
@@ -148,7 +152,8 @@ impl Machine {
         let mut needed = self.configuration.replica_machines();
         let is_complete =
             needed.all(|machine| collect.hello(machine).is_some() || self.configuration.lost.contains(&machine));
-        if self.live.is_some() || !is_ours || !is_complete || !self.may_join(collect.view, &digest) {
+        let is_out = self.live.is_none() && self.changing.is_none();
+        if !is_out || !is_ours || !is_complete || !self.may_join(collect.view, &digest) {
             return;
         }
         self.start.mentioned = self.start.mentioned.max(Some(collect.view));
@@ -234,7 +239,7 @@ impl Machine {
         let leader = self.configuration.primary(start.collect.view);
         if self.live.is_some() {
             // The leader repeats what led here: it has not heard of all acknowledgements.
-            return self.tell_live(leader, start.collect.view, out);
+            return self.tell_live(leader, out);
         }
         let Some(joined) = self.start.joined.as_mut() else {
             return;
@@ -304,8 +309,18 @@ impl Machine {
             return;
         };
         joined.is_logging = true;
+        self.log_taken_over(&outcome, out);
+        self.journal
+            .persist(Record::Start(Arc::clone(&outcome)), Persisting::Start(outcome), out);
+    }
+
+    /// Writes the operations that an outcome takes over to the log; those that only older records have stay there.
+    pub(crate) fn log_taken_over(&mut self, outcome: &Outcome, out: &mut Vec<Output>) {
         let (mut entries, mut bytes) = (Vec::new(), 0);
-        for (group, operation) in self.taken_over(&outcome) {
+        for (group, operation) in self.taken_over(outcome) {
+            if operation.request.is_none() && operation.digest != NOTHING {
+                continue;
+            }
             bytes += bytes_of(&operation.request);
             entries.push((group, operation));
             if bytes >= ANSWER_BYTES_MAX {
@@ -329,8 +344,6 @@ impl Machine {
                 out,
             );
         }
-        self.journal
-            .persist(Record::Start(Arc::clone(&outcome)), Persisting::Start(outcome), out);
     }
 
     /// The operations that the outcome takes over, whole.
@@ -376,9 +389,12 @@ impl Machine {
 
     pub(crate) fn on_acknowledge(&mut self, acknowledgement: &Acknowledgement, out: &mut Vec<Output>) {
         let from = acknowledgement.machine;
-        if self.live.is_some() {
+        if let Some(live) = &self.live {
             // It has not heard of all others: it must not have to wait for what they may never say again.
-            return self.tell_live(from, acknowledgement.view, out);
+            if live.view >= acknowledgement.view {
+                self.tell_live(from, out);
+            }
+            return;
         }
         let Some(joined) = self.start.joined.as_mut() else {
             return;
@@ -388,17 +404,6 @@ impl Machine {
                 .acknowledgements
                 .insert(from, (acknowledgement.outcome, acknowledgement.signature));
             self.finish_start(out);
-        }
-    }
-
-    /// Proves to a machine that the view has started, if it is ours.
-    fn tell_live(&mut self, to: MachineId, view: View, out: &mut Vec<Output>) {
-        let Some(live) = self.live.as_ref().filter(|live| live.view == view) else {
-            return;
-        };
-        let proof = Arc::clone(&live.proof);
-        if self.may_answer(to, Expense::Live, self.configuration.hello_us / 2) {
-            self.send(To::Machine(to), Message::Live(proof), out);
         }
     }
 
@@ -419,12 +424,17 @@ impl Machine {
             let proof = LiveProof {
                 outcome: outcome.as_ref().clone(),
                 signatures,
+                acknowledgements: Vec::new(),
             };
             self.on_live(&Arc::new(proof), out);
         }
     }
 
     pub(crate) fn on_live(&mut self, proof: &Arc<LiveProof>, out: &mut Vec<Output>) {
+        if proof.outcome.is_change() {
+            self.join_live(proof, out);
+            return;
+        }
         let has_replicas = self.configuration.has_replicas();
         let Some(joined) = self.start.joined.as_mut().filter(|_| self.live.is_none()) else {
             return;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::identifiers::{Digest, GroupId, MachineId, View};
+use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
+use crate::minbft::view_messages::ViewAcknowledgement;
 
 /// A counter as it is now: what an attempt to start would admit.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -152,14 +153,44 @@ pub struct Outcome {
     pub base: HistoryPoint,
     /// What follows at `base.order + 1`, ...: decided by the start itself.
     pub entries: Vec<OutcomeEntry>,
-    /// The counters that count in this view; ascending by machine.
+    /// The counters that count in this view, from these positions on; ascending by machine.
     pub admitted: Vec<(MachineId, Admission)>,
+    /// Whose VIEW-CHANGEs this follows from, ascending; empty: a start. Their positions are those of the
+    /// VIEW-CHANGEs, and the two warrants that follow endorse and acknowledge this outcome.
+    pub changed: Vec<MachineId>,
 }
 
 impl Outcome {
     /// Names the outcome.
     pub fn digest(&self) -> Digest {
         digest_of("cloudbft outcome v1", self)
+    }
+
+    /// Whether the view was not started, but changed to.
+    pub fn is_change(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The order after the last one that it takes over.
+    pub fn end(&self) -> Order {
+        Order(
+            self.base
+                .order
+                .0
+                .saturating_add(self.entries.len() as u64)
+                .saturating_add(1),
+        )
+    }
+
+    /// The time of the last operation that it takes over.
+    pub fn time_us(&self) -> u64 {
+        self.entries.last().map_or(self.base.time_us, |entry| entry.time_us)
+    }
+
+    /// The last value of a machine's counter before the view, for a slot.
+    pub fn position(&self, machine: MachineId, slot: u32) -> Option<u64> {
+        let slot = usize::try_from(slot).ok()?;
+        self.admission(machine)?.positions.get(slot).copied()
     }
 
     /// The counter of a machine.
@@ -191,16 +222,19 @@ impl Acknowledgement {
     }
 }
 
-/// An outcome that all its replicas have acknowledged: every correct one has it in its log.
+/// An outcome that is decided: the view is live.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct LiveProof {
     /// How the view began.
     pub outcome: Outcome,
-    /// Every admitted replica's signature over [`Acknowledgement::digest`]; ascending by machine.
+    /// Of a start: every admitted replica's signature over [`Acknowledgement::digest`]; ascending by machine. So
+    /// every correct one has it in its log.
     pub signatures: Vec<(MachineId, [u8; 64])>,
+    /// Of a view change: f+1 acknowledgements; ascending by machine.
+    pub acknowledgements: Vec<ViewAcknowledgement>,
 }
 
-fn digest_of(context: &str, value: &impl BorshSerialize) -> Digest {
+pub(crate) fn digest_of(context: &str, value: &impl BorshSerialize) -> Digest {
     let mut hasher = blake3::Hasher::new_derive_key(context);
     // Hashing cannot fail: the hasher takes every write.
     let _ = borsh::to_writer(&mut hasher, value);

@@ -182,7 +182,8 @@ pub(crate) struct Stream {
     pub(crate) slots: VecDeque<Slot>,
     /// PREPAREs ahead of a gap, by value.
     window: BTreeMap<u64, (Arc<Prepare>, Digest)>,
-    /// The last PREPAREs that were followed, to be sent again; values without gap, up to `value`.
+    /// The last PREPAREs that were followed, to be sent again, and all that are above the stable checkpoint, for a
+    /// view change; values without gap, up to `value`.
     kept: VecDeque<Arc<Prepare>>,
     /// COMMITs for batches whose PREPARE has not come, by value: (group, machine, digest).
     pub(crate) early: BTreeMap<u64, Vec<(GroupId, MachineId, Digest)>>,
@@ -238,9 +239,6 @@ impl Stream {
         self.value += 1;
         self.next = prepare.last().next();
         self.time_us = prepare.time_us + prepare.entries.len() as u64 - 1;
-        if self.kept.len() == PREPARES_KEPT {
-            self.kept.pop_front();
-        }
         self.kept.push_back(Arc::clone(&prepare));
         self.slots.push_back(Slot::new(prepare, digest));
         self.slots.back_mut()
@@ -305,6 +303,18 @@ impl Stream {
         };
         share.votes |= 1 << machine.0;
         true
+    }
+
+    /// Forgets the oldest PREPAREs that nobody needs any more.
+    pub(crate) fn trim(&mut self, stable: Order) {
+        while self.kept.len() > PREPARES_KEPT && self.kept.front().is_some_and(|oldest| oldest.last() <= stable) {
+            self.kept.pop_front();
+        }
+    }
+
+    /// PREPAREs above an order, in counter order.
+    pub(crate) fn kept_above(&self, order: Order) -> impl Iterator<Item = &Arc<Prepare>> {
+        self.kept.iter().filter(move |prepare| prepare.last() > order)
     }
 
     /// PREPAREs after this value that can be sent again.

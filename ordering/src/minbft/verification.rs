@@ -10,6 +10,10 @@ use crate::identifiers::{Digest, GroupId, MachineId, View};
 use crate::message::Request;
 use crate::minbft::messages::{Checkpoint, Commit, History, Message, Prepare, StableCheckpoint, Standing};
 use crate::minbft::start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Report, Start};
+use crate::minbft::view_verification::{
+    verify_changed, verify_endorsement, verify_followed, verify_new_view, verify_outcome, verify_request_view_change,
+    verify_view_acknowledgement, verify_view_change,
+};
 use crate::verified::{Rejection, Verified};
 
 /// Most bodies that one FETCH may ask for, and one GIVE may hold.
@@ -19,7 +23,7 @@ pub const FETCH_REQUESTS_MAX: usize = 1024;
 pub const HISTORY_ENTRIES_MAX: usize = 2048;
 
 /// The highest order, counter value or time that is accepted, so that sums cannot overflow.
-const NUMBER_MAX: u64 = u64::MAX >> 1;
+pub(crate) const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 /// The digest of messages that carry none.
 const UNSIGNED: Digest = [0; 32];
@@ -59,11 +63,28 @@ pub fn verify_message(
             verify_acknowledgement(acknowledgement, directory)?
         }
         Message::Live(proof) => verify_live(proof, directory)?,
+        Message::RequestViewChange(request) => verify_request_view_change(from, request, directory)?,
+        Message::ViewChange(change) => {
+            sender_is(from, change.machine)?;
+            verify_view_change(change, directory)?
+        }
+        Message::NewView(new_view) => {
+            sender_is(from, primary(new_view.view, directory))?;
+            verify_new_view(new_view, directory)?
+        }
+        Message::Endorse(endorsement) => {
+            sender_is(from, endorsement.machine)?;
+            verify_endorsement(endorsement, directory)?
+        }
+        Message::AcknowledgeView(acknowledgement) => {
+            sender_is(from, acknowledgement.machine)?;
+            verify_view_acknowledgement(acknowledgement, directory)?
+        }
     };
     Ok(Verified::new(message, digest))
 }
 
-fn sender_is(from: MachineId, named: MachineId) -> Result<(), Rejection> {
+pub(crate) fn sender_is(from: MachineId, named: MachineId) -> Result<(), Rejection> {
     if from == named {
         Ok(())
     } else {
@@ -71,7 +92,7 @@ fn sender_is(from: MachineId, named: MachineId) -> Result<(), Rejection> {
     }
 }
 
-fn bounded(length: usize, limit: usize) -> Result<Digest, Rejection> {
+pub(crate) fn bounded(length: usize, limit: usize) -> Result<Digest, Rejection> {
     if length <= limit {
         Ok(UNSIGNED)
     } else {
@@ -79,16 +100,16 @@ fn bounded(length: usize, limit: usize) -> Result<Digest, Rejection> {
     }
 }
 
-fn ensure(condition: bool) -> Result<(), Rejection> {
+pub(crate) fn ensure(condition: bool) -> Result<(), Rejection> {
     if condition { Ok(()) } else { Err(Rejection::Malformed) }
 }
 
-fn machines(directory: &Directory) -> u8 {
+pub(crate) fn machines(directory: &Directory) -> u8 {
     2 * directory.faults.0 + 2
 }
 
 /// The candidate that leads a view.
-fn primary(view: View, directory: &Directory) -> MachineId {
+pub(crate) fn primary(view: View, directory: &Directory) -> MachineId {
     MachineId(u8::try_from(view.0 % u64::from(machines(directory))).unwrap_or(0))
 }
 
@@ -96,7 +117,7 @@ fn is_group(group: GroupId, directory: &Directory) -> bool {
     group.0 < directory.groups
 }
 
-fn verify_prepare(prepare: &Prepare, directory: &Directory) -> Result<Digest, Rejection> {
+pub(crate) fn verify_prepare(prepare: &Prepare, directory: &Directory) -> Result<Digest, Rejection> {
     bounded(prepare.entries.len(), BATCH_ENTRIES_LIMIT)?;
     ensure(!prepare.entries.is_empty() && prepare.first.0 > 0)?;
     ensure(prepare.first.0 <= NUMBER_MAX && prepare.time_us <= NUMBER_MAX && prepare.view.0 <= NUMBER_MAX)?;
@@ -118,7 +139,7 @@ fn verify_prepare(prepare: &Prepare, directory: &Directory) -> Result<Digest, Re
     Ok(digest)
 }
 
-fn verify_commit(from: MachineId, commit: &Commit, directory: &Directory) -> Result<Digest, Rejection> {
+pub(crate) fn verify_commit(from: MachineId, commit: &Commit, directory: &Directory) -> Result<Digest, Rejection> {
     bounded(commit.batches.len(), COMMIT_BATCHES_MAX)?;
     ensure(is_replica(from) && is_group(commit.group, directory) && !commit.batches.is_empty())?;
     ensure(commit.warrant.value <= NUMBER_MAX)?;
@@ -136,10 +157,14 @@ fn verify_checkpoint(from: MachineId, checkpoint: &Checkpoint, directory: &Direc
     ensure(is_replica(from) && checkpoint.point.order.0 <= NUMBER_MAX)?;
     let digest = checkpoint.point.digest();
     directory.verify_machine(from, &digest, &checkpoint.signature)?;
+    if let Some(followed) = &checkpoint.followed {
+        sender_is(from, followed.machine)?;
+        verify_followed(followed, directory)?;
+    }
     Ok(digest)
 }
 
-fn verify_stable(stable: &StableCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
+pub(crate) fn verify_stable(stable: &StableCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
     bounded(stable.signatures.len(), usize::from(machines(directory)))?;
     ensure(stable.point.order.0 <= NUMBER_MAX)?;
     let digest = stable.point.digest();
@@ -177,12 +202,12 @@ fn verify_history(history: &History, directory: &Directory) -> Result<Digest, Re
     Ok(UNSIGNED)
 }
 
-fn is_admission(admission: &Admission, directory: &Directory) -> bool {
+pub(crate) fn is_admission(admission: &Admission, directory: &Directory) -> bool {
     admission.positions.len() == usize::from(directory.groups) + 1
         && admission.positions.iter().all(|position| *position <= NUMBER_MAX)
 }
 
-fn verify_hello(hello: &Hello, directory: &Directory) -> Result<Digest, Rejection> {
+pub(crate) fn verify_hello(hello: &Hello, directory: &Directory) -> Result<Digest, Rejection> {
     ensure(is_admission(&hello.admission, directory))?;
     ensure(hello.view.is_none_or(|view| view.0 <= NUMBER_MAX))?;
     let digest = hello.digest();
@@ -266,19 +291,15 @@ fn verify_acknowledgement(acknowledgement: &Acknowledgement, directory: &Directo
     Ok(digest)
 }
 
-/// Every admitted replica has signed, and they are f+1 at least: so a correct one has checked the outcome, and
-/// that everybody who had to take part does.
+/// Of a start: every admitted replica has signed, and they are f+1 at least: so a correct one has checked the
+/// outcome, and that everybody who had to take part does.
 pub(crate) fn verify_live(proof: &LiveProof, directory: &Directory) -> Result<Digest, Rejection> {
     let outcome = &proof.outcome;
-    bounded(outcome.admitted.len(), usize::from(machines(directory)))?;
-    ensure(outcome.view.0 <= NUMBER_MAX && outcome.base.order.0 <= NUMBER_MAX)?;
-    ensure(outcome.admitted.is_sorted_by(|left, right| left.0 < right.0))?;
-    ensure(
-        outcome
-            .admitted
-            .iter()
-            .all(|(_, admission)| is_admission(admission, directory)),
-    )?;
+    verify_outcome(outcome, directory)?;
+    if outcome.is_change() {
+        return verify_changed(proof, directory);
+    }
+    ensure(proof.acknowledgements.is_empty())?;
     let replicas = outcome
         .admitted
         .iter()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::{WATERMARK_BYTES, WATERMARK_ORDERS};
-use crate::identifiers::{Digest, GroupId, MachineId, View};
+use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::CommitDbEntry;
 use crate::minbft::history::{by_group, to_history};
 use crate::pbft::messages::{Certificate, Commit, Message, PrePrepare, Prepare};
@@ -323,7 +323,10 @@ impl Machine {
         let before = self.history.point;
         let bytes_max = self.tail_bytes_max(&operations);
         let history = operations.into_iter().map(|(group, entry)| to_history(group, entry));
-        for gone in self.history.append(history, HISTORY_VIEW, number, bytes_max) {
+        for gone in self
+            .history
+            .append(history, HISTORY_VIEW, number, (bytes_max, Order(u64::MAX)))
+        {
             self.bodies.forget_location(&gone.digest, gone.order);
         }
         self.progressed(number);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::client_table::ClientTable;
-use crate::identifiers::{Digest, MachineId, View};
+use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::bodies::Bodies;
 use crate::minbft::history::{DecidedHistory, to_history};
@@ -178,7 +178,10 @@ impl Recovery {
         let entries = decided
             .into_iter()
             .map(|(group, operation)| to_history(group, operation));
-        for gone in self.history.append(entries, HISTORY_VIEW, number, bytes_max) {
+        for gone in self
+            .history
+            .append(entries, HISTORY_VIEW, number, (bytes_max, Order(u64::MAX)))
+        {
             self.bodies.forget_location(&gone.digest, gone.order);
         }
     }

@@ -86,7 +86,8 @@ impl Machine {
 
     /// Takes a body from wherever it came.
     pub(crate) fn take_body(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
-        match self.bodies.arrive(digest, request, self.configuration.client_bytes_max) {
+        let (now_us, bytes_max) = (self.now.monotonic_us, self.configuration.client_bytes_max);
+        match self.bodies.arrive(digest, request, now_us, bytes_max) {
             Arrival::Pending => {
                 let waiting = self.bodies.pending_count();
                 self.waiting.add(digest, self.now.monotonic_us);

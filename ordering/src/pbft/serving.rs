@@ -118,6 +118,7 @@ impl Machine {
         let checkpoint = Checkpoint {
             machine: self.configuration.machine,
             point,
+            followed: None,
             signature: self.sign(&point.digest()),
         };
         self.send(To::Others, Message::Checkpoint(checkpoint.clone()), out);

@@ -361,7 +361,8 @@ impl Machine {
                     && self.clients.is_new(request.client, request.number, request.floor)
                 {
                     let bytes_max = self.configuration.client_bytes_max;
-                    self.bodies.arrive(operation.digest, request, bytes_max);
+                    self.bodies
+                        .arrive(operation.digest, request, self.now.monotonic_us, bytes_max);
                     self.waiting.add(operation.digest, self.now.monotonic_us);
                 }
             }

@@ -465,7 +465,7 @@ impl Cluster {
         let deadline = machine.deadline();
         assert!(
             deadline.is_none_or(|deadline| deadline > self.now_us),
-            "a step must move its deadline on"
+            "a step must move its deadline on: m{id}"
         );
         let mut answers = Vec::new();
         for output in outputs {
@@ -608,6 +608,13 @@ impl Cluster {
         is_all && self.replicas().all(reached)
     }
 
+    /// All machines, for the message of a failed test.
+    pub(crate) fn describe(&self) -> String {
+        let up = self.machines().filter(|id| self.is_up(*id));
+        up.map(|id| format!("m{id}: {:?}\n", self.machine(id).status()))
+            .collect()
+    }
+
     pub(crate) fn is_decided(&self, digest: &Digest) -> bool {
         self.decided.values().any(|decided| decided.digest == *digest)
     }
@@ -646,7 +653,8 @@ impl Cluster {
         let mut points = BTreeMap::new();
         for id in self.replicas().filter(|id| self.is_up(*id)) {
             let point = self.machine(id).history_point();
-            assert_eq!(*points.entry(point.order).or_insert(point), point, "one history");
+            let known = points.entry(point.order).or_insert(point.history);
+            assert_eq!(*known, point.history, "one history");
         }
     }
 
@@ -706,8 +714,29 @@ impl Cluster {
                 .range(..=last)
                 .map(|(order, entry)| (*order, *entry))
                 .collect();
-            assert_eq!(self.fetch_everything(id), expected, "m{id} serves what was decided");
+            let served = self.fetch_everything(id);
+            let differs: Vec<_> = expected
+                .iter()
+                .filter(|(order, decided)| served.get(order) != Some(decided))
+                .map(|(order, _)| (*order, served.get(order)))
+                .collect();
+            assert!(differs.is_empty(), "m{id} serves what was decided, but at {differs:?}");
+            assert_eq!(served.len(), expected.len());
         }
+    }
+
+    /// Who leads the highest view that a machine is live in.
+    pub(crate) fn leader(&self) -> MachineId {
+        let up = self.machines().filter(|id| self.is_up(*id));
+        let statuses = up.map(|id| self.machine(id).status());
+        let live = statuses.filter(|status| status.phase == Phase::Live);
+        live.max_by_key(|status| status.view)
+            .map(|status| status.primary)
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn random_replica(&mut self) -> MachineId {
+        MachineId(self.rng.random_range(1..self.nodes.len() as u8))
     }
 
     pub(crate) fn random(&mut self, range: std::ops::Range<u64>) -> u64 {

@@ -132,7 +132,8 @@ fn rule_4_nothing_runs_before_everybody_has_acknowledged_the_start() {
 
 #[test]
 fn rule_2_one_replica_decides_nothing() {
-    let mut cluster = live(22, 1);
+    let mut cluster = Cluster::tuned(22, 1, 1, |configuration| configuration.request_us = 60_000_000);
+    assert!(cluster.run_until(2_000_000, Cluster::is_live));
     cluster.filter = |_, to, message| to == M1 || !matches!(message, Message::Prepare(_));
     submit(&mut cluster, 5);
     cluster.run(500_000);
@@ -303,4 +304,140 @@ fn a_primary_that_misses_all_progress_hears_of_it_again() {
     cluster.heal();
     assert!(cluster.run_until(2_000_000, Cluster::is_done));
     assert_eq!(cluster.decided.len(), 10);
+}
+
+/// Who is live in a view above 0.
+fn changed(cluster: &Cluster) -> Vec<MachineId> {
+    let status = |id: MachineId| cluster.machine(id).status();
+    let is_changed = |id: &MachineId| status(*id).phase == Phase::Live && status(*id).view.0 > 0;
+    cluster
+        .replicas()
+        .filter(|id| cluster.is_up(*id))
+        .filter(is_changed)
+        .collect()
+}
+
+#[test]
+fn rule_2_a_new_view_needs_view_changes_of_f_plus_1_machines() {
+    let mut cluster = live(31, 3);
+    submit(&mut cluster, 10);
+    cluster.crash(MachineId(0));
+    // Nobody hears of another one's VIEW-CHANGE: the candidates have their own only.
+    cluster.filter = |_, _, message| !matches!(message, Message::ViewChange(_));
+    cluster.submit();
+    cluster.run(5_000_000);
+    assert_eq!(changed(&cluster), []);
+    cluster.heal();
+    assert!(cluster.run_until(20_000_000, Cluster::is_done));
+    cluster.check();
+    cluster.check_logs();
+}
+
+#[test]
+fn rule_4_a_view_begins_when_f_plus_1_have_acknowledged_how() {
+    let mut cluster = live(32, 2);
+    submit(&mut cluster, 10);
+    cluster.crash(MachineId(0));
+    cluster.filter = |_, _, message| !matches!(message, Message::AcknowledgeView(_));
+    cluster.submit();
+    cluster.run(5_000_000);
+    assert_eq!(changed(&cluster), [], "endorsed by all, but not decided");
+    assert_eq!(cluster.decided.len(), 10);
+    cluster.heal();
+    assert!(cluster.run_until(20_000_000, Cluster::is_done));
+    cluster.check();
+    cluster.check_logs();
+}
+
+#[test]
+fn rule_4_nothing_is_acknowledged_before_f_plus_1_have_endorsed_it() {
+    let mut cluster = live(33, 2);
+    submit(&mut cluster, 10);
+    cluster.crash(MachineId(0));
+    cluster.filter = |_, _, message| !matches!(message, Message::Endorse(_));
+    cluster.submit();
+    cluster.run(5_000_000);
+    assert_eq!(changed(&cluster), []);
+    cluster.heal();
+    assert!(cluster.run_until(20_000_000, Cluster::is_done));
+    cluster.check();
+}
+
+#[test]
+fn rule_5_nobody_leaves_a_view_alone() {
+    let mut cluster = live(34, 1);
+    // m1 hears nothing of what is ordered, and so waits in vain for its clients' requests.
+    cluster.filter = |_, to, message| {
+        to != M1
+            || !matches!(
+                message,
+                Message::Prepare(_) | Message::GiveHistory(_) | Message::GiveRequests(_)
+            )
+    };
+    submit(&mut cluster, 50);
+    cluster.run(5_000_000);
+    assert_eq!(changed(&cluster), []);
+    assert_eq!(cluster.machine(M1).status().phase, Phase::Live);
+    assert_eq!(cluster.machine(M2).status().decided, Order(50));
+    cluster.heal();
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+}
+
+#[test]
+fn rule_5_a_request_that_the_primary_lacks_is_passed_on_before_it_is_suspected() {
+    let mut cluster = live(35, 2);
+    cluster.deaf = [MachineId(0)].into();
+    for _ in 0..5 {
+        cluster.submit();
+        assert!(cluster.run_until(2_000_000, Cluster::is_done));
+    }
+    assert_eq!(changed(&cluster), []);
+    cluster.check();
+}
+
+#[test]
+fn rule_5_a_silent_primary_is_replaced_and_so_is_a_silent_successor() {
+    let mut cluster = live(36, 2);
+    submit(&mut cluster, 10);
+    cluster.crash(MachineId(0));
+    // m1 leads view 1 and never says how it begins.
+    cluster.filter = |from, _, message| from != M1 || !matches!(message, Message::NewView(_));
+    submit(&mut cluster, 5);
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+    assert_eq!(cluster.machine(M3).status().view.0, 2);
+    cluster.check();
+    cluster.check_logs();
+}
+
+#[test]
+fn rule_8_requests_survive_a_view_change_and_are_ordered_once() {
+    for seed in 0..30 {
+        let mut cluster = live(3_000 + seed, 3);
+        for _ in 0..30 {
+            cluster.submit();
+        }
+        let instant_us = cluster.random(0..10_000);
+        cluster.run(instant_us);
+        cluster.crash(MachineId(0));
+        submit(&mut cluster, 5);
+        assert!(cluster.run_until(5_000_000, Cluster::is_done), "seed {seed}");
+        assert_eq!(cluster.duplicates(), 0, "seed {seed}");
+        cluster.check();
+        cluster.check_logs();
+    }
+}
+
+#[test]
+fn rule_6_when_too_many_counters_are_lost_the_live_ones_start_again_with_all() {
+    let mut cluster = live(37, 1);
+    submit(&mut cluster, 10);
+    cluster.crash(M2);
+    cluster.crash(M3);
+    cluster.start(M2);
+    cluster.start(M3);
+    assert!(cluster.run_until(10_000_000, Cluster::is_live));
+    submit(&mut cluster, 10);
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+    cluster.check();
+    cluster.check_logs();
 }

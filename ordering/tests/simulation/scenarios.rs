@@ -1,11 +1,19 @@
-//! What must hold, scenario by scenario. (The crate `simulator` runs whole lives drawn from seeds.)
+//! What must hold, scenario by scenario.
 
-use crate::cluster::Cluster;
-use ordering::agreement::{Agreement, Phase};
+use crate::cluster::{Cluster, Weather};
+use ordering::agreement::Agreement;
 use ordering::identifiers::{MachineId, Order};
 
 /// Long enough for anything that must end once the network is calm.
 const PATIENCE_US: u64 = 20_000_000;
+
+fn storm(cluster: &mut Cluster) -> Weather {
+    Weather {
+        loss: cluster.random(0..20) as f64 / 100.0,
+        duplication: cluster.random(0..10) as f64 / 100.0,
+        delay_max_us: cluster.random(100..8_000),
+    }
+}
 
 fn submit_for(cluster: &mut Cluster, requests: u64) {
     for _ in 0..requests {
@@ -26,6 +34,58 @@ fn a_fresh_cluster_starts_and_decides() {
     assert_eq!(cluster.duplicates(), 0);
     assert_eq!(cluster.reports, []);
     assert_eq!(cluster.decided.len(), 50);
+}
+
+/// Storms, up to f crashes, then everything goes down and comes back; several hundred seeds.
+fn turbulent_life(seed: u64) {
+    let faults = if seed.is_multiple_of(3) { 2 } else { 1 };
+    let groups = 1 + (seed % 3) as u16;
+    let mut cluster = Cluster::new(seed, faults, groups);
+    cluster.weather = storm(&mut cluster);
+    let early = cluster.random(0..400_000);
+    cluster.run(early);
+    let rounds = cluster.random(1..4);
+    for _ in 0..rounds {
+        let requests = cluster.random(1..30);
+        submit_for(&mut cluster, requests);
+        for _ in 0..cluster.random(0..u64::from(faults) + 1) {
+            let victim = cluster.random_replica();
+            if cluster.is_up(victim)
+                && cluster.replicas().filter(|id| !cluster.is_up(*id)).count() < usize::from(faults)
+            {
+                cluster.crash(victim);
+            }
+        }
+        let requests = cluster.random(1..30);
+        submit_for(&mut cluster, requests);
+        cluster.check_safety();
+        cluster.crash_all();
+        cluster.start_all();
+        cluster.weather = storm(&mut cluster);
+    }
+    cluster.heal();
+    let is_live = cluster.run_until(PATIENCE_US, Cluster::is_live);
+    assert!(is_live, "seed {seed}: starts again\n{}", cluster.describe());
+    submit_for(&mut cluster, 5);
+    let is_done = cluster.run_until(PATIENCE_US, Cluster::is_done);
+    assert!(is_done, "seed {seed}: decides again\n{}", cluster.describe());
+    cluster.check();
+    cluster.check_logs();
+    assert_eq!(cluster.reports, [], "seed {seed}: nobody is accused wrongly");
+}
+
+#[test]
+fn turbulent_lives() {
+    for seed in 0..150 {
+        turbulent_life(seed);
+    }
+}
+
+#[test]
+fn more_turbulent_lives() {
+    for seed in 1_000..1_150 {
+        turbulent_life(seed);
+    }
 }
 
 #[test]
@@ -63,26 +123,27 @@ fn a_replica_that_was_cut_off_catches_up() {
 }
 
 #[test]
-fn a_machine_that_is_restarted_alone_stays_out_and_harms_nobody() {
+fn a_machine_that_is_restarted_alone_is_admitted_again() {
     let mut cluster = Cluster::new(7, 1, 2);
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
     submit_for(&mut cluster, 20);
     cluster.crash(MachineId(3));
-    cluster.start(MachineId(3));
     submit_for(&mut cluster, 20);
-    cluster.run(2_000_000);
-    assert_ne!(cluster.machine(MachineId(3)).status().phase, Phase::Live);
-    assert_eq!(cluster.machine(MachineId(1)).status().decided, Order(40));
-    assert_eq!(cluster.machine(MachineId(2)).status().decided, Order(40));
-    cluster.check();
-    // When all go down, it is back, and fetches what it lacks.
-    cluster.crash_all();
-    cluster.start_all();
-    assert!(cluster.run_until(PATIENCE_US, Cluster::is_live));
-    submit_for(&mut cluster, 5);
-    assert!(cluster.run_until(PATIENCE_US, Cluster::is_done));
+    cluster.start(MachineId(3));
+    assert!(cluster.run_until(3_000_000, Cluster::is_live));
+    assert_eq!(
+        cluster.machine(MachineId(3)).status().primary,
+        MachineId(0),
+        "the primary stays"
+    );
+    // It takes part: without it there is no quorum now.
+    cluster.crash(MachineId(2));
+    submit_for(&mut cluster, 20);
+    assert!(cluster.run_until(3_000_000, Cluster::is_done));
+    assert_eq!(cluster.machine(MachineId(3)).status().decided, Order(60));
     cluster.check();
     cluster.check_logs();
+    assert_eq!(cluster.reports, []);
 }
 
 #[test]
@@ -99,4 +160,69 @@ fn an_idle_cluster_is_quiet() {
         "{} messages in ten idle seconds",
         cluster.sent - before
     );
+}
+
+#[test]
+fn one_seed() {
+    if let Ok(seed) = std::env::var("SEED") {
+        turbulent_life(seed.parse().unwrap());
+    }
+}
+
+/// Primaries and replicas crash, are cut off and come back, one at a time and together, while clients send.
+fn changing_life(seed: u64) {
+    println!("seed {seed}");
+    let faults = if seed.is_multiple_of(4) { 2 } else { 1 };
+    let groups = 1 + (seed % 3) as u16;
+    let mut cluster = Cluster::new(seed, faults, groups);
+    assert!(cluster.run_until(5_000_000, Cluster::is_live), "seed {seed}");
+    cluster.weather = storm(&mut cluster);
+    for _ in 0..cluster.random(2..7) {
+        let requests = cluster.random(1..20);
+        submit_for(&mut cluster, requests);
+        let victim = match cluster.random(0..3) {
+            0 => MachineId(0),
+            1 => cluster.leader(),
+            _ => cluster.random_replica(),
+        };
+        match cluster.random(0..3) {
+            0 if cluster.is_up(victim) => cluster.crash(victim),
+            1 => cluster.isolate(victim),
+            _ => cluster.start_all(),
+        }
+        let requests = cluster.random(1..20);
+        submit_for(&mut cluster, requests);
+        let pause_us = cluster.random(0..2_000_000);
+        cluster.run(pause_us);
+        if cluster.random(0..2) == 0 {
+            cluster.cut.clear();
+        }
+        cluster.check_safety();
+    }
+    cluster.heal();
+    cluster.start_all();
+    let is_live = cluster.run_until(3 * PATIENCE_US, Cluster::is_live);
+    assert!(is_live, "seed {seed}: all take part again\n{}", cluster.describe());
+    submit_for(&mut cluster, 5);
+    let is_done = cluster.run_until(PATIENCE_US, Cluster::is_done);
+    assert!(is_done, "seed {seed}: decides again\n{}", cluster.describe());
+    cluster.check();
+    cluster.check_logs();
+    assert_eq!(cluster.reports, [], "seed {seed}: nobody is accused wrongly");
+}
+
+#[test]
+fn changing_lives() {
+    for seed in range_of(10_000..10_150) {
+        changing_life(seed);
+    }
+}
+
+/// The seeds of a scenario: `SEEDS=first..end` replaces the default.
+fn range_of(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("SEEDS") else {
+        return default;
+    };
+    let (first, end) = text.split_once("..").expect("SEEDS=first..end");
+    first.parse().unwrap()..end.parse().unwrap()
 }

@@ -14,11 +14,11 @@ fn main() -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut holds = true;
     for groups in [1, 2] {
-        for requests in [1, 2] {
+        for (requests, timeouts) in [(1, 0), (2, 0), (1, 1)] {
             let scenario = Scenario {
                 groups,
                 requests,
-                timeouts: 0,
+                timeouts,
                 liars: 0,
             };
             holds &= report("minbft", scenario, &explore(scenario.minbft(), time, threads));

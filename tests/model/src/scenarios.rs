@@ -39,7 +39,15 @@ pub struct Scenario {
 fn decides(kind: &'static str) -> bool {
     matches!(
         kind,
-        "PREPARE" | "COMMIT" | "PRE-PREPARE" | "REQ-VIEW-CHANGE" | "VIEW-CHANGE" | "NEW-VIEW"
+        "PREPARE"
+            | "COMMIT"
+            | "LIVE"
+            | "ENDORSE"
+            | "ACKNOWLEDGE-VIEW"
+            | "PRE-PREPARE"
+            | "REQ-VIEW-CHANGE"
+            | "VIEW-CHANGE"
+            | "NEW-VIEW"
     )
 }
 

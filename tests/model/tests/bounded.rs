@@ -35,6 +35,11 @@ fn minbft_with_two_groups() {
 }
 
 #[test]
+fn minbft_with_two_views() {
+    holds(&explore(scenario(1, 1, 1, 0).minbft(), TIME, 2), 1_000);
+}
+
+#[test]
 fn pbft_with_an_equivocating_primary_and_two_views() {
     holds(&explore(scenario(1, 2, 1, 1).pbft(), TIME, 2), 1_000);
 }

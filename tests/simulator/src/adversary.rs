@@ -98,8 +98,6 @@ impl Behaviour {
                 | Behaviour::WrongGroups
                 | Behaviour::BreakingOrder
                 | Behaviour::WrongCommits
-                | Behaviour::LyingViewChanges
-                | Behaviour::CommittingLate
         )
     }
 }

@@ -1,8 +1,9 @@
 //! Machines, nodes and database servers that die under load.
 
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use tests::cluster::{Cluster, text};
 
 use crate::tpcc;
@@ -58,7 +59,7 @@ fn survive(hurt: impl FnOnce(&Cluster)) {
 
 pub(crate) fn survive_on(cluster: &Cluster, hurt: impl FnOnce(&Cluster)) {
     tpcc::load(cluster, "2");
-    let load = Load::start(cluster, "12");
+    let load = Load::start(cluster, "15");
     std::thread::sleep(Duration::from_secs(4));
     hurt(cluster);
     let ended = load.child.wait_with_output().expect("tpcc ends");
@@ -80,6 +81,39 @@ fn applications_do_not_notice_that_a_node_was_killed() {
 #[test]
 fn applications_do_not_notice_that_a_database_server_was_killed() {
     survive(|cluster| cluster.kill_postgres("m2"));
+}
+
+#[test]
+fn a_primary_that_was_killed_is_replaced_and_comes_back() {
+    survive(|cluster| {
+        // m0, and then whoever leads; `up` starts each again while the others run.
+        for _ in 0..2 {
+            let primary = cluster.primary();
+            let killed = Instant::now();
+            cluster.kill_node(&primary);
+            cluster.psql("select 1;");
+            println!("{primary} killed: an answer after {} ms", killed.elapsed().as_millis());
+            assert!(killed.elapsed() < Duration::from_secs(5), "service resumes");
+            cluster.wait_all_up(Duration::from_secs(20));
+            assert_ne!(cluster.primary(), primary, "another one leads");
+        }
+    });
+}
+
+#[test]
+fn a_primary_that_was_paused_is_replaced_and_joins_the_others() {
+    survive(|cluster| {
+        let primary = cluster.primary();
+        let pid = cluster.node_pid(&primary);
+        kill(pid, Signal::SIGSTOP).expect("the node is paused");
+        let paused = Instant::now();
+        cluster.psql("select 1;");
+        println!("{primary} paused: an answer after {} ms", paused.elapsed().as_millis());
+        assert!(paused.elapsed() < Duration::from_secs(5), "service resumes");
+        kill(pid, Signal::SIGCONT).expect("the node goes on");
+        cluster.wait_all_up(Duration::from_secs(20));
+        assert_ne!(cluster.primary(), primary, "another one leads");
+    });
 }
 
 #[test]

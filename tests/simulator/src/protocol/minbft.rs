@@ -20,8 +20,8 @@ pub struct MinBft;
 
 impl Protocol for MinBft {
     const NAME: &'static str = "minbft";
-    const REPLACES_PRIMARY: bool = false;
-    const REJOINS: bool = false;
+    const REPLACES_PRIMARY: bool = true;
+    const REJOINS: bool = true;
     const STARTS_WITH_ALL: bool = true;
 
     type Message = Message;
@@ -104,6 +104,11 @@ impl Protocol for MinBft {
             Message::Start(_) => "START",
             Message::Acknowledge(_) => "ACKNOWLEDGE",
             Message::Live(_) => "LIVE",
+            Message::RequestViewChange(_) => "REQ-VIEW-CHANGE",
+            Message::ViewChange(_) => "VIEW-CHANGE",
+            Message::NewView(_) => "NEW-VIEW",
+            Message::Endorse(_) => "ENDORSE",
+            Message::AcknowledgeView(_) => "ACKNOWLEDGE-VIEW",
         }
     }
 

@@ -7,9 +7,12 @@
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
-use ordering::configuration::PRIMARY_SLOT;
-use ordering::identifiers::{Digest, GroupId, Order};
-use ordering::minbft::{Acknowledgement, Checkpoint, Collect, Commit, Hello, Message, Prepare, PrepareEntry, Report};
+use ordering::configuration::{PRIMARY_SLOT, replica_slot};
+use ordering::identifiers::{Digest, GroupId, Order, View};
+use ordering::minbft::{
+    Acknowledgement, Checkpoint, Collect, Commit, Hello, Message, NewView, Prepare, PrepareEntry, Report,
+    RequestViewChange,
+};
 use rand::RngExt;
 
 use super::MinBft;
@@ -56,8 +59,79 @@ pub(super) fn tamper(script: &mut Script<MinBft>, message: &Message, tools: &mut
                 (!audience, message.clone()),
             ])
         }
+        Message::RequestViewChange(request) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
+            let view = View(request.view.0 + tools.rng.random_range(0..20));
+            Tampered::Instead(vec![
+                (tools.some(), signed_request(view, tools)),
+                (tools.some(), message.clone()),
+            ])
+        }
+        // Views that nobody needs, now and then.
+        Message::Standing(standing) if script.does(Behaviour::LyingStarts, tools.rng) => {
+            let request = signed_request(View(standing.view.0 + 1), tools);
+            Tampered::Instead(vec![(u64::MAX, request), (u64::MAX, message.clone())])
+        }
+        Message::NewView(new_view) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
+            let audience = tools.some();
+            Tampered::Instead(vec![
+                (audience, lying_new_view(new_view, tools)),
+                (!audience, message.clone()),
+            ])
+        }
+        Message::ViewChange(change) if script.does(Behaviour::CommittingLate, tools.rng) => {
+            let late = commit_late(script, change.view, tools).map(|late| (tools.some(), late));
+            Tampered::Instead(late.into_iter().chain([(u64::MAX, message.clone())]).collect())
+        }
         _ => Tampered::Untouched,
     }
+}
+
+fn signed_request(view: View, tools: &Tools<'_>) -> Message {
+    let digest = RequestViewChange::digest(tools.machine, view);
+    Message::RequestViewChange(RequestViewChange {
+        machine: tools.machine,
+        view,
+        signature: tools.key.sign(&digest).to_bytes(),
+    })
+}
+
+/// Another choice of evidence, or without the machines that return.
+fn lying_new_view(new_view: &Arc<NewView>, tools: &mut Tools<'_>) -> Message {
+    let mut new_view = NewView::clone(new_view);
+    match tools.rng.random_range(0..3) {
+        0 => {
+            let victim = tools.rng.random_range(0..new_view.changes.len());
+            new_view.changes.remove(victim);
+        }
+        1 => new_view.hellos.clear(),
+        _ => new_view
+            .admission
+            .positions
+            .iter_mut()
+            .for_each(|position| *position += 1),
+    }
+    new_view.signature = tools.key.sign(&new_view.digest()).to_bytes();
+    Message::NewView(Arc::new(new_view))
+}
+
+/// Commits the last batch that was heard of in the view that has just been left (rule 3): that spends the warrant
+/// after the VIEW-CHANGE's, so the machine's own production code stops soon after.
+fn commit_late(script: &Script<MinBft>, left_for: View, tools: &mut Tools<'_>) -> Option<Message> {
+    let heard = script.heard.iter().filter_map(|message| match message {
+        Message::Prepare(prepare) if prepare.view < left_for => Some(prepare),
+        _ => None,
+    });
+    let last = heard.max_by_key(|prepare| (prepare.view, prepare.warrant.value))?;
+    let (view, group) = (last.view, last.entries.first()?.group);
+    let batches = vec![(last.warrant.value, last.own_digest())];
+    let digest = Commit::digest(view, group, &batches);
+    let warrant = tools.counter.create(replica_slot(group), &digest);
+    Some(Message::Commit(Arc::new(Commit {
+        view,
+        group,
+        batches,
+        warrant,
+    })))
 }
 
 fn is_own(prepare: &Prepare, tools: &Tools<'_>) -> bool {
@@ -227,7 +301,7 @@ fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
         _ => checkpoint.point.view.0 += u64::from(tools.machines),
     }
     checkpoint.signature = tools.key.sign(&checkpoint.point.digest()).to_bytes();
-    Message::Checkpoint(checkpoint)
+    Message::Checkpoint(Arc::new(checkpoint))
 }
 
 fn lying_hello(hello: &Arc<Hello>, tools: &mut Tools<'_>) -> Message {

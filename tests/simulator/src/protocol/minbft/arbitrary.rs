@@ -29,7 +29,7 @@ pub(super) fn message(tools: &mut Tools<'_>) -> Message {
             committed: number(tools),
         }),
         3 => Message::Standing(standing(tools)),
-        4 => Message::Checkpoint(checkpoint(tools)),
+        4 => Message::Checkpoint(Arc::new(checkpoint(tools))),
         5 => Message::FetchRequests((0..tools.rng.random_range(0..4)).map(|_| digest(tools)).collect()),
         6 => Message::GiveRequests(Vec::new()),
         7 => Message::FetchHistory(Order(number(tools))),
@@ -156,6 +156,7 @@ fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
     Checkpoint {
         machine: tools.machine,
         point,
+        followed: None,
         signature: sign(&point.digest(), tools),
     }
 }
@@ -245,6 +246,7 @@ fn acknowledgement(tools: &mut Tools<'_>) -> Acknowledgement {
             digest: digest(tools),
         }],
         admitted: vec![(tools.machine, admission(tools))],
+        changed: Vec::new(),
     };
     let digest = outcome.digest();
     Acknowledgement {

@@ -30,11 +30,14 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
                 _ => commit.batches.first_mut()?.1 = noise,
             }
         }
-        Message::Checkpoint(checkpoint) => match which {
-            0 => checkpoint.point.order = checkpoint.point.order.next(),
-            1 => checkpoint.point.value += 1,
-            _ => checkpoint.point.history = noise,
-        },
+        Message::Checkpoint(checkpoint) => {
+            let checkpoint = Arc::make_mut(checkpoint);
+            match which {
+                0 => checkpoint.point.order = checkpoint.point.order.next(),
+                1 => checkpoint.point.value += 1,
+                _ => checkpoint.point.history = noise,
+            }
+        }
         Message::Stable(stable) => match which {
             0 => stable.point.order = stable.point.order.next(),
             1 => stable.signatures.truncate(1),
@@ -58,6 +61,11 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
         Message::Start(start) => drop(Arc::make_mut(start).reports.pop()?),
         Message::Acknowledge(acknowledgement) => acknowledgement.outcome = noise,
         Message::Live(proof) => Arc::make_mut(proof).outcome.view.0 += u64::from(tools.machines),
+        Message::RequestViewChange(request) => request.view.0 += 1,
+        Message::ViewChange(change) => Arc::make_mut(change).view.0 += 1,
+        Message::NewView(new_view) => Arc::make_mut(new_view).view.0 += u64::from(tools.machines),
+        Message::Endorse(endorsement) => Arc::make_mut(endorsement).outcome = noise,
+        Message::AcknowledgeView(acknowledgement) => Arc::make_mut(acknowledgement).outcome = noise,
         Message::Progress(_) | Message::Standing(_) | Message::FetchRequests(_) | Message::FetchHistory(_) => {
             return None;
         }

@@ -99,6 +99,7 @@ fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
     Checkpoint {
         machine: tools.machine,
         point,
+        followed: None,
         signature: sign(&point.digest(), tools),
     }
 }

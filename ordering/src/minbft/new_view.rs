@@ -1,0 +1,455 @@
+//! From VIEW-CHANGEs to a live view: the candidate's choice, endorsements, acknowledgements (rules 2 and 4).
+
+use std::sync::Arc;
+
+use trusted_counter::UniqueWarrant;
+
+use crate::agreement::{MisbehaviourKind, To};
+use crate::configuration::replica_slot;
+use crate::identifiers::{Digest, GroupId, MachineId, View};
+use crate::minbft::journal::{Certifying, Persisting};
+use crate::minbft::messages::Message;
+use crate::minbft::record::Record;
+use crate::minbft::start_messages::{Hello, LiveProof, Outcome};
+use crate::minbft::view_change::LeadingChange;
+use crate::minbft::view_messages::{CertifiedOutcome, Endorsement, NewView, RunItem, ViewAcknowledgement, ViewChange};
+use crate::minbft::view_outcome::{compute_change, digests_of};
+use crate::minbft::view_verification::endorses;
+use crate::minbft::{Machine, Output};
+
+/// The group whose replica endorses and acknowledges for its machine.
+const FIRST: GroupId = GroupId(0);
+
+impl Machine {
+    pub(crate) fn on_view_change(&mut self, change: &Arc<ViewChange>, out: &mut Vec<Output>) {
+        let machine = change.machine;
+        if let Some(live) = self.live.as_mut().filter(|live| live.view >= change.view) {
+            if live.view == change.view {
+                live.follow_change(change);
+            }
+            self.tell_live(machine, out);
+            return;
+        }
+        let is_news = self.changes.get(&machine).is_none_or(|known| known.view < change.view);
+        if is_news {
+            self.changes.insert(machine, Arc::clone(change));
+        }
+        for request in &change.requests {
+            self.learn_wish(request);
+        }
+        self.count_wishes(out);
+        self.lead_change(change.view, out);
+    }
+
+    /// The candidate: chooses VIEW-CHANGEs as soon as all are there, or f+1 and some time has passed.
+    pub(crate) fn lead_change(&mut self, view: View, out: &mut Vec<Output>) {
+        let is_ours = self.configuration.primary(view) == self.configuration.machine;
+        if !is_ours || self.current_view().is_some_and(|current| current > view) || self.journal.is_certifying() {
+            return;
+        }
+        let changes: Vec<_> = self
+            .changes
+            .values()
+            .filter(|change| change.view == view && !change.requests.is_empty())
+            .cloned()
+            .collect();
+        if changes.len() < self.configuration.quorum() as usize {
+            return;
+        }
+        let now_us = self.now.monotonic_us;
+        let grace_us = self.configuration.retransmission_us / 4;
+        if self.leading_change.as_ref().is_none_or(|leading| leading.view < view) {
+            self.leading_change = Some(LeadingChange {
+                view,
+                choose_us: now_us + grace_us,
+                new_view: None,
+            });
+        }
+        let Some(leading) = self.leading_change.as_mut() else {
+            return;
+        };
+        let is_complete = changes.len() == usize::from(self.configuration.replicas());
+        if leading.view != view || leading.new_view.is_some() || !(is_complete || leading.choose_us <= now_us) {
+            return;
+        }
+        leading.choose_us = now_us + grace_us;
+        self.choose(view, changes, out);
+    }
+
+    fn choose(&mut self, view: View, changes: Vec<Arc<ViewChange>>, out: &mut Vec<Output>) {
+        let own = self.configuration.machine;
+        let basis = changes
+            .iter()
+            .map(|change| change.basis())
+            .max_by_key(|basis| basis.view);
+        let is_newer = |hello: &&Arc<Hello>| {
+            let known = basis.and_then(|basis| basis.admission(hello.machine));
+            known.is_none_or(|known| known.epoch < hello.admission.epoch)
+        };
+        let hellos = self.start.hellos.values().filter(is_newer).cloned().collect();
+        let mut new_view = NewView {
+            view,
+            admission: self.journal.counter.clone(),
+            changes,
+            hellos,
+            signature: [0; 64],
+        };
+        new_view.signature = self.sign(&new_view.digest());
+        if compute_change(&new_view, &self.configuration).is_none() {
+            // Somebody's VIEW-CHANGE does not fit to the others'; further ones may.
+            self.report(own, MisbehaviourKind::WrongRecovery, out);
+            return;
+        }
+        let new_view = Arc::new(new_view);
+        if let Some(leading) = self.leading_change.as_mut() {
+            leading.new_view = Some(Arc::clone(&new_view));
+        }
+        self.send(To::Others, Message::NewView(Arc::clone(&new_view)), out);
+        self.on_new_view(&new_view, out);
+    }
+
+    /// The candidate: time to choose, or to say again what was chosen.
+    pub(crate) fn leading_change_timer(&mut self, out: &mut Vec<Output>) {
+        let now_us = self.now.monotonic_us;
+        let interval_us = self.configuration.retransmission_us / 2;
+        let Some(leading) = self
+            .leading_change
+            .as_mut()
+            .filter(|leading| leading.choose_us <= now_us)
+        else {
+            return;
+        };
+        leading.choose_us = now_us + interval_us;
+        let view = leading.view;
+        let is_past = self.live.as_ref().is_some_and(|live| live.view >= view);
+        if is_past || self.changing.as_ref().is_some_and(|changing| changing.view > view) {
+            self.leading_change = None;
+        } else if let Some(new_view) = leading.new_view.clone() {
+            self.send(To::Others, Message::NewView(new_view), out);
+        } else {
+            leading.choose_us = now_us;
+            self.lead_change(view, out);
+            if let Some(leading) = self.leading_change.as_mut() {
+                leading.choose_us = leading.choose_us.max(now_us + interval_us);
+            }
+        }
+    }
+
+    pub(crate) fn on_new_view(&mut self, new_view: &Arc<NewView>, out: &mut Vec<Output>) {
+        let view = new_view.view;
+        if self.live.as_ref().is_some_and(|live| live.view >= view) {
+            return;
+        }
+        for request in new_view.changes.iter().flat_map(|change| &change.requests) {
+            self.learn_wish(request);
+        }
+        self.count_wishes(out);
+        if !self.configuration.has_replicas() && self.current_view().is_none_or(|current| current < view) {
+            self.observe(view, out);
+        }
+        let is_ours = |changing: &&mut Box<super::Changing>| changing.view == view && changing.outcome.is_none();
+        if self.changing.as_mut().filter(is_ours).is_none() {
+            return;
+        }
+        let Some(outcome) = compute_change(new_view, &self.configuration) else {
+            self.report(self.configuration.primary(view), MisbehaviourKind::WrongRecovery, out);
+            return;
+        };
+        let digest = outcome.digest();
+        self.take_outcome(outcome, digest, out);
+        self.advance_change(out);
+    }
+
+    /// Takes over how the view is to begin.
+    pub(crate) fn take_outcome(&mut self, outcome: Outcome, digest: Digest, out: &mut Vec<Output>) {
+        let own = self.history.point.order;
+        let held = &self.start.held;
+        let wanted = digests_of(&outcome)
+            .filter(|(order, digest)| *order > own && !held.contains_key(digest))
+            .map(|(_, digest)| digest)
+            .collect();
+        let Some(changing) = self.changing.as_mut() else { return };
+        changing.outcome = Some((Arc::new(outcome), digest));
+        changing.wanted = if self.configuration.has_replicas() {
+            wanted
+        } else {
+            Default::default()
+        };
+        let pending: Vec<_> = changing
+            .wanted
+            .iter()
+            .filter_map(|digest| Some((*digest, self.bodies.pending(digest)?.clone())))
+            .collect();
+        for (digest, request) in pending {
+            self.take_changing(digest, &request);
+        }
+        self.repeat_soon(out);
+    }
+
+    /// Bodies are asked for at once.
+    fn repeat_soon(&mut self, _out: &mut Vec<Output>) {
+        let now_us = self.now.monotonic_us;
+        if let Some(changing) = self.changing.as_mut().filter(|changing| !changing.wanted.is_empty()) {
+            changing.repeat_us = now_us + 1;
+        }
+    }
+
+    /// Steps 4 to 6 of a change (`view_change.rs`).
+    pub(crate) fn advance_outcome(&mut self, out: &mut Vec<Output>) {
+        let has_replicas = self.configuration.has_replicas();
+        let Some(changing) = self.changing.as_ref() else { return };
+        let Some((outcome, _)) = changing.outcome.clone() else {
+            return;
+        };
+        if has_replicas {
+            if self.history.point.order < outcome.base.order {
+                self.fetch_history(outcome.base.order, out);
+                return;
+            }
+            if !changing.wanted.is_empty() {
+                return;
+            }
+            if !changing.is_logging {
+                self.log_change(&outcome, out);
+                return;
+            }
+            if !changing.is_logged {
+                return;
+            }
+            self.endorse(&outcome, out);
+            self.acknowledge_view(&outcome, out);
+        }
+        self.finish_change(out);
+    }
+
+    fn log_change(&mut self, outcome: &Arc<Outcome>, out: &mut Vec<Output>) {
+        if let Some(changing) = self.changing.as_mut() {
+            changing.is_logging = true;
+        }
+        self.log_taken_over(outcome, out);
+        self.journal.persist(
+            Record::Start(Arc::clone(outcome)),
+            Persisting::Change(outcome.view),
+            out,
+        );
+    }
+
+    pub(crate) fn on_change_logged(&mut self, view: View, out: &mut Vec<Output>) {
+        if let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) {
+            changing.is_logged = changing.is_logging;
+            self.advance_change(out);
+        }
+    }
+
+    /// Whether our VIEW-CHANGE is one of those that the outcome follows from.
+    fn is_member(&self, outcome: &Outcome) -> bool {
+        let own = self.configuration.machine;
+        let change = self.changing.as_ref().and_then(|changing| changing.change.as_ref());
+        let value = change
+            .and_then(|change| change.warrants.first())
+            .map(|warrant| warrant.value);
+        outcome.changed.contains(&own) && value.is_some() && value == outcome.position(own, replica_slot(FIRST))
+    }
+
+    fn endorse(&mut self, outcome: &Arc<Outcome>, out: &mut Vec<Output>) {
+        let is_member = self.is_member(outcome);
+        let Some(changing) = self.changing.as_mut() else { return };
+        if !is_member || changing.is_endorsing {
+            return;
+        }
+        changing.is_endorsing = true;
+        let Some((_, outcome)) = changing.outcome else { return };
+        let view = changing.view;
+        let digest = Endorsement::digest(view, &outcome);
+        self.journal
+            .certify(replica_slot(FIRST), digest, Certifying::Endorse { view, outcome }, out);
+    }
+
+    pub(crate) fn on_endorse_certified(
+        &mut self,
+        view: View,
+        outcome: Digest,
+        warrant: UniqueWarrant,
+        out: &mut Vec<Output>,
+    ) {
+        self.runs.push(FIRST, RunItem::Endorsed { view, outcome, warrant });
+        let machine = self.configuration.machine;
+        let endorsement = Endorsement {
+            machine,
+            view,
+            outcome,
+            warrant,
+        };
+        let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
+            return;
+        };
+        changing.endorsement = Some(endorsement.clone());
+        self.send(To::Others, Message::Endorse(Arc::new(endorsement.clone())), out);
+        self.on_endorse(&endorsement, out);
+    }
+
+    pub(crate) fn on_endorse(&mut self, endorsement: &Endorsement, out: &mut Vec<Output>) {
+        if self.live.as_ref().is_some_and(|live| live.view >= endorsement.view) {
+            self.tell_live(endorsement.machine, out);
+            return;
+        }
+        let Some(changing) = self
+            .changing
+            .as_mut()
+            .filter(|changing| changing.view == endorsement.view)
+        else {
+            return;
+        };
+        changing.endorsements.insert(endorsement.machine, endorsement.clone());
+        self.advance_change(out);
+    }
+
+    /// Acknowledges an outcome that f+1 have endorsed (rule 4).
+    fn acknowledge_view(&mut self, outcome: &Arc<Outcome>, out: &mut Vec<Output>) {
+        let quorum = self.configuration.quorum() as usize;
+        let Some(changing) = self.changing.as_mut() else { return };
+        let Some(digest) = changing.outcome.as_ref().map(|(_, digest)| *digest) else {
+            return;
+        };
+        if changing.endorsement.is_none() || changing.is_acknowledging {
+            return;
+        }
+        let endorsements: Vec<(MachineId, UniqueWarrant)> = match &changing.proof {
+            Some(proof) => {
+                let all = proof.acknowledgements.iter();
+                all.map(|known| (known.machine, known.endorsed)).collect()
+            }
+            None => changing
+                .endorsements
+                .values()
+                .filter(|known| known.outcome == digest && endorses(outcome, known.machine, &known.warrant))
+                .map(|known| (known.machine, known.warrant))
+                .collect(),
+        };
+        if endorsements.len() < quorum {
+            return;
+        }
+        changing.is_acknowledging = true;
+        let view = changing.view;
+        changing.certified = Some(Arc::new(CertifiedOutcome {
+            outcome: outcome.as_ref().clone(),
+            endorsements,
+        }));
+        // From here on our VIEW-CHANGEs must show it.
+        self.acknowledged.clone_from(&changing.certified);
+        let purpose = Certifying::AcknowledgeView { view, outcome: digest };
+        let signed = ViewAcknowledgement::digest(view, &digest);
+        self.journal.certify(replica_slot(FIRST), signed, purpose, out);
+    }
+
+    pub(crate) fn on_acknowledge_certified(
+        &mut self,
+        view: View,
+        outcome: Digest,
+        warrant: UniqueWarrant,
+        out: &mut Vec<Output>,
+    ) {
+        self.runs.push(FIRST, RunItem::Acknowledged { view, outcome, warrant });
+        let machine = self.configuration.machine;
+        let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
+            return;
+        };
+        let Some(endorsement) = &changing.endorsement else {
+            return;
+        };
+        let acknowledgement = ViewAcknowledgement {
+            machine,
+            view,
+            outcome,
+            endorsed: endorsement.warrant,
+            acknowledged: warrant,
+        };
+        changing.acknowledgement = Some(acknowledgement.clone());
+        self.send(
+            To::Others,
+            Message::AcknowledgeView(Arc::new(acknowledgement.clone())),
+            out,
+        );
+        self.on_acknowledge_view(&acknowledgement, out);
+    }
+
+    pub(crate) fn on_acknowledge_view(&mut self, acknowledgement: &ViewAcknowledgement, out: &mut Vec<Output>) {
+        let machine = acknowledgement.machine;
+        if let Some(live) = self.live.as_mut().filter(|live| live.view >= acknowledgement.view) {
+            if live.view == acknowledgement.view {
+                live.follow_acknowledgement(acknowledgement);
+            }
+            self.tell_live(machine, out);
+            return;
+        }
+        let view = acknowledgement.view;
+        if !self.configuration.has_replicas() && self.current_view().is_none_or(|current| current < view) {
+            self.observe(view, out);
+        }
+        let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
+            return;
+        };
+        changing.acknowledgements.insert(machine, acknowledgement.clone());
+        self.advance_change(out);
+    }
+
+    /// m0 follows the others into a view.
+    fn observe(&mut self, view: View, out: &mut Vec<Output>) {
+        self.leave_view();
+        self.start.joined = None;
+        self.start.leading = None;
+        self.watch_change(view, out);
+    }
+
+    /// The view is live when f+1 have acknowledged; then this machine takes part, once it has done its own part.
+    fn finish_change(&mut self, out: &mut Vec<Output>) {
+        let quorum = self.configuration.quorum() as usize;
+        let has_replicas = self.configuration.has_replicas();
+        let is_fresh = self.is_fresh();
+        let Some(changing) = self.changing.as_mut() else { return };
+        let Some((outcome, digest)) = changing.outcome.clone() else {
+            return;
+        };
+        if changing.proof.is_none() {
+            let acknowledgements: Vec<_> = changing
+                .acknowledgements
+                .values()
+                .filter(|known| known.outcome == digest && endorses(&outcome, known.machine, &known.endorsed))
+                .cloned()
+                .collect();
+            if acknowledgements.len() < quorum {
+                return;
+            }
+            changing.proof = Some(Arc::new(LiveProof {
+                outcome: outcome.as_ref().clone(),
+                signatures: Vec::new(),
+                acknowledgements,
+            }));
+        }
+        let is_member = self.is_member(&outcome);
+        let Some(changing) = self.changing.as_mut() else { return };
+        let is_joined = match (&changing.change, &changing.acknowledgement) {
+            (_, Some(_)) => true,
+            (Some(_), None) => !is_member,
+            (None, None) => is_fresh,
+        };
+        let Some(proof) = changing.proof.clone() else { return };
+        if changing.is_finishing || has_replicas && !is_joined {
+            // Whoever is not among them needs a VIEW-CHANGE of its own to join.
+            return;
+        }
+        changing.is_finishing = true;
+        self.journal
+            .persist(Record::Live(Arc::clone(&proof)), Persisting::Live(proof), out);
+    }
+
+    /// Tells a machine which view is live, if it seems not to know.
+    pub(crate) fn tell_live(&mut self, machine: MachineId, out: &mut Vec<Output>) {
+        let Some(live) = &self.live else { return };
+        let proof = Arc::clone(&live.proof);
+        let interval_us = self.configuration.retransmission_us / 2;
+        if self.may_answer(machine, super::serving::Expense::Live, interval_us) {
+            self.send(To::Machine(machine), Message::Live(proof), out);
+        }
+    }
+}
