@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench
+.PHONY: run test install lint bench mutants
 
 ## TPC-C with two warehouses through the proxy for 30 s on a new cluster, checked and reported.
 run: install
@@ -15,6 +15,10 @@ test: install lint
 	cp target/debug/cloudbft target/debug/cloudbft-lying
 	$(CARGO) build --locked --bin cloudbft
 	$(CARGO) test --workspace --locked
+
+## Takes out one rule of the agreement at a time: the test named after it must fail.
+mutants:
+	scripts/mutants
 
 ## Formatting, clippy, rustdoc, and what the dependencies may be.
 lint:
