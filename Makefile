@@ -39,8 +39,10 @@ sim:
 	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) \
 	  $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(OPTIONS)
 
-## What is broken on purpose must be found by the simulator's checkers.
+## What is broken on purpose must be found: a rule of the agreement by the test named after it, a counter or one liar too
+## many by the simulator's checkers.
 mutants:
+	scripts/mutants
 	@$(CARGO) run --release --locked --quiet -p simulator -- --hunt
 
 ## Arbitrary bytes for the codec, arbitrary messages for `step`: SECONDS=600.

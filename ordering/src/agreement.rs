@@ -186,7 +186,7 @@ pub enum MisbehaviourKind {
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Has announced itself, and waits for the cluster to start (or stays out: it was restarted alone).
+    /// Has announced itself, and waits for the cluster to start, or to be admitted again.
     Waiting,
     /// Takes part in a start: has reported its log, fetches what it lacks, or has acknowledged.
     Starting,

@@ -86,6 +86,50 @@ pub struct Configuration {
     pub hello_us: u64,
     /// Machines that the operator has declared lost for good: a start does not wait for them.
     pub lost: Vec<MachineId>,
+    /// The rule that is taken out, to show that a test notices.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<Mutant>,
+}
+
+/// A machine with one rule of DESIGN.md section 4 taken out: only with the feature `mutants`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// Rule 1: COMMITs are followed across holes.
+    FollowAcrossHoles,
+    /// Rule 2: one VIEW-CHANGE is enough for a NEW-VIEW.
+    OneViewChange,
+    /// Rule 3: the own counter may skip values.
+    SkipWarrants,
+    /// Rule 4: a view begins without acknowledgements.
+    EnterUnacknowledged,
+    /// Rule 4: an outcome is acknowledged without others' endorsements.
+    AcknowledgeUnendorsed,
+    /// Rule 5: one wish makes a machine leave.
+    LeaveAlone,
+    /// Rule 5: requests are not passed on to the primary.
+    KeepRequests,
+    /// Rule 6: COMMITs of any epoch count.
+    AnyEpoch,
+    /// Rule 7: COMMITs ahead of a gap are kept without limit.
+    EndlessWindow,
+    /// Rule 8: the primary orders a request as often as it comes.
+    OrderTwice,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 10] = [
+        Mutant::FollowAcrossHoles,
+        Mutant::OneViewChange,
+        Mutant::SkipWarrants,
+        Mutant::EnterUnacknowledged,
+        Mutant::AcknowledgeUnendorsed,
+        Mutant::LeaveAlone,
+        Mutant::KeepRequests,
+        Mutant::AnyEpoch,
+        Mutant::EndlessWindow,
+        Mutant::OrderTwice,
+    ];
 }
 
 impl Configuration {
@@ -109,7 +153,21 @@ impl Configuration {
             request_us: 300_000,
             hello_us: 200_000,
             lost: Vec::new(),
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
+    }
+
+    /// Whether this rule is taken out.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn is(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    /// Whether this rule is taken out: never.
+    #[cfg(not(feature = "mutants"))]
+    pub(crate) const fn is(&self, _mutant: Mutant) -> bool {
+        false
     }
 
     /// Whether the sizes are within the limits of this crate.

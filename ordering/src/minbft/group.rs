@@ -46,21 +46,22 @@ impl PeerStream {
     }
 
     /// Keeps a COMMIT until its turn comes.
-    pub(crate) fn offer(&mut self, commit: &Arc<Commit>) {
+    pub(crate) fn offer(&mut self, commit: &Arc<Commit>, window: u64) {
         let value = commit.warrant.value;
-        if value > self.value && value <= self.value + COMMIT_WINDOW && !self.stopped {
+        if value > self.value && value <= self.value.saturating_add(window) && !self.stopped {
             self.window.entry(value).or_insert_with(|| Arc::clone(commit));
         }
     }
 
     /// The COMMIT whose turn it is, if all of its batches are at most `batch_max`.
-    pub(crate) fn follow(&mut self, batch_max: u64) -> Option<Arc<Commit>> {
+    pub(crate) fn follow(&mut self, batch_max: u64, is_hole_allowed: bool) -> Option<Arc<Commit>> {
         let entry = self.window.first_entry()?;
         let is_near = entry.get().batches.last().is_some_and(|(batch, _)| *batch <= batch_max);
-        if *entry.key() != self.value + 1 || !is_near || self.stopped {
+        let is_next = is_hole_allowed || *entry.key() == self.value + 1;
+        if !is_next || !is_near || self.stopped {
             return None;
         }
-        self.value += 1;
+        self.value = *entry.key();
         let commit = entry.remove();
         let last = commit.batches.last().map_or(0, |(batch, _)| *batch);
         self.unsettled.push_back((self.value, last));

@@ -86,12 +86,12 @@ impl Journal {
     }
 
     /// Takes a warrant; none when it is not the next one of its slot in our epoch: the counter has failed.
-    pub(crate) fn certified(&mut self, ticket: u64, warrant: &UniqueWarrant) -> Option<Certifying> {
+    pub(crate) fn certified(&mut self, ticket: u64, warrant: &UniqueWarrant, may_skip: bool) -> Option<Certifying> {
         let (expected, slot, purpose) = self.certifying.pop_front()?;
         let position = self.counter.positions.get_mut(usize::try_from(slot).ok()?)?;
         let is_next =
             warrant.slot == slot && warrant.epoch == self.counter.epoch && warrant.value == position.saturating_add(1);
-        if expected != ticket || !is_next {
+        if expected != ticket || !(is_next || may_skip) {
             return None;
         }
         *position = warrant.value;

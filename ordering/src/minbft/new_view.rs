@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trusted_counter::UniqueWarrant;
 
 use crate::agreement::{MisbehaviourKind, To};
-use crate::configuration::replica_slot;
+use crate::configuration::{Mutant, replica_slot};
 use crate::identifiers::{Digest, GroupId, MachineId, View};
 use crate::minbft::journal::{Certifying, Persisting};
 use crate::minbft::messages::Message;
@@ -53,7 +53,12 @@ impl Machine {
             .filter(|change| change.view == view && !change.requests.is_empty())
             .cloned()
             .collect();
-        if changes.len() < self.configuration.quorum() as usize {
+        let quorum = if self.configuration.is(Mutant::OneViewChange) {
+            1
+        } else {
+            self.configuration.quorum() as usize
+        };
+        if changes.len() < quorum {
             return;
         }
         let now_us = self.now.monotonic_us;
@@ -306,7 +311,12 @@ impl Machine {
 
     /// Acknowledges an outcome that f+1 have endorsed (rule 4).
     fn acknowledge_view(&mut self, outcome: &Arc<Outcome>, out: &mut Vec<Output>) {
-        let quorum = self.configuration.quorum() as usize;
+        let quorum =
+            if self.configuration.is(Mutant::AcknowledgeUnendorsed) || self.configuration.is(Mutant::OneViewChange) {
+                1
+            } else {
+                self.configuration.quorum() as usize
+            };
         let Some(changing) = self.changing.as_mut() else { return };
         let Some(digest) = changing.outcome.as_ref().map(|(_, digest)| *digest) else {
             return;
@@ -403,7 +413,13 @@ impl Machine {
 
     /// The view is live when f+1 have acknowledged; then this machine takes part, once it has done its own part.
     fn finish_change(&mut self, out: &mut Vec<Output>) {
-        let quorum = self.configuration.quorum() as usize;
+        let quorum = if self.configuration.is(Mutant::EnterUnacknowledged) {
+            0
+        } else if self.configuration.is(Mutant::OneViewChange) {
+            1
+        } else {
+            self.configuration.quorum() as usize
+        };
         let has_replicas = self.configuration.has_replicas();
         let is_fresh = self.is_fresh();
         let Some(changing) = self.changing.as_mut() else { return };

@@ -6,7 +6,8 @@ use trusted_counter::UniqueWarrant;
 
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::{
-    COMMIT_BATCHES_MAX, PREPARE_WINDOW, PRIMARY_SLOT, WATERMARK_BYTES, WATERMARK_ORDERS, replica_slot,
+    COMMIT_BATCHES_MAX, COMMIT_WINDOW, Mutant, PREPARE_WINDOW, PRIMARY_SLOT, WATERMARK_BYTES, WATERMARK_ORDERS,
+    replica_slot,
 };
 use crate::identifiers::{Digest, GroupId, MachineId};
 use crate::message::{CommitDb, CommitDbEntry, Request};
@@ -47,7 +48,8 @@ impl Machine {
     }
 
     pub(crate) fn on_certified(&mut self, ticket: u64, warrant: &UniqueWarrant, out: &mut Vec<Output>) {
-        match self.journal.certified(ticket, warrant) {
+        let may_skip = self.configuration.is(Mutant::SkipWarrants);
+        match self.journal.certified(ticket, warrant, may_skip) {
             None => self.stop(out),
             Some(Certifying::Prepare {
                 view,
@@ -275,18 +277,24 @@ impl Machine {
             return;
         };
         let Some(peer) = group.peers.get_mut(&from) else { return };
-        if commit.warrant.epoch != peer.epoch {
+        if commit.warrant.epoch != peer.epoch && !self.configuration.is(Mutant::AnyEpoch) {
             // A counter that was restarted counts again only when its epoch is admitted (rule 6).
             self.report(from, MisbehaviourKind::WrongEpoch, out);
             return;
         }
-        peer.offer(commit);
+        let window = if self.configuration.is(Mutant::EndlessWindow) {
+            u64::MAX
+        } else {
+            COMMIT_WINDOW
+        };
+        peer.offer(commit, window);
         live.touch(commit.group);
     }
 
     /// Follows the COMMITs of a group's peers, each strictly in counter order (rules 1 and 3).
     fn follow_commits(&mut self, group: GroupId, out: &mut Vec<Output>) {
         let machines = self.configuration.replica_machines();
+        let holes = self.configuration.is(Mutant::FollowAcrossHoles);
         for machine in machines {
             loop {
                 let Some(live) = self.live.as_mut() else { return };
@@ -297,7 +305,9 @@ impl Machine {
                 let Some(peer) = state.peers.get_mut(&machine) else {
                     break;
                 };
-                let Some(commit) = peer.follow(batch_max) else { break };
+                let Some(commit) = peer.follow(batch_max, holes) else {
+                    break;
+                };
                 let first = commit.batches.first().map_or(0, |(value, _)| *value);
                 if first <= peer.last_batch || !commit.batches.is_sorted_by(|left, right| left.0 < right.0) {
                     peer.stop();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::client_table::ClientTable;
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, Mutant};
 use crate::identifiers::{Digest, GroupId, MachineId, Order};
 use crate::message::Request;
 use crate::minbft::messages::{Prepare, PrepareEntry};
@@ -92,7 +92,8 @@ impl Primary {
         if self.queue.len() >= configuration.requests_queued_max {
             return false;
         }
-        if !self.clients.record(request.client, request.number, request.floor) {
+        let is_new = self.clients.record(request.client, request.number, request.floor);
+        if !(is_new || configuration.is(Mutant::OrderTwice)) {
             return false;
         }
         let group = configuration.group_of(request.home);

@@ -11,7 +11,7 @@
 //!    correct machine can have started the view differently).
 //!
 //! All means all that the operator has not declared lost. A silent liar can hold a start up, but not corrupt it. A
-//! machine that is restarted alone stays out: the live ones do not report.
+//! machine that is restarted alone takes no part in this: the live ones admit it by a view change (`suspicion.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::agreement::To;
-use crate::configuration::is_replica;
+use crate::configuration::{Mutant, is_replica};
 use crate::identifiers::{MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::history::ANSWER_BYTES_MAX;
@@ -171,7 +171,8 @@ impl Machine {
 
     /// Passes on to the primary what it seems not to have: a client may have sent it to replicas only.
     pub(crate) fn forward_pending(&mut self, out: &mut Vec<Output>) {
-        let Some(live) = self.live.as_ref().filter(|live| live.leading.is_none()) else {
+        let keeps = self.configuration.is(Mutant::KeepRequests);
+        let Some(live) = self.live.as_ref().filter(|live| live.leading.is_none() && !keeps) else {
             return;
         };
         let (mut bytes, mut requests): (usize, Vec<Request>) = (0, Vec::new());
@@ -269,7 +270,12 @@ impl Machine {
             .collect();
         let mut views: Vec<View> = requests.iter().map(|request| request.view).collect();
         views.sort_unstable_by(|left, right| right.cmp(left));
-        let Some(view) = views.get(self.configuration.faults.0 as usize).copied() else {
+        let others = if self.configuration.is(Mutant::LeaveAlone) {
+            0
+        } else {
+            usize::from(self.configuration.faults.0)
+        };
+        let Some(view) = views.get(others).copied() else {
             return;
         };
         let justifying = requests.into_iter().filter(|request| request.view >= view);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::configuration::{Configuration, PRIMARY_SLOT, is_replica};
+use crate::configuration::{Configuration, Mutant, PRIMARY_SLOT, is_replica};
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::messages::{HistoryPoint, Prepare};
 use crate::minbft::outcome::NOTHING;
@@ -25,7 +25,12 @@ use crate::minbft::view_messages::{NewView, ViewChange};
 pub(crate) fn compute_change(new_view: &NewView, configuration: &Configuration) -> Option<Outcome> {
     let changes: Vec<&ViewChange> = new_view.changes.iter().map(|change| change.as_ref()).collect();
     let is_justified = changes.iter().all(|change| !change.requests.is_empty());
-    if changes.len() < configuration.quorum() as usize || !is_justified {
+    let quorum = if configuration.is(Mutant::OneViewChange) {
+        1
+    } else {
+        configuration.quorum() as usize
+    };
+    if changes.len() < quorum || !is_justified {
         return None;
     }
     let basis = changes
