@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ordering::agreement::{Agreement, Phase};
 use ordering::client_table::ClientTable;
 use ordering::configuration::group_of;
-use ordering::identifiers::{Digest, GroupId, MachineId, Order};
+use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
 use ordering::message::{CommitDb, Request};
-use ordering::pbft::Input;
+use ordering::pbft::{Input, Message, Record};
 
 use crate::cluster::Cluster;
 
@@ -19,7 +19,56 @@ pub(crate) struct Decided {
     pub(crate) digest: Digest,
 }
 
+/// What a machine says, and must not forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Vote {
+    Prepare(View, u64, Digest),
+    Commit(View, u64, Digest),
+    ViewChange(View),
+    NewView(View),
+}
+
+impl Vote {
+    /// What a machine may say once this record is durable.
+    pub(crate) fn of_record(record: &Record) -> Option<Vote> {
+        match record {
+            Record::Accepted { view, batch, .. } | Record::AcceptedAgain { view, batch } => {
+                Some(Vote::Prepare(*view, batch.number, batch.digest()))
+            }
+            Record::Prepared {
+                view, number, digest, ..
+            } => Some(Vote::Commit(*view, *number, *digest)),
+            Record::ViewChange { view, .. } => Some(Vote::ViewChange(*view)),
+            Record::Entered { view, .. } => Some(Vote::NewView(*view)),
+            _ => None,
+        }
+    }
+
+    fn of_message(message: &Message) -> Option<Vote> {
+        match message {
+            Message::Prepare(vote) => Some(Vote::Prepare(vote.view, vote.number, vote.digest)),
+            Message::Commit(vote) => Some(Vote::Commit(vote.view, vote.number, vote.digest)),
+            Message::ViewChange(view_change) => Some(Vote::ViewChange(view_change.view)),
+            Message::NewView(new_view) => Some(Vote::NewView(new_view.view)),
+            _ => None,
+        }
+    }
+}
+
 impl Cluster {
+    /// Durable before it is spoken: at each message of a correct machine.
+    pub(crate) fn check_durable(&self, id: MachineId, message: &Message) {
+        let vote = Vote::of_message(message);
+        // Others only pass on what its primary has said.
+        let is_own = |vote: &Vote| match vote {
+            Vote::NewView(view) => view.0 % self.nodes.len() as u64 == u64::from(id.0),
+            _ => true,
+        };
+        if let Some(vote) = vote.filter(is_own) {
+            assert!(self.node(id).votes.contains(&vote), "m{id} may forget {vote:?}");
+        }
+    }
+
     /// Agreement, and that nobody delivers twice: at each delivery.
     pub(crate) fn delivered(&mut self, id: MachineId, message: &CommitDb) {
         if self.adversaries.contains_key(&id) {

@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use trusted_counter::{CounterIdentity, SoftwareCounter};
 
 use crate::adversary::Adversary;
-use crate::checks::Decided;
+use crate::checks::{Decided, Vote};
 
 const CLIENTS: u32 = 2;
 const START_WALL_US: u64 = 1_700_000_000_000_000;
@@ -61,8 +61,19 @@ pub(crate) struct Node {
     buffer: Vec<(u64, Vec<u8>)>,
     life: u64,
     sync_scheduled: bool,
+    /// The votes that the durable log holds.
+    pub(crate) votes: BTreeSet<Vote>,
     /// Everything that this machine has delivered in this life.
     pub(crate) delivered: BTreeMap<Order, Digest>,
+}
+
+impl Node {
+    fn make_durable(&mut self, records: impl Iterator<Item = (u64, Vec<u8>)>) {
+        for (_, record) in records {
+            self.votes.extend(Vote::of_record(&borsh::from_slice(&record).unwrap()));
+            self.log.push(record);
+        }
+    }
 }
 
 pub(crate) struct Submitted {
@@ -145,6 +156,7 @@ impl Cluster {
             buffer: Vec::new(),
             life: 0,
             sync_scheduled: false,
+            votes: BTreeSet::new(),
             delivered: BTreeMap::new(),
         };
         let mut cluster = Cluster {
@@ -244,7 +256,7 @@ impl Cluster {
         };
         let node = self.node_mut(id);
         let buffer = std::mem::take(&mut node.buffer);
-        node.log.extend(buffer.into_iter().take(kept).map(|(_, record)| record));
+        node.make_durable(buffer.into_iter().take(kept));
         node.machine = None;
     }
 
@@ -401,7 +413,7 @@ impl Cluster {
                 let records = std::mem::take(&mut node.buffer);
                 let (synced, rest): (Vec<_>, Vec<_>) =
                     records.into_iter().partition(|(written, _)| *written <= sequence);
-                node.log.extend(synced.into_iter().map(|(_, record)| record));
+                node.make_durable(synced.into_iter());
                 node.buffer = rest;
                 if let Some((last, _)) = node.buffer.last() {
                     let last = *last;
@@ -506,7 +518,10 @@ impl Cluster {
                     self.adversaries.insert(from, adversary);
                     messages.iter().for_each(|message| self.transmit(from, to, message));
                 }
-                None => self.transmit(from, to, message),
+                None => {
+                    self.check_durable(from, message);
+                    self.transmit(from, to, message);
+                }
             }
         }
     }
