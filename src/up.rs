@@ -395,8 +395,7 @@ impl Supervised {
         format!("{name} ended at once: {last}\n  see {}", log.display())
     }
 
-    /// Until a signal: starts the proxy, m0's node and database servers again when they end; nodes with voters stay
-    /// down (a voter that returns under load can leave open transactions waiting).
+    /// Until a signal: starts the proxy, nodes and database servers again when they end.
     async fn watch(&mut self, signals: &mut Signals) {
         for server in self.databases.clone() {
             self.watchers.spawn(keep_running(server));
@@ -430,16 +429,12 @@ impl Supervised {
         }
     }
 
-    /// Starts nodes without voters again that have ended. One that ends again and again waits longer.
+    /// Starts nodes again that have ended. One that ends again and again waits longer.
     fn restart_nodes(&mut self) {
         let mut changed = false;
         for (node, (id, pause)) in self.nodes.iter_mut().zip(&mut self.restarts) {
             if node.is_running() {
                 pause.calm();
-                continue;
-            }
-            let has_voter = self.file.machine(*id).is_some_and(|machine| machine.database.is_some());
-            if has_voter {
                 continue;
             }
             if !pause.is_over() {

@@ -15,6 +15,7 @@ use trusted_counter::{
 };
 
 use crate::file::{ClusterFile, CounterKind, Layout};
+use crate::warrants::RememberingVerifier;
 
 /// How long a node waits for its counter process.
 const CONNECT_MS_MAX: u64 = 15_000;
@@ -93,7 +94,7 @@ pub struct OpenCounter {
 /// When it cannot be opened, or is not the one that the cluster file lists.
 pub fn open(file: &ClusterFile, machine: MachineId) -> Result<OpenCounter, CounterSetupError> {
     let identities = identities(file);
-    let opened = if file.tunables.counter == CounterKind::Process {
+    let mut opened = if file.tunables.counter == CounterKind::Process {
         let client = connect(&file.layout().counter_socket(machine))?;
         OpenCounter {
             counter: Box::new(client),
@@ -107,6 +108,7 @@ pub fn open(file: &ClusterFile, machine: MachineId) -> Result<OpenCounter, Count
             verifier,
         }
     };
+    opened.verifier = Arc::new(RememberingVerifier::new(opened.verifier));
     let listed = file.machine(machine).map(|machine| machine.counter);
     if listed != Some(opened.counter.identity().0) {
         return Err(CounterSetupError::Another(file.layout().machine_counter(machine)));

@@ -13,3 +13,4 @@ pub mod metrics;
 pub mod node;
 pub mod postgres;
 pub mod tls;
+mod warrants;
