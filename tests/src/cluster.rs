@@ -168,6 +168,11 @@ impl Cluster {
         self.status()["primary"].as_str().expect("a primary").to_string()
     }
 
+    /// The view that most nodes are in.
+    pub fn view(&self) -> u64 {
+        self.status()["view"].as_u64().expect("a view")
+    }
+
     /// Waits until every node takes part in the same view; panics when it does not.
     pub fn wait_all_up(&self, within: Duration) {
         let deadline = Instant::now() + within;

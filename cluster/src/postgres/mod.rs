@@ -37,12 +37,14 @@ pub enum PostgresError {
         message: String,
     },
     /// The server does not come up.
-    #[error("the database server in {directory} is not ready: see {log}")]
+    #[error("the database server in {directory} is not ready; the end of {log} is:\n{last}")]
     NotReady {
         /// The data directory.
         directory: PathBuf,
         /// The server's log.
         log: PathBuf,
+        /// Its last lines.
+        last: String,
     },
     /// SQL that sets the database up failed.
     #[error("setting up the database failed: {0}")]

@@ -18,8 +18,10 @@ use super::{Binaries, PostgresError, SUPERUSER};
 const START_MS_MAX: u64 = 120_000;
 const STOP_MS_MAX: u64 = 30_000;
 /// How often a start is tried, and the pause between.
-const START_ATTEMPTS: usize = 5;
+const START_ATTEMPTS: usize = 10;
 const START_PAUSE_MS: u64 = 300;
+/// How much of a server's log an error shows.
+const LOG_LINES_SHOWN: usize = 5;
 /// How long the backends of a killed server may linger.
 const LEFTOVERS_MS_MAX: u64 = 10_000;
 /// The pause between looks at a server that starts or stops.
@@ -156,9 +158,13 @@ impl DatabaseServer {
     }
 
     fn not_ready(&self) -> PostgresError {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines.get(lines.len().saturating_sub(LOG_LINES_SHOWN)..);
         PostgresError::NotReady {
             directory: self.data(),
             log: self.log(),
+            last: last.unwrap_or_default().join("\n"),
         }
     }
 

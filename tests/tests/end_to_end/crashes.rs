@@ -58,8 +58,12 @@ fn survive(hurt: impl FnOnce(&Cluster)) {
 }
 
 pub(crate) fn survive_on(cluster: &Cluster, hurt: impl FnOnce(&Cluster)) {
+    survive_for(cluster, 15, hurt);
+}
+
+fn survive_for(cluster: &Cluster, seconds: u64, hurt: impl FnOnce(&Cluster)) {
     tpcc::load(cluster, "2");
-    let load = Load::start(cluster, "15");
+    let load = Load::start(cluster, &seconds.to_string());
     std::thread::sleep(Duration::from_secs(4));
     hurt(cluster);
     let ended = load.child.wait_with_output().expect("tpcc ends");
@@ -86,21 +90,25 @@ fn applications_do_not_notice_that_a_database_server_was_killed() {
 /// A transaction that needs the primary: its BEGIN is ordered.
 const ORDERED: &str = "begin isolation level serializable; select count(*) from warehouse; commit;";
 
+/// How often the primary is killed: `CLOUDBFT_PRIMARY_KILLS` replaces it.
+fn primary_kills() -> u64 {
+    std::env::var("CLOUDBFT_PRIMARY_KILLS").map_or(2, |kills| kills.parse().expect("a number"))
+}
+
 #[test]
 fn a_primary_that_was_killed_is_replaced_and_comes_back() {
-    survive(|cluster| {
-        // m0, which `up` starts again while the others run, and then whoever leads.
-        for all_return in [true, false] {
-            let primary = cluster.primary();
+    let seconds = 10 + 8 * primary_kills();
+    survive_for(&Cluster::up(&[]), seconds, |cluster| {
+        // m0, and then whoever leads; `up` starts each again while the others run.
+        for _ in 0..primary_kills() {
+            let (primary, view) = (cluster.primary(), cluster.view());
             let killed = Instant::now();
             cluster.kill_node(&primary);
             cluster.psql(ORDERED);
             println!("{primary} killed: an answer after {} ms", killed.elapsed().as_millis());
-            assert!(killed.elapsed() < Duration::from_secs(5), "service resumes");
-            if all_return {
-                cluster.wait_all_up(Duration::from_secs(20));
-            }
-            assert_ne!(cluster.primary(), primary, "another one leads");
+            assert!(killed.elapsed() < Duration::from_secs(10), "service resumes");
+            cluster.wait_all_up(Duration::from_secs(30));
+            assert!(cluster.view() > view, "the view has changed");
         }
     });
 }
@@ -108,16 +116,16 @@ fn a_primary_that_was_killed_is_replaced_and_comes_back() {
 #[test]
 fn a_primary_that_was_paused_is_replaced_and_joins_the_others() {
     survive(|cluster| {
-        let primary = cluster.primary();
+        let (primary, view) = (cluster.primary(), cluster.view());
         let pid = cluster.node_pid(&primary);
         kill(pid, Signal::SIGSTOP).expect("the node is paused");
         let paused = Instant::now();
         cluster.psql(ORDERED);
         println!("{primary} paused: an answer after {} ms", paused.elapsed().as_millis());
-        assert!(paused.elapsed() < Duration::from_secs(5), "service resumes");
+        assert!(paused.elapsed() < Duration::from_secs(10), "service resumes");
         kill(pid, Signal::SIGCONT).expect("the node goes on");
-        cluster.wait_all_up(Duration::from_secs(20));
-        assert_ne!(cluster.primary(), primary, "another one leads");
+        cluster.wait_all_up(Duration::from_secs(30));
+        assert!(cluster.view() > view, "the view has changed");
     });
 }
 
