@@ -461,8 +461,11 @@ impl Machine {
 
     /// Tells a machine which view is live, if it seems not to know.
     pub(crate) fn tell_live(&mut self, machine: MachineId, out: &mut Vec<Output>) {
-        let Some(live) = &self.live else { return };
-        let proof = Arc::clone(&live.proof);
+        let live = self.live.as_ref().map(|live| &live.proof);
+        // Whoever was admitted into a view that all others have left meanwhile can only come back through it: its
+        // counter counts since then, so it is not lost, and it must be where that view begins to leave it too.
+        let left = self.changing.as_ref().and(self.start.last_live.as_ref());
+        let Some(proof) = live.or(left).cloned() else { return };
         let interval_us = self.configuration.retransmission_us / 2;
         if self.may_answer(machine, super::serving::Expense::Live, interval_us) {
             self.send(To::Machine(machine), Message::Live(proof), out);

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::identifiers::{GroupId, MachineId, Order};
+use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::minbft::start_messages::{Admission, LiveProof};
 use crate::minbft::view_messages::{Followed, RunItem, RunStart};
 use crate::minbft::view_verification::followed_positions;
@@ -22,6 +22,8 @@ pub(crate) struct OwnRuns {
     /// Per group; the values have no gap.
     runs: Vec<VecDeque<RunItem>>,
     length: usize,
+    /// The highest view for which our counter has made a VIEW-CHANGE.
+    left_for: Option<View>,
 }
 
 /// Where the runs begin.
@@ -101,10 +103,19 @@ impl OwnRuns {
 
     /// Our counter has certified this.
     pub(crate) fn push(&mut self, group: GroupId, item: RunItem) {
+        if let RunItem::Left { view, .. } = &item {
+            self.left_for = self.left_for.max(Some(*view));
+        }
         if let Some(run) = self.runs.get_mut(usize::from(group.0)).filter(|_| self.start.is_some()) {
             run.push_back(item);
             self.length += 1;
         }
+    }
+
+    /// The highest view for which our counter has made a VIEW-CHANGE: a second one, or one for a lower view, would be
+    /// refused by all.
+    pub(crate) fn left_for(&self) -> Option<View> {
+        self.left_for
     }
 
     /// Whether there is room for further COMMITs.

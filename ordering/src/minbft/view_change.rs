@@ -104,11 +104,13 @@ pub(crate) struct LeadingChange {
 }
 
 impl Machine {
-    /// The view that this machine is in, or goes to.
+    /// The view that this machine is in, or goes to; once it has abandoned that, it goes to higher ones only.
     pub(crate) fn current_view(&self) -> Option<View> {
         let live = self.live.as_ref().map(|live| live.view);
         let changing = self.changing.as_ref().map(|changing| changing.view);
-        live.max(changing).max(self.start.last_live_view())
+        live.max(changing)
+            .max(self.start.last_live_view())
+            .max(self.runs.left_for())
     }
 
     /// f+1 machines want this view: leaves for it.

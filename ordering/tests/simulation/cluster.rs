@@ -16,7 +16,7 @@ use ordering::minbft::{
     Admission, Commit, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery,
     verify_message,
 };
-use ordering::verified::Verified;
+use ordering::verified::{Rejection, Verified};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trusted_counter::{CounterIdentity, SoftwareCounter, TrustedCounter};
@@ -119,6 +119,8 @@ pub(crate) struct Cluster {
     next_numbers: Vec<u64>,
     pub(crate) decided: BTreeMap<Order, Decided>,
     pub(crate) reports: Vec<(MachineId, MisbehaviourKind)>,
+    /// Messages that were not accepted: there must be none, since only correct machines send here.
+    rejected: Vec<(MachineId, Rejection)>,
     tune: fn(&mut Configuration),
     /// Messages that this machine's link drops.
     pub(crate) filter: fn(MachineId, MachineId, &Message) -> bool,
@@ -191,6 +193,7 @@ impl Cluster {
             next_numbers: vec![0; CLIENTS as usize],
             decided: BTreeMap::new(),
             reports: Vec::new(),
+            rejected: Vec::new(),
             tune,
             filter: |_, _, _| true,
             sent: 0,
@@ -426,8 +429,16 @@ impl Cluster {
         let input = match scheduled.event {
             Event::Arrive { from, bytes } => {
                 let message: Message = borsh::from_slice(&bytes).unwrap();
-                let message = verify_message(from, message, &self.directory).expect("only correct machines send here");
-                Input::Message { from, message }
+                match verify_message(from, message.clone(), &self.directory) {
+                    Ok(message) => Input::Message { from, message },
+                    Err(rejection) => {
+                        if std::env::var("SHOW").is_ok() {
+                            eprintln!("{from} -> {id} at {}: {message:#?}", self.now_us);
+                        }
+                        self.rejected.push((from, rejection));
+                        return;
+                    }
+                }
             }
             Event::Request { index } => Input::Request(self.submitted[index].verified.clone()),
             Event::Certified { ticket, warrant } => Input::Certified { ticket, warrant },
@@ -632,9 +643,10 @@ impl Cluster {
         assert!(orders.eq((1..=self.decided.len() as u64).map(Order)), "no gaps");
     }
 
-    /// Times that rise, nothing invented, nothing that runs twice, one history on all machines that have got
+    /// No message refused, times that rise, nothing invented, nothing that runs twice, one history on all machines that have got
     /// equally far. (That one order is never decided twice differently is checked at each delivery.)
     pub(crate) fn check_safety(&self) {
+        assert_eq!(self.rejected, [], "correct machines send what others accept");
         let mut clients = ClientTable::default();
         let submitted: BTreeMap<Digest, &Request> = self
             .submitted

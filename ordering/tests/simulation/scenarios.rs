@@ -218,6 +218,14 @@ fn changing_lives() {
     }
 }
 
+/// Seeds that have found something: machines admitted into a view that was left, second VIEW-CHANGEs to one view.
+#[test]
+fn changing_lives_that_were_once_wrong() {
+    for seed in [30_928, 31_050, 31_310, 33_719] {
+        changing_life(seed);
+    }
+}
+
 /// The seeds of a scenario: `SEEDS=first..end` replaces the default.
 fn range_of(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("SEEDS") else {
