@@ -100,7 +100,7 @@ pub enum Mutant {
     OneViewChange,
     /// Rule 3: the own counter may skip values.
     SkipWarrants,
-    /// Rule 4: a view begins without acknowledgements.
+    /// Rule 4: a view begins with the own acknowledgement alone.
     EnterUnacknowledged,
     /// Rule 4: an outcome is acknowledged without others' endorsements.
     AcknowledgeUnendorsed,

@@ -253,7 +253,7 @@ impl Agreement for Machine {
             Input::FetchRequest { from, order, digest } => self.on_fetch_request(from, order, &digest, out),
             Input::Reply { from, reply } => self.on_reply(from, reply),
             _ if self.stopped => return,
-            Input::Request(request) => self.on_request(&request),
+            Input::Request(request) => self.on_request(&request, out),
             Input::Message { from, message } => self.on_message(from, message, out),
             Input::Certified { ticket, warrant } => self.on_certified(ticket, &warrant, out),
             Input::Persisted(sequence) => self.on_persisted(sequence, out),

@@ -9,11 +9,12 @@ use crate::configuration::{Mutant, replica_slot};
 use crate::identifiers::{Digest, GroupId, MachineId, View};
 use crate::minbft::journal::{Certifying, Persisting};
 use crate::minbft::messages::Message;
+use crate::minbft::outcome::NOTHING;
 use crate::minbft::record::Record;
-use crate::minbft::start_messages::{Hello, LiveProof, Outcome};
+use crate::minbft::start_messages::{Hello, LiveProof, Outcome, OutcomeEntry};
 use crate::minbft::view_change::LeadingChange;
 use crate::minbft::view_messages::{CertifiedOutcome, Endorsement, NewView, RunItem, ViewAcknowledgement, ViewChange};
-use crate::minbft::view_outcome::{compute_change, digests_of};
+use crate::minbft::view_outcome::compute_change;
 use crate::minbft::view_verification::endorses;
 use crate::minbft::{Machine, Output};
 
@@ -168,10 +169,15 @@ impl Machine {
     /// Takes over how the view is to begin.
     pub(crate) fn take_outcome(&mut self, outcome: Outcome, digest: Digest, out: &mut Vec<Output>) {
         let own = self.history.point.order;
-        let held = &self.start.held;
-        let wanted = digests_of(&outcome)
-            .filter(|(order, digest)| *order > own && !held.contains_key(digest))
-            .map(|(_, digest)| digest)
+        let is_here = |entry: &OutcomeEntry| {
+            // A body that belongs to another group does not count (`take_changing`).
+            let held = self.start.held.get(&entry.digest);
+            held.is_some_and(|(_, request)| self.configuration.group_of(request.home) == entry.group)
+        };
+        let numbered = outcome.entries.iter().zip(outcome.base.order.0 + 1..);
+        let wanted = numbered
+            .filter(|(entry, order)| *order > own.0 && entry.digest != NOTHING && !is_here(entry))
+            .map(|(entry, _)| entry.digest)
             .collect();
         let Some(changing) = self.changing.as_mut() else { return };
         changing.outcome = Some((Arc::new(outcome), digest));
@@ -413,13 +419,12 @@ impl Machine {
 
     /// The view is live when f+1 have acknowledged; then this machine takes part, once it has done its own part.
     fn finish_change(&mut self, out: &mut Vec<Output>) {
-        let quorum = if self.configuration.is(Mutant::EnterUnacknowledged) {
-            0
-        } else if self.configuration.is(Mutant::OneViewChange) {
-            1
-        } else {
-            self.configuration.quorum() as usize
-        };
+        let quorum =
+            if self.configuration.is(Mutant::EnterUnacknowledged) || self.configuration.is(Mutant::OneViewChange) {
+                1
+            } else {
+                self.configuration.quorum() as usize
+            };
         let has_replicas = self.configuration.has_replicas();
         let is_fresh = self.is_fresh();
         let Some(changing) = self.changing.as_mut() else { return };

@@ -202,9 +202,7 @@ impl Machine {
                 return;
             };
             if !live.stream.continues(&prepare) {
-                live.stream.stopped = true;
-                let primary = live.primary;
-                self.report(primary, MisbehaviourKind::WrongPrepare, out);
+                self.accuse_primary(out);
                 return;
             }
             let undecided = self.history.point.bytes - stable.bytes + live.stream.bytes as u64;
@@ -252,7 +250,7 @@ impl Machine {
                 .take(&entry.digest)
                 .or_else(|| self.find_body(&entry.digest).cloned())
             {
-                Some(request) => self.fill(place, entry.digest, request),
+                Some(request) => self.fill(place, entry.digest, request, out),
                 None => self.miss_body(entry.digest, place),
             }
         }

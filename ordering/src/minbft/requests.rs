@@ -1,7 +1,7 @@
 //! Requests of clients, and bodies that come from elsewhere.
 
-use crate::agreement::To;
-use crate::identifiers::{Digest, MachineId};
+use crate::agreement::{MisbehaviourKind, To};
+use crate::identifiers::{Digest, MachineId, View};
 use crate::message::Request;
 use crate::minbft::bodies::{Arrival, Place};
 use crate::minbft::history::ANSWER_BYTES_MAX;
@@ -11,12 +11,12 @@ use crate::minbft::{Machine, Output};
 use crate::verified::Verified;
 
 impl Machine {
-    pub(crate) fn on_request(&mut self, verified: &Verified<Request>) {
-        self.take_request(*verified.digest(), verified.message());
+    pub(crate) fn on_request(&mut self, verified: &Verified<Request>, out: &mut Vec<Output>) {
+        self.take_request(*verified.digest(), verified.message(), out);
     }
 
     /// A request of a client, or one that a replica passes on.
-    fn take_request(&mut self, digest: Digest, request: &Request) {
+    fn take_request(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
         let is_decided = !self.clients.is_new(request.client, request.number, request.floor);
         let leading = self.live.as_mut().and_then(|live| live.leading.as_mut());
         if let Some(leading) = leading.filter(|_| !is_decided) {
@@ -28,12 +28,12 @@ impl Machine {
         }
         // A number that is decided may only be one of those that are missing (a faulty primary may order it twice).
         if !is_decided || self.bodies.is_missing(&digest) {
-            self.take_body(digest, request);
+            self.take_body(digest, request, out);
         }
     }
 
     /// Takes a body from wherever it came.
-    pub(crate) fn take_body(&mut self, digest: Digest, request: &Request) {
+    pub(crate) fn take_body(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
         let arrival = self.bodies.arrive(
             digest,
             request,
@@ -41,19 +41,40 @@ impl Machine {
             self.configuration.client_bytes_max,
         );
         if let Arrival::Wanted(places) = arrival {
-            places
-                .into_iter()
-                .for_each(|place| self.fill(place, digest, request.clone()));
+            for place in places {
+                self.fill(place, digest, request.clone(), out);
+            }
         }
     }
 
     /// Puts a body in its place in the PREPARE stream.
-    pub(crate) fn fill(&mut self, place: Place, digest: Digest, request: Request) {
+    pub(crate) fn fill(&mut self, place: Place, digest: Digest, request: Request, out: &mut Vec<Output>) {
         let Some(live) = self.live.as_mut() else { return };
+        let group = live.stream.group_at(place.value, place.index);
+        if group.is_some_and(|group| group != self.configuration.group_of(request.home)) {
+            // Only with the body this shows. The share is never committed here, and the request waits for the next
+            // primary.
+            let bytes_max = self.configuration.client_bytes_max;
+            self.bodies.arrive(digest, &request, self.now.monotonic_us, bytes_max);
+            self.accuse_primary(out);
+            return;
+        }
         if let Some((order, group)) = live.stream.fill(place.value, place.index, request) {
             self.bodies.locate(digest, order);
             live.touch(group);
         }
+    }
+
+    /// The primary has broken the rules, and its warrant proves it: nothing more of it is followed, and it must be
+    /// replaced.
+    pub(crate) fn accuse_primary(&mut self, out: &mut Vec<Output>) {
+        let Some(live) = self.live.as_mut().filter(|live| !live.stream.stopped) else {
+            return;
+        };
+        live.stream.stopped = true;
+        let (primary, view) = (live.primary, live.view);
+        self.report(primary, MisbehaviourKind::WrongPrepare, out);
+        self.want(View(view.0 + 1), out);
     }
 
     /// A body, wherever it is.
@@ -96,9 +117,9 @@ impl Machine {
         for request in requests {
             let digest = request.digest();
             if self.bodies.is_missing(&digest) {
-                self.take_body(digest, &request);
+                self.take_body(digest, &request, out);
             } else if self.live.as_ref().is_some_and(|live| live.leading.is_some()) {
-                self.take_request(digest, &request);
+                self.take_request(digest, &request, out);
             } else {
                 self.take_changing(digest, &request);
                 self.take_wanted(digest, request);

@@ -256,6 +256,11 @@ impl Stream {
         self.slots.get_mut(usize::try_from(index).ok()?)
     }
 
+    /// The group that an entry of a batch was given to.
+    pub(crate) fn group_at(&self, value: u64, index: usize) -> Option<GroupId> {
+        Some(self.slot(value)?.prepare.entries.get(index)?.group)
+    }
+
     /// The body at an order that is not delivered.
     pub(crate) fn body(&self, order: Order) -> Option<&Request> {
         let behind = self.slots.partition_point(|slot| slot.prepare.first <= order);

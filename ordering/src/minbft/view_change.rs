@@ -378,7 +378,18 @@ impl Machine {
 
     /// Takes a body that the outcome needs.
     pub(crate) fn take_changing(&mut self, digest: Digest, request: &crate::message::Request) {
+        let group = self.configuration.group_of(request.home);
         let Some(changing) = self.changing.as_mut() else { return };
+        let outcome = changing.outcome.as_ref();
+        let is_misplaced = outcome.is_some_and(|(outcome, _)| {
+            let mut entries = outcome.entries.iter();
+            entries.any(|entry| entry.digest == digest && entry.group != group)
+        });
+        if is_misplaced {
+            // It was not decided, since no correct machine has committed it: a view that begins with it is not
+            // endorsed here, and does not come.
+            return;
+        }
         if changing.wanted.remove(&digest) {
             self.start.held.insert(digest, (Order(0), request.clone()));
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::configuration::{Configuration, Mutant, PRIMARY_SLOT, is_replica};
-use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
+use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::minbft::messages::{HistoryPoint, Prepare};
 use crate::minbft::outcome::NOTHING;
 use crate::minbft::start_messages::{Admission, Outcome, OutcomeEntry};
@@ -154,11 +154,4 @@ fn admit(new_view: &NewView, basis: &Outcome, configuration: &Configuration) -> 
     }
     *own.positions.get_mut(usize::try_from(PRIMARY_SLOT).ok()?)? = start;
     Some(admitted.into_iter().collect())
-}
-
-/// The digests that an outcome needs the bodies of.
-pub(crate) fn digests_of(outcome: &Outcome) -> impl Iterator<Item = (Order, Digest)> + '_ {
-    let numbered = outcome.entries.iter().enumerate();
-    let placed = numbered.map(|(index, entry)| (Order(outcome.base.order.0 + 1 + index as u64), entry.digest));
-    placed.filter(|(_, digest)| *digest != NOTHING)
 }

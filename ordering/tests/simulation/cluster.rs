@@ -13,7 +13,7 @@ use ordering::directory::{Directory, MachineEntry};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{CommitDb, Request};
 use ordering::minbft::{
-    Admission, Commit, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery,
+    Admission, Commit, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Prepare, Record, Recovery,
     verify_message,
 };
 use ordering::verified::{Rejection, Verified};
@@ -121,6 +121,8 @@ pub(crate) struct Cluster {
     pub(crate) reports: Vec<(MachineId, MisbehaviourKind)>,
     /// Messages that were not accepted: there must be none, since only correct machines send here.
     rejected: Vec<(MachineId, Rejection)>,
+    /// A primary that gives requests to wrong groups, its counter, and what it has said.
+    misplacing: Option<(MachineId, SoftwareCounter, BTreeMap<u64, Prepare>)>,
     tune: fn(&mut Configuration),
     /// Messages that this machine's link drops.
     pub(crate) filter: fn(MachineId, MachineId, &Message) -> bool,
@@ -194,6 +196,7 @@ impl Cluster {
             decided: BTreeMap::new(),
             reports: Vec::new(),
             rejected: Vec::new(),
+            misplacing: None,
             tune,
             filter: |_, _, _| true,
             sent: 0,
@@ -296,6 +299,33 @@ impl Cluster {
         self.injected += 1;
         let message = verify_message(from, Message::Commit(Arc::new(commit)), &self.directory).unwrap();
         self.step(to, Input::Message { from, message });
+    }
+
+    /// This primary, which has ordered nothing yet, gives every request to a wrong group from now on.
+    pub(crate) fn misplace_requests(&mut self, primary: MachineId) {
+        let node = &self.nodes[usize::from(primary.0)];
+        let counter = SoftwareCounter::volatile_keyed(node.counter.identity(), SHARED_KEY, node.disk.epoch);
+        self.misplacing = Some((primary, counter, BTreeMap::new()));
+    }
+
+    /// What is sent instead of a PREPARE.
+    fn misplaced(&mut self, from: MachineId, message: &Message) -> Option<Message> {
+        let Message::Prepare(prepare) = message else {
+            return None;
+        };
+        let (_, counter, said) = self.misplacing.as_mut().filter(|(liar, ..)| *liar == from)?;
+        let groups = self.groups;
+        let lie = said.entry(prepare.warrant.value).or_insert_with(|| {
+            let mut lie = prepare.as_ref().clone();
+            for entry in &mut lie.entries {
+                entry.group = GroupId((entry.group.0 + 1) % groups);
+            }
+            let digest = Prepare::digest(lie.view, lie.first, lie.time_us, &lie.entries);
+            lie.warrant = counter.create_uw(lie.warrant.slot, &digest).unwrap();
+            assert_eq!(lie.warrant.value, prepare.warrant.value);
+            lie
+        });
+        Some(Message::Prepare(Arc::new(lie.clone())))
     }
 
     pub(crate) fn crash_all(&mut self) {
@@ -429,12 +459,9 @@ impl Cluster {
         let input = match scheduled.event {
             Event::Arrive { from, bytes } => {
                 let message: Message = borsh::from_slice(&bytes).unwrap();
-                match verify_message(from, message.clone(), &self.directory) {
+                match verify_message(from, message, &self.directory) {
                     Ok(message) => Input::Message { from, message },
                     Err(rejection) => {
-                        if std::env::var("SHOW").is_ok() {
-                            eprintln!("{from} -> {id} at {}: {message:#?}", self.now_us);
-                        }
                         self.rejected.push((from, rejection));
                         return;
                     }
@@ -548,6 +575,8 @@ impl Cluster {
             To::Others => self.machines().collect(),
             To::Replicas => self.replicas().collect(),
         };
+        let misplaced = self.misplaced(from, message);
+        let message = misplaced.as_ref().unwrap_or(message);
         let bytes = Arc::new(borsh::to_vec(message).unwrap());
         for to in targets.into_iter().filter(|to| *to != from) {
             self.sent += 1;

@@ -12,13 +12,13 @@ const M1: MachineId = MachineId(1);
 const M2: MachineId = MachineId(2);
 const M3: MachineId = MachineId(3);
 
-fn live(seed: u64, groups: u16) -> Cluster {
+pub(crate) fn live(seed: u64, groups: u16) -> Cluster {
     let mut cluster = Cluster::new(seed, 1, groups);
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
     cluster
 }
 
-fn submit(cluster: &mut Cluster, requests: u64) {
+pub(crate) fn submit(cluster: &mut Cluster, requests: u64) {
     for _ in 0..requests {
         cluster.submit();
         cluster.run(3_000);
@@ -55,14 +55,16 @@ fn rule_1_no_prepare_is_followed_across_a_hole() {
 #[test]
 fn rule_1_no_commit_is_followed_across_a_hole() {
     let mut cluster = live(12, 1);
-    cluster.crash(M3);
-    // m1 never gets m2's third COMMIT: none of the later ones may count either.
-    cluster.filter = |from, to, message| {
-        from != M2 || to != M1 || !matches!(message, Message::Commit(commit) if commit.warrant.value == 3)
+    // m1 never gets m2's third COMMIT: none of the later ones may count either. Of m3 it gets the first three.
+    cluster.filter = |from, to, message| match message {
+        Message::Commit(commit) if (from, to) == (M2, M1) => commit.warrant.value != 3,
+        Message::Commit(commit) if (from, to) == (M3, M1) => commit.warrant.value <= 3,
+        Message::GiveHistory(_) => to != M1,
+        _ => true,
     };
     submit(&mut cluster, 20);
-    cluster.run(500_000);
-    assert_eq!(cluster.machine(M1).status().decided, Order(2));
+    cluster.run(100_000);
+    assert_eq!(cluster.machine(M1).status().decided, Order(3));
     cluster.heal();
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
     cluster.check();
@@ -307,7 +309,7 @@ fn a_primary_that_misses_all_progress_hears_of_it_again() {
 }
 
 /// Who is live in a view above 0.
-fn changed(cluster: &Cluster) -> Vec<MachineId> {
+pub(crate) fn changed(cluster: &Cluster) -> Vec<MachineId> {
     let status = |id: MachineId| cluster.machine(id).status();
     let is_changed = |id: &MachineId| status(*id).phase == Phase::Live && status(*id).view.0 > 0;
     cluster
@@ -340,8 +342,8 @@ fn rule_4_a_view_begins_when_f_plus_1_have_acknowledged_how() {
     cluster.crash(MachineId(0));
     cluster.filter = |_, _, message| !matches!(message, Message::AcknowledgeView(_));
     cluster.submit();
-    cluster.run(5_000_000);
-    assert_eq!(changed(&cluster), [], "endorsed by all, but not decided");
+    let has_begun = cluster.run_until(5_000_000, |cluster| !changed(cluster).is_empty());
+    assert!(!has_begun, "endorsed by all, but not decided");
     assert_eq!(cluster.decided.len(), 10);
     cluster.heal();
     assert!(cluster.run_until(20_000_000, Cluster::is_done));
@@ -437,67 +439,6 @@ fn rule_6_when_too_many_counters_are_lost_the_live_ones_start_again_with_all() {
     cluster.start(M3);
     assert!(cluster.run_until(10_000_000, Cluster::is_live));
     submit(&mut cluster, 10);
-    assert!(cluster.run_until(5_000_000, Cluster::is_done));
-    cluster.check();
-    cluster.check_logs();
-}
-
-#[test]
-fn rule_6_a_machine_that_was_admitted_into_a_view_that_was_left_returns_by_it() {
-    let mut cluster = live(38, 2);
-    submit(&mut cluster, 10);
-    cluster.crash(M1);
-    cluster.start(M1);
-    // The others admit m1's new counter, and m1 does not hear of it.
-    cluster.filter = |_, to, _| to != M1;
-    let admitted = |cluster: &Cluster| [M2, M3].map(|id| cluster.machine(id).status().view.0) == [4, 4];
-    assert!(cluster.run_until(5_000_000, |cluster| admitted(cluster) && changed(cluster) == [M2, M3]));
-    // They leave that view, and then one of them is restarted: nobody is live, and only one counter is lost.
-    cluster.crash(MachineId(0));
-    cluster.submit();
-    let is_changing = |id: MachineId, cluster: &Cluster| cluster.machine(id).status().phase == Phase::Changing;
-    assert!(cluster.run_until(5_000_000, |cluster| is_changing(M2, cluster)
-        && is_changing(M3, cluster)));
-    cluster.crash(M3);
-    cluster.start_all();
-    cluster.heal();
-    assert!(
-        cluster.run_until(20_000_000, Cluster::is_live),
-        "{}",
-        cluster.describe()
-    );
-    submit(&mut cluster, 5);
-    assert!(cluster.run_until(5_000_000, Cluster::is_done));
-    cluster.check();
-    cluster.check_logs();
-    assert_eq!(cluster.reports, []);
-}
-
-#[test]
-fn rule_3_a_machine_that_abandoned_a_view_makes_no_second_view_change_to_it() {
-    let mut cluster = live(39, 1);
-    submit(&mut cluster, 10);
-    cluster.crash(MachineId(0));
-    cluster.filter = |_, _, message| !matches!(message, Message::NewView(_));
-    cluster.submit();
-    let phase = |id: MachineId, cluster: &Cluster| cluster.machine(id).status().phase;
-    assert!(cluster.run_until(5_000_000, |cluster| phase(M2, cluster) == Phase::Changing));
-    cluster.run(50_000);
-    // m2 waits in vain for view 1, and wants view 2; the wishes of the others for view 1 are still fresh.
-    cluster.filter = |from, to, _| from != M2 && to != M2;
-    cluster.run(800_000);
-    for machine in [M1, M3] {
-        cluster.crash(machine);
-        cluster.start(machine);
-    }
-    cluster.filter = |_, to, message| to != M2 || matches!(message, Message::Hello(_));
-    assert!(cluster.run_until(2_000_000, |cluster| phase(M2, cluster) == Phase::Waiting));
-    cluster.run(2_000_000);
-    assert_eq!(phase(M2, &cluster), Phase::Waiting, "it starts again with all");
-    cluster.check_safety();
-    cluster.heal();
-    cluster.start_all();
-    assert!(cluster.run_until(10_000_000, Cluster::is_live));
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
     cluster.check();
     cluster.check_logs();
