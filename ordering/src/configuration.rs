@@ -145,7 +145,7 @@ impl Configuration {
             batches_in_flight_max: 4,
             requests_queued_max: 65_536,
             client_bytes_max: 64 << 20,
-            tail_bytes_max: 64 << 20,
+            tail_bytes_max: 24 << 20,
             clock_ahead_max_us: 5_000_000,
             clock_behind_max_us: 600_000_000,
             body_patience_us: 3_000,

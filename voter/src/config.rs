@@ -42,7 +42,7 @@ pub struct VoterLimits {
     pub read_backends: usize,
     /// Direct reads that wait for a backend; further ones are answered `Unavailable`.
     pub direct_queue_max: usize,
-    /// Bytes of results that are kept for retransmitted requests and recalls.
+    /// Bytes of results that are kept for retransmitted requests and recalls; each client's last one is kept, however large.
     pub kept_result_bytes_max: usize,
     /// How long a direct statement, or an ordered one of a transaction, waits for the transaction's earlier writes.
     pub direct_wait: Duration,
@@ -61,7 +61,7 @@ impl Default for VoterLimits {
             one_shot_backends: 12,
             read_backends: 6,
             direct_queue_max: 1024,
-            kept_result_bytes_max: 256 << 20,
+            kept_result_bytes_max: 32 << 20,
             direct_wait: Duration::from_secs(2),
             floor_interval: Duration::from_secs(1),
         }

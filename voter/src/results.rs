@@ -16,7 +16,7 @@ struct ClientResults {
     bytes: usize,
 }
 
-/// Kept results, bounded by bytes for each client, so that none can push out another's.
+/// Kept results, bounded by bytes for each client, so that none can push out another's. The last one is kept in any case.
 #[derive(Debug)]
 pub struct ResultStore {
     bytes_max: usize,
@@ -40,7 +40,7 @@ impl ResultStore {
         if let Some(replaced) = results.by_key.insert(message.key, message) {
             results.bytes = results.bytes.saturating_sub(size(&replaced));
         }
-        while results.bytes > self.bytes_max {
+        while results.bytes > self.bytes_max && results.by_key.len() > 1 {
             let Some(key) = results.oldest_first.pop_front() else {
                 break;
             };
@@ -121,6 +121,16 @@ mod tests {
         assert!(store.find(one, ResultKey::Request(1)).is_none());
         assert!(store.find(one, ResultKey::Request(10)).is_some());
         assert!(store.find(other, ResultKey::Request(1)).is_some());
+    }
+
+    #[test]
+    fn the_last_result_is_kept_however_large() {
+        let mut store = ResultStore::new(10_000);
+        for number in 1..=3 {
+            store.keep(ClientId(1), message(number, 50_000));
+        }
+        assert!(store.find(ClientId(1), ResultKey::Request(2)).is_none());
+        assert!(store.find(ClientId(1), ResultKey::Request(3)).is_some());
     }
 
     #[test]
