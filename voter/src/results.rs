@@ -9,11 +9,21 @@ use ordering::message::{Outcome, ResultKey, ResultMessage, SMALL_RESULT_BYTES};
 /// What a kept result costs beside its bytes.
 const ENTRY_BYTES: usize = 256;
 
+/// Results of one kind, the oldest of which go first.
 #[derive(Debug, Default)]
-struct ClientResults {
+struct Kept {
     by_key: BTreeMap<ResultKey, ResultMessage>,
     oldest_first: VecDeque<ResultKey>,
     bytes: usize,
+}
+
+/// What is kept for one client.
+#[derive(Debug, Default)]
+struct ClientResults {
+    /// Until the client has them.
+    requests: Kept,
+    /// Of direct statements: wanted again at once or never, so only the last ones.
+    directs: Kept,
 }
 
 /// Kept results, bounded by bytes for each client, so that none can push out another's. The last one is kept in any case.
@@ -22,6 +32,9 @@ pub struct ResultStore {
     bytes_max: usize,
     clients: BTreeMap<ClientId, ClientResults>,
 }
+
+/// The part of a client's bytes that results of direct statements may take.
+const DIRECTS_PART: usize = 8;
 
 impl ResultStore {
     /// A store for these many bytes per client.
@@ -35,26 +48,20 @@ impl ResultStore {
     /// Keeps a result (whole, if there is a whole).
     pub fn keep(&mut self, client: ClientId, message: ResultMessage) {
         let results = self.clients.entry(client).or_default();
-        results.bytes += size(&message);
-        results.oldest_first.push_back(message.key);
-        if let Some(replaced) = results.by_key.insert(message.key, message) {
-            results.bytes = results.bytes.saturating_sub(size(&replaced));
-        }
-        while results.bytes > self.bytes_max && results.by_key.len() > 1 {
-            let Some(key) = results.oldest_first.pop_front() else {
-                break;
-            };
-            results.remove(key);
-        }
-        if results.oldest_first.len() > 2 * results.by_key.len() + 16 {
-            let kept = &results.by_key;
-            results.oldest_first.retain(|key| kept.contains_key(key));
+        match message.key {
+            ResultKey::Request(_) => results.requests.keep(message, self.bytes_max),
+            ResultKey::Direct(_) => results.directs.keep(message, self.bytes_max / DIRECTS_PART),
         }
     }
 
     /// A kept result.
     pub fn find(&self, client: ClientId, key: ResultKey) -> Option<&ResultMessage> {
-        self.clients.get(&client)?.by_key.get(&key)
+        let results = self.clients.get(&client)?;
+        let kept = match key {
+            ResultKey::Request(_) => &results.requests,
+            ResultKey::Direct(_) => &results.directs,
+        };
+        kept.by_key.get(&key)
     }
 
     /// Forgets results of requests below a client's floor.
@@ -62,14 +69,33 @@ impl ResultStore {
         let Some(results) = self.clients.get_mut(&client) else {
             return;
         };
-        let old = results.by_key.range(..ResultKey::Request(floor)).map(|(key, _)| *key);
+        let kept = &mut results.requests;
+        let old = kept.by_key.range(..ResultKey::Request(floor)).map(|(key, _)| *key);
         for key in old.collect::<Vec<_>>() {
-            results.remove(key);
+            kept.remove(key);
         }
     }
 }
 
-impl ClientResults {
+impl Kept {
+    fn keep(&mut self, message: ResultMessage, bytes_max: usize) {
+        self.bytes += size(&message);
+        self.oldest_first.push_back(message.key);
+        if let Some(replaced) = self.by_key.insert(message.key, message) {
+            self.bytes = self.bytes.saturating_sub(size(&replaced));
+        }
+        while self.bytes > bytes_max && self.by_key.len() > 1 {
+            let Some(key) = self.oldest_first.pop_front() else {
+                break;
+            };
+            self.remove(key);
+        }
+        if self.oldest_first.len() > 2 * self.by_key.len() + 16 {
+            let kept = &self.by_key;
+            self.oldest_first.retain(|key| kept.contains_key(key));
+        }
+    }
+
     fn remove(&mut self, key: ResultKey) {
         if let Some(message) = self.by_key.remove(&key) {
             self.bytes = self.bytes.saturating_sub(size(&message));
