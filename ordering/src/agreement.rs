@@ -148,6 +148,19 @@ pub enum Output<M, R, L> {
         /// Collects the answer.
         reader: L,
     },
+    /// What a voter asks for is cut off the log: it begins with this order. For the voter on that machine.
+    LogBegins {
+        /// The voter's machine (may be this one).
+        to: MachineId,
+        /// The first order that can be asked for.
+        first: Order,
+    },
+    /// Operations below this order are not read again: the log may be cut below them, and below the last durable
+    /// record that is a foundation (`LogIndex::cut`).
+    CutLog {
+        /// The first order that is needed.
+        first: Order,
+    },
     /// A peer has done what no correct one does; to be counted and kept.
     Report(Misbehaviour),
 }
@@ -223,6 +236,8 @@ pub struct Status {
     pub bodies_bytes: usize,
     /// Bodies that were ordered and are missing here.
     pub bodies_missing: usize,
+    /// The first order that can be read from this machine's log.
+    pub log_first: Order,
     /// What a lagging voter needs and only this machine's log has: the lowest flushed order that voters reported.
     pub flushed: Order,
     /// Per group: the last decided order.

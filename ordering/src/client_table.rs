@@ -1,8 +1,11 @@
 //! Exactly once (DESIGN.md section 4, rule 8): which request numbers of a client have been seen.
 
 use std::collections::BTreeMap;
+use std::io;
 
-use crate::identifiers::ClientId;
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::identifiers::{ClientId, Digest};
 use crate::message::REQUEST_WINDOW;
 
 /// Words of the bitmap over one client's window.
@@ -75,13 +78,47 @@ impl ClientWindow {
     }
 }
 
+/// Encoded as the floor and the words of the bitmap that are not zero, each with its place: nearly all are.
+impl BorshSerialize for ClientWindow {
+    fn serialize<W: io::Write>(&self, writer: &mut W) -> io::Result<()> {
+        let words = (0_u8..).zip(self.seen.iter()).filter(|(_, word)| **word != 0);
+        (self.floor, words.collect::<Vec<(u8, &u64)>>()).serialize(writer)
+    }
+}
+
+impl BorshDeserialize for ClientWindow {
+    fn deserialize_reader<R: io::Read>(reader: &mut R) -> io::Result<Self> {
+        let (floor, words) = <(u64, Vec<(u8, u64)>)>::deserialize_reader(reader)?;
+        let mut window = ClientWindow {
+            floor,
+            ..ClientWindow::default()
+        };
+        let is_canonical = words.is_sorted_by(|left, right| left.0 < right.0);
+        for (place, word) in words {
+            let known = window.seen.get_mut(usize::from(place));
+            *known
+                .filter(|_| is_canonical && word != 0)
+                .ok_or(io::ErrorKind::InvalidData)? = word;
+        }
+        Ok(window)
+    }
+}
+
 /// The windows of all clients. Bounded: one window (about 512 bytes) for each client that has a key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ClientTable {
     clients: BTreeMap<ClientId, ClientWindow>,
 }
 
 impl ClientTable {
+    /// Names the table: part of what a checkpoint's signature covers.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft client table v1");
+        // Hashing cannot fail: the hasher takes every write.
+        let _ = borsh::to_writer(&mut hasher, self);
+        *hasher.finalize().as_bytes()
+    }
+
     /// Whether a request may run.
     pub fn is_new(&self, client: ClientId, number: u64, floor: u64) -> bool {
         match self.clients.get(&client) {
@@ -130,6 +167,30 @@ mod tests {
                 prop_assert_eq!(window.record(number, floor), model.record(number, floor));
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_the_same_table(steps in prop::collection::vec((0u16..3, 0u64..20_000, 0u64..6_000), 0..100)) {
+            let mut table = ClientTable::default();
+            for (client, number, behind) in steps {
+                table.record(ClientId(client.into()), number, number.saturating_sub(behind));
+            }
+            let bytes = borsh::to_vec(&table).unwrap();
+            let again: ClientTable = borsh::from_slice(&bytes).unwrap();
+            prop_assert_eq!(again.digest(), table.digest());
+            prop_assert_eq!(again, table);
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_not_written_as_we_write_it_is_refused() {
+        let window = |words: Vec<(u8, u64)>| borsh::to_vec(&(7_u64, words)).unwrap();
+        let read = |bytes: &[u8]| borsh::from_slice::<ClientWindow>(bytes).is_ok();
+        assert!(read(&window(vec![(0, 1), (63, 2)])));
+        assert!(!read(&window(vec![(64, 1)])), "beyond the window");
+        assert!(!read(&window(vec![(1, 1), (0, 1)])), "out of order");
+        assert!(!read(&window(vec![(1, 0)])), "an empty word");
     }
 
     #[test]

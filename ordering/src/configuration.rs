@@ -72,6 +72,10 @@ pub struct Configuration {
     pub client_bytes_max: usize,
     /// Bytes of decided bodies that are kept to answer fetches without reading the log.
     pub tail_bytes_max: usize,
+    /// What the log may weigh before databases that lag (f at most) hold it back no longer, in bytes.
+    pub log_bytes_max: u64,
+    /// The log is cut when that frees so many bytes.
+    pub cut_bytes: u64,
     /// How far a PREPARE's time may be ahead of this machine's wall clock, in microseconds; it waits until it is not.
     pub clock_ahead_max_us: u64,
     /// How far a PREPARE's time may be behind, in microseconds; it then needs f+1 COMMITs of others first.
@@ -146,6 +150,8 @@ impl Configuration {
             requests_queued_max: 65_536,
             client_bytes_max: 64 << 20,
             tail_bytes_max: 24 << 20,
+            log_bytes_max: 4 << 30,
+            cut_bytes: 16 << 20,
             clock_ahead_max_us: 5_000_000,
             clock_behind_max_us: 600_000_000,
             body_patience_us: 3_000,

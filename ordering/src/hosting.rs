@@ -30,6 +30,9 @@ pub trait Hosted:
     /// Takes the next record of the log, oldest first.
     fn recover(recovery: &mut Self::Recovery, record: Self::Record);
 
+    /// Whether what was taken suffices although the log does not begin with its very first record.
+    fn has_foundation(recovery: &Self::Recovery) -> bool;
+
     /// A machine that has just started. `counter`: its trusted counter now; protocols without one ignore it.
     fn start(configuration: Configuration, key: SigningKey, counter: Admission, recovery: Self::Recovery) -> Self;
 
@@ -65,6 +68,10 @@ macro_rules! hosted {
 
             fn recover(recovery: &mut Self::Recovery, record: Self::Record) {
                 recovery.push(record);
+            }
+
+            fn has_foundation(recovery: &Self::Recovery) -> bool {
+                recovery.has_foundation()
             }
 
             fn start(

@@ -7,7 +7,7 @@ use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::WATERMARK_ORDERS;
 use crate::identifiers::{GroupId, MachineId, Order};
 use crate::minbft::history::{by_group, extend_over, to_commit_db};
-use crate::minbft::messages::{History, HistoryPoint, Message, StableCheckpoint};
+use crate::minbft::messages::{CertifiedCheckpoint, History, HistoryPoint, Message, StableCheckpoint};
 use crate::minbft::record::Record;
 use crate::minbft::{Machine, Output};
 
@@ -22,6 +22,10 @@ pub(crate) struct CatchUp {
     peer: MachineId,
     /// Pieces since the last proof.
     pieces: Vec<Arc<History>>,
+    /// The highest checkpoint that peers have offered instead of operations, which they have no longer; and how many
+    /// of them were asked since the first offer.
+    offered: Option<Arc<CertifiedCheckpoint>>,
+    asked: u8,
     /// When to ask (somebody else), monotonic.
     pub(crate) ask_us: u64,
 }
@@ -49,6 +53,8 @@ impl Machine {
             target,
             peer,
             pieces: Vec::new(),
+            offered: None,
+            asked: 0,
             ask_us: 0,
         });
         self.ask_for_history(out);
@@ -78,11 +84,53 @@ impl Machine {
         let Some(peer) = self.catch_up.as_ref().map(|catch_up| self.next_peer(catch_up.peer)) else {
             return;
         };
-        if let Some(catch_up) = self.catch_up.as_mut() {
-            catch_up.peer = peer;
-            catch_up.pieces.clear();
+        let others = self.configuration.replicas() - 1;
+        let Some(catch_up) = self.catch_up.as_mut() else { return };
+        catch_up.peer = peer;
+        catch_up.pieces.clear();
+        catch_up.asked = catch_up.asked.saturating_add(u8::from(catch_up.offered.is_some()));
+        match catch_up.offered.take_if(|_| catch_up.asked >= others) {
+            Some(checkpoint) => self.jump(&checkpoint, out),
+            None => self.ask_for_history(out),
         }
-        self.ask_for_history(out);
+    }
+
+    /// The peer's log does not go back so far. One that says so may lie, so all others are asked first: what is skipped
+    /// here cannot be given to voters.
+    pub(crate) fn on_give_checkpoint(
+        &mut self,
+        from: MachineId,
+        checkpoint: &Arc<CertifiedCheckpoint>,
+        out: &mut Vec<Output>,
+    ) {
+        let own = self.history.point.order;
+        let order = checkpoint.stable.point.order;
+        let Some(catch_up) = self.catch_up.as_mut() else { return };
+        if catch_up.peer != from || order <= own {
+            return;
+        }
+        let known = catch_up.offered.as_ref().map(|known| known.stable.point.order);
+        if known.is_none_or(|known| known < order) {
+            catch_up.offered = Some(Arc::clone(checkpoint));
+        }
+        self.ask_another(out);
+    }
+
+    /// Goes on from a certified checkpoint, without the operations before it.
+    fn jump(&mut self, checkpoint: &Arc<CertifiedCheckpoint>, out: &mut Vec<Output>) {
+        self.catch_up = None;
+        let point = checkpoint.stable.point;
+        let is_old = point.order <= self.history.point.order;
+        if is_old || self.live.as_ref().is_some_and(|live| live.view < point.view) {
+            // The others are in a later view: we shall join that first.
+            return;
+        }
+        self.clients = checkpoint.clients.clone();
+        self.skip_to(checkpoint);
+        self.retained.push(&point);
+        self.cut_log(point.order.next(), out);
+        self.advance_change(out);
+        self.advance_start(out);
     }
 
     pub(crate) fn catch_up_timer(&mut self, out: &mut Vec<Output>) {
@@ -144,7 +192,6 @@ impl Machine {
 
     /// Continues our history by proven pieces.
     fn adopt(&mut self, pieces: &[Arc<History>], proof: StableCheckpoint, out: &mut Vec<Output>) {
-        let point = proof.point;
         for piece in pieces {
             for request in piece.entries.iter().filter_map(|entry| entry.request.as_ref()) {
                 self.clients.record(request.client, request.number, request.floor);
@@ -170,11 +217,25 @@ impl Machine {
                 out,
             );
         }
-        self.journal.write(Record::Stable(proof.clone()), out);
+        if self.clients.digest() != proof.clients {
+            // A correct machine has another table after the same history: more than f are faulty, or we are.
+            self.stopped = true;
+            self.report(self.configuration.machine, MisbehaviourKind::Contradiction, out);
+            return;
+        }
+        let clients = self.clients.clone();
+        let checkpoint = Arc::new(CertifiedCheckpoint { stable: proof, clients });
+        self.skip_to(&checkpoint);
+        self.reached(checkpoint, out);
+    }
+
+    /// Puts the end of our history at a certified checkpoint.
+    fn skip_to(&mut self, checkpoint: &Arc<CertifiedCheckpoint>) {
+        let point = checkpoint.stable.point;
         for gone in self.history.jump(point) {
             self.bodies.forget_location(&gone.digest, gone.order);
         }
-        self.checkpoints.set_stable(proof);
+        self.checkpoints.set_certified(Arc::clone(checkpoint));
         self.checkpoints.signed = self.checkpoints.signed.max(point.order);
         self.jump_view(&point);
     }

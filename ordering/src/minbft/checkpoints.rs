@@ -2,10 +2,13 @@
 //! ordinary keys, so they use up no warrant (rule 3), and they bound what a recovery must carry.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
+use crate::client_table::ClientTable;
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS, Configuration};
-use crate::identifiers::{MachineId, Order, View};
-use crate::minbft::messages::{Checkpoint, HistoryPoint, StableCheckpoint};
+use crate::identifiers::{Digest, MachineId, Order, View};
+use crate::minbft::history::DecidedHistory;
+use crate::minbft::messages::{CertifiedCheckpoint, Checkpoint, HistoryPoint, StableCheckpoint};
 use crate::minbft::view_messages::Followed;
 
 /// Checkpoints of one machine, above the stable one, that are remembered; the oldest is forgotten first.
@@ -19,9 +22,11 @@ const FOLLOWED_PER_MACHINE: usize = 4;
 pub(crate) struct Checkpoints {
     /// The highest stable checkpoint that our own history has reached.
     pub(crate) stable: Option<StableCheckpoint>,
+    /// The same with the client table there; none on a machine without history.
+    pub(crate) certified: Option<Arc<CertifiedCheckpoint>>,
     /// The highest stable checkpoint that is beyond our own history: we lag.
     pub(crate) ahead: Option<StableCheckpoint>,
-    votes: BTreeMap<MachineId, BTreeMap<HistoryPoint, [u8; 64]>>,
+    votes: BTreeMap<MachineId, BTreeMap<(HistoryPoint, Digest), [u8; 64]>>,
     /// The last order that we signed.
     pub(crate) signed: Order,
     /// What each machine has last said of the counters that it follows.
@@ -30,10 +35,12 @@ pub(crate) struct Checkpoints {
 
 impl Checkpoints {
     /// What a restarted machine's log proves.
-    pub(crate) fn new(stable: Option<StableCheckpoint>) -> Self {
+    pub(crate) fn new(certified: Option<Arc<CertifiedCheckpoint>>) -> Self {
+        let stable = certified.as_ref().map(|certified| certified.stable.clone());
         let signed = stable.as_ref().map(|stable| stable.point.order).unwrap_or_default();
         Checkpoints {
             stable,
+            certified,
             signed,
             ..Checkpoints::default()
         }
@@ -44,6 +51,20 @@ impl Checkpoints {
         self.stable
             .as_ref()
             .map_or(HistoryPoint::GENESIS, |stable| stable.point)
+    }
+
+    /// The client table at a place between the stable point and the end of our history, both included: made anew from
+    /// the operations between, so it is alike on all machines, whatever they have seen beyond.
+    pub(crate) fn clients_at(&self, order: Order, history: &DecidedHistory) -> ClientTable {
+        let certified = self.certified.as_ref();
+        let mut clients = certified.map(|certified| certified.clients.clone()).unwrap_or_default();
+        let between = history.tail_above(self.point().order);
+        for (_, operation) in between.take_while(|(at, _)| *at <= order) {
+            if let Some(request) = &operation.request {
+                clients.record(request.client, request.number, request.floor);
+            }
+        }
+        clients
     }
 
     /// Whether all machines sign a checkpoint when their history goes from `before` to `after`: alike on all.
@@ -58,19 +79,21 @@ impl Checkpoints {
             return None;
         }
         let points = self.votes.entry(checkpoint.machine).or_default();
-        points.insert(checkpoint.point, checkpoint.signature);
+        let key = (checkpoint.point, checkpoint.clients);
+        points.insert(key, checkpoint.signature);
         if points.len() > POINTS_PER_MACHINE {
             points.pop_first();
         }
         let signatures: Vec<_> = self
             .votes
             .iter()
-            .filter_map(|(machine, points)| Some((*machine, *points.get(&checkpoint.point)?)))
+            .filter_map(|(machine, points)| Some((*machine, *points.get(&key)?)))
             .take(configuration.quorum() as usize)
             .collect();
         let is_stable = signatures.len() == configuration.quorum() as usize;
         is_stable.then_some(StableCheckpoint {
             point: checkpoint.point,
+            clients: checkpoint.clients,
             signatures,
         })
     }
@@ -91,11 +114,17 @@ impl Checkpoints {
         self.followed.values().filter_map(last).collect()
     }
 
-    /// Takes a stable checkpoint that our history has reached.
+    /// Takes a stable checkpoint that our history has reached, with the client table there.
+    pub(crate) fn set_certified(&mut self, certified: Arc<CertifiedCheckpoint>) {
+        self.set_stable(certified.stable.clone());
+        self.certified = Some(certified);
+    }
+
+    /// Takes a stable checkpoint on a machine without history.
     pub(crate) fn set_stable(&mut self, stable: StableCheckpoint) {
         let order = stable.point.order;
         for points in self.votes.values_mut() {
-            points.retain(|point, _| point.order > order);
+            points.retain(|(point, _), _| point.order > order);
         }
         if self.ahead.as_ref().is_some_and(|ahead| ahead.point.order <= order) {
             self.ahead = None;
@@ -104,6 +133,11 @@ impl Checkpoints {
     }
 
     pub(crate) fn check_invariants(&self) {
+        assert!(
+            self.certified
+                .as_ref()
+                .is_none_or(|certified| self.stable.as_ref() == Some(&certified.stable))
+        );
         assert!(self.votes.values().all(|points| points.len() <= POINTS_PER_MACHINE));
         assert!(
             self.ahead

@@ -77,6 +77,10 @@ impl Machine {
         if outcome.is_change() {
             self.settle_into(proof, primary, out);
         }
+        if !self.configuration.has_replicas() {
+            // Its log holds nothing but the views that it was in.
+            self.cut_log(outcome.end(), out);
+        }
     }
 
     /// Whether the outcome agrees with what is decided here; it must not be entered behind a history of later views.

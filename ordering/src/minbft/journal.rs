@@ -53,6 +53,8 @@ pub(crate) enum Persisting {
     Change(View),
     /// Take part in the view.
     Live(Arc<LiveProof>),
+    /// The log may begin with that record: cut what is below this order.
+    Cut(Order),
 }
 
 /// Tickets and sequence numbers.

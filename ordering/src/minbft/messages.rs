@@ -5,6 +5,7 @@ use std::sync::Arc;
 use borsh::{BorshDeserialize, BorshSerialize};
 use trusted_counter::UniqueWarrant;
 
+use crate::client_table::ClientTable;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Report, Start};
@@ -35,6 +36,8 @@ pub enum Message {
     FetchHistory(Order),
     /// A piece of the decided history.
     GiveHistory(Arc<History>),
+    /// What was asked for is cut off the sender's log: its last stable checkpoint instead.
+    GiveCheckpoint(Arc<CertifiedCheckpoint>),
     /// A machine announces itself (start).
     Hello(Arc<Hello>),
     /// The new primary asks for reports (start).
@@ -193,9 +196,10 @@ impl HistoryPoint {
         value: 0,
     };
 
-    /// What a checkpoint's signature covers.
-    pub fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("cloudbft checkpoint v1");
+    /// What a checkpoint's signature covers: the place, and the digest of the client table there.
+    pub fn signed(&self, clients: &Digest) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft checkpoint v2");
+        hasher.update(clients);
         hasher.update(&self.order.0.to_le_bytes());
         hasher.update(&self.time_us.to_le_bytes());
         hasher.update(&self.history);
@@ -226,7 +230,9 @@ pub struct Checkpoint {
     pub machine: MachineId,
     /// How far the history goes.
     pub point: HistoryPoint,
-    /// Over [`HistoryPoint::digest`].
+    /// [`ClientTable::digest`] there.
+    pub clients: Digest,
+    /// Over [`HistoryPoint::signed`].
     pub signature: [u8; 64],
     /// How far the machine has followed the counters of the others by then.
     pub followed: Option<Followed>,
@@ -237,8 +243,19 @@ pub struct Checkpoint {
 pub struct StableCheckpoint {
     /// How far the history goes.
     pub point: HistoryPoint,
+    /// [`ClientTable::digest`] there.
+    pub clients: Digest,
     /// f+1 signatures of distinct machines.
     pub signatures: Vec<(MachineId, [u8; 64])>,
+}
+
+/// A stable checkpoint with all that a replica needs of the history up to it. Whoever has this needs no operation below.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct CertifiedCheckpoint {
+    /// The proof.
+    pub stable: StableCheckpoint,
+    /// Which requests are decided by then.
+    pub clients: ClientTable,
 }
 
 /// One decided operation.

@@ -11,6 +11,7 @@
 //! | COMMIT: certified, written with the bodies, and only then sent | `journal.rs`, `record.rs`, `normal.rs` |
 //! | peers' COMMITs are followed in counter order (rules 1, 3); f+1 decide | `group.rs`, `normal.rs` |
 //! | the decided history, its checkpoints, answers to voters and peers | `history.rs`, `checkpoints.rs`, `serving.rs`, `reader.rs` |
+//! | the log is cut | `truncation.rs`, `serving.rs` |
 //! | what is missing is asked for and sent again | `retransmission.rs`, `catch_up.rs` |
 //! | the start of the cluster, fresh or after all machines were down (rule 6) | `start.rs`, `lead.rs`, `outcome.rs`, `enter.rs`, `recovery.rs` |
 //! | a primary is suspected, a view is left | `suspicion.rs`, `view_change.rs`, `own_runs.rs` |
@@ -48,6 +49,7 @@ mod start;
 mod start_messages;
 mod stream;
 mod suspicion;
+pub(crate) mod truncation;
 mod verification;
 mod view_change;
 mod view_messages;
@@ -60,11 +62,11 @@ use ed25519_dalek::{Signer, SigningKey};
 
 pub use history::ANSWER_BYTES_MAX;
 pub use messages::{
-    Checkpoint, Commit, History, HistoryEntry, HistoryPoint, Message, Prepare, PrepareEntry, Progress,
-    StableCheckpoint, Standing,
+    CertifiedCheckpoint, Checkpoint, Commit, History, HistoryEntry, HistoryPoint, Message, Prepare, PrepareEntry,
+    Progress, StableCheckpoint, Standing,
 };
-pub use reader::{LogAnswer, LogReader};
-pub use record::{LogIndex, LogRecord, Record};
+pub use reader::{Fetched, LogAnswer, LogReader, ViewBase};
+pub use record::{LogIndex, LogRecord, Record, Resume};
 pub use recovery::Recovery;
 pub use start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Outcome, OutcomeEntry, Report, Start};
 pub use verification::{FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, verify_message};
@@ -85,10 +87,10 @@ use history::DecidedHistory;
 use journal::{Journal, Persisting};
 use live::LiveView;
 use own_runs::OwnRuns;
-use reader::{Fetched, ViewBase};
 use start::StartState;
 use std::sync::Arc;
 use suspicion::Suspicion;
+use truncation::Retained;
 use view_change::{Changing, LeadingChange};
 
 /// What a machine is fed.
@@ -112,6 +114,10 @@ pub struct Machine {
     views: Vec<ViewBase>,
     /// Which orders of the log were fetched from peers.
     fetched: Fetched,
+    /// The first order that can be read from the log.
+    log_first: Order,
+    /// Where the log can be cut.
+    retained: Retained,
     start: StartState,
     catch_up: Option<CatchUp>,
     /// The view that this machine takes part in.
@@ -151,9 +157,15 @@ impl Machine {
             now: Now::default(),
             journal: Journal::new(counter),
             bodies: Bodies::default(),
-            clients: recovery.clients,
+            clients: recovery
+                .stable
+                .as_ref()
+                .map(|checkpoint| checkpoint.clients.clone())
+                .unwrap_or_default(),
             history: DecidedHistory::new(point),
             checkpoints: Checkpoints::new(recovery.stable),
+            log_first: recovery.first.unwrap_or(Order(1)),
+            retained: recovery.retained,
             views: recovery.views,
             fetched: recovery.fetched,
             start: StartState::new(recovery.view, recovery.live, recovery.prepares, recovery.bodies),
@@ -204,6 +216,7 @@ impl Machine {
             Message::GiveRequests(requests) => self.on_give_requests(requests, out),
             Message::FetchHistory(order) => self.on_fetch_history(from, order, out),
             Message::GiveHistory(history) => self.on_give_history(from, &history, out),
+            Message::GiveCheckpoint(checkpoint) => self.on_give_checkpoint(from, &checkpoint, out),
             Message::Hello(hello) => self.on_hello(&hello, out),
             Message::Collect(collect) => self.on_collect(&collect, digest, out),
             Message::Report(report) => self.on_report(&report, out),
@@ -225,6 +238,7 @@ impl Machine {
                 Persisting::Start(outcome) => self.on_start_logged(&outcome, out),
                 Persisting::Change(view) => self.on_change_logged(view, out),
                 Persisting::Live(proof) => self.enter_view(&proof, out),
+                Persisting::Cut(first) => out.push(Output::CutLog { first }),
             }
         }
     }
@@ -321,6 +335,7 @@ impl Agreement for Machine {
             bodies: self.bodies.pending_count(),
             bodies_bytes: self.bodies.pending_bytes() + live.map_or(0, |live| live.stream.bytes),
             bodies_missing: self.bodies.missing_count(),
+            log_first: self.log_first,
             flushed: self
                 .flushed
                 .values()

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use borsh::{BorshDeserialize, BorshSerialize};
+
 use crate::configuration::WATERMARK_ORDERS;
 use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::message::{CommitDb, CommitDbEntry};
@@ -40,16 +42,22 @@ pub enum LogAnswer<M = Message> {
 
 /// Where a view's operations begin, for those that went live: everything up to `base` was decided before, and stands
 /// in older records of this log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ViewBase {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ViewBase {
     pub(crate) view: View,
     pub(crate) base: Order,
 }
 
+/// Forgets views none of whose operations from `first` on stand: a later one began below.
+pub(crate) fn forget_views(views: &mut Vec<ViewBase>, first: Order) {
+    let last = views.iter().rposition(|view| view.base < first).unwrap_or(0);
+    views.drain(..last);
+}
+
 /// Which orders stand in `History` records of the log. Those are proven; what other records say of the same orders
 /// may come from a view that this machine left before they were decided, and counts for nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Fetched {
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Fetched {
     /// First and last order; ascending, neither overlapping nor adjacent.
     ranges: Vec<(Order, Order)>,
 }
@@ -69,6 +77,11 @@ impl Fetched {
         self.ranges.retain(|other| !touched.contains(other));
         let place = self.ranges.partition_point(|other| other.0 < range.0);
         self.ranges.insert(place, range);
+    }
+
+    /// Forgets orders below this one.
+    pub(crate) fn forget_below(&mut self, first: Order) {
+        self.ranges.retain(|(_, last)| *last >= first);
     }
 
     fn holds(&self, order: Order) -> bool {
@@ -186,7 +199,12 @@ impl LogReader {
                     self.take(entry.group, operation);
                 }
             }
-            Record::Stable(stable) => self.take_proof(&stable),
+            Record::Stable(checkpoint) => self.take_proof(&checkpoint.stable),
+            Record::Resume(resume) => {
+                if let Some(checkpoint) = &resume.checkpoint {
+                    self.take_proof(&checkpoint.stable);
+                }
+            }
             Record::Prepare(_) | Record::Start(_) | Record::Live(_) => {}
         }
         self.drain();

@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::client_table::ClientTable;
 use crate::identifiers::{Digest, Order, View};
 use crate::message::{CommitDbEntry, Request};
-use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
+use crate::minbft::messages::{CertifiedCheckpoint, HistoryPoint, Prepare};
 use crate::minbft::reader::{Fetched, ViewBase};
-use crate::minbft::record::Record;
+use crate::minbft::record::{Record, Resume};
 use crate::minbft::start_messages::LiveProof;
+use crate::minbft::truncation::Retained;
 
 /// Collects what a restart needs from the log; feed it every record, oldest first.
 ///
 /// Memory: only what is above the last stable checkpoint ([`crate::configuration::WATERMARK_ORDERS`]).
 #[derive(Debug, Default)]
 pub struct Recovery {
-    pub(crate) stable: Option<StableCheckpoint>,
+    pub(crate) stable: Option<Arc<CertifiedCheckpoint>>,
+    /// The first order that can be read from the log, once something was cut off.
+    pub(crate) first: Option<Order>,
     pub(crate) live: Option<Arc<LiveProof>>,
     pub(crate) view: Option<View>,
     pub(crate) views: Vec<ViewBase>,
@@ -25,8 +27,8 @@ pub struct Recovery {
     pub(crate) prepares: Vec<Arc<Prepare>>,
     /// Bodies above the stable checkpoint.
     pub(crate) bodies: BTreeMap<Digest, (Order, Request)>,
-    /// Which numbers of clients are decided.
-    pub(crate) clients: ClientTable,
+    /// Stable checkpoints that the log can be cut at.
+    pub(crate) retained: Retained,
 }
 
 impl Recovery {
@@ -43,11 +45,9 @@ impl Recovery {
             Record::TakenOver { entries, .. } => self.hold(entries.into_iter().map(|(_, operation)| operation)),
             Record::History { first, entries } => {
                 self.fetched.add(first, entries.len());
-                for request in entries.iter().filter_map(|entry| entry.request.as_ref()) {
-                    self.clients.record(request.client, request.number, request.floor);
-                }
             }
-            Record::Stable(stable) => self.cut(stable),
+            Record::Stable(checkpoint) => self.cut(checkpoint),
+            Record::Resume(resume) => self.resume(&resume),
             Record::Start(outcome) => self.view = self.view.max(Some(outcome.view)),
             Record::Live(proof) => {
                 let view = proof.outcome.view;
@@ -70,27 +70,36 @@ impl Recovery {
         }
     }
 
-    fn cut(&mut self, stable: StableCheckpoint) {
-        let order = stable.point.order;
+    fn cut(&mut self, checkpoint: Arc<CertifiedCheckpoint>) {
+        let order = checkpoint.stable.point.order;
         self.prepares.retain(|prepare| prepare.last() > order);
-        let mut decided: Vec<(Order, Request)> = Vec::new();
-        self.bodies.retain(|_, (held, request)| {
-            if *held <= order {
-                decided.push((*held, request.clone()));
-            }
-            *held > order
-        });
-        decided.sort_by_key(|(order, _)| *order);
-        for (_, request) in decided {
-            self.clients.record(request.client, request.number, request.floor);
+        self.bodies.retain(|_, (held, _)| *held > order);
+        self.retained.push(&checkpoint.stable.point);
+        self.stable = Some(checkpoint);
+    }
+
+    /// What was before this may be missing, all of it or a part.
+    fn resume(&mut self, resume: &Resume) {
+        if let Some(checkpoint) = &resume.checkpoint {
+            self.cut(Arc::clone(checkpoint));
         }
-        self.stable = Some(stable);
+        self.first = Some(resume.first);
+        self.retained.forget_below(resume.first);
+        self.view = resume.view;
+        self.live.clone_from(&resume.live);
+        self.views.clone_from(&resume.views);
+        self.fetched.clone_from(&resume.fetched);
+    }
+
+    /// Whether the log may begin with anything but its very first record.
+    pub fn has_foundation(&self) -> bool {
+        self.first.is_some()
     }
 
     /// The end of the proven history.
     pub(crate) fn point(&self) -> HistoryPoint {
         self.stable
             .as_ref()
-            .map_or(HistoryPoint::GENESIS, |stable| stable.point)
+            .map_or(HistoryPoint::GENESIS, |checkpoint| checkpoint.stable.point)
     }
 }

@@ -8,9 +8,10 @@ use crate::identifiers::{Digest, MachineId, Order};
 use crate::message::{CommitDb, ReplyCommitDb};
 use crate::minbft::checkpoints::Checkpoints;
 use crate::minbft::group::Group;
-use crate::minbft::messages::{Checkpoint, HistoryPoint, Message, StableCheckpoint};
-use crate::minbft::reader::LogReader;
-use crate::minbft::record::Record;
+use crate::minbft::journal::Persisting;
+use crate::minbft::messages::{CertifiedCheckpoint, Checkpoint, HistoryPoint, Message, StableCheckpoint};
+use crate::minbft::reader::{LogReader, forget_views};
+use crate::minbft::record::{Record, Resume};
 use crate::minbft::start_messages::Admission;
 use crate::minbft::view_messages::Followed;
 use crate::minbft::view_verification::followed_positions;
@@ -79,6 +80,10 @@ impl Machine {
             return;
         }
         match self.history.answer(order, through) {
+            None if order < self.log_first => {
+                let first = self.log_first;
+                out.push(Output::LogBegins { to: from, first });
+            }
             Some(messages) => {
                 out.extend(messages.into_iter().map(|message| Output::Answer { to: from, message }));
             }
@@ -94,7 +99,14 @@ impl Machine {
         let stable = self.checkpoints.stable.clone();
         let through = self.checkpoints.point().order;
         let can_answer = order.0 > 0 && order <= through && self.configuration.has_replicas();
-        if can_answer && self.may_answer(from, Expense::ReadForPeer, READ_INTERVAL_US) {
+        if !can_answer || !self.may_answer(from, Expense::ReadForPeer, READ_INTERVAL_US) {
+            return;
+        }
+        if order < self.log_first {
+            if let Some(checkpoint) = self.checkpoints.certified.clone() {
+                self.send(To::Machine(from), Message::GiveCheckpoint(checkpoint), out);
+            }
+        } else {
             let reader = LogReader::for_peer(from, order, through, (self.views.clone(), self.fetched.clone()), stable);
             out.push(Output::ReadLog { reader });
         }
@@ -118,10 +130,12 @@ impl Machine {
     pub(crate) fn sign_checkpoint(&mut self, out: &mut Vec<Output>) {
         let point = self.history.point;
         self.checkpoints.signed = point.order;
+        let clients = self.clients.digest();
         let checkpoint = Arc::new(Checkpoint {
             machine: self.configuration.machine,
             point,
-            signature: self.sign(&point.digest()),
+            clients,
+            signature: self.sign(&point.signed(&clients)),
             followed: self.own_followed(),
         });
         self.send(To::Others, Message::Checkpoint(Arc::clone(&checkpoint)), out);
@@ -217,13 +231,43 @@ impl Machine {
             }
             return;
         }
-        if point.order == own.order && point.history != own.history {
+        let clients = self.checkpoints.clients_at(point.order, &self.history);
+        let is_other = point.order == own.order && point.history != own.history;
+        if is_other || clients.digest() != stable.clients {
             // f+1 machines, so a correct one, have another history: more than f are faulty, or we are.
             self.stopped = true;
             self.report(self.configuration.machine, MisbehaviourKind::Contradiction, out);
             return;
         }
-        self.journal.write(Record::Stable(stable.clone()), out);
-        self.checkpoints.set_stable(stable);
+        self.reached(Arc::new(CertifiedCheckpoint { stable, clients }), out);
+    }
+
+    /// A stable checkpoint of our own history goes to the log, which may be cut now.
+    pub(crate) fn reached(&mut self, checkpoint: Arc<CertifiedCheckpoint>, out: &mut Vec<Output>) {
+        self.journal.write(Record::Stable(Arc::clone(&checkpoint)), out);
+        let point = checkpoint.stable.point;
+        self.retained.push(&point);
+        self.checkpoints.set_certified(checkpoint);
+        if let Some(last) = self.retained.due(&self.flushed, &point, &self.configuration) {
+            self.cut_log(last.next(), out);
+        }
+    }
+
+    /// Nothing below this order is needed: writes what the log may begin with, and then lets it be cut.
+    pub(crate) fn cut_log(&mut self, first: Order, out: &mut Vec<Output>) {
+        self.log_first = first;
+        self.retained.forget_below(first);
+        self.fetched.forget_below(first);
+        forget_views(&mut self.views, first);
+        let resume = Resume {
+            checkpoint: self.checkpoints.certified.clone(),
+            first,
+            view: self.start.mentioned.max(self.current_view()),
+            live: self.start.last_live.clone(),
+            views: self.views.clone(),
+            fetched: self.fetched.clone(),
+        };
+        self.journal
+            .persist(Record::Resume(Arc::new(resume)), Persisting::Cut(first), out);
     }
 }

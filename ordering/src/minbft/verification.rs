@@ -8,7 +8,9 @@ use crate::configuration::{
 use crate::directory::Directory;
 use crate::identifiers::{Digest, GroupId, MachineId, View};
 use crate::message::Request;
-use crate::minbft::messages::{Checkpoint, Commit, History, Message, Prepare, StableCheckpoint, Standing};
+use crate::minbft::messages::{
+    CertifiedCheckpoint, Checkpoint, Commit, History, Message, Prepare, StableCheckpoint, Standing,
+};
 use crate::minbft::start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Report, Start};
 use crate::minbft::view_verification::{
     verify_changed, verify_endorsement, verify_followed, verify_new_view, verify_outcome, verify_request_view_change,
@@ -48,6 +50,7 @@ pub fn verify_message(
         Message::GiveRequests(requests) => verify_bodies(requests, directory)?,
         Message::FetchHistory(_) => UNSIGNED,
         Message::GiveHistory(history) => verify_history(history, directory)?,
+        Message::GiveCheckpoint(checkpoint) => verify_certified(checkpoint, directory)?,
         Message::Hello(hello) => {
             sender_is(from, hello.machine)?;
             verify_hello(hello, directory)?
@@ -155,7 +158,7 @@ fn verify_standing(standing: &Standing, directory: &Directory) -> Result<Digest,
 fn verify_checkpoint(from: MachineId, checkpoint: &Checkpoint, directory: &Directory) -> Result<Digest, Rejection> {
     sender_is(from, checkpoint.machine)?;
     ensure(is_replica(from) && checkpoint.point.order.0 <= NUMBER_MAX)?;
-    let digest = checkpoint.point.digest();
+    let digest = checkpoint.point.signed(&checkpoint.clients);
     directory.verify_machine(from, &digest, &checkpoint.signature)?;
     if let Some(followed) = &checkpoint.followed {
         sender_is(from, followed.machine)?;
@@ -167,7 +170,7 @@ fn verify_checkpoint(from: MachineId, checkpoint: &Checkpoint, directory: &Direc
 pub(crate) fn verify_stable(stable: &StableCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
     bounded(stable.signatures.len(), usize::from(machines(directory)))?;
     ensure(stable.point.order.0 <= NUMBER_MAX)?;
-    let digest = stable.point.digest();
+    let digest = stable.point.signed(&stable.clients);
     let mut signers = BTreeSet::new();
     for (machine, signature) in &stable.signatures {
         ensure(is_replica(*machine) && signers.insert(*machine))?;
@@ -175,6 +178,11 @@ pub(crate) fn verify_stable(stable: &StableCheckpoint, directory: &Directory) ->
     }
     ensure(signers.len() > usize::from(directory.faults.0))?;
     Ok(digest)
+}
+
+fn verify_certified(checkpoint: &CertifiedCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
+    ensure(checkpoint.clients.digest() == checkpoint.stable.clients)?;
+    verify_stable(&checkpoint.stable, directory)
 }
 
 fn verify_bodies(requests: &[Request], directory: &Directory) -> Result<Digest, Rejection> {

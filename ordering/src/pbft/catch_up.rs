@@ -7,7 +7,7 @@ use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::WATERMARK_ORDERS;
 use crate::identifiers::{MachineId, Order};
 use crate::minbft::history::{by_group, extend_over, to_commit_db};
-use crate::minbft::{History, HistoryPoint, StableCheckpoint};
+use crate::minbft::{CertifiedCheckpoint, History, HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::Message;
 use crate::pbft::record::Record;
 use crate::pbft::{Machine, Output};
@@ -23,6 +23,10 @@ pub(crate) struct CatchUp {
     peer: MachineId,
     /// Pieces since the last proof.
     pieces: Vec<Arc<History>>,
+    /// The highest checkpoint that peers have offered instead of operations, which they have no longer; and how many
+    /// of them were asked since the first offer.
+    offered: Option<Arc<CertifiedCheckpoint>>,
+    asked: u8,
     /// When to ask (somebody else), monotonic.
     pub(crate) ask_us: u64,
 }
@@ -49,6 +53,8 @@ impl Machine {
             target,
             peer: self.next_peer(self.configuration.machine),
             pieces: Vec::new(),
+            offered: None,
+            asked: 0,
             ask_us: 0,
         });
         self.ask_for_history(out);
@@ -78,11 +84,51 @@ impl Machine {
         let Some(peer) = self.catch_up.as_ref().map(|catch_up| self.next_peer(catch_up.peer)) else {
             return;
         };
-        if let Some(catch_up) = self.catch_up.as_mut() {
-            catch_up.peer = peer;
-            catch_up.pieces.clear();
+        let others = self.configuration.machines() - 1;
+        let Some(catch_up) = self.catch_up.as_mut() else { return };
+        catch_up.peer = peer;
+        catch_up.pieces.clear();
+        catch_up.asked = catch_up.asked.saturating_add(u8::from(catch_up.offered.is_some()));
+        match catch_up.offered.take_if(|_| catch_up.asked >= others) {
+            Some(checkpoint) => self.jump(&checkpoint, out),
+            None => self.ask_for_history(out),
         }
-        self.ask_for_history(out);
+    }
+
+    /// The peer's log does not go back so far. One that says so may lie, so all others are asked first: what is skipped
+    /// here cannot be given to voters.
+    pub(crate) fn on_give_checkpoint(
+        &mut self,
+        from: MachineId,
+        checkpoint: &Arc<CertifiedCheckpoint>,
+        out: &mut Vec<Output>,
+    ) {
+        let own = self.history.point.order;
+        let order = checkpoint.stable.point.order;
+        let Some(catch_up) = self.catch_up.as_mut() else { return };
+        if catch_up.peer != from || order <= own {
+            return;
+        }
+        let known = catch_up.offered.as_ref().map(|known| known.stable.point.order);
+        if known.is_none_or(|known| known < order) {
+            catch_up.offered = Some(Arc::clone(checkpoint));
+        }
+        self.ask_another(out);
+    }
+
+    /// Goes on from a certified checkpoint, without the operations before it.
+    fn jump(&mut self, checkpoint: &Arc<CertifiedCheckpoint>, out: &mut Vec<Output>) {
+        self.catch_up = None;
+        let (point, before) = (checkpoint.stable.point, self.history.point);
+        if point.order <= before.order {
+            return;
+        }
+        self.clients = checkpoint.clients.clone();
+        self.forget_decided();
+        self.skip_to(checkpoint);
+        self.retained.push(&point);
+        self.cut_log(point.order.next(), out);
+        self.progressed(point.value);
     }
 
     pub(crate) fn catch_up_timer(&mut self, out: &mut Vec<Output>) {
@@ -160,17 +206,30 @@ impl Machine {
             };
             self.journal.write(record, out);
         }
-        self.journal.write(Record::Stable(proof.clone()), out);
-        for gone in self.history.jump(point) {
-            self.bodies.forget_location(&gone.digest, gone.order);
+        if self.clients.digest() != proof.clients {
+            // Correct machines have another table after the same history: more than f are faulty, or we are.
+            self.stop(MisbehaviourKind::Contradiction, out);
+            return;
         }
-        self.checkpoints.set_stable(proof.clone());
-        self.checkpoints.signed = self.checkpoints.signed.max(point.order);
-        self.raise_low(proof);
-        self.follow_jump(&point);
+        let clients = self.clients.clone();
+        let checkpoint = Arc::new(CertifiedCheckpoint { stable: proof, clients });
+        self.skip_to(&checkpoint);
+        self.reached(checkpoint, out);
         if point.value > before.value {
             self.progressed(point.value);
         }
+    }
+
+    /// Puts the end of our history at a certified checkpoint.
+    fn skip_to(&mut self, checkpoint: &Arc<CertifiedCheckpoint>) {
+        let point = checkpoint.stable.point;
+        for gone in self.history.jump(point) {
+            self.bodies.forget_location(&gone.digest, gone.order);
+        }
+        self.checkpoints.set_certified(Arc::clone(checkpoint));
+        self.checkpoints.signed = self.checkpoints.signed.max(point.order);
+        self.raise_low(checkpoint.stable.clone());
+        self.follow_jump(&point);
     }
 
     /// Brings the view to a proven point: its batches up to there need nothing more.

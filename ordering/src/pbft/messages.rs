@@ -6,7 +6,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::message::Request;
-use crate::minbft::{Checkpoint, History, PrepareEntry, StableCheckpoint};
+use crate::minbft::{CertifiedCheckpoint, Checkpoint, History, PrepareEntry, StableCheckpoint};
 
 /// Everything that machines send each other.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -33,6 +33,8 @@ pub enum Message {
     FetchHistory(Order),
     /// A piece of the decided history.
     GiveHistory(Arc<History>),
+    /// What was asked for is cut off the sender's log: its last stable checkpoint instead.
+    GiveCheckpoint(Arc<CertifiedCheckpoint>),
     /// A replica wants another primary.
     RequestViewChange(RequestViewChange),
     /// A replica leaves its view.

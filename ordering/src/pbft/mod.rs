@@ -10,6 +10,7 @@
 //! | PREPARE: the batch and its bodies are in the log, and only then sent | `normal.rs`, `window.rs`, `record.rs` |
 //! | COMMIT: 2f+1 PREPAREs are in the log, and only then sent; 2f+1 decide | `normal.rs` |
 //! | the decided history, its checkpoints, answers to voters and peers | `serving.rs`, `reader.rs` |
+//! | the log is cut | `serving.rs`, `minbft/truncation.rs` |
 //! | what is missing is asked for and sent again | `retransmission.rs`, `catch_up.rs` |
 //! | a view is left and the next one begins | `view.rs`, `view_change.rs`, `outcome.rs` |
 //! | a restart goes on from the log | `recovery.rs` |
@@ -46,7 +47,7 @@ pub use messages::{
     Batch, Certificate, Commit, Message, NewView, PrePrepare, Prepare, RequestViewChange, Standing, ViewChange,
 };
 pub use reader::LogReader;
-pub use record::Record;
+pub use record::{Record, Resume};
 pub use recovery::Recovery;
 pub use verification::{FORWARD_MAX, verify_message};
 pub use window::WINDOW;
@@ -58,6 +59,7 @@ use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::bodies::Bodies;
 use crate::minbft::checkpoints::Checkpoints;
 use crate::minbft::history::DecidedHistory;
+use crate::minbft::truncation::Retained;
 use crate::minbft::{HistoryPoint, StableCheckpoint};
 use crate::verified::Verified;
 use catch_up::CatchUp;
@@ -97,6 +99,10 @@ pub struct Machine {
     /// The decided history; the `value` of its point is the number of the last batch.
     history: DecidedHistory,
     checkpoints: Checkpoints,
+    /// The first order that can be read from the log.
+    log_first: Order,
+    /// Where the log can be cut.
+    retained: Retained,
     /// The batches above `low`.
     window: Window,
     /// The highest stable checkpoint that we have reached, or that our view began with.
@@ -121,12 +127,13 @@ impl Machine {
         let window = recovery.window();
         let begin = match recovery.view {
             None => Begin::Fresh,
-            Some(_) if recovery.is_active => Begin::Resume(recovery.outcome),
+            Some(_) if recovery.is_active => Begin::Resume,
             Some(_) => Begin::Leave,
         };
         let next = End::after(&point_of(&recovery.low));
         let mut view = ViewState::new(recovery.view.unwrap_or_default(), recovery.is_active, next);
         view.justification = recovery.requests;
+        view.outcome = recovery.outcome;
         Machine {
             configuration,
             key,
@@ -138,6 +145,8 @@ impl Machine {
             clients: recovery.clients,
             history: recovery.history,
             checkpoints: Checkpoints::new(recovery.stable),
+            log_first: recovery.first.unwrap_or(Order(1)),
+            retained: recovery.retained,
             window,
             low: recovery.low,
             view,
@@ -196,6 +205,7 @@ impl Machine {
             Message::Forward(requests) => self.on_forward(&requests, out),
             Message::FetchHistory(order) => self.on_fetch_history(from, order, out),
             Message::GiveHistory(history) => self.on_give_history(from, &history, out),
+            Message::GiveCheckpoint(checkpoint) => self.on_give_checkpoint(from, &checkpoint, out),
             Message::RequestViewChange(request) => self.on_request_view_change(request, out),
             Message::ViewChange(view_change) => self.on_view_change(from, &view_change, out),
             Message::NewView(new_view) => self.on_new_view(&new_view, out),
@@ -216,6 +226,7 @@ impl Machine {
                 Then::Commit { view, number, digest } => self.on_prepared(view, number, digest, out),
                 Then::ViewChange(view) => self.on_left(view, out),
                 Then::Lead(view) => self.on_leading(view, out),
+                Then::Cut(first) => out.push(Output::CutLog { first }),
             }
         }
     }
@@ -284,6 +295,7 @@ impl Agreement for Machine {
             bodies: self.bodies.pending_count(),
             bodies_bytes: self.bodies.pending_bytes() + self.window.bytes(),
             bodies_missing: self.bodies.missing_count(),
+            log_first: self.log_first,
             flushed: flushed.unwrap_or_default(),
             groups: (0..self.configuration.groups)
                 .map(|group| (GroupId(group), decided))

@@ -127,7 +127,11 @@ mod tests {
             machine: MachineId(machine),
             view: View(9),
             requests: Vec::new(),
-            stable: (stable > 0).then_some(StableCheckpoint { point, signatures }),
+            stable: (stable > 0).then_some(StableCheckpoint {
+                point,
+                clients: [0; 32],
+                signatures,
+            }),
             prepared,
             signature: [0; 64],
         })

@@ -112,7 +112,8 @@ impl LogReader {
                     self.take(entry.group, operation);
                 }
             }
-            Record::Stable(stable) => self.take_proof(&stable),
+            Record::Stable(checkpoint) => self.take_proof(&checkpoint.stable),
+            Record::Resume(resume) => self.take_proof(&resume.checkpoint.stable),
             Record::AcceptedAgain { .. } | Record::Prepared { .. } | Record::ViewChange { .. } => {}
         }
     }

@@ -7,7 +7,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::message::Request;
-use crate::minbft::{HistoryEntry, LogRecord, StableCheckpoint};
+use crate::minbft::{CertifiedCheckpoint, HistoryEntry, LogRecord, StableCheckpoint};
 use crate::pbft::Output;
 use crate::pbft::messages::{Batch, RequestViewChange};
 
@@ -59,7 +59,7 @@ pub enum Record {
         digest: Digest,
     },
     /// A stable checkpoint.
-    Stable(StableCheckpoint),
+    Stable(Arc<CertifiedCheckpoint>),
     /// Decided operations that were fetched from a peer, and proven by the checkpoint record that follows.
     History {
         /// The order of the first entry.
@@ -74,6 +74,28 @@ pub enum Record {
         /// Why.
         requests: Vec<RequestViewChange>,
     },
+    /// What older records said and is still needed: everything before it may be cut off, but for operations from
+    /// `first` on and batches that are not decided.
+    Resume(Arc<Resume>),
+}
+
+/// See [`Record::Resume`].
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Resume {
+    /// The last stable checkpoint.
+    pub checkpoint: Arc<CertifiedCheckpoint>,
+    /// The low end of the window, when it is above that.
+    pub low: Option<StableCheckpoint>,
+    /// The first order that can be read from the log.
+    pub first: Order,
+    /// The view that the machine is in, or wants.
+    pub view: View,
+    /// Whether it takes part in that view.
+    pub is_active: bool,
+    /// The batches with which that view began, above the checkpoint.
+    pub outcome: Vec<Arc<Batch>>,
+    /// Why it wants that view.
+    pub requests: Vec<RequestViewChange>,
 }
 
 impl LogRecord for Record {
@@ -85,6 +107,10 @@ impl LogRecord for Record {
             }
             _ => None,
         }
+    }
+
+    fn is_foundation(&self) -> bool {
+        matches!(self, Record::Resume(_))
     }
 }
 
@@ -99,6 +125,8 @@ pub(crate) enum Then {
     ViewChange(View),
     /// Lead the view.
     Lead(View),
+    /// The log may begin with that record: cut what is below this order.
+    Cut(Order),
 }
 
 /// Sequence numbers of records, and what waits for them.

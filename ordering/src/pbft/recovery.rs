@@ -11,10 +11,11 @@ use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::bodies::Bodies;
 use crate::minbft::history::{DecidedHistory, to_history};
-use crate::minbft::{HistoryEntry, HistoryPoint, StableCheckpoint};
+use crate::minbft::truncation::Retained;
+use crate::minbft::{CertifiedCheckpoint, HistoryEntry, HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::{Batch, Certificate, Commit, Prepare, RequestViewChange};
 use crate::pbft::outcome::{End, point_of};
-use crate::pbft::record::Record;
+use crate::pbft::record::{Record, Resume};
 use crate::pbft::window::{Slot, Stage, Votes, Window, operations};
 use crate::pbft::{HISTORY_VIEW, Machine, Output};
 
@@ -40,7 +41,11 @@ struct Accepted {
 /// Memory: only what is above the last stable checkpoint, and a bounded tail of the history below.
 #[derive(Debug)]
 pub struct Recovery {
-    pub(crate) stable: Option<StableCheckpoint>,
+    pub(crate) stable: Option<Arc<CertifiedCheckpoint>>,
+    /// The first order that can be read from the log, once something was cut off.
+    pub(crate) first: Option<Order>,
+    /// Stable checkpoints that the log can be cut at.
+    pub(crate) retained: Retained,
     /// The low end of the window.
     pub(crate) low: Option<StableCheckpoint>,
     pub(crate) history: DecidedHistory,
@@ -63,6 +68,8 @@ impl Default for Recovery {
     fn default() -> Self {
         Recovery {
             stable: None,
+            first: None,
+            retained: Retained::default(),
             low: None,
             history: DecidedHistory::new(HistoryPoint::GENESIS),
             clients: ClientTable::default(),
@@ -102,7 +109,8 @@ impl Recovery {
                 signatures,
             } => self.prepare(view, number, digest, signatures),
             Record::Decided { number, digest } => self.decide(number, digest),
-            Record::Stable(stable) => self.cut(stable),
+            Record::Stable(checkpoint) => self.cut(checkpoint),
+            Record::Resume(resume) => self.resume_from(&resume),
             Record::History { entries, .. } => self.fetched.extend(entries),
             Record::ViewChange { view, requests } => {
                 self.view = Some(view);
@@ -165,7 +173,10 @@ impl Recovery {
                 self.clients.record(request.client, request.number, request.floor);
             }
         }
-        let stable = point_of(&self.stable);
+        let stable = self
+            .stable
+            .as_ref()
+            .map_or(HistoryPoint::GENESIS, |checkpoint| checkpoint.stable.point);
         let point = self.history.point;
         let above = point.bytes.saturating_sub(stable.bytes)
             + (point.order.0.saturating_sub(stable.order.0) + decided.len() as u64) * ENTRY_BYTES
@@ -186,18 +197,36 @@ impl Recovery {
         }
     }
 
-    fn cut(&mut self, stable: StableCheckpoint) {
-        let fetched = std::mem::take(&mut self.fetched);
-        if stable.point.order > self.history.point.order {
-            for request in fetched.iter().filter_map(|entry| entry.request.as_ref()) {
-                self.clients.record(request.client, request.number, request.floor);
-            }
-            for gone in self.history.jump(stable.point) {
+    fn cut(&mut self, checkpoint: Arc<CertifiedCheckpoint>) {
+        let point = checkpoint.stable.point;
+        if point.order > self.history.point.order {
+            self.clients = checkpoint.clients.clone();
+            for gone in self.history.jump(point) {
                 self.bodies.forget_location(&gone.digest, gone.order);
             }
         }
-        self.stable = Some(stable.clone());
-        self.raise_low(stable);
+        self.retained.push(&point);
+        self.raise_low(checkpoint.stable.clone());
+        self.stable = Some(checkpoint);
+    }
+
+    /// What was before this may be missing, all of it or a part.
+    fn resume_from(&mut self, resume: &Resume) {
+        self.cut(Arc::clone(&resume.checkpoint));
+        if let Some(low) = resume.low.clone() {
+            self.raise_low(low);
+        }
+        self.first = Some(resume.first);
+        self.retained.forget_below(resume.first);
+        self.view = Some(resume.view);
+        self.is_active = resume.is_active;
+        self.outcome.clone_from(&resume.outcome);
+        self.requests.clone_from(&resume.requests);
+    }
+
+    /// Whether the log may begin with anything but its very first record.
+    pub fn has_foundation(&self) -> bool {
+        self.first.is_some()
     }
 
     fn raise_low(&mut self, stable: StableCheckpoint) {
@@ -254,7 +283,7 @@ pub(crate) enum Begin {
     /// The log is empty: view 0.
     Fresh,
     /// Go on in the view.
-    Resume(Vec<Arc<Batch>>),
+    Resume,
     /// Say again that we want the view.
     Leave,
 }
@@ -271,10 +300,13 @@ impl Machine {
         match begin {
             Begin::Fresh => self.enter_first_view(out),
             Begin::Leave => self.on_left(view, out),
-            Begin::Resume(_) if self.configuration.primary(view) == self.configuration.machine => {
+            Begin::Resume if self.configuration.primary(view) == self.configuration.machine => {
                 self.resign(out);
             }
-            Begin::Resume(outcome) => self.resume(&outcome, out),
+            Begin::Resume => {
+                let outcome = self.view.outcome.clone();
+                self.resume(&outcome, out);
+            }
         }
     }
 

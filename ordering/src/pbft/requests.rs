@@ -175,6 +175,21 @@ impl Machine {
         self.waiting.remove(digest);
     }
 
+    /// What waits and was decided in a part of the history that was skipped.
+    pub(crate) fn forget_decided(&mut self) {
+        let clients = &self.clients;
+        let pending = self.bodies.pending_in_order();
+        let is_decided = |request: &Request| !clients.is_new(request.client, request.number, request.floor);
+        let decided: Vec<Digest> = pending
+            .filter(|(_, request)| is_decided(request))
+            .map(|(digest, _)| *digest)
+            .collect();
+        for digest in decided {
+            self.bodies.take(&digest);
+            self.waiting.remove(&digest);
+        }
+    }
+
     pub(crate) fn on_fetch_requests(&mut self, from: MachineId, digests: &[Digest], out: &mut Vec<Output>) {
         let mut bytes = 0;
         let mut requests = Vec::new();

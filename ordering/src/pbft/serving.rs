@@ -1,15 +1,16 @@
 //! Checkpoints, and answers to voters and peers: from memory, or from the log beside the owner task.
 
-use crate::agreement::MisbehaviourKind;
-use crate::agreement::To;
+use std::sync::Arc;
+
+use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS};
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::message::{CommitDb, ReplyCommitDb};
-use crate::minbft::{Checkpoint, HistoryPoint, StableCheckpoint};
+use crate::minbft::{CertifiedCheckpoint, Checkpoint, HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::Message;
 use crate::pbft::outcome::point_of;
 use crate::pbft::reader::LogReader;
-use crate::pbft::record::Record;
+use crate::pbft::record::{Record, Resume, Then};
 use crate::pbft::{Machine, Output};
 
 /// Batches between two checkpoints at most: what a VIEW-CHANGE has to carry.
@@ -78,6 +79,10 @@ impl Machine {
             return;
         }
         match self.history.answer(order, through) {
+            None if order < self.log_first => {
+                let first = self.log_first;
+                out.push(Output::LogBegins { to: from, first });
+            }
             Some(messages) => {
                 out.extend(messages.into_iter().map(|message| Output::Answer { to: from, message }));
             }
@@ -93,7 +98,14 @@ impl Machine {
         let stable = self.checkpoints.stable.clone();
         let through = self.checkpoints.point().order;
         let can_answer = order.0 > 0 && order <= through;
-        if can_answer && self.may_answer(from, Expense::ReadForPeer, READ_INTERVAL_US) {
+        if !can_answer || !self.may_answer(from, Expense::ReadForPeer, READ_INTERVAL_US) {
+            return;
+        }
+        if order < self.log_first {
+            if let Some(checkpoint) = self.checkpoints.certified.clone() {
+                self.send(To::Machine(from), Message::GiveCheckpoint(checkpoint), out);
+            }
+        } else {
             let reader = LogReader::for_peer(from, order, through, stable);
             out.push(Output::ReadLog { reader });
         }
@@ -115,11 +127,13 @@ impl Machine {
     pub(crate) fn sign_checkpoint(&mut self, out: &mut Vec<Output>) {
         let point = self.history.point;
         self.checkpoints.signed = point.order;
+        let clients = self.clients.digest();
         let checkpoint = Checkpoint {
             machine: self.configuration.machine,
             point,
+            clients,
             followed: None,
-            signature: self.sign(&point.digest()),
+            signature: self.sign(&point.signed(&clients)),
         };
         self.send(To::Others, Message::Checkpoint(checkpoint.clone()), out);
         self.on_checkpoint(&checkpoint, out);
@@ -143,14 +157,48 @@ impl Machine {
             }
             return;
         }
-        if point.order == own.order && point != own {
+        let clients = self.checkpoints.clients_at(point.order, &self.history);
+        let is_other = point.order == own.order && point != own;
+        if is_other || clients.digest() != stable.clients {
             // 2f+1 machines, so correct ones, have another history: more than f are faulty, or we are.
             self.stop(MisbehaviourKind::Contradiction, out);
             return;
         }
-        self.journal.write(Record::Stable(stable.clone()), out);
-        self.checkpoints.set_stable(stable.clone());
-        self.raise_low(stable);
+        self.raise_low(stable.clone());
+        self.reached(Arc::new(CertifiedCheckpoint { stable, clients }), out);
+    }
+
+    /// A stable checkpoint of our own history goes to the log, which may be cut now.
+    pub(crate) fn reached(&mut self, checkpoint: Arc<CertifiedCheckpoint>, out: &mut Vec<Output>) {
+        self.journal.write(Record::Stable(Arc::clone(&checkpoint)), out);
+        let point = checkpoint.stable.point;
+        self.retained.push(&point);
+        self.checkpoints.set_certified(checkpoint);
+        if let Some(last) = self.retained.due(&self.flushed, &point, &self.configuration) {
+            self.cut_log(last.next(), out);
+        }
+    }
+
+    /// Nothing below this order is needed: writes what the log may begin with, and then lets it be cut.
+    pub(crate) fn cut_log(&mut self, first: Order, out: &mut Vec<Output>) {
+        let Some(checkpoint) = self.checkpoints.certified.clone() else {
+            return;
+        };
+        self.log_first = first;
+        self.retained.forget_below(first);
+        let low = self.low_point().value;
+        let outcome = self.view.outcome.iter().filter(|batch| batch.number > low);
+        let resume = Resume {
+            checkpoint,
+            low: self.low.clone(),
+            first,
+            view: self.view.view,
+            is_active: self.view.is_active,
+            outcome: outcome.cloned().collect(),
+            requests: self.view.justification.clone(),
+        };
+        self.journal
+            .persist(Record::Resume(Arc::new(resume)), Then::Cut(first), out);
     }
 
     /// The low end of the window: the highest stable checkpoint that we have reached, or that our view began with.

@@ -9,7 +9,9 @@ use crate::configuration::{BATCH_ENTRIES_LIMIT, Protocol, WATERMARK_ORDERS};
 use crate::directory::Directory;
 use crate::identifiers::{Digest, MachineId, View};
 use crate::message::Request;
-use crate::minbft::{Checkpoint, FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, History, HistoryPoint, StableCheckpoint};
+use crate::minbft::{
+    CertifiedCheckpoint, Checkpoint, FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, History, HistoryPoint, StableCheckpoint,
+};
 use crate::pbft::NOTHING;
 use crate::pbft::messages::{Batch, Certificate, Message, NewView, PrePrepare, Prepare, RequestViewChange, ViewChange};
 use crate::pbft::window::WINDOW;
@@ -48,6 +50,7 @@ pub fn verify_message(
         Message::GiveRequests(requests) => verify_bodies(requests, FETCH_REQUESTS_MAX, directory)?,
         Message::Forward(requests) => verify_bodies(requests, FORWARD_MAX, directory)?,
         Message::GiveHistory(history) => verify_history(history, directory)?,
+        Message::GiveCheckpoint(checkpoint) => verify_certified(checkpoint, directory)?,
         Message::RequestViewChange(request) => {
             sender_is(from, request.machine)?;
             verify_request_view_change(request, directory)?
@@ -130,7 +133,7 @@ fn verify_prepare(from: MachineId, prepare: &Prepare, directory: &Directory) -> 
 
 fn verify_checkpoint(checkpoint: &Checkpoint, directory: &Directory) -> Result<Digest, Rejection> {
     ensure(is_machine(checkpoint.machine, directory) && checkpoint.point.order.0 <= NUMBER_MAX)?;
-    let digest = checkpoint.point.digest();
+    let digest = checkpoint.point.signed(&checkpoint.clients);
     directory.verify_machine(checkpoint.machine, &digest, &checkpoint.signature)?;
     Ok(digest)
 }
@@ -152,9 +155,14 @@ fn verify_quorum(
 
 fn verify_stable(stable: &StableCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
     ensure(stable.point.order.0 <= NUMBER_MAX && stable.point.value <= NUMBER_MAX)?;
-    let digest = stable.point.digest();
+    let digest = stable.point.signed(&stable.clients);
     verify_quorum(&stable.signatures, &digest, directory)?;
     Ok(digest)
+}
+
+fn verify_certified(checkpoint: &CertifiedCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
+    ensure(checkpoint.clients.digest() == checkpoint.stable.clients)?;
+    verify_stable(&checkpoint.stable, directory)
 }
 
 fn verify_bodies(requests: &[Request], limit: usize, directory: &Directory) -> Result<Digest, Rejection> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::identifiers::{Digest, MachineId, View};
 use crate::pbft::lead::Leader;
-use crate::pbft::messages::{Commit, NewView, PrePrepare, Prepare, RequestViewChange, ViewChange};
+use crate::pbft::messages::{Batch, Commit, NewView, PrePrepare, Prepare, RequestViewChange, ViewChange};
 use crate::pbft::outcome::End;
 
 /// Messages of one machine for a view that has not begun here, that are kept at most.
@@ -52,6 +52,8 @@ pub(crate) struct ViewState {
     pub(crate) requests: BTreeMap<MachineId, (RequestViewChange, u64)>,
     /// Why we have left the last view.
     pub(crate) justification: Vec<RequestViewChange>,
+    /// The batches with which this view began.
+    pub(crate) outcome: Vec<Arc<Batch>>,
     /// The last VIEW-CHANGE of each machine, for this view or a higher one.
     pub(crate) view_changes: BTreeMap<MachineId, Arc<ViewChange>>,
     /// How this view began, to be sent to those who missed it.
@@ -76,6 +78,7 @@ impl ViewState {
             is_accused: false,
             requests: BTreeMap::new(),
             justification: Vec::new(),
+            outcome: Vec::new(),
             view_changes: BTreeMap::new(),
             new_view: None,
             expires_us: u64::MAX,

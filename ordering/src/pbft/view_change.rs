@@ -290,6 +290,7 @@ impl Machine {
         self.view.is_active = true;
         self.view.leading = None;
         self.view.new_view = None;
+        self.view.outcome.clone_from(&outcome.batches);
         self.forget_wishes();
         self.view.next = End::after(&base);
         self.view.view_changes.retain(|_, view_change| view_change.view > view);

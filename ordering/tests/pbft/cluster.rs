@@ -477,6 +477,7 @@ impl Cluster {
                 LogAnswer::Voter { messages, .. } => answers.extend(messages),
                 LogAnswer::Peer { to, message } => self.send(id, To::Machine(to), &message),
             },
+            Output::LogBegins { .. } | Output::CutLog { .. } => panic!("these histories are too short to be cut"),
             Output::Report(misbehaviour) => {
                 if !self.adversaries.contains_key(&id) {
                     self.reports.push((misbehaviour.machine, misbehaviour.kind));

@@ -544,6 +544,9 @@ impl Cluster {
                 LogAnswer::Voter { messages, .. } => answers.extend(messages),
                 LogAnswer::Peer { to, message } => self.send(id, To::Machine(to), &message),
             },
+            // Only m0's may: `tests/simulator` cuts the others.
+            Output::CutLog { .. } => assert_eq!(id, MachineId(0)),
+            Output::LogBegins { .. } => panic!("these histories are too short to be cut"),
             Output::Report(misbehaviour) => self.reports.push((misbehaviour.machine, misbehaviour.kind)),
         }
     }
