@@ -117,6 +117,8 @@ pub(crate) struct Owner<'a> {
     resumed_from: u64,
     /// What the machine's own replica knows to be decided.
     decided: Order,
+    /// Where the logs of replicas begin that could not give what we lack.
+    logs_begin: BTreeMap<MachineId, Order>,
     last_reply: (u64, u64),
     fetch: Fetch,
     last_ping: Instant,
@@ -179,6 +181,7 @@ impl<'a> Owner<'a> {
             floors: Floors::new(floor, state.refused, now),
             resumed_from: floor,
             decided: Order(0),
+            logs_begin: BTreeMap::new(),
             last_reply: (u64::MAX, u64::MAX),
             fetch: Fetch {
                 from: floor + 1,
@@ -233,6 +236,7 @@ impl<'a> Owner<'a> {
         match input {
             VoterInput::CommitDb { from, message } => self.commit_db(from, message).await,
             VoterInput::Direct { client, direct } => self.direct(client, direct).await,
+            VoterInput::LogBegins { from, first } => self.log_begins(from, first),
             VoterInput::Decided(order) => self.decided = order.max(self.decided),
             VoterInput::Recall { client, key } => recall(&self.outside.reporter, client, key).await,
         }
@@ -245,6 +249,30 @@ impl<'a> Owner<'a> {
                 .increment(1);
         }
         self.advance().await;
+    }
+
+    /// A replica has cut off what we lack. One of f+1 that say so is correct, and cuts only what f+1 databases have.
+    fn log_begins(&mut self, from: MachineId, first: Order) {
+        if !self.config.replicas.contains(&from.0) {
+            return;
+        }
+        self.logs_begin.insert(from, first);
+        let left_behind = VoterState::LeftBehind {
+            next: self.votes.next_order(),
+        };
+        if self.is_left_behind() && *self.outside.state.borrow() != left_behind {
+            tracing::error!(
+                ?left_behind,
+                "the replicas' logs do not go back so far: the database needs repair"
+            );
+            self.outside.state.send_replace(left_behind);
+        }
+    }
+
+    fn is_left_behind(&self) -> bool {
+        let next = self.votes.next_order();
+        let cut_off = self.logs_begin.values().filter(|first| **first > next);
+        cut_off.count() > self.config.faults
     }
 
     async fn take_event(&mut self, event: Event) -> Option<End> {
@@ -386,9 +414,11 @@ impl<'a> Owner<'a> {
         }
         self.last_reply = reply;
         let (executed, flushed) = (Order(reply.0), Order(reply.1));
-        self.outside
-            .state
-            .send_replace(VoterState::Serving { executed, flushed });
+        if !self.is_left_behind() {
+            self.outside
+                .state
+                .send_replace(VoterState::Serving { executed, flushed });
+        }
         self.output(VoterOutput::Reply(ReplyCommitDb { executed, flushed }))
             .await;
     }

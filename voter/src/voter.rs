@@ -29,6 +29,13 @@ pub enum VoterInput {
         /// The message.
         direct: Direct,
     },
+    /// A replica's log does not go back to what this voter has asked for: it begins with this order.
+    LogBegins {
+        /// The replica's machine.
+        from: MachineId,
+        /// The first order that it can give.
+        first: Order,
+    },
     /// The machine's own replica knows everything up to this order to be decided: how far the voter is behind.
     Decided(Order),
     /// A proxy asks again for a result, whole.
@@ -71,6 +78,11 @@ pub enum VoterOutput {
 pub enum VoterState {
     /// No database: not voting. It tries again every second.
     Down(String),
+    /// f+1 replicas have cut off what the database lacks: it has to be repaired from the others.
+    LeftBehind {
+        /// The first order that it lacks.
+        next: Order,
+    },
     /// Running operations; `executed` is the last order without gap.
     Serving {
         /// Every order up to this one has been executed.
@@ -138,7 +150,7 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
         match input {
             None => return false,
             // It is fetched again from the replicas' logs.
-            Some(VoterInput::CommitDb { .. } | VoterInput::Decided(_)) => {}
+            Some(VoterInput::CommitDb { .. } | VoterInput::LogBegins { .. } | VoterInput::Decided(_)) => {}
             Some(VoterInput::Direct { client, direct }) => {
                 send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;
             }

@@ -59,10 +59,12 @@ pub enum Frame {
     FetchCommitDb(Order),
     /// A voter asks for the body of a decided request: answered by a [`Frame::CommitDb`] with it.
     FetchRequest(Order, Digest),
+    /// A replica's log does not go back to what a voter asked for: it begins with this order.
+    LogBegins(Order),
 }
 
 /// A frame's kind, for metrics and limits; the index is its Borsh tag.
-const KINDS: [(&str, usize); 10] = [
+const KINDS: [(&str, usize); 11] = [
     ("ping", SMALL_BYTES_MAX),
     ("pong", SMALL_BYTES_MAX),
     ("request", OPERATION_BYTES_MAX + SLACK_BYTES),
@@ -73,6 +75,7 @@ const KINDS: [(&str, usize); 10] = [
     ("agreement", LARGE_BYTES_MAX),
     ("fetch_commit_db", SMALL_BYTES_MAX),
     ("fetch_request", SMALL_BYTES_MAX),
+    ("log_begins", SMALL_BYTES_MAX),
 ];
 
 /// The name and the largest size in bytes of the kind with this tag.
@@ -279,6 +282,7 @@ mod tests {
         let tag = |frame: Frame| wire(&frame)[LENGTH_BYTES];
         assert_eq!(kind(tag(Frame::FetchCommitDb(Order(1)))).unwrap().0, "fetch_commit_db");
         assert_eq!(kind(tag(Frame::Agreement(Bytes::new()))).unwrap().0, "agreement");
+        assert_eq!(kind(tag(Frame::LogBegins(Order(1)))).unwrap().0, "log_begins");
         assert_eq!(
             kind(tag(Frame::FetchRequest(Order(1), [0; 32]))).unwrap().0,
             "fetch_request"

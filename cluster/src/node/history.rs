@@ -37,12 +37,14 @@ pub(super) fn restore<H: Hosted>(
     let mut index = LogIndex::default();
     let mut reader = log.read(1)?;
     let (mut records, mut last) = (0_u64, 0);
+    let mut first = None;
     while let Some(stored) = reader
         .next_record()
         .map_err(|error| NodeError::Replay(error.to_string()))?
     {
         let record: H::Record = borsh::from_slice(&stored.payload)
             .map_err(|error| NodeError::Replay(format!("record {}: {error}", stored.position)))?;
+        first.get_or_insert(stored.position);
         index.add(stored.position << INDEX_SHIFT, &record);
         H::recover(&mut recovery, record);
         (records, last) = (records + 1, stored.position);
@@ -51,6 +53,11 @@ pub(super) fn restore<H: Hosted>(
         return Err(NodeError::Replay(format!(
             "records end at {last}, not at {}",
             log.next() - 1
+        )));
+    }
+    if let Some(first) = first.filter(|first| *first > 1 && !H::has_foundation(&recovery)) {
+        return Err(NodeError::Replay(format!(
+            "the records before {first} are missing, and nothing later says again what they said"
         )));
     }
     tracing::info!(records, "log replayed");

@@ -49,6 +49,7 @@ impl Measures {
         metrics::gauge!("cloudbft_view").set(status.view.0 as f64);
         metrics::gauge!("cloudbft_order").set(status.decided.0 as f64);
         metrics::gauge!("cloudbft_order_pending").set(pending as f64);
+        metrics::gauge!("cloudbft_log_first_order").set(status.log_first.0 as f64);
         metrics::gauge!("cloudbft_checkpoint_order").set(status.stable.0 as f64);
     }
 }

@@ -186,6 +186,7 @@ async fn host<H: Hosted>(
         voters,
         board,
         clock,
+        durable: 0,
         persisting: VecDeque::new(),
         gauges_set: Instant::now(),
         measures: Measures::default(),
@@ -230,7 +231,7 @@ async fn open_log(file: &ClusterFile, me: MachineId) -> Result<(Log, watch::Rece
             // Nobody listens once the node ends.
             let _ = sender.send(event);
         };
-        match Log::open(&directory, SEGMENT_BYTES, notify) {
+        match Log::open(&directory, segment_bytes(file), notify) {
             // Only a lock passes with time.
             Err(LogError::Locked { path }) => Err(LogError::Locked { path }),
             other => Ok(other),
@@ -267,6 +268,11 @@ fn directory(file: &ClusterFile, verifier: Arc<dyn trusted_counter::WarrantVerif
     })
 }
 
+/// The log is cut by whole segments: a small log needs small ones.
+fn segment_bytes(file: &ClusterFile) -> u64 {
+    (file.tunables.limits.log_bytes_max / 16).min(SEGMENT_BYTES)
+}
+
 fn faults(file: &ClusterFile) -> Faults {
     Faults(u8::try_from(file.tunables.faults).unwrap_or(u8::MAX))
 }
@@ -276,6 +282,8 @@ fn configuration(file: &ClusterFile, me: MachineId) -> Result<Configuration, Nod
     configuration.protocol = file.tunables.agreement.protocol();
     configuration.batch_entries_max = file.tunables.limits.batch_entries_max;
     configuration.batches_in_flight_max = file.tunables.limits.batches_in_flight_max;
+    configuration.log_bytes_max = file.tunables.limits.log_bytes_max;
+    configuration.cut_bytes = segment_bytes(file) / 4;
     configuration.request_us = file.tunables.timeouts.request_ms.saturating_mul(1000);
     configuration.clock_ahead_max_us = file.tunables.timeouts.clock_skew_ms_max.saturating_mul(1000);
     if configuration.is_valid() {

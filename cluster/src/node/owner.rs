@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ordering::agreement::{Input, Now, Output, To};
 use ordering::hosting::Hosted;
-use ordering::identifiers::MachineId;
+use ordering::identifiers::{MachineId, Order};
 use ordering::message::CommitDb;
 use ordering::minbft::LogIndex;
 use tokio::sync::{mpsc, watch};
@@ -48,6 +48,8 @@ pub(super) struct Owner<H> {
     pub(super) voters: Vec<Peer>,
     pub(super) board: StatusBoard,
     pub(super) clock: Clock,
+    /// Everything below this position is durable.
+    pub(super) durable: u64,
     /// Log positions and the agreement's numbers of records that are not durable yet.
     pub(super) persisting: VecDeque<(u64, u64)>,
     pub(super) gauges_set: Instant,
@@ -118,6 +120,7 @@ impl<H: Hosted> Owner<H> {
         let LogEvent::Durable(position) = event else {
             return Err(NodeError::LogFailed);
         };
+        self.durable = position + 1;
         let mut persisted = None;
         while let Some((_, sequence)) = self.persisting.pop_front_if(|(waiting, _)| *waiting <= position) {
             persisted = Some(sequence);
@@ -163,6 +166,12 @@ impl<H: Hosted> Owner<H> {
             Output::Deliver(message) => self.deliver(message),
             Output::Answer { to, message } => self.answer(to, message),
             Output::ReadLog { reader } => self.read_log(reader),
+            Output::LogBegins { to, first } => self.log_begins(to, first),
+            Output::CutLog { first } => {
+                if let Some(offset) = self.index.cut(first, self.durable << INDEX_SHIFT) {
+                    self.log.cut_below(offset >> INDEX_SHIFT);
+                }
+            }
             Output::Report(misbehaviour) => {
                 let peer = format!("m{}", misbehaviour.machine);
                 tracing::warn!(%peer, kind = ?misbehaviour.kind, "misbehaviour");
@@ -200,6 +209,16 @@ impl<H: Hosted> Owner<H> {
             self.to_own_voter(message);
         } else {
             self.links.send_frame(Peer::Machine(to), &Frame::CommitDb(message));
+        }
+    }
+
+    /// A voter asks for what this log has no longer.
+    fn log_begins(&self, to: MachineId, first: Order) {
+        if to != self.me {
+            self.links.send_frame(Peer::Machine(to), &Frame::LogBegins(first));
+        } else if let Some(voter) = &self.voter {
+            // It asks again.
+            let _ = voter.try_send(VoterInput::LogBegins { from: self.me, first });
         }
     }
 

@@ -106,6 +106,10 @@ impl<H: Hosted> NodeReceiver<H> {
                 self.to_voter(VoterInput::CommitDb { from: machine, message });
                 None
             }
+            Frame::LogBegins(first) => {
+                self.to_voter(VoterInput::LogBegins { from: machine, first });
+                None
+            }
             Frame::ReplyCommitDb(reply) => Some(Input::Reply { from: machine, reply }),
             Frame::FetchCommitDb(order) => Some(Input::FetchCommitDb { from: machine, order }),
             Frame::FetchRequest(order, digest) => Some(Input::FetchRequest {

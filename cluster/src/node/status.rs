@@ -34,6 +34,8 @@ pub struct NodeStatus {
     pub digest: Option<String>,
     /// Size of its log.
     pub log_bytes: u64,
+    /// The first order that can be read from it.
+    pub log_first: u64,
 }
 
 /// Where the owner task puts its status for others to read.
@@ -84,6 +86,7 @@ impl StatusBoard {
         node.prepared = agreement.prepared.0;
         node.decided = agreement.decided.0;
         node.stable = agreement.stable.0;
+        node.log_first = agreement.log_first.0;
         node.groups = agreement
             .groups
             .iter()
@@ -94,6 +97,9 @@ impl StatusBoard {
             Some(VoterState::Serving { executed, flushed }) => {
                 node.executed = Some(executed.0);
                 node.flushed = Some(flushed.0);
+            }
+            Some(VoterState::LeftBehind { .. }) if node.state == "up" => {
+                node.state = String::from("database needs repair");
             }
             Some(VoterState::Down(_)) if node.state == "up" => node.state = String::from("database down"),
             _ => {}
