@@ -74,6 +74,7 @@ pub use view_messages::{
     CertifiedOutcome, Endorsement, Followed, NewView, RequestViewChange, RunItem, RunStart, ViewAcknowledgement,
     ViewChange,
 };
+pub use view_outcome::compute_change;
 
 use crate::agreement::{self, Agreement, Misbehaviour, MisbehaviourKind, Now, Phase, Status, To};
 use crate::client_table::ClientTable;

@@ -22,7 +22,7 @@ use crate::minbft::view_messages::{NewView, ViewChange};
 ///    all others stay as they were.
 ///
 /// None: the evidence does not suffice, or contradicts itself.
-pub(crate) fn compute_change(new_view: &NewView, configuration: &Configuration) -> Option<Outcome> {
+pub fn compute_change(new_view: &NewView, configuration: &Configuration) -> Option<Outcome> {
     let changes: Vec<&ViewChange> = new_view.changes.iter().map(|change| change.as_ref()).collect();
     let is_justified = changes.iter().all(|change| !change.requests.is_empty());
     let quorum = if configuration.is(Mutant::OneViewChange) {

@@ -68,21 +68,43 @@ behaviours! {
     LyingCheckpoints = "lying-checkpoints",
     /// Lies about its log when the cluster starts: leaves things out, sends different evidence to different machines.
     LyingStarts = "lying-starts",
-    /// Lies about its log in a view change, or proposes a view that does not follow from the evidence.
+    /// Lies about its log in a view change, and wants views that nobody needs.
     LyingViewChanges = "lying-view-changes",
+    /// Proposes a view that does not follow from the evidence, or different ones to different machines.
+    LyingNewViews = "lying-new-views",
+    /// Endorses one outcome of a view and means another, or acknowledges what it has not checked.
+    LyingEndorsements = "lying-endorsements",
+    /// Lies about its counter's epoch and values, and wants to be admitted again without need.
+    LyingAdmissions = "lying-admissions",
     /// Commits in a view after it has left it.
     CommittingLate = "committing-late",
 }
 
 impl Behaviour {
-    /// Draws one to three that go together.
+    /// What lies in a view change, in a start, and about what they begin with.
+    pub const OF_CHANGES: &'static [Behaviour] = &[
+        Behaviour::LyingViewChanges,
+        Behaviour::LyingNewViews,
+        Behaviour::LyingEndorsements,
+        Behaviour::LyingAdmissions,
+        Behaviour::LyingStarts,
+        Behaviour::LyingCheckpoints,
+        Behaviour::CommittingLate,
+    ];
+
+    /// Draws one to four that go together.
     pub fn draw(rng: &mut impl Rng) -> Vec<Behaviour> {
         if rng.random_bool(0.25) {
             return vec![Behaviour::Twins];
         }
-        let count = rng.random_range(1..=3);
+        // Few of all occasions to lie are in a view change, and it takes the most to bear what is said there.
+        let (choices, count) = if rng.random_bool(0.5) {
+            (Behaviour::OF_CHANGES, rng.random_range(2..=4))
+        } else {
+            (&Behaviour::ALL[1..], rng.random_range(1..=3))
+        };
         let mut drawn: Vec<Behaviour> = (0..count)
-            .map(|_| Behaviour::ALL[rng.random_range(1..Behaviour::ALL.len())])
+            .map(|_| choices[rng.random_range(0..choices.len())])
             .collect();
         drawn.sort_unstable();
         drawn.dedup();
@@ -98,6 +120,8 @@ impl Behaviour {
                 | Behaviour::WrongGroups
                 | Behaviour::BreakingOrder
                 | Behaviour::WrongCommits
+                | Behaviour::LyingViewChanges
+                | Behaviour::LyingEndorsements
         )
     }
 }
@@ -128,8 +152,8 @@ pub struct Script<P: Protocol> {
     pub heard: Vec<P::Message>,
     /// Selective: whether a kind is withheld from a machine.
     pub withheld: BTreeMap<(MachineId, &'static str), bool>,
-    /// Anything that an adapter wants to keep from one message to the next.
-    pub kept: Option<P::Message>,
+    /// What the adapter wants to keep from one message to the next.
+    pub memory: P::Memory,
 }
 
 /// Messages that are remembered for replays.
@@ -138,14 +162,16 @@ pub const HEARD_MAX: usize = 200;
 impl<P: Protocol> Script<P> {
     /// A script.
     pub fn new(behaviours: &[Behaviour], rng: &mut impl Rng) -> Self {
+        let is_seldom = behaviours.iter().any(|behaviour| Behaviour::OF_CHANGES.contains(behaviour));
+        let percents = if is_seldom { [20, 60, 100] } else { [5, 30, 100] };
         Script {
             behaviours: behaviours.to_vec(),
-            percent: [5, 30, 100][rng.random_range(0..3)],
+            percent: percents[rng.random_range(0..3)],
             certified: BTreeMap::new(),
             promised: BTreeMap::new(),
             heard: Vec::new(),
             withheld: BTreeMap::new(),
-            kept: None,
+            memory: P::Memory::default(),
         }
     }
 
@@ -164,8 +190,9 @@ impl<P: Protocol> Script<P> {
         self.behaviours.iter().any(|behaviour| behaviour.certifies_late())
     }
 
-    /// Remembers a message for a replay.
+    /// Remembers a message, for a replay and for the adapter.
     pub fn hear(&mut self, message: &P::Message, rng: &mut impl Rng) {
+        P::remember(&mut self.memory, message);
         if self.heard.len() < HEARD_MAX {
             self.heard.push(message.clone());
         } else {
@@ -204,11 +231,18 @@ pub struct Tools<'a> {
     pub seen: &'a [Seen],
     /// What all machines of the adversary know.
     pub conspiracy: &'a mut Conspiracy,
+    /// The lies that are told at this occasion, by name.
+    pub told: &'a mut Vec<&'static str>,
     /// Chance.
     pub rng: &'a mut ChaCha8Rng,
 }
 
 impl Tools<'_> {
+    /// Notes that a lie is told; [`crate::lies`] counts it.
+    pub fn tell(&mut self, lie: &'static str) {
+        self.told.push(lie);
+    }
+
     /// Some of the machines, as bits.
     pub fn some(&mut self) -> u64 {
         self.rng.random()

@@ -1,5 +1,6 @@
 //! Many seeds on all cores.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ordering::configuration::Faults;
 
+use crate::lies::Told;
 use crate::options::{Options, Overrides};
 use crate::protocol::Protocol;
 use crate::run::{Outcome, run};
@@ -27,6 +29,10 @@ pub struct Summary {
     pub steps: u64,
     /// Forged messages that verification rejected.
     pub forged: u64,
+    /// Lies that adversaries told.
+    pub lies: Told,
+    /// Runs by f and number of groups.
+    pub sizes: BTreeMap<(u8, u16), u64>,
     /// How long it took everything to end after healing: the longest, in microseconds of virtual time.
     pub healed_us_max: u64,
     /// Runs that violated something, by seed.
@@ -43,6 +49,11 @@ impl Summary {
         self.orders += outcome.orders;
         self.steps += outcome.counts.steps;
         self.forged += outcome.counts.forged;
+        self.lies.add(&outcome.counts.lies);
+        *self
+            .sizes
+            .entry((outcome.options.faults, outcome.options.groups))
+            .or_default() += 1;
         self.healed_us_max = self.healed_us_max.max(outcome.healed_us.unwrap_or(0));
         if outcome.violation.is_some() {
             self.failures.push(outcome);
@@ -65,6 +76,13 @@ impl Summary {
             self.healed_us_max / 1000,
             self.failures.len()
         )
+    }
+
+    /// How many runs each size of cluster had.
+    pub fn sizes_line(&self) -> String {
+        let each = self.sizes.iter();
+        let each = each.map(|((faults, groups), runs)| format!("f={faults} with {groups} groups {runs}"));
+        each.collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -75,17 +75,22 @@ fn arbitrary_message<P: Protocol>(options: &Options, from: u8, key: &SigningKey,
         digest: [7; 32],
         group: GroupId(0),
     }];
-    P::arbitrary(&mut Tools {
-        machine: MachineId(from),
-        faults: options.faults,
-        groups: options.groups,
-        machines: P::machines(Faults(options.faults)),
-        key,
-        counter: &mut counter,
-        seen: &seen,
-        conspiracy: &mut Conspiracy::default(),
-        rng,
-    })
+    let nothing_heard = [];
+    P::arbitrary(
+        &nothing_heard,
+        &mut Tools {
+            machine: MachineId(from),
+            faults: options.faults,
+            groups: options.groups,
+            machines: P::machines(Faults(options.faults)),
+            key,
+            counter: &mut counter,
+            seen: &seen,
+            conspiracy: &mut Conspiracy::default(),
+            told: &mut Vec::new(),
+            rng,
+        },
+    )
 }
 
 /// What decodes encodes to the same bytes.

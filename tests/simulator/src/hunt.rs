@@ -20,14 +20,14 @@ pub struct Prey {
 /// Broken trusted counters: what MinBFT stands on.
 pub const MINBFT_CANARIES: &[Prey] = &[Prey {
     name: "canary: the counters of two machines certify twice at one value",
-    options: "faults=2 counters=Broken adversaries=m0:equivocating,m1:equivocating crashes=0 power_cuts=0",
+    options: "faults=2 counters=Broken adversaries=m0:equivocating,m1:equivocating crashes=0 primary_cuts=0 power_cuts=0",
     seeds_max: 10,
 }];
 
 /// One Byzantine machine more than PBFT bears.
 pub const PBFT_CANARIES: &[Prey] = &[Prey {
     name: "canary: f+1 machines equivocate",
-    options: "faults=1 adversaries=m0:equivocating,m1:equivocating crashes=0 power_cuts=0 corrupted_ms=0 requests=15",
+    options: "faults=1 adversaries=m0:equivocating,m1:equivocating crashes=0 primary_cuts=0 power_cuts=0 corrupted_ms=0 requests=15",
     seeds_max: 10,
 }];
 

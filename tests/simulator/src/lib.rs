@@ -11,6 +11,7 @@
 //! | `cluster/` | machines, network, faults, in virtual time |
 //! | `clock.rs`, `disk.rs`, `counter.rs`, `voter.rs`, `client.rs` | what a machine stands on, and who uses it |
 //! | `adversary.rs` | what Byzantine machines do, for all protocols |
+//! | `lies.rs` | how often each lie was told, and whether verification let it pass |
 //! | `protocol/` | one adapter for each protocol, with what adversaries do to its messages |
 //! | `checkers/` | what must hold, one property per file |
 //! | `campaign.rs` | many seeds on all cores |
@@ -28,6 +29,7 @@ pub mod counter;
 pub mod disk;
 pub mod fuzz;
 pub mod hunt;
+pub mod lies;
 pub mod options;
 pub mod protocol;
 pub mod regressions;

@@ -204,6 +204,11 @@ fn many<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
     std::panic::set_hook(Box::new(|_| {}));
     let summary = campaign::campaign::<P>(seeds, &arguments.overrides, threads, FAILURES_MAX, progress)?;
     println!("{}: {}", P::NAME, summary.line());
+    println!("runs: {}", summary.sizes_line());
+    println!("lies (told/passed verification): {}", summary.lies);
+    for complaint in summary.lies.complaints(P::LIES) {
+        println!("note: {complaint}");
+    }
     Ok(exit_code(&summary.failures))
 }
 

@@ -84,6 +84,8 @@ options! {
     sync_max_us: u64,
     /// Machines that crash and come back, one after the other or together.
     crashes: u32,
+    /// Times that whoever leads is cut off for a while.
+    primary_cuts: u32,
     /// Times that everything loses power at once.
     power_cuts: u32,
     /// Partitions, one-way ones among them.
@@ -125,6 +127,7 @@ impl Options {
             delay_max_us: *pick(&mut rng, &[300, 1_000, 8_000, 40_000]),
             sync_max_us: *pick(&mut rng, &[300, 2_000, 15_000]),
             crashes: few(&mut rng, 3),
+            primary_cuts: few(&mut rng, 3),
             power_cuts: few(&mut rng, 2),
             partitions: few(&mut rng, 3),
             slow_disks: few(&mut rng, 2),
@@ -136,7 +139,21 @@ impl Options {
             adversaries: Vec::new(),
         };
         options.adversaries = draw_adversaries(faults, machines(faults), &mut rng);
+        options.calm_for_changes(&mut rng);
         options
+    }
+
+    /// Who lies in view changes is mostly tried where there are many of them, and no restart in between: a restarted
+    /// machine and a liar are too many for a view to go on.
+    fn calm_for_changes(&mut self, rng: &mut impl Rng) {
+        let mut behaviours = self.adversaries.iter().flat_map(|(_, behaviours)| behaviours);
+        if behaviours.any(|behaviour| Behaviour::OF_CHANGES.contains(behaviour)) && rng.random_bool(0.6) {
+            self.crashes = 0;
+            self.power_cuts = 0;
+            self.primary_cuts = rng.random_range(1..=4);
+            self.safety_ms = self.safety_ms.max(2_500);
+            self.corrupted_ms = 0;
+        }
     }
 
     /// Draws options, then sets what is overridden; a different f draws its adversaries again.
@@ -178,6 +195,14 @@ fn draw_adversaries(faults: u8, machines: u8, rng: &mut impl Rng) -> Adversaries
             (MachineId(free.remove(index)), Behaviour::draw(rng))
         })
         .collect();
+    for (machine, behaviours) in &mut adversaries {
+        // Under MinBFT, m0 takes part in no view change.
+        let other = free.iter().position(|other| *other != 0);
+        if let (0, true, Some(other)) = (machine.0, behaviours.contains(&Behaviour::LyingViewChanges), other) {
+            free.push(0);
+            *machine = MachineId(free.remove(other));
+        }
+    }
     adversaries.sort_by_key(|(machine, _)| *machine);
     adversaries
 }

@@ -15,8 +15,9 @@ pub fn parse(line: &str) -> Result<Options, String> {
     let mut parts = line.split_whitespace();
     let seed = parts.next().and_then(|part| part.strip_prefix("seed=")?.parse().ok());
     let seed = seed.ok_or_else(|| format!("a regression begins with its seed: {line}"))?;
-    // Every option stands in the line: what is drawn here is overwritten.
+    // Every option stands in the line: what is drawn here is overwritten. Options that came later are off.
     let mut options = Options::draw(seed, |faults| 2 * faults + 2);
+    options.primary_cuts = 0;
     for part in parts {
         let (name, value) = part.split_once('=').ok_or_else(|| format!("{part} is no option"))?;
         options.set(name, value)?;

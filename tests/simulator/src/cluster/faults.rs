@@ -12,6 +12,8 @@ use crate::options::Options;
 pub(crate) enum Fault {
     /// A process dies.
     Crash(MachineId),
+    /// Whoever leads is cut off for so many microseconds.
+    CutPrimary(u64),
     /// It starts again.
     Start(MachineId),
     /// Everything dies at once.
@@ -39,6 +41,10 @@ pub(crate) fn schedule(options: &Options, machines: u8, rng: &mut impl Rng) -> V
         let (victim, at_us) = (machine(rng), rng.random_range(0..end_us));
         faults.push((at_us, Fault::Crash(victim)));
         faults.push((at_us + rng.random_range(20_000..1_000_000), Fault::Start(victim)));
+    }
+    for _ in 0..options.primary_cuts {
+        let (at_us, out_us) = (rng.random_range(0..end_us), rng.random_range(300_000..1_200_000));
+        faults.push((at_us, Fault::CutPrimary(out_us)));
     }
     for _ in 0..options.power_cuts {
         let at_us = rng.random_range(0..end_us);

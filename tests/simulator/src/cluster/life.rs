@@ -18,6 +18,14 @@ impl<P: Protocol> Cluster<P> {
         self.trace(|| format!("fault {fault:?}"));
         match fault {
             Fault::Crash(machine) => self.crash_machine(machine),
+            Fault::CutPrimary(out_us) => {
+                if let Some(machine) = self.leader() {
+                    let others = self.machines().filter(|other| *other != machine);
+                    let links: Vec<_> = others.flat_map(|other| [(machine, other), (other, machine)]).collect();
+                    self.network.cut(&links);
+                    self.schedule(self.now_us + out_us, super::Event::Fault(Fault::Mend(links)));
+                }
+            }
             Fault::Start(machine) => self.start_machine(machine),
             Fault::PowerCut => self.crash_all(),
             Fault::Cut(links) => self.network.cut(&links),
@@ -33,6 +41,14 @@ impl<P: Protocol> Cluster<P> {
         self.note_cold();
     }
 
+    /// Who leads the highest view that a correct machine takes part in.
+    fn leader(&self) -> Option<MachineId> {
+        let running = self.correct().filter_map(|instance| instance.running.as_ref());
+        let live = running.map(|machine| machine.status());
+        let live = live.filter(|status| status.phase == Phase::Live);
+        live.max_by_key(|status| status.view).map(|status| status.primary)
+    }
+
     /// Notes when more than f machines are Byzantine or out: from then on a start of all is needed, for counters
     /// that forget their values (DESIGN.md section 4, rule 6).
     fn note_cold(&mut self) {
@@ -41,7 +57,7 @@ impl<P: Protocol> Cluster<P> {
             instance
                 .running
                 .as_ref()
-                .is_none_or(|machine| machine.status().phase != Phase::Live)
+                .is_none_or(|machine| !matches!(machine.status().phase, Phase::Live | Phase::Changing))
         });
         let out = out.filter(|instance| instance.life > 1 || self.is_corrupted).count();
         if byzantine + out > usize::from(self.options.faults) {
@@ -131,6 +147,7 @@ impl<P: Protocol> Cluster<P> {
     /// A liar restarts with an old state.
     fn forget(&mut self, machine: MachineId, records: usize) {
         self.crash_machine(machine);
+        self.counts.lies.count("forgets", true);
         for index in self.indices(machine) {
             self.instances[index].disk.forget(records);
         }
@@ -174,6 +191,7 @@ impl<P: Protocol> Cluster<P> {
     fn make_twin(&mut self, index: usize) {
         let machine = self.instances[index].machine;
         self.crash_machine(machine);
+        self.counts.lies.count("twins", true);
         let mut twin = self.instances[index].twin();
         twin.script = Some(Script::new(self.options.behaviours(machine), &mut self.rng));
         self.instances.push(twin);

@@ -38,6 +38,7 @@ use crate::checkers::{Checkers, Observation};
 use crate::client::{ByzantineClient, Client};
 use crate::clock::Clock;
 use crate::counter;
+use crate::lies::Told;
 use crate::options::Options;
 use crate::protocol::Protocol;
 use crate::run::Trace;
@@ -111,6 +112,8 @@ pub struct Counts {
     pub steps: u64,
     /// What correct machines reported.
     pub reports: BTreeMap<(MachineId, MisbehaviourKind), u64>,
+    /// Lies that adversaries told.
+    pub lies: Told,
     /// Times that a crash found something unsynced on the disk.
     pub unsynced_crashes: u64,
 }

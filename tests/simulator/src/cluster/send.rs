@@ -42,10 +42,12 @@ impl<P: Protocol> Cluster<P> {
     }
 
     fn send_by_script(&mut self, index: usize, targets: &[MachineId], message: P::Message) {
-        let tampered = self.with_tools(index, |script, tools| P::tamper(script, &message, tools));
+        let mut told = Vec::new();
+        let tampered = self.with_tools(index, &mut told, |script, tools| P::tamper(script, &message, tools));
         let messages = match tampered {
             Tampered::Untouched => vec![(u64::MAX, message)],
             Tampered::Instead(messages) => {
+                self.count_lies(index, &told, &messages);
                 let (machine, kind) = (self.instances[index].machine, P::kind(&message));
                 self.trace(|| format!("m{machine} tampers with {kind}: {} instead", messages.len()));
                 messages
@@ -55,6 +57,19 @@ impl<P: Protocol> Cluster<P> {
             for target in targets.iter().filter(|target| audience & (1 << target.0) != 0) {
                 self.send_one_by_script(index, *target, &message);
             }
+        }
+    }
+
+    /// Counts what is told, and whether all of it verifies.
+    fn count_lies(&mut self, index: usize, told: &[&'static str], messages: &[(u64, P::Message)]) {
+        if told.is_empty() {
+            return;
+        }
+        let machine = self.instances[index].machine;
+        let mut passes = |(_, message): &(u64, P::Message)| matches!(self.verify(machine, &encode(message)), Some(Ok(_)));
+        let has_passed = !messages.is_empty() && messages.iter().all(&mut passes);
+        for lie in told {
+            self.counts.lies.count(lie, has_passed);
         }
     }
 
@@ -77,11 +92,23 @@ impl<P: Protocol> Cluster<P> {
         let is_arbitrary = script.does(Behaviour::Arbitrary, rng);
         let forges = script.does(Behaviour::Forging, rng);
         self.instances[index].script = Some(script);
+        let done = [
+            (is_withheld, "says nothing"),
+            (replayed.is_some(), "says again"),
+            (copies > 0, "floods"),
+            (is_arbitrary, "says anything"),
+            (forges, "forges"),
+        ];
+        for (_, lie) in done.iter().filter(|(is_done, _)| *is_done) {
+            self.counts.lies.count(lie, true);
+        }
         if !is_withheld {
             self.transmit_message(index, target, message, false);
         }
         if is_arbitrary {
-            let arbitrary = self.with_tools(index, |_, tools| P::arbitrary(tools));
+            let arbitrary = self.with_tools(index, &mut Vec::new(), |script, tools| {
+                P::arbitrary(&script.heard, tools)
+            });
             self.counts.arbitrary += 1;
             self.transmit_message(index, target, &arbitrary, false);
         }
@@ -91,7 +118,7 @@ impl<P: Protocol> Cluster<P> {
         for copy in 0..copies + usize::from(forges) {
             if copy % 2 == 1 {
                 self.transmit_message(index, target, message, false);
-            } else if let Some(forged) = self.with_tools(index, |_, tools| P::forge(message, tools)) {
+            } else if let Some(forged) = self.with_tools(index, &mut Vec::new(), |_, tools| P::forge(message, tools)) {
                 self.transmit_message(index, target, &forged, true);
             }
         }
@@ -110,6 +137,7 @@ impl<P: Protocol> Cluster<P> {
     fn with_tools<T>(
         &mut self,
         index: usize,
+        told: &mut Vec<&'static str>,
         act: impl FnOnce(&mut crate::adversary::Script<P>, &mut Tools<'_>) -> T,
     ) -> T {
         let machines = P::machines(ordering::configuration::Faults(self.options.faults));
@@ -125,6 +153,7 @@ impl<P: Protocol> Cluster<P> {
             counter: &mut counter,
             seen: &instance.seen,
             conspiracy: &mut self.conspiracy,
+            told,
             rng: &mut self.rng,
         };
         let result = act(&mut script, &mut tools);

@@ -74,7 +74,7 @@ impl<P: Protocol> Cluster<P> {
 
     /// Decodes and verifies as a receiver does. What many receive from one sender is verified once: verification
     /// depends on nothing else.
-    fn verify(&mut self, from: MachineId, bytes: &[u8]) -> Option<Verification<P::Message>> {
+    pub(super) fn verify(&mut self, from: MachineId, bytes: &[u8]) -> Option<Verification<P::Message>> {
         let key = (from, blake3::hash(bytes));
         if let Some(known) = self.verified.get(&key) {
             return Some(known.clone());

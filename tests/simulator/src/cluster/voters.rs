@@ -58,6 +58,7 @@ impl<P: Protocol> Cluster<P> {
         if !script.does(Behaviour::LyingToVoters, &mut self.rng) {
             return;
         }
+        self.counts.lies.count("tells voters something else", true);
         for entry in &mut message.entries {
             match self.rng.random_range(0..3) {
                 0 => entry.digest = [0; 32],

@@ -10,10 +10,79 @@ use ordering::verified::{Rejection, Verified};
 use super::{HistoryEnd, Protocol, Reading, Tampered};
 use crate::adversary::{Script, Tools};
 use crate::counter::Counter;
+use crate::lies::Fate::{Either, Passes, Refused};
+use crate::lies::Lie;
 
 mod abuse;
 mod arbitrary;
+mod changes;
 mod forgery;
+mod late;
+mod starts;
+
+use late::Memory;
+
+/// What adversaries tell.
+const LIES: &[Lie] = &[
+    ("twins", Passes),
+    ("forgets", Passes),
+    ("says nothing", Passes),
+    ("says again", Passes),
+    ("says anything", Passes),
+    ("floods", Passes),
+    ("forges", Passes),
+    ("tells voters something else", Passes),
+    ("equivocates", Passes),
+    ("confirms both", Passes),
+    ("orders twice", Passes),
+    ("orders for wrong groups", Passes),
+    ("breaks the order", Passes),
+    ("commits something else", Passes),
+    ("commits after leaving", Passes),
+    ("checkpoint that never was", Passes),
+    ("has followed what it has not", Passes),
+    ("wants another view", Passes),
+    ("wants a view without need", Passes),
+    ("view change hides a warrant", Refused),
+    ("view change omits what was not committed", Passes),
+    ("view change shows an older checkpoint", Passes),
+    ("view change shows an older view", Either),
+    ("view change hides what was acknowledged", Refused),
+    ("view change shows what it has not acknowledged", Either),
+    ("view change without a reason", Passes),
+    ("view change begins at an earlier view", Passes),
+    ("view change begins at other positions", Passes),
+    ("view change commits what it never sent", Passes),
+    ("view changes to two views", Passes),
+    ("new view from other view changes", Passes),
+    ("new view from too few view changes", Passes),
+    ("new view without those who return", Passes),
+    ("new view with an old hello", Passes),
+    ("new view with other counter values", Passes),
+    ("endorses something else", Passes),
+    ("endorses for some only", Passes),
+    ("acknowledges before others have endorsed", Passes),
+    ("acknowledges what it did not endorse", Refused),
+    ("acknowledges for some only", Passes),
+    ("returns without need", Passes),
+    ("hello of an epoch to come", Passes),
+    ("hello of an earlier epoch", Passes),
+    ("hello with lower values", Passes),
+    ("hello with higher values", Passes),
+    ("hello without checkpoint", Passes),
+    ("hello without a view", Passes),
+    ("report without batches", Passes),
+    ("report without bodies", Passes),
+    ("report without a view", Passes),
+    ("report of half the batches", Passes),
+    ("report of bodies that it has not", Passes),
+    ("report of an older view", Either),
+    ("collect without a hello", Passes),
+    ("collect with another hello of its own", Passes),
+    ("two starts of one view", Passes),
+    ("acknowledges another start", Passes),
+    ("tells an old view", Passes),
+];
 
 /// The adapter.
 pub struct MinBft;
@@ -23,10 +92,12 @@ impl Protocol for MinBft {
     const REPLACES_PRIMARY: bool = true;
     const REJOINS: bool = true;
     const STARTS_WITH_ALL: bool = true;
+    const LIES: &'static [Lie] = LIES;
 
     type Message = Message;
     type Record = Record;
     type Reader = LogReader;
+    type Memory = Memory;
     type Machine = Machine;
 
     fn machines(faults: Faults) -> u8 {
@@ -116,8 +187,12 @@ impl Protocol for MinBft {
         forgery::forge(message, tools)
     }
 
-    fn arbitrary(tools: &mut Tools<'_>) -> Message {
-        arbitrary::message(tools)
+    fn arbitrary(heard: &[Message], tools: &mut Tools<'_>) -> Message {
+        arbitrary::message(heard, tools)
+    }
+
+    fn remember(memory: &mut Memory, message: &Message) {
+        memory.hear(message);
     }
 
     fn tamper(script: &mut Script<Self>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {

@@ -14,6 +14,7 @@ use ordering::verified::{Rejection, Verified};
 
 use crate::adversary::{Addressed, Script, Tools};
 use crate::counter::Counter;
+use crate::lies::Lie;
 
 mod minbft;
 mod pbft;
@@ -60,6 +61,8 @@ pub trait Protocol: Sized + 'static {
     /// Whether a start of the whole cluster waits for every replica: then a liar can hold it up, and liveness is
     /// demanded only as long as no such start is needed (DESIGN.md section 4, rule 6).
     const STARTS_WITH_ALL: bool;
+    /// Every lie that an adversary can tell in this protocol.
+    const LIES: &'static [Lie];
 
     /// What machines send each other.
     type Message: Clone + Debug + BorshSerialize + BorshDeserialize;
@@ -67,6 +70,8 @@ pub trait Protocol: Sized + 'static {
     type Record: Clone + BorshSerialize + BorshDeserialize;
     /// What collects an answer from the log.
     type Reader;
+    /// What an adversary keeps from one message to the next.
+    type Memory: Default;
     /// The production state machine.
     type Machine: Agreement<Message = Self::Message, Record = Self::Record, LogReader = Self::Reader>;
 
@@ -105,8 +110,12 @@ pub trait Protocol: Sized + 'static {
     /// Verification must reject what this returns: the simulator checks that.
     fn forge(message: &Self::Message, tools: &mut Tools<'_>) -> Option<Self::Message>;
 
-    /// Any message at all, with the machine's signatures and warrants where they belong.
-    fn arbitrary(tools: &mut Tools<'_>) -> Self::Message;
+    /// Any message at all, with the machine's signatures and warrants where they belong; made of what was heard where
+    /// nothing could be made of nothing.
+    fn arbitrary(heard: &[Self::Message], tools: &mut Tools<'_>) -> Self::Message;
+
+    /// An adversary hears a message.
+    fn remember(memory: &mut Self::Memory, message: &Self::Message);
 
     /// What an adversary that has the machine's key and counter sends instead of this message, and to whom.
     fn tamper(script: &mut Script<Self>, message: &Self::Message, tools: &mut Tools<'_>) -> Tampered<Self::Message>;

@@ -10,10 +10,48 @@ use ordering::verified::{Rejection, Verified};
 use super::{HistoryEnd, Protocol, Reading, Tampered};
 use crate::adversary::{Script, Tools};
 use crate::counter::Counter;
+use crate::lies::Fate::{Passes, Refused};
+use crate::lies::Lie;
 
 mod abuse;
 mod arbitrary;
+mod changes;
 mod forgery;
+
+use changes::Memory;
+
+/// What adversaries tell.
+const LIES: &[Lie] = &[
+    ("twins", Passes),
+    ("forgets", Passes),
+    ("says nothing", Passes),
+    ("says again", Passes),
+    ("says anything", Passes),
+    ("floods", Passes),
+    ("forges", Passes),
+    ("tells voters something else", Passes),
+    ("equivocates", Passes),
+    ("confirms both", Passes),
+    ("orders twice", Passes),
+    ("orders for wrong groups", Passes),
+    ("breaks the order", Passes),
+    ("votes for something else", Passes),
+    ("commits before it is prepared", Passes),
+    ("commits after leaving", Passes),
+    ("checkpoint that never was", Passes),
+    ("wants another view", Passes),
+    ("wants a view without need", Passes),
+    ("view change without certificates", Passes),
+    ("view change without its last certificate", Passes),
+    ("view change without a checkpoint", Passes),
+    ("view change with an older certificate", Passes),
+    ("view change with an older checkpoint", Passes),
+    ("view change with what others have prepared", Passes),
+    ("view change for some only", Passes),
+    ("new view from other view changes", Passes),
+    ("new view from too few view changes", Refused),
+    ("new view with another view change of its own", Passes),
+];
 
 /// The adapter.
 pub struct Pbft;
@@ -23,10 +61,12 @@ impl Protocol for Pbft {
     const REPLACES_PRIMARY: bool = true;
     const REJOINS: bool = true;
     const STARTS_WITH_ALL: bool = false;
+    const LIES: &'static [Lie] = LIES;
 
     type Message = Message;
     type Record = Record;
     type Reader = LogReader;
+    type Memory = Memory;
     type Machine = Machine;
 
     fn machines(faults: Faults) -> u8 {
@@ -104,8 +144,12 @@ impl Protocol for Pbft {
         forgery::forge(message, tools)
     }
 
-    fn arbitrary(tools: &mut Tools<'_>) -> Message {
-        arbitrary::message(tools)
+    fn arbitrary(heard: &[Message], tools: &mut Tools<'_>) -> Message {
+        arbitrary::message(heard, tools)
+    }
+
+    fn remember(memory: &mut Memory, message: &Message) {
+        memory.hear(message);
     }
 
     fn tamper(script: &mut Script<Self>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {

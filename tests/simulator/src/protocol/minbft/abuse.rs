@@ -1,21 +1,16 @@
-//! What an adversary with a machine's key and counter makes of its MinBFT messages.
-//!
-//! It *certifies late*: its production code was shown a warrant that certifies nothing, with the right value; here
-//! the counter certifies for that value whatever the adversary wants to send. A true counter does so once for each
-//! value, so to equivocate is to send one batch to some and nothing that verifies to the others.
+//! What an adversary with a machine's key and counter makes of its MinBFT messages: here the choice by kind, and the
+//! normal case.
 
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
-use ordering::configuration::{PRIMARY_SLOT, replica_slot};
+use ordering::configuration::PRIMARY_SLOT;
 use ordering::identifiers::{Digest, GroupId, Order, View};
-use ordering::minbft::{
-    Acknowledgement, Checkpoint, Collect, Commit, Hello, Message, NewView, Prepare, PrepareEntry, Report,
-    RequestViewChange,
-};
+use ordering::minbft::{Checkpoint, Commit, Message, Prepare, PrepareEntry};
 use rand::RngExt;
 
-use super::MinBft;
+use super::late::late;
+use super::{MinBft, changes, starts};
 use crate::adversary::{Addressed, Behaviour, Script, Tools};
 use crate::counter::Trust;
 use crate::protocol::Tampered;
@@ -24,114 +19,35 @@ use crate::protocol::Tampered;
 pub(super) fn tamper(script: &mut Script<MinBft>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {
     match message {
         Message::Prepare(prepare) if prepare.warrant.slot == PRIMARY_SLOT && is_own(prepare, tools) => {
-            late(script, PRIMARY_SLOT, prepare.warrant.value, tools, |script, tools| {
+            late(script, &prepare.warrant, tools, |script, tools| {
                 prepares(script, prepare, tools)
             })
         }
-        Message::Commit(commit) => late(
-            script,
-            commit.warrant.slot,
-            commit.warrant.value,
-            tools,
-            |script, tools| commits(script, commit, tools),
-        ),
+        Message::Commit(commit) => late(script, &commit.warrant, tools, |script, tools| {
+            commits(script, commit, tools)
+        }),
         Message::Checkpoint(checkpoint) if script.does(Behaviour::LyingCheckpoints, tools.rng) => {
             Tampered::Instead(vec![(tools.some(), lying_checkpoint(checkpoint, tools))])
         }
-        Message::Hello(hello) if script.does(Behaviour::LyingStarts, tools.rng) => Tampered::Instead(vec![
-            (tools.some(), lying_hello(hello, tools)),
-            (tools.some(), message.clone()),
-        ]),
-        Message::Report(report) if script.does(Behaviour::LyingStarts, tools.rng) => {
-            Tampered::Instead(vec![(u64::MAX, lying_report(report, tools))])
-        }
-        Message::Collect(collect) if script.does(Behaviour::LyingStarts, tools.rng) => {
-            let audience = tools.some();
-            Tampered::Instead(vec![
-                (audience, lying_collect(collect, tools)),
-                (!audience, message.clone()),
-            ])
-        }
-        Message::Acknowledge(acknowledgement) if script.does(Behaviour::LyingStarts, tools.rng) => {
-            let audience = tools.some();
-            Tampered::Instead(vec![
-                (audience, lying_acknowledgement(acknowledgement, tools)),
-                (!audience, message.clone()),
-            ])
-        }
         Message::RequestViewChange(request) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
-            let view = View(request.view.0 + tools.rng.random_range(0..20));
-            Tampered::Instead(vec![
-                (tools.some(), signed_request(view, tools)),
-                (tools.some(), message.clone()),
-            ])
+            changes::wish(request, tools)
         }
-        // Views that nobody needs, now and then.
-        Message::Standing(standing) if script.does(Behaviour::LyingStarts, tools.rng) => {
-            let request = signed_request(View(standing.view.0 + 1), tools);
+        // Views that nobody needs, and returns of who was never away.
+        Message::Standing(standing) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
+            tools.tell("wants a view without need");
+            let request = changes::signed_request(View(standing.view.0 + 1), tools);
             Tampered::Instead(vec![(u64::MAX, request), (u64::MAX, message.clone())])
         }
-        Message::NewView(new_view) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
-            let audience = tools.some();
-            Tampered::Instead(vec![
-                (audience, lying_new_view(new_view, tools)),
-                (!audience, message.clone()),
-            ])
+        Message::Standing(standing) if script.does(Behaviour::LyingAdmissions, tools.rng) => {
+            let hello = starts::needless_hello(standing, tools);
+            Tampered::Instead(vec![(u64::MAX, hello), (u64::MAX, message.clone())])
         }
-        Message::ViewChange(change) if script.does(Behaviour::CommittingLate, tools.rng) => {
-            let late = commit_late(script, change.view, tools).map(|late| (tools.some(), late));
-            Tampered::Instead(late.into_iter().chain([(u64::MAX, message.clone())]).collect())
-        }
-        _ => Tampered::Untouched,
+        Message::ViewChange(change) => changes::leave(script, change, tools),
+        Message::NewView(new_view) => changes::new_view(script, new_view, tools),
+        Message::Endorse(endorsement) => changes::endorse(script, endorsement, tools),
+        Message::AcknowledgeView(acknowledgement) => changes::acknowledge(script, acknowledgement, tools),
+        _ => starts::tamper(script, message, tools),
     }
-}
-
-fn signed_request(view: View, tools: &Tools<'_>) -> Message {
-    let digest = RequestViewChange::digest(tools.machine, view);
-    Message::RequestViewChange(RequestViewChange {
-        machine: tools.machine,
-        view,
-        signature: tools.key.sign(&digest).to_bytes(),
-    })
-}
-
-/// Another choice of evidence, or without the machines that return.
-fn lying_new_view(new_view: &Arc<NewView>, tools: &mut Tools<'_>) -> Message {
-    let mut new_view = NewView::clone(new_view);
-    match tools.rng.random_range(0..3) {
-        0 => {
-            let victim = tools.rng.random_range(0..new_view.changes.len());
-            new_view.changes.remove(victim);
-        }
-        1 => new_view.hellos.clear(),
-        _ => new_view
-            .admission
-            .positions
-            .iter_mut()
-            .for_each(|position| *position += 1),
-    }
-    new_view.signature = tools.key.sign(&new_view.digest()).to_bytes();
-    Message::NewView(Arc::new(new_view))
-}
-
-/// Commits the last batch that was heard of in the view that has just been left (rule 3): that spends the warrant
-/// after the VIEW-CHANGE's, so the machine's own production code stops soon after.
-fn commit_late(script: &Script<MinBft>, left_for: View, tools: &mut Tools<'_>) -> Option<Message> {
-    let heard = script.heard.iter().filter_map(|message| match message {
-        Message::Prepare(prepare) if prepare.view < left_for => Some(prepare),
-        _ => None,
-    });
-    let last = heard.max_by_key(|prepare| (prepare.view, prepare.warrant.value))?;
-    let (view, group) = (last.view, last.entries.first()?.group);
-    let batches = vec![(last.warrant.value, last.own_digest())];
-    let digest = Commit::digest(view, group, &batches);
-    let warrant = tools.counter.create(replica_slot(group), &digest);
-    Some(Message::Commit(Arc::new(Commit {
-        view,
-        group,
-        batches,
-        warrant,
-    })))
 }
 
 fn is_own(prepare: &Prepare, tools: &Tools<'_>) -> bool {
@@ -141,52 +57,15 @@ fn is_own(prepare: &Prepare, tools: &Tools<'_>) -> bool {
 /// Content that is to be certified at the value in question, and for whom.
 type Wanted = Addressed<Message>;
 
-/// Certifies what `make` wants to send at this value; the same again when the production code repeats itself.
-fn late(
-    script: &mut Script<MinBft>,
-    slot: u32,
-    value: u64,
-    tools: &mut Tools<'_>,
-    make: impl FnOnce(&mut Script<MinBft>, &mut Tools<'_>) -> Wanted,
-) -> Tampered<Message> {
-    if !script.certifies_late() {
-        return Tampered::Untouched;
-    }
-    if let Some(certified) = script.certified.get(&(slot, value)) {
-        return Tampered::Instead(certified.clone());
-    }
-    let wanted = make(script, tools);
-    let certified: Wanted = wanted
-        .into_iter()
-        .filter_map(|(audience, message)| Some((audience, certify(message, slot, value, tools)?)))
-        .collect();
-    script.certified.insert((slot, value), certified.clone());
-    Tampered::Instead(certified)
-}
-
-fn certify(message: Message, slot: u32, value: u64, tools: &mut Tools<'_>) -> Option<Message> {
-    Some(match message {
-        Message::Prepare(mut prepare) => {
-            let digest = prepare.own_digest();
-            Arc::make_mut(&mut prepare).warrant = tools.counter.create_at(slot, value, &digest)?;
-            Message::Prepare(prepare)
-        }
-        Message::Commit(mut commit) => {
-            let digest = Commit::digest(commit.view, commit.group, &commit.batches);
-            Arc::make_mut(&mut commit).warrant = tools.counter.create_at(slot, value, &digest)?;
-            Message::Commit(commit)
-        }
-        other => other,
-    })
-}
-
 /// Batches that an adversary orders instead of this one.
 fn prepares(script: &mut Script<MinBft>, prepare: &Arc<Prepare>, tools: &mut Tools<'_>) -> Wanted {
     let mut altered = Prepare::clone(prepare);
     if script.does(Behaviour::Equivocating, tools.rng) {
+        tools.tell("equivocates");
         return equivocate(prepare, altered, tools);
     }
     if script.does(Behaviour::DoubleOrdering, tools.rng) {
+        tools.tell("orders twice");
         let twice = altered.entries[tools.rng.random_range(0..altered.entries.len())];
         let other = GroupId((twice.group.0 + 1) % tools.groups);
         let old = tools.request();
@@ -199,12 +78,14 @@ fn prepares(script: &mut Script<MinBft>, prepare: &Arc<Prepare>, tools: &mut Too
         }
     }
     if script.does(Behaviour::WrongGroups, tools.rng) {
+        tools.tell("orders for wrong groups");
         for entry in &mut altered.entries {
             // The last one is no group at all: verification refuses the whole batch.
             entry.group = GroupId(tools.rng.random_range(0..=tools.groups));
         }
     }
     if script.does(Behaviour::BreakingOrder, tools.rng) {
+        tools.tell("breaks the order");
         break_order(&mut altered, tools);
     }
     vec![(u64::MAX, Message::Prepare(Arc::new(altered)))]
@@ -254,9 +135,11 @@ fn commits(script: &mut Script<MinBft>, commit: &Arc<Commit>, tools: &mut Tools<
     if script.has(Behaviour::Equivocating)
         && let Some(wanted) = confirm_both(commit, tools)
     {
+        tools.tell("confirms both");
         return wanted;
     }
     if script.does(Behaviour::WrongCommits, tools.rng) {
+        tools.tell("commits something else");
         match tools.rng.random_range(0..5) {
             0 => altered.batches[0].1 = tools.noise(),
             1 => altered.batches[0].0 += 1,
@@ -294,68 +177,24 @@ fn confirm_both(commit: &Arc<Commit>, tools: &Tools<'_>) -> Option<Wanted> {
 
 fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
     let mut checkpoint = checkpoint.clone();
-    match tools.rng.random_range(0..4) {
-        0 => checkpoint.point.history = tools.noise(),
-        1 => checkpoint.point.order = Order(checkpoint.point.order.0 + tools.rng.random_range(1..1000)),
-        2 => checkpoint.point.value += 1,
+    match (tools.rng.random_range(0..6), &mut checkpoint.followed) {
+        (0 | 1, Some(followed)) => {
+            tools.tell("has followed what it has not");
+            match tools.rng.random_range(0..2) {
+                0 => followed.order = Order(0),
+                _ => followed.positions.iter_mut().for_each(|(_, known)| {
+                    known.positions.iter_mut().for_each(|position| *position += 5);
+                }),
+            }
+            followed.signature = tools.key.sign(&followed.digest()).to_bytes();
+            return Message::Checkpoint(Arc::new(checkpoint));
+        }
+        (0..3, _) => checkpoint.point.history = tools.noise(),
+        (3, _) => checkpoint.point.order = Order(checkpoint.point.order.0 + tools.rng.random_range(1..1000)),
+        (4, _) => checkpoint.point.value += 1,
         _ => checkpoint.point.view.0 += u64::from(tools.machines),
     }
+    tools.tell("checkpoint that never was");
     checkpoint.signature = tools.key.sign(&checkpoint.point.digest()).to_bytes();
     Message::Checkpoint(Arc::new(checkpoint))
-}
-
-fn lying_hello(hello: &Arc<Hello>, tools: &mut Tools<'_>) -> Message {
-    let mut hello = Hello::clone(hello);
-    match tools.rng.random_range(0..4) {
-        0 => hello.stable = None,
-        1 => hello.view = None,
-        2 => hello.admission.epoch += 1,
-        _ => hello.admission.positions.iter_mut().for_each(|position| *position += 3),
-    }
-    hello.signature = tools.key.sign(&hello.digest()).to_bytes();
-    Message::Hello(Arc::new(hello))
-}
-
-fn lying_report(report: &Arc<Report>, tools: &mut Tools<'_>) -> Message {
-    let mut report = Report::clone(report);
-    match tools.rng.random_range(0..4) {
-        0 => report.prepares.clear(),
-        1 => report.held.clear(),
-        2 => {
-            report.live = None;
-            report.prepares.clear();
-        }
-        _ => report.prepares.truncate(report.prepares.len() / 2),
-    }
-    report.signature = tools.key.sign(&report.digest()).to_bytes();
-    Message::Report(Arc::new(report))
-}
-
-/// The leader of a start leaves out a hello, or shows an old one of its own.
-fn lying_collect(collect: &Arc<Collect>, tools: &mut Tools<'_>) -> Message {
-    let mut collect = Collect::clone(collect);
-    if tools.rng.random_bool(0.5) && collect.hellos.len() > 1 {
-        let victim = tools.rng.random_range(0..collect.hellos.len());
-        collect.hellos.remove(victim);
-    } else if let Some(own) = collect.hellos.iter_mut().find(|hello| hello.machine == tools.machine) {
-        let mut changed = Hello::clone(own);
-        changed.stable = None;
-        changed
-            .admission
-            .positions
-            .iter_mut()
-            .for_each(|position| *position += 1);
-        changed.signature = tools.key.sign(&changed.digest()).to_bytes();
-        *own = Arc::new(changed);
-    }
-    collect.signature = tools.key.sign(&collect.digest()).to_bytes();
-    Message::Collect(Arc::new(collect))
-}
-
-fn lying_acknowledgement(acknowledgement: &Acknowledgement, tools: &mut Tools<'_>) -> Message {
-    let mut acknowledgement = acknowledgement.clone();
-    acknowledgement.outcome = tools.noise();
-    let digest = Acknowledgement::digest(acknowledgement.view, &acknowledgement.outcome);
-    acknowledgement.signature = tools.key.sign(&digest).to_bytes();
-    Message::Acknowledge(acknowledgement)
 }

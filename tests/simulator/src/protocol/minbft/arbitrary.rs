@@ -6,21 +6,23 @@ use ed25519_dalek::Signer;
 use ordering::configuration::{PRIMARY_SLOT, replica_slot};
 use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
 use ordering::minbft::{
-    Acknowledgement, Admission, Checkpoint, Collect, Commit, Hello, History, HistoryEntry, HistoryPoint, Message,
-    Outcome, OutcomeEntry, Prepare, PrepareEntry, Progress, Report, Standing, Start,
+    Acknowledgement, Admission, Checkpoint, Collect, Commit, Endorsement, Hello, History, HistoryEntry, HistoryPoint,
+    LiveProof, Message, NewView, Outcome, OutcomeEntry, Prepare, PrepareEntry, Progress, Report, RunItem, RunStart,
+    StableCheckpoint, Standing, Start, ViewAcknowledgement, ViewChange,
 };
 use rand::RngExt;
 
+use super::changes;
 use crate::adversary::Tools;
 
 /// Orders and counter values are drawn below this.
 const SMALL: u64 = 60;
 
 /// Kinds that [`message`] makes.
-const KINDS: u32 = 13;
+const KINDS: u32 = 20;
 
 /// A message whose signatures and warrants are right as far as this machine can make them.
-pub(super) fn message(tools: &mut Tools<'_>) -> Message {
+pub(super) fn message(heard: &[Message], tools: &mut Tools<'_>) -> Message {
     match tools.rng.random_range(0..KINDS) {
         0 => Message::Prepare(Arc::new(prepare(tools))),
         1 => Message::Commit(Arc::new(commit(tools))),
@@ -37,11 +39,179 @@ pub(super) fn message(tools: &mut Tools<'_>) -> Message {
         9 => Message::Hello(Arc::new(hello(tools))),
         10 => Message::Collect(Arc::new(collect(tools))),
         11 => Message::Report(Arc::new(report(tools))),
-        _ => match tools.rng.random_bool(0.5) {
+        12 => match tools.rng.random_bool(0.5) {
             true => Message::Start(Arc::new(start(tools))),
             false => Message::Acknowledge(acknowledgement(tools)),
         },
+        13 => {
+            let view = view(tools);
+            changes::signed_request(view, tools)
+        }
+        14 => Message::Endorse(Arc::new(endorsement(heard, tools))),
+        15 => Message::AcknowledgeView(Arc::new(view_acknowledgement(heard, tools))),
+        16 => Message::Live(Arc::new(live(heard, tools))),
+        17 => Message::NewView(Arc::new(new_view(heard, tools))),
+        18 => Message::Stable(stable(heard, tools)),
+        _ => Message::ViewChange(Arc::new(view_change(heard, tools))),
     }
+}
+
+/// The last message that was heard of a kind.
+fn last<T>(heard: &[Message], of_kind: impl Fn(&Message) -> Option<T>) -> Option<T> {
+    heard.iter().rev().find_map(of_kind)
+}
+
+/// The last outcome that was heard of, by its name, or a name of nothing.
+fn outcome(heard: &[Message], tools: &mut Tools<'_>) -> (View, Digest) {
+    let known = last(heard, |message| match message {
+        Message::Endorse(endorsement) => Some((endorsement.view, endorsement.outcome)),
+        Message::Live(proof) => Some((proof.outcome.view, proof.outcome.digest())),
+        _ => None,
+    });
+    match known.filter(|_| tools.rng.random_bool(0.7)) {
+        Some(known) => known,
+        None => (view(tools), tools.noise()),
+    }
+}
+
+fn endorsement(heard: &[Message], tools: &mut Tools<'_>) -> Endorsement {
+    let (view, outcome) = outcome(heard, tools);
+    let digest = Endorsement::digest(view, &outcome);
+    Endorsement {
+        machine: tools.machine,
+        view,
+        outcome,
+        warrant: certified(replica_slot(GroupId(0)), &digest, tools),
+    }
+}
+
+fn view_acknowledgement(heard: &[Message], tools: &mut Tools<'_>) -> ViewAcknowledgement {
+    let (view, outcome) = outcome(heard, tools);
+    let slot = replica_slot(GroupId(0));
+    ViewAcknowledgement {
+        machine: tools.machine,
+        view,
+        outcome,
+        endorsed: tools.counter.create(slot, &Endorsement::digest(view, &outcome)),
+        acknowledged: tools.counter.create(slot, &ViewAcknowledgement::digest(view, &outcome)),
+    }
+}
+
+/// The proof of a view that was heard of, or of one that never was, which verification refuses.
+fn live(heard: &[Message], tools: &mut Tools<'_>) -> LiveProof {
+    let known = last(heard, |message| match message {
+        Message::Live(proof) => Some(LiveProof::clone(proof)),
+        Message::ViewChange(change) => Some(LiveProof::clone(&change.live)),
+        _ => None,
+    });
+    known.unwrap_or_else(|| LiveProof {
+        outcome: invented(tools),
+        signatures: Vec::new(),
+        acknowledgements: Vec::new(),
+    })
+}
+
+/// From some of the VIEW-CHANGEs that were heard.
+fn new_view(heard: &[Message], tools: &mut Tools<'_>) -> NewView {
+    let mut changes: Vec<_> = heard
+        .iter()
+        .filter_map(|message| match message {
+            Message::ViewChange(change) => Some(Arc::clone(change)),
+            _ => None,
+        })
+        .collect();
+    changes.sort_by_key(|change| change.machine);
+    changes.dedup_by_key(|change| change.machine);
+    let view = changes.first().map_or_else(|| own_view(tools), |change| change.view);
+    changes.retain(|change| change.view == view && tools.rng.random_bool(0.8));
+    let mut new_view = NewView {
+        view,
+        admission: admission(tools),
+        changes,
+        hellos: (0..tools.rng.random_range(0..2))
+            .map(|_| Arc::new(hello(tools)))
+            .collect(),
+        signature: [0; 64],
+    };
+    new_view.signature = sign(&new_view.digest(), tools);
+    new_view
+}
+
+fn stable(heard: &[Message], tools: &mut Tools<'_>) -> StableCheckpoint {
+    let known = last(heard, |message| match message {
+        Message::Stable(stable) => Some(stable.clone()),
+        _ => None,
+    });
+    known.unwrap_or_else(|| StableCheckpoint {
+        point: point(tools),
+        signatures: Vec::new(),
+    })
+}
+
+/// With runs of anything, rightly certified, since a view that was heard of.
+fn view_change(heard: &[Message], tools: &mut Tools<'_>) -> ViewChange {
+    let live = live(heard, tools);
+    let to = View(live.outcome.view.0 + tools.rng.random_range(0..4));
+    let requests = last(heard, |message| match message {
+        Message::ViewChange(change) if change.view >= to => Some(change.requests.clone()),
+        _ => None,
+    });
+    let item = |group: u16, tools: &mut Tools<'_>| {
+        let (view, outcome) = outcome(heard, tools);
+        let slot = replica_slot(GroupId(group));
+        let content = tools.noise();
+        match tools.rng.random_range(0..4) {
+            0 => RunItem::Commit(Arc::new(commit(tools))),
+            1 => RunItem::Left {
+                view,
+                content,
+                warrant: tools
+                    .counter
+                    .create(slot, &ViewChange::digest(tools.machine, view, &content)),
+            },
+            2 => RunItem::Endorsed {
+                view,
+                outcome,
+                warrant: tools.counter.create(slot, &Endorsement::digest(view, &outcome)),
+            },
+            _ => RunItem::Acknowledged {
+                view,
+                outcome,
+                warrant: tools.counter.create(slot, &ViewAcknowledgement::digest(view, &outcome)),
+            },
+        }
+    };
+    let runs = (0..tools.groups).map(|group| {
+        let count = tools.rng.random_range(0..2);
+        (0..count).map(|_| item(group, tools)).collect()
+    });
+    let runs = runs.collect();
+    let mut change = ViewChange {
+        machine: tools.machine,
+        view: to,
+        requests: requests.unwrap_or_default(),
+        stable: None,
+        live: Arc::new(live),
+        certified: None,
+        prepares: Vec::new(),
+        start: RunStart::Live,
+        runs,
+        warrants: Vec::new(),
+    };
+    let digest = ViewChange::digest(change.machine, change.view, &change.content());
+    let positions = change.live.outcome.admission(change.machine).cloned();
+    for group in 0..tools.groups {
+        let slot = replica_slot(GroupId(group));
+        let start = positions
+            .as_ref()
+            .and_then(|known| known.positions.get(usize::from(group) + 1));
+        let value = start.map_or(1, |start| start + change.runs[usize::from(group)].len() as u64 + 1);
+        let warrant = tools.counter.create_at(slot, value, &digest);
+        change
+            .warrants
+            .push(warrant.unwrap_or_else(|| tools.counter.create(slot, &digest)));
+    }
+    change
 }
 
 /// Mostly small; sometimes as large as it gets.
@@ -236,8 +406,8 @@ fn start(tools: &mut Tools<'_>) -> Start {
     start
 }
 
-fn acknowledgement(tools: &mut Tools<'_>) -> Acknowledgement {
-    let outcome = Outcome {
+fn invented(tools: &mut Tools<'_>) -> Outcome {
+    Outcome {
         view: view(tools),
         base: point(tools),
         entries: vec![OutcomeEntry {
@@ -247,7 +417,11 @@ fn acknowledgement(tools: &mut Tools<'_>) -> Acknowledgement {
         }],
         admitted: vec![(tools.machine, admission(tools))],
         changed: Vec::new(),
-    };
+    }
+}
+
+fn acknowledgement(tools: &mut Tools<'_>) -> Acknowledgement {
+    let outcome = invented(tools);
     let digest = outcome.digest();
     Acknowledgement {
         machine: tools.machine,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use ed25519_dalek::Signer;
 use ordering::identifiers::{Digest, GroupId, Order, View};
 use ordering::minbft::{Checkpoint, PrepareEntry};
-use ordering::pbft::{Batch, Commit, Message, NewView, PrePrepare, Prepare, RequestViewChange, ViewChange};
+use ordering::pbft::{Batch, Commit, Message, PrePrepare, Prepare, RequestViewChange};
 use rand::RngExt;
 
-use super::Pbft;
+use super::{Pbft, changes};
 use crate::adversary::{Addressed, Behaviour, Script, Tools};
 use crate::protocol::Tampered;
 
@@ -16,11 +16,18 @@ use crate::protocol::Tampered;
 pub(super) fn tamper(script: &mut Script<Pbft>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {
     match message {
         Message::PrePrepare(proposal) if is_own(proposal.view, tools) => propose(script, proposal, tools),
+        // Whoever accepts a batch could as well say that it has a certificate.
+        Message::Prepare(prepare) if script.does(Behaviour::LyingEndorsements, tools.rng) => {
+            tools.tell("commits before it is prepared");
+            let (view, number, digest) = (prepare.view, prepare.number, prepare.digest);
+            let early = Message::Commit(Commit { view, number, digest });
+            Tampered::Instead(vec![(u64::MAX, early), (u64::MAX, message.clone())])
+        }
         Message::Prepare(prepare) => vote(script, prepare.view, prepare.number, tools, |digest, tools| {
             Message::Prepare(signed_prepare(prepare.view, prepare.number, digest, tools))
         }),
         Message::Commit(commit) => {
-            script.kept = Some(message.clone());
+            script.memory.last = Some(*commit);
             vote(script, commit.view, commit.number, tools, |digest, _| {
                 Message::Commit(Commit { digest, ..*commit })
             })
@@ -29,22 +36,24 @@ pub(super) fn tamper(script: &mut Script<Pbft>, message: &Message, tools: &mut T
             Tampered::Instead(vec![(tools.some(), lying_checkpoint(checkpoint, tools))])
         }
         Message::RequestViewChange(request) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
+            tools.tell("wants another view");
             let view = View(request.view.0 + tools.rng.random_range(0..20));
             Tampered::Instead(vec![
                 (tools.some(), signed_request(view, tools)),
                 (tools.some(), message.clone()),
             ])
         }
-        Message::ViewChange(view_change) => leave(script, view_change, tools),
-        Message::NewView(new_view) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
+        Message::ViewChange(view_change) => changes::leave(script, view_change, tools),
+        Message::NewView(new_view) if script.does(Behaviour::LyingNewViews, tools.rng) => {
             let audience = tools.some();
-            Tampered::Instead(vec![
-                (audience, lying_new_view(new_view, tools)),
-                (!audience, message.clone()),
-            ])
+            let lie = changes::lying_new_view(new_view, &script.memory, tools);
+            Tampered::Instead(vec![(audience, lie), (!audience, message.clone())])
         }
         // Views that nobody needs, now and then.
-        Message::Standing(standing) if script.does(Behaviour::LyingStarts, tools.rng) => {
+        Message::Standing(standing)
+            if script.does(Behaviour::LyingStarts, tools.rng) || script.does(Behaviour::LyingAdmissions, tools.rng) =>
+        {
+            tools.tell("wants a view without need");
             let request = signed_request(View(standing.view.0 + 1), tools);
             Tampered::Instead(vec![(u64::MAX, request), (u64::MAX, message.clone())])
         }
@@ -56,7 +65,7 @@ fn is_own(view: View, tools: &Tools<'_>) -> bool {
     view.0 % u64::from(tools.machines) == u64::from(tools.machine.0)
 }
 
-fn sign(digest: &Digest, tools: &Tools<'_>) -> [u8; 64] {
+pub(super) fn sign(digest: &Digest, tools: &Tools<'_>) -> [u8; 64] {
     tools.key.sign(digest).to_bytes()
 }
 
@@ -95,6 +104,7 @@ fn propose(script: &mut Script<Pbft>, proposal: &Arc<PrePrepare>, tools: &mut To
     }
     let mut altered = Batch::clone(&proposal.batch);
     if script.does(Behaviour::Equivocating, tools.rng) {
+        tools.tell("equivocates");
         altered.time_us += 1;
         if let (Some(other), true) = (tools.request(), tools.rng.random_bool(0.5)) {
             altered.entries[0] = entry_of(other.group, other.digest);
@@ -119,6 +129,7 @@ fn propose(script: &mut Script<Pbft>, proposal: &Arc<PrePrepare>, tools: &mut To
 
 fn spoil(script: &Script<Pbft>, batch: &mut Batch, tools: &mut Tools<'_>) {
     if script.does(Behaviour::DoubleOrdering, tools.rng) {
+        tools.tell("orders twice");
         let twice = batch.entries[0];
         let other = GroupId((twice.group.0 + 1) % tools.groups);
         batch.entries.push(entry_of(other, twice.digest));
@@ -127,11 +138,13 @@ fn spoil(script: &Script<Pbft>, batch: &mut Batch, tools: &mut Tools<'_>) {
         }
     }
     if script.does(Behaviour::WrongGroups, tools.rng) {
+        tools.tell("orders for wrong groups");
         for entry in &mut batch.entries {
             entry.group = GroupId(tools.rng.random_range(0..=tools.groups));
         }
     }
     if script.does(Behaviour::BreakingOrder, tools.rng) {
+        tools.tell("breaks the order");
         match tools.rng.random_range(0..6) {
             0 => batch.first = Order(batch.first.0 + 1),
             1 => batch.number += 1,
@@ -157,10 +170,12 @@ fn vote(
 ) -> Tampered<Message> {
     let split = tools.conspiracy.batches.get(&(view.0, number)).cloned();
     if let Some(split) = split.filter(|_| script.has(Behaviour::Equivocating)) {
+        tools.tell("confirms both");
         let each = split.into_iter();
         return Tampered::Instead(each.map(|(audience, digest)| (audience, make(digest, tools))).collect());
     }
     if script.does(Behaviour::WrongCommits, tools.rng) {
+        tools.tell("votes for something else");
         let noise = tools.noise();
         return Tampered::Instead(vec![(tools.some(), make(noise, tools))]);
     }
@@ -168,6 +183,7 @@ fn vote(
 }
 
 fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
+    tools.tell("checkpoint that never was");
     let mut checkpoint = checkpoint.clone();
     match tools.rng.random_range(0..3) {
         0 => checkpoint.point.history = tools.noise(),
@@ -176,64 +192,4 @@ fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
     }
     checkpoint.signature = sign(&checkpoint.point.digest(), tools);
     Message::Checkpoint(checkpoint)
-}
-
-/// Leaves a view: tells lies about what was prepared, and may go on to commit in the old one.
-fn leave(script: &mut Script<Pbft>, view_change: &Arc<ViewChange>, tools: &mut Tools<'_>) -> Tampered<Message> {
-    let mut sent = Vec::new();
-    if script.does(Behaviour::LyingViewChanges, tools.rng) {
-        let audience = tools.some();
-        sent.push((audience, lying_view_change(view_change, tools)));
-        sent.push((!audience, Message::ViewChange(Arc::clone(view_change))));
-    }
-    if let Some(late) = script
-        .kept
-        .clone()
-        .filter(|_| script.does(Behaviour::CommittingLate, tools.rng))
-    {
-        if sent.is_empty() {
-            sent.push((u64::MAX, Message::ViewChange(Arc::clone(view_change))));
-        }
-        sent.push((u64::MAX, late));
-    }
-    if sent.is_empty() {
-        return Tampered::Untouched;
-    }
-    Tampered::Instead(sent)
-}
-
-fn lying_view_change(view_change: &ViewChange, tools: &mut Tools<'_>) -> Message {
-    let mut view_change = view_change.clone();
-    match tools.rng.random_range(0..4) {
-        0 => view_change.prepared.clear(),
-        1 => view_change.stable = None,
-        2 => drop(view_change.prepared.pop()),
-        _ => {
-            view_change.stable = None;
-            view_change.prepared.clear();
-        }
-    }
-    view_change.signature = sign(&view_change.digest(), tools);
-    Message::ViewChange(Arc::new(view_change))
-}
-
-/// Another choice among the view changes, or with a lie of its own.
-fn lying_new_view(new_view: &NewView, tools: &mut Tools<'_>) -> Message {
-    let mut new_view = new_view.clone();
-    let victim = tools.rng.random_range(0..new_view.view_changes.len());
-    if tools.rng.random_bool(0.5) {
-        new_view.view_changes.remove(victim);
-    } else {
-        let own = new_view
-            .view_changes
-            .iter_mut()
-            .find(|change| change.machine == tools.machine);
-        if let Some(own) = own
-            && let Message::ViewChange(lie) = lying_view_change(own, tools)
-        {
-            *own = lie;
-        }
-    }
-    new_view.signature = sign(&new_view.digest(), tools);
-    Message::NewView(Arc::new(new_view))
 }

@@ -15,7 +15,7 @@ use crate::adversary::Tools;
 const SMALL: u64 = 60;
 
 /// A message whose signatures are right as far as this machine can make them.
-pub(super) fn message(tools: &mut Tools<'_>) -> Message {
+pub(super) fn message(heard: &[Message], tools: &mut Tools<'_>) -> Message {
     match tools.rng.random_range(0..12) {
         0 | 1 => {
             let batch = batch(tools);
@@ -45,8 +45,8 @@ pub(super) fn message(tools: &mut Tools<'_>) -> Message {
             let view = view(tools);
             signed_request(view, tools)
         }
-        10 => Message::ViewChange(Arc::new(view_change(tools))),
-        _ => Message::NewView(Arc::new(new_view(tools))),
+        10 => Message::ViewChange(Arc::new(view_change(heard, tools))),
+        _ => Message::NewView(Arc::new(new_view(heard, tools))),
     }
 }
 
@@ -118,28 +118,52 @@ fn history(tools: &mut Tools<'_>) -> History {
     }
 }
 
-fn view_change(tools: &mut Tools<'_>) -> ViewChange {
-    let view = view(tools);
-    let request = match signed_request(view, tools) {
-        Message::RequestViewChange(request) => vec![request],
-        _ => Vec::new(),
-    };
-    let mut view_change = ViewChange {
+/// Whatever the last one that was heard holds, or nothing.
+fn view_change(heard: &[Message], tools: &mut Tools<'_>) -> ViewChange {
+    let known = heard.iter().rev().find_map(|message| match message {
+        Message::ViewChange(known) => Some(ViewChange::clone(known)),
+        _ => None,
+    });
+    let own = view(tools);
+    let mut view_change = known.unwrap_or_else(|| ViewChange {
         machine: tools.machine,
-        view,
-        requests: request,
+        view: own,
+        requests: match signed_request(own, tools) {
+            Message::RequestViewChange(request) => vec![request],
+            _ => Vec::new(),
+        },
         stable: None,
         prepared: Vec::new(),
         signature: [0; 64],
-    };
+    });
+    view_change.machine = tools.machine;
+    match tools.rng.random_range(0..4) {
+        0 => view_change.view = own,
+        1 => view_change.stable = None,
+        2 => drop(view_change.prepared.pop()),
+        _ => {}
+    }
     view_change.signature = sign(&view_change.digest(), tools);
     view_change
 }
 
-fn new_view(tools: &mut Tools<'_>) -> NewView {
+/// From some of the VIEW-CHANGEs that were heard, and one of its own.
+fn new_view(heard: &[Message], tools: &mut Tools<'_>) -> NewView {
+    let mut view_changes: Vec<_> = heard
+        .iter()
+        .filter_map(|message| match message {
+            Message::ViewChange(known) => Some(Arc::clone(known)),
+            _ => None,
+        })
+        .collect();
+    view_changes.push(Arc::new(view_change(heard, tools)));
+    view_changes.sort_by_key(|known| known.machine);
+    view_changes.dedup_by_key(|known| known.machine);
+    let view = view_changes.first().map_or_else(|| own_view(tools), |known| known.view);
+    view_changes.retain(|known| known.view == view);
     let mut new_view = NewView {
-        view: own_view(tools),
-        view_changes: vec![Arc::new(view_change(tools))],
+        view,
+        view_changes,
         signature: [0; 64],
     };
     new_view.signature = sign(&new_view.digest(), tools);
