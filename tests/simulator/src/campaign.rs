@@ -33,6 +33,10 @@ pub struct Summary {
     pub lies: Told,
     /// Runs by f and number of groups.
     pub sizes: BTreeMap<(u8, u16), u64>,
+    /// Times that logs were cut.
+    pub cuts: u64,
+    /// Times that a voter was left behind by the logs, and repaired.
+    pub repairs: u64,
     /// How long it took everything to end after healing: the longest, in microseconds of virtual time.
     pub healed_us_max: u64,
     /// Runs that violated something, by seed.
@@ -49,6 +53,8 @@ impl Summary {
         self.orders += outcome.orders;
         self.steps += outcome.counts.steps;
         self.forged += outcome.counts.forged;
+        self.cuts += outcome.counts.cuts;
+        self.repairs += outcome.counts.repairs;
         self.lies.add(&outcome.counts.lies);
         *self
             .sizes
@@ -65,7 +71,7 @@ impl Summary {
         let seconds = self.duration.as_secs_f64();
         format!(
             "{} seeds in {seconds:.1} s ({:.1} seeds/s), {} of them attacked, {} demanded liveness; \
-             {} orders, {} steps, {} forged messages rejected; slowest to end after healing {} ms; {} failed",
+             {} orders, {} steps, {} forged messages rejected; logs cut {} times, {} databases repaired; slowest to end after healing {} ms; {} failed",
             self.runs,
             self.runs as f64 / seconds.max(0.001),
             self.attacked,
@@ -73,6 +79,8 @@ impl Summary {
             self.orders,
             self.steps,
             self.forged,
+            self.cuts,
+            self.repairs,
             self.healed_us_max / 1000,
             self.failures.len()
         )

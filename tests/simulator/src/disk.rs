@@ -53,6 +53,13 @@ impl Disk {
         self.synced.truncate(whole);
     }
 
+    /// The oldest records go.
+    pub fn cut(&mut self, records: usize) {
+        let gone = self.records().take(records).map(|record| HEADER_BYTES + record.len());
+        let gone: usize = gone.sum();
+        self.synced.drain(..gone);
+    }
+
     /// A liar forgets the last part of its log.
     pub fn forget(&mut self, records: usize) {
         let keep: usize = {

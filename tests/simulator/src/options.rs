@@ -100,6 +100,10 @@ options! {
     loses_unsynced: bool,
     /// When the adversaries begin, in milliseconds of virtual time; until then their machines are correct.
     corrupted_ms: u64,
+    /// What a log may weigh before databases that lag hold it back no longer, in bytes.
+    log_bytes_max: u64,
+    /// A log is cut when that frees so many bytes.
+    cut_bytes: u64,
     /// Whether the adversaries' trusted counters keep their promise (`True`), or certify everything (`Broken`).
     counters: Trust,
 }
@@ -135,10 +139,14 @@ impl Options {
             clock_rate_max_ppm: *pick(&mut rng, &[0, 100, 5_000]),
             loses_unsynced: rng.random_bool(0.3),
             corrupted_ms: *pick(&mut rng, &[0, 300, 800]),
+            log_bytes_max: 1 << 32,
+            cut_bytes: 1 << 24,
             counters: Trust::True,
             adversaries: Vec::new(),
         };
         options.adversaries = draw_adversaries(faults, machines(faults), &mut rng);
+        options.log_bytes_max = *pick(&mut rng, &[1 << 32, 1 << 32, 2_000]);
+        options.cut_bytes = *pick(&mut rng, &[1, 5_000, 1 << 24]);
         options.calm_for_changes(&mut rng);
         options
     }

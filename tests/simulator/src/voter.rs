@@ -75,6 +75,13 @@ pub enum Wanted {
     Body(Order, Digest),
 }
 
+/// The content of a database.
+pub struct Database {
+    /// The last order that it holds.
+    pub order: Order,
+    clients: ClientTable,
+}
+
 /// One voter.
 pub struct Voter {
     quorum: usize,
@@ -86,6 +93,8 @@ pub struct Voter {
     clients: ClientTable,
     /// (client table after it) at the flushed order.
     flushed_clients: ClientTable,
+    /// Where the logs of replicas begin that could not give what it lacks.
+    logs_begin: BTreeMap<MachineId, Order>,
     /// The order at the last tick, to see whether anything moves.
     mark: Order,
     ticks: u64,
@@ -102,6 +111,7 @@ impl Voter {
             flushed: Order(0),
             clients: ClientTable::default(),
             flushed_clients: ClientTable::default(),
+            logs_begin: BTreeMap::new(),
             mark: Order(0),
             ticks: 0,
         }
@@ -115,6 +125,7 @@ impl Voter {
     /// The machine has crashed: the database is what it was when it was last flushed.
     pub fn crash(&mut self) {
         self.pending.clear();
+        self.logs_begin.clear();
         self.executed = self.flushed;
         self.clients = self.flushed_clients.clone();
     }
@@ -123,6 +134,28 @@ impl Voter {
     pub fn flush(&mut self) {
         self.flushed = self.executed;
         self.flushed_clients = self.clients.clone();
+    }
+
+    /// A replica has cut off what the voter lacks. Tells whether f+1 have.
+    pub fn log_begins(&mut self, from: MachineId, first: Order) -> bool {
+        self.logs_begin.insert(from, first);
+        let next = self.executed.next();
+        self.logs_begin.values().filter(|first| **first > next).count() >= self.quorum
+    }
+
+    /// What its database would keep now.
+    pub fn database(&self) -> Database {
+        Database {
+            order: self.flushed,
+            clients: self.flushed_clients.clone(),
+        }
+    }
+
+    /// The database is repaired from another one.
+    pub fn repair(&mut self, database: Database) {
+        self.flushed = database.order;
+        self.flushed_clients = database.clients;
+        self.crash();
     }
 
     /// REPLY-COMMIT-DB.

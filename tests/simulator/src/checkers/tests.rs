@@ -77,6 +77,7 @@ fn status(decided: u64, stable: u64) -> Status {
         bodies: 0,
         bodies_bytes: 0,
         bodies_missing: 0,
+        log_first: Order(1),
         flushed: Order(0),
         groups: Vec::new(),
     }

@@ -62,6 +62,7 @@ enum Packet {
     CommitDb(Arc<CommitDb>),
     Wanted(Wanted),
     Reply(ReplyCommitDb),
+    LogBegins(Order),
 }
 
 /// What verification says of a message.
@@ -114,6 +115,10 @@ pub struct Counts {
     pub reports: BTreeMap<(MachineId, MisbehaviourKind), u64>,
     /// Lies that adversaries told.
     pub lies: Told,
+    /// Times that a log was cut.
+    pub cuts: u64,
+    /// Times that a correct voter lacked what f+1 logs had no longer, and was repaired.
+    pub repairs: u64,
     /// Times that a crash found something unsynced on the disk.
     pub unsynced_crashes: u64,
 }
@@ -420,6 +425,12 @@ fn directory(options: &Options, keys: &[SigningKey], client_keys: &[SigningKey])
 fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
     let mut configuration = P::configuration(MachineId(number), Faults(options.faults), options.groups);
     configuration.batch_entries_max = options.batch_entries_max;
+    configuration.log_bytes_max = options.log_bytes_max;
+    configuration.cut_bytes = options.cut_bytes;
+    if !options.behaviours(MachineId(number)).is_empty() {
+        // A liar that says that its log does not go back.
+        (configuration.log_bytes_max, configuration.cut_bytes) = (0, 1);
+    }
     configuration
 }
 

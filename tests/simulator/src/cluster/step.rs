@@ -1,7 +1,8 @@
 //! Feeding a machine, and carrying out what it wants.
 
 use ordering::agreement::{Agreement, Input, Output};
-use ordering::identifiers::MachineId;
+use ordering::identifiers::{MachineId, Order};
+use ordering::minbft::LogIndex;
 use rand::RngExt;
 use trusted_counter::UniqueWarrant;
 
@@ -41,6 +42,7 @@ impl<P: Protocol> Cluster<P> {
                 self.step(to, Input::Request(verified));
             }
             Packet::Wanted(wanted) => self.step(to, super::voters::input_of(from, wanted)),
+            Packet::LogBegins(first) => self.log_begins(machine, from, first),
             Packet::Reply(reply) => self.step(to, Input::Reply { from, reply }),
         }
     }
@@ -239,6 +241,15 @@ impl<P: Protocol> Cluster<P> {
                     return self.send(index, ordering::agreement::To::Machine(to), message);
                 }
             },
+            Output::LogBegins { to, first } => {
+                let machine = self.instances[index].machine;
+                if to == machine {
+                    self.log_begins(machine, machine, first);
+                } else {
+                    self.transmit(index, to, Packet::LogBegins(first));
+                }
+            }
+            Output::CutLog { first } => self.cut_log(index, first),
             Output::Report(misbehaviour) => {
                 let machine = self.instances[index].machine;
                 self.trace(|| format!("m{machine} reports {misbehaviour:?}"));
@@ -249,6 +260,19 @@ impl<P: Protocol> Cluster<P> {
             }
         }
         0
+    }
+
+    /// As the shell does it, with the finest index.
+    fn cut_log(&mut self, index: usize, first: Order) {
+        let instance = &mut self.instances[index];
+        let (mut marks, log) = (LogIndex::with_marks_every(1), instance.log());
+        for (position, (_, record)) in (0..).zip(&log) {
+            marks.add(position, record);
+        }
+        if let Some(position) = marks.cut(first, log.len() as u64) {
+            instance.disk.cut(usize::try_from(position).unwrap_or(0));
+            self.counts.cuts += 1;
+        }
     }
 
     /// The counter's answer; an adversary that certifies late only pretends here.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ordering::agreement::Input;
-use ordering::identifiers::MachineId;
+use ordering::identifiers::{MachineId, Order};
 use ordering::message::{CommitDb, CommitDbEntry, Request};
 use ordering::verified::Verified;
 use rand::RngExt;
@@ -11,7 +11,8 @@ use rand::RngExt;
 use super::{Cluster, Event, Observation, Packet, TICK_US};
 use crate::adversary::Behaviour;
 use crate::protocol::Protocol;
-use crate::voter::Wanted;
+use crate::violation::Violation;
+use crate::voter::{Voter, Wanted};
 
 /// What a voter's wish is to a machine.
 pub(super) fn input_of<M>(from: MachineId, wanted: Wanted) -> Input<M> {
@@ -92,6 +93,35 @@ impl<P: Protocol> Cluster<P> {
             voter.count(from, message);
         }
         self.execute(machine);
+    }
+
+    /// A replica cannot give the voter on a correct machine what it lacks. When f+1 cannot, its database is repaired
+    /// from the one of a correct machine that is furthest: that this is possible is what cutting relies on.
+    pub(super) fn log_begins(&mut self, machine: MachineId, from: MachineId, first: Order) {
+        if !self.is_correct(machine) {
+            return;
+        }
+        let voter = self.voters[usize::from(machine.0)].as_mut();
+        if !voter.is_some_and(|voter| voter.log_begins(from, first)) {
+            return;
+        }
+        let others = self.machines().filter(|other| self.is_correct(*other));
+        let others = others.filter_map(|other| self.voters[usize::from(other.0)].as_ref());
+        let furthest = others.map(Voter::database).max_by_key(|database| database.order);
+        let is_capped = self.options.log_bytes_max < 1 << 32;
+        let Some(furthest) = furthest.filter(|other| is_capped && other.order.next() >= first) else {
+            let description = format!("f+1 logs begin at {first}, which the voter of m{machine} or every one lacks");
+            self.violation
+                .get_or_insert(Violation::safety("durability", description));
+            return;
+        };
+        self.trace(|| format!("m{machine}'s database is repaired: {}", furthest.order));
+        self.counts.repairs += 1;
+        let executed = furthest.order;
+        if let Some(voter) = self.voters[usize::from(machine.0)].as_mut() {
+            voter.repair(furthest);
+        }
+        self.observe(&Observation::Restarted { machine, executed });
     }
 
     fn execute(&mut self, machine: MachineId) {

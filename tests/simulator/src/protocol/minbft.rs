@@ -129,7 +129,7 @@ impl Protocol for MinBft {
     }
 
     fn read_log(mut reader: LogReader, log: &[(usize, Record)]) -> Reading<Message> {
-        let (mut index, mut offset) = (LogIndex::default(), 0);
+        let (mut index, mut offset) = (LogIndex::with_marks_every(1), 0);
         let mut offsets = Vec::with_capacity(log.len());
         for (bytes, record) in log {
             index.add(offset, record);
@@ -169,6 +169,7 @@ impl Protocol for MinBft {
             Message::GiveRequests(_) => "GIVE-REQUESTS",
             Message::FetchHistory(_) => "FETCH-HISTORY",
             Message::GiveHistory(_) => "GIVE-HISTORY",
+            Message::GiveCheckpoint(_) => "GIVE-CHECKPOINT",
             Message::Hello(_) => "HELLO",
             Message::Collect(_) => "COLLECT",
             Message::Report(_) => "REPORT",

@@ -10,6 +10,7 @@ use ordering::configuration::{Configuration, Faults};
 use ordering::directory::Directory;
 use ordering::identifiers::{Digest, MachineId, Order};
 use ordering::message::CommitDb;
+use ordering::minbft::LogRecord;
 use ordering::verified::{Rejection, Verified};
 
 use crate::adversary::{Addressed, Script, Tools};
@@ -67,7 +68,7 @@ pub trait Protocol: Sized + 'static {
     /// What machines send each other.
     type Message: Clone + Debug + BorshSerialize + BorshDeserialize;
     /// What goes to the log.
-    type Record: Clone + BorshSerialize + BorshDeserialize;
+    type Record: Clone + BorshSerialize + BorshDeserialize + LogRecord;
     /// What collects an answer from the log.
     type Reader;
     /// What an adversary keeps from one message to the next.

@@ -93,7 +93,7 @@ impl Protocol for Pbft {
     }
 
     fn read_log(mut reader: LogReader, log: &[(usize, Record)]) -> Reading<Message> {
-        let (mut index, mut offset) = (LogIndex::default(), 0);
+        let (mut index, mut offset) = (LogIndex::with_marks_every(1), 0);
         let mut offsets = Vec::with_capacity(log.len());
         for (bytes, record) in log {
             index.add(offset, record);
@@ -134,6 +134,7 @@ impl Protocol for Pbft {
             Message::Forward(_) => "FORWARD",
             Message::FetchHistory(_) => "FETCH-HISTORY",
             Message::GiveHistory(_) => "GIVE-HISTORY",
+            Message::GiveCheckpoint(_) => "GIVE-CHECKPOINT",
             Message::RequestViewChange(_) => "REQ-VIEW-CHANGE",
             Message::ViewChange(_) => "VIEW-CHANGE",
             Message::NewView(_) => "NEW-VIEW",

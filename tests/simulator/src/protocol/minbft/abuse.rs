@@ -177,7 +177,7 @@ fn confirm_both(commit: &Arc<Commit>, tools: &Tools<'_>) -> Option<Wanted> {
 
 fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
     let mut checkpoint = checkpoint.clone();
-    match (tools.rng.random_range(0..6), &mut checkpoint.followed) {
+    match (tools.rng.random_range(0..7), &mut checkpoint.followed) {
         (0 | 1, Some(followed)) => {
             tools.tell("has followed what it has not");
             match tools.rng.random_range(0..2) {
@@ -192,9 +192,10 @@ fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
         (0..3, _) => checkpoint.point.history = tools.noise(),
         (3, _) => checkpoint.point.order = Order(checkpoint.point.order.0 + tools.rng.random_range(1..1000)),
         (4, _) => checkpoint.point.value += 1,
+        (5, _) => checkpoint.clients = tools.noise(),
         _ => checkpoint.point.view.0 += u64::from(tools.machines),
     }
     tools.tell("checkpoint that never was");
-    checkpoint.signature = tools.key.sign(&checkpoint.point.digest()).to_bytes();
+    checkpoint.signature = tools.key.sign(&checkpoint.point.signed(&checkpoint.clients)).to_bytes();
     Message::Checkpoint(Arc::new(checkpoint))
 }

@@ -144,6 +144,7 @@ fn stable(heard: &[Message], tools: &mut Tools<'_>) -> StableCheckpoint {
     });
     known.unwrap_or_else(|| StableCheckpoint {
         point: point(tools),
+        clients: tools.noise(),
         signatures: Vec::new(),
     })
 }
@@ -322,12 +323,13 @@ fn point(tools: &mut Tools<'_>) -> HistoryPoint {
 }
 
 fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
-    let point = point(tools);
+    let (point, clients) = (point(tools), tools.noise());
     Checkpoint {
         machine: tools.machine,
         point,
+        clients,
         followed: None,
-        signature: sign(&point.digest(), tools),
+        signature: sign(&point.signed(&clients), tools),
     }
 }
 

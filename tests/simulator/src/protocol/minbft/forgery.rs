@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ordering::identifiers::Order;
+use ordering::identifiers::{ClientId, Order};
 use ordering::minbft::Message;
 use rand::RngExt;
 
@@ -34,7 +34,7 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
             let checkpoint = Arc::make_mut(checkpoint);
             match which {
                 0 => checkpoint.point.order = checkpoint.point.order.next(),
-                1 => checkpoint.point.value += 1,
+                1 => checkpoint.clients = noise,
                 _ => checkpoint.point.history = noise,
             }
         }
@@ -47,6 +47,16 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
         Message::GiveHistory(history) => {
             let request = Arc::make_mut(history).entries.first_mut()?.request.as_mut()?;
             request.number += 1;
+        }
+        Message::GiveCheckpoint(checkpoint) => {
+            let checkpoint = Arc::make_mut(checkpoint);
+            match which {
+                0 => {
+                    let _ = checkpoint.clients.record(ClientId(0), u64::MAX, u64::MAX);
+                }
+                1 => checkpoint.stable.clients = noise,
+                _ => checkpoint.stable.point.history = noise,
+            }
         }
         Message::Hello(hello) => {
             let hello = Arc::make_mut(hello);

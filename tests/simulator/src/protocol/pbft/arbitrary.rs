@@ -96,11 +96,13 @@ fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
         view: View(0),
         value: number(tools),
     };
+    let clients = tools.noise();
     Checkpoint {
         machine: tools.machine,
         point,
+        clients,
         followed: None,
-        signature: sign(&point.digest(), tools),
+        signature: sign(&point.signed(&clients), tools),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ordering::identifiers::ClientId;
 use ordering::pbft::Message;
 
 use crate::adversary::Tools;
@@ -22,6 +23,11 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
         Message::GiveHistory(history) => {
             let request = Arc::make_mut(history).entries.first_mut()?.request.as_mut()?;
             request.number += 1;
+        }
+        Message::GiveCheckpoint(checkpoint) => {
+            let _ = Arc::make_mut(checkpoint)
+                .clients
+                .record(ClientId(0), u64::MAX, u64::MAX);
         }
         Message::RequestViewChange(request) => request.view.0 += 1,
         Message::ViewChange(view_change) => drop(Arc::make_mut(view_change).prepared.pop()?),
