@@ -6,35 +6,11 @@ use std::sync::Arc;
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::WATERMARK_ORDERS;
 use crate::identifiers::{GroupId, MachineId, Order};
+use crate::minbft::fetching::CatchUp;
 use crate::minbft::history::{by_group, extend_over, to_commit_db};
 use crate::minbft::messages::{CertifiedCheckpoint, History, HistoryPoint, Message, StableCheckpoint};
 use crate::minbft::record::Record;
 use crate::minbft::{Machine, Output};
-
-/// A fetch that is under way.
-#[derive(Debug)]
-pub(crate) struct CatchUp {
-    /// Where our history ended when it began.
-    from: HistoryPoint,
-    /// Where it should end.
-    target: Order,
-    /// Who is asked.
-    peer: MachineId,
-    /// Pieces since the last proof.
-    pieces: Vec<Arc<History>>,
-    /// The highest checkpoint that peers have offered instead of operations, which they have no longer; and how many
-    /// of them were asked since the first offer.
-    offered: Option<Arc<CertifiedCheckpoint>>,
-    asked: u8,
-    /// When to ask (somebody else), monotonic.
-    pub(crate) ask_us: u64,
-}
-
-impl CatchUp {
-    fn next(&self) -> Order {
-        self.pieces.last().map_or(self.from.order.next(), |piece| piece.end())
-    }
-}
 
 impl Machine {
     /// Fetches the history up to a proven checkpoint, unless that is under way.
@@ -47,16 +23,7 @@ impl Machine {
             return;
         }
         let peer = self.next_peer(self.configuration.machine);
-        let from = self.history.point;
-        self.catch_up = Some(CatchUp {
-            from,
-            target,
-            peer,
-            pieces: Vec::new(),
-            offered: None,
-            asked: 0,
-            ask_us: 0,
-        });
+        self.catch_up = Some(CatchUp::new(self.history.point, target, peer));
         self.ask_for_history(out);
     }
 
@@ -74,7 +41,9 @@ impl Machine {
     fn ask_for_history(&mut self, out: &mut Vec<Output>) {
         let patience_us = self.configuration.retransmission_us.saturating_mul(4);
         let Some(catch_up) = self.catch_up.as_mut() else { return };
-        catch_up.ask_us = self.now.monotonic_us.saturating_add(patience_us);
+        if !catch_up.may_ask(self.now.monotonic_us, patience_us) {
+            return;
+        }
         let (peer, next) = (catch_up.peer, catch_up.next());
         self.send(To::Machine(peer), Message::FetchHistory(next), out);
     }
@@ -86,17 +55,13 @@ impl Machine {
         };
         let others = self.configuration.replicas() - 1;
         let Some(catch_up) = self.catch_up.as_mut() else { return };
-        catch_up.peer = peer;
-        catch_up.pieces.clear();
-        catch_up.asked = catch_up.asked.saturating_add(u8::from(catch_up.offered.is_some()));
-        match catch_up.offered.take_if(|_| catch_up.asked >= others) {
+        match catch_up.turn_to(peer, others) {
             Some(checkpoint) => self.jump(&checkpoint, out),
             None => self.ask_for_history(out),
         }
     }
 
-    /// The peer's log does not go back so far. One that says so may lie, so all others are asked first: what is skipped
-    /// here cannot be given to voters.
+    /// The peer's log does not go back so far.
     pub(crate) fn on_give_checkpoint(
         &mut self,
         from: MachineId,
@@ -109,10 +74,7 @@ impl Machine {
         if catch_up.peer != from || order <= own {
             return;
         }
-        let known = catch_up.offered.as_ref().map(|known| known.stable.point.order);
-        if known.is_none_or(|known| known < order) {
-            catch_up.offered = Some(Arc::clone(checkpoint));
-        }
+        catch_up.offer(checkpoint);
         self.ask_another(out);
     }
 
@@ -138,7 +100,16 @@ impl Machine {
         if self.catch_up.as_ref().is_none_or(|catch_up| catch_up.ask_us > now_us) {
             return;
         }
-        self.ask_another(out);
+        self.ask_again(out);
+    }
+
+    /// A question is due: it was put off, or the peer has not answered.
+    fn ask_again(&mut self, out: &mut Vec<Output>) {
+        if self.catch_up.as_ref().is_some_and(CatchUp::was_put_off) {
+            self.ask_for_history(out);
+        } else {
+            self.ask_another(out);
+        }
     }
 
     pub(crate) fn on_give_history(&mut self, from: MachineId, history: &Arc<History>, out: &mut Vec<Output>) {

@@ -12,7 +12,7 @@
 //! | peers' COMMITs are followed in counter order (rules 1, 3); f+1 decide | `group.rs`, `normal.rs` |
 //! | the decided history, its checkpoints, answers to voters and peers | `history.rs`, `checkpoints.rs`, `serving.rs`, `reader.rs` |
 //! | the log is cut | `truncation.rs`, `serving.rs` |
-//! | what is missing is asked for and sent again | `retransmission.rs`, `catch_up.rs` |
+//! | what is missing is asked for and sent again | `retransmission.rs`, `fetching.rs`, `catch_up.rs` |
 //! | the start of the cluster, fresh or after all machines were down (rule 6) | `start.rs`, `lead.rs`, `outcome.rs`, `enter.rs`, `recovery.rs` |
 //! | a primary is suspected, a view is left | `suspicion.rs`, `view_change.rs`, `own_runs.rs` |
 //! | the next view: NEW-VIEW, endorsements, acknowledgements (rules 2, 4) | `new_view.rs`, `view_outcome.rs`, `enter.rs` |
@@ -28,6 +28,7 @@ pub(crate) mod bodies;
 mod catch_up;
 pub(crate) mod checkpoints;
 mod enter;
+pub(crate) mod fetching;
 mod group;
 pub(crate) mod history;
 mod journal;
@@ -82,8 +83,8 @@ use crate::configuration::{Configuration, Faults};
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::verified::Verified;
 use bodies::Bodies;
-use catch_up::CatchUp;
 use checkpoints::Checkpoints;
+use fetching::CatchUp;
 use history::DecidedHistory;
 use journal::{Journal, Persisting};
 use live::LiveView;

@@ -7,6 +7,7 @@ use crate::configuration::is_replica;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::message::{CommitDb, ReplyCommitDb};
 use crate::minbft::checkpoints::Checkpoints;
+use crate::minbft::fetching::{READ_INTERVAL_US, READS_AHEAD};
 use crate::minbft::group::Group;
 use crate::minbft::journal::Persisting;
 use crate::minbft::messages::{CertifiedCheckpoint, Checkpoint, HistoryPoint, Message, StableCheckpoint};
@@ -16,9 +17,6 @@ use crate::minbft::start_messages::Admission;
 use crate::minbft::view_messages::Followed;
 use crate::minbft::view_verification::followed_positions;
 use crate::minbft::{Machine, Output};
-
-/// The least time between two reads of the log for one machine, in microseconds; it asks again.
-const READ_INTERVAL_US: u64 = 2_000;
 
 /// Expensive answers, each limited by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,14 +28,27 @@ pub(crate) enum Expense {
     Ask,
 }
 
+impl Expense {
+    /// Answers that may come before they are due, when there were none before.
+    fn ahead(self) -> u64 {
+        match self {
+            Expense::ReadForVoter | Expense::ReadForPeer => READS_AHEAD,
+            _ => 0,
+        }
+    }
+}
+
 impl Machine {
     /// Whether a machine may have such an answer now; bounds what a peer can make us do.
     pub(crate) fn may_answer(&mut self, machine: MachineId, expense: Expense, interval_us: u64) -> bool {
         let now_us = self.now.monotonic_us;
-        let last_us = self.answered_us.get(&(machine, expense)).copied();
-        let is_allowed = last_us.is_none_or(|last_us| now_us >= last_us.saturating_add(interval_us));
+        let ahead_us = interval_us.saturating_mul(expense.ahead());
+        // The time at which everything answered so far would have been due.
+        let due_us = self.answered_us.get(&(machine, expense)).copied().unwrap_or(0);
+        let is_allowed = now_us.saturating_add(ahead_us) >= due_us;
         if is_allowed {
-            self.answered_us.insert((machine, expense), now_us);
+            self.answered_us
+                .insert((machine, expense), due_us.max(now_us).saturating_add(interval_us));
         }
         is_allowed
     }

@@ -6,36 +6,12 @@ use std::sync::Arc;
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::WATERMARK_ORDERS;
 use crate::identifiers::{MachineId, Order};
+use crate::minbft::fetching::CatchUp;
 use crate::minbft::history::{by_group, extend_over, to_commit_db};
 use crate::minbft::{CertifiedCheckpoint, History, HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::Message;
 use crate::pbft::record::Record;
 use crate::pbft::{Machine, Output};
-
-/// A fetch that is under way.
-#[derive(Debug)]
-pub(crate) struct CatchUp {
-    /// Where our history ended when it began.
-    from: HistoryPoint,
-    /// Where it should end.
-    target: Order,
-    /// Who is asked.
-    peer: MachineId,
-    /// Pieces since the last proof.
-    pieces: Vec<Arc<History>>,
-    /// The highest checkpoint that peers have offered instead of operations, which they have no longer; and how many
-    /// of them were asked since the first offer.
-    offered: Option<Arc<CertifiedCheckpoint>>,
-    asked: u8,
-    /// When to ask (somebody else), monotonic.
-    pub(crate) ask_us: u64,
-}
-
-impl CatchUp {
-    fn next(&self) -> Order {
-        self.pieces.last().map_or(self.from.order.next(), |piece| piece.end())
-    }
-}
 
 impl Machine {
     /// Fetches the history up to a proven checkpoint, unless that is under way.
@@ -48,15 +24,8 @@ impl Machine {
         if is_under_way || from.order >= target {
             return;
         }
-        self.catch_up = Some(CatchUp {
-            from,
-            target,
-            peer: self.next_peer(self.configuration.machine),
-            pieces: Vec::new(),
-            offered: None,
-            asked: 0,
-            ask_us: 0,
-        });
+        let peer = self.next_peer(self.configuration.machine);
+        self.catch_up = Some(CatchUp::new(from, target, peer));
         self.ask_for_history(out);
     }
 
@@ -74,7 +43,9 @@ impl Machine {
     fn ask_for_history(&mut self, out: &mut Vec<Output>) {
         let patience_us = self.configuration.retransmission_us.saturating_mul(4);
         let Some(catch_up) = self.catch_up.as_mut() else { return };
-        catch_up.ask_us = self.now.monotonic_us.saturating_add(patience_us);
+        if !catch_up.may_ask(self.now.monotonic_us, patience_us) {
+            return;
+        }
         let (peer, next) = (catch_up.peer, catch_up.next());
         self.send(To::Machine(peer), Message::FetchHistory(next), out);
     }
@@ -86,17 +57,13 @@ impl Machine {
         };
         let others = self.configuration.machines() - 1;
         let Some(catch_up) = self.catch_up.as_mut() else { return };
-        catch_up.peer = peer;
-        catch_up.pieces.clear();
-        catch_up.asked = catch_up.asked.saturating_add(u8::from(catch_up.offered.is_some()));
-        match catch_up.offered.take_if(|_| catch_up.asked >= others) {
+        match catch_up.turn_to(peer, others) {
             Some(checkpoint) => self.jump(&checkpoint, out),
             None => self.ask_for_history(out),
         }
     }
 
-    /// The peer's log does not go back so far. One that says so may lie, so all others are asked first: what is skipped
-    /// here cannot be given to voters.
+    /// The peer's log does not go back so far.
     pub(crate) fn on_give_checkpoint(
         &mut self,
         from: MachineId,
@@ -109,10 +76,7 @@ impl Machine {
         if catch_up.peer != from || order <= own {
             return;
         }
-        let known = catch_up.offered.as_ref().map(|known| known.stable.point.order);
-        if known.is_none_or(|known| known < order) {
-            catch_up.offered = Some(Arc::clone(checkpoint));
-        }
+        catch_up.offer(checkpoint);
         self.ask_another(out);
     }
 
@@ -139,6 +103,8 @@ impl Machine {
         if self.history.point.order >= catch_up.target {
             // We got there by ourselves.
             self.catch_up = None;
+        } else if catch_up.was_put_off() {
+            self.ask_for_history(out);
         } else {
             self.ask_another(out);
         }

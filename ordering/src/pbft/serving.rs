@@ -6,6 +6,7 @@ use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS};
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::message::{CommitDb, ReplyCommitDb};
+use crate::minbft::fetching::{READ_INTERVAL_US, READS_AHEAD};
 use crate::minbft::{CertifiedCheckpoint, Checkpoint, HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::Message;
 use crate::pbft::outcome::point_of;
@@ -16,9 +17,6 @@ use crate::pbft::{Machine, Output};
 /// Batches between two checkpoints at most: what a VIEW-CHANGE has to carry.
 const CHECKPOINT_BATCHES: u64 = 128;
 
-/// The least time between two reads of the log for one machine, in microseconds; it asks again.
-const READ_INTERVAL_US: u64 = 2_000;
-
 /// Expensive answers, each limited by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Expense {
@@ -26,6 +24,16 @@ pub(crate) enum Expense {
     ReadForPeer,
     Standing,
     NewView,
+}
+
+impl Expense {
+    /// Answers that may come before they are due, when there were none before.
+    fn ahead(self) -> u64 {
+        match self {
+            Expense::ReadForVoter | Expense::ReadForPeer => READS_AHEAD,
+            _ => 0,
+        }
+    }
 }
 
 /// Whether all machines sign a checkpoint when their history goes from `before` to `after`: alike on all.
@@ -39,10 +47,13 @@ impl Machine {
     /// Whether a machine may have such an answer now; bounds what a peer can make us do.
     pub(crate) fn may_answer(&mut self, machine: MachineId, expense: Expense, interval_us: u64) -> bool {
         let now_us = self.now.monotonic_us;
-        let last_us = self.answered_us.get(&(machine, expense)).copied();
-        let is_allowed = last_us.is_none_or(|last_us| now_us >= last_us.saturating_add(interval_us));
+        let ahead_us = interval_us.saturating_mul(expense.ahead());
+        // The time at which everything answered so far would have been due.
+        let due_us = self.answered_us.get(&(machine, expense)).copied().unwrap_or(0);
+        let is_allowed = now_us.saturating_add(ahead_us) >= due_us;
         if is_allowed {
-            self.answered_us.insert((machine, expense), now_us);
+            self.answered_us
+                .insert((machine, expense), due_us.max(now_us).saturating_add(interval_us));
         }
         is_allowed
     }

@@ -34,5 +34,6 @@ pub mod options;
 pub mod protocol;
 pub mod regressions;
 pub mod run;
+pub mod soak;
 pub mod violation;
 pub mod voter;

@@ -12,16 +12,19 @@ use simulator::hunt::{MINBFT_CANARIES, PBFT_CANARIES, Prey, hunt};
 use simulator::options::Overrides;
 use simulator::protocol::{MinBft, Pbft, Protocol};
 use simulator::run::{Outcome, run};
+use simulator::soak::{Plan, Sample, soak};
 
 const USAGE: &str = "\
 usage: simulator [--protocol minbft|pbft] [--seeds COUNT] [--from SEED] [--threads COUNT] [name=value ...]
        simulator [--protocol minbft|pbft] --seed SEED [--quiet] [name=value ...]
        simulator [--protocol minbft|pbft] --fuzz SECONDS [--from SEED]
+       simulator [--protocol minbft|pbft] --soak ORDERS
        simulator --hunt
 
 --seeds   runs that many seeds from --from (default 0) on all cores
 --seed    runs one seed and prints its options and event log (with --quiet: only what became of it)
 --fuzz    arbitrary bytes and arbitrary messages for that long, half of the time each
+--soak    one long run: logs are cut, one machine is away for a tenth of it, all are restarted in turn
 --hunt    what is broken on purpose must be found: states within how many seeds it was
 name=value overrides an option that the seed would draw; the options that a run prints can be given back
 
@@ -40,6 +43,7 @@ struct Arguments {
     is_quiet: bool,
     is_hunt: bool,
     fuzz_seconds: Option<u64>,
+    soak_orders: Option<u64>,
     overrides: Overrides,
 }
 
@@ -56,6 +60,7 @@ fn parse() -> Result<Arguments, String> {
             "--from" => arguments.from = number(value()?)?,
             "--threads" => arguments.threads = usize::try_from(number(value()?)?).ok(),
             "--fuzz" => arguments.fuzz_seconds = Some(number(value()?)?),
+            "--soak" => arguments.soak_orders = Some(number(value()?)?),
             "--hunt" => arguments.is_hunt = true,
             "--quiet" => arguments.is_quiet = true,
             _ => match word.split_once('=') {
@@ -85,6 +90,7 @@ fn main() -> ExitCode {
 fn execute<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
     match arguments.seed {
         _ if arguments.is_hunt => hunt_all(),
+        _ if arguments.soak_orders.is_some() => Ok(soak_for::<P>(arguments.soak_orders.unwrap_or(0))),
         _ if arguments.fuzz_seconds.is_some() => fuzz_for::<P>(arguments),
         Some(seed) => replay::<P>(seed, arguments),
         None => many::<P>(arguments),
@@ -142,6 +148,45 @@ fn fuzz_for<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One long run, with a line for each tenth of it.
+fn soak_for<P: Protocol>(orders: u64) -> ExitCode {
+    let plan = Plan {
+        orders,
+        orders_per_second: 10_000,
+        absence: orders / 10,
+        restart_every: orders / 20,
+        log_bytes_max: 8 << 20,
+    };
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let report = |sample: &Sample| {
+        println!(
+            "{}: {} orders, {:.0} s, largest log {:.1} MiB, process {:.0} MiB",
+            P::NAME,
+            sample.orders,
+            sample.duration.as_secs_f64(),
+            mebibytes(sample.log_bytes as u64),
+            mebibytes(sample.memory_bytes)
+        );
+    };
+    match soak::<P>(plan, report) {
+        Ok(soaked) => {
+            println!(
+                "{}: the machine that was away for {} orders had everything after {} ms; logs cut {} times, {} databases repaired",
+                P::NAME,
+                plan.absence,
+                soaked.returned_us / 1000,
+                soaked.cuts,
+                soaked.repairs
+            );
+            ExitCode::SUCCESS
+        }
+        Err(violation) => {
+            println!("VIOLATION {violation}");
+            ExitCode::from(violation.phase.exit_code())
+        }
+    }
 }
 
 type Target = fn(u64) -> Result<Fuzzed, String>;

@@ -166,6 +166,18 @@ impl Voter {
         }
     }
 
+    /// What it waits for, for whoever looks into a violation.
+    pub fn describe(&self) -> String {
+        let next = self.pending.get(&self.executed.next());
+        let next = next.map(|next| (next.votes.len(), next.decided, next.bodies.len()));
+        let logs = &self.logs_begin;
+        format!(
+            "voter at {}, next {next:?}, {} pending, logs begin {logs:?}",
+            self.executed,
+            self.pending.len()
+        )
+    }
+
     /// Counts a machine's COMMIT-DB.
     pub fn count(&mut self, from: MachineId, message: &CommitDb) {
         for entry in &message.entries {

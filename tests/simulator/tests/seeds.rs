@@ -9,6 +9,7 @@ use simulator::options::Overrides;
 use simulator::protocol::{MinBft, Pbft, Protocol};
 use simulator::regressions;
 use simulator::run::run;
+use simulator::soak::{Plan, Soaked, soak};
 use simulator::violation::Phase;
 
 /// Seeds of each protocol; `make sim` runs many more.
@@ -103,4 +104,28 @@ fn the_same_seed_is_the_same_run() {
         assert!(first.len() > 100);
         assert!(first == events(), "seed {seed} gave two different event logs");
     }
+}
+
+/// Logs of some hundred orders; one machine is away for some thousand.
+fn short_soak<P: Protocol>() -> Soaked {
+    let plan = Plan {
+        orders: 8_000,
+        orders_per_second: 2_000,
+        absence: 2_500,
+        restart_every: 1_500,
+        log_bytes_max: 400_000,
+    };
+    soak::<P>(plan, |_| {}).unwrap_or_else(|violation| panic!("{violation}"))
+}
+
+#[test]
+fn minbft_goes_on_from_a_certified_checkpoint_where_the_logs_no_longer_reach() {
+    let soaked = short_soak::<MinBft>();
+    assert!(soaked.cuts > 10 && soaked.repairs > 0, "{soaked:?}");
+}
+
+#[test]
+fn pbft_goes_on_from_a_certified_checkpoint_where_the_logs_no_longer_reach() {
+    let soaked = short_soak::<Pbft>();
+    assert!(soaked.cuts > 10 && soaked.repairs > 0, "{soaked:?}");
 }

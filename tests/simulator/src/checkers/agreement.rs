@@ -31,6 +31,10 @@ impl Checker for Agreement {
             _ => Ok(()),
         }
     }
+
+    fn forget_below(&mut self, order: Order) {
+        self.decided = self.decided.split_off(&order);
+    }
 }
 
 impl Agreement {

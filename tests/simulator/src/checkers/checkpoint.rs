@@ -46,4 +46,8 @@ impl Checker for Checkpoint {
         }
         Ok(())
     }
+
+    fn forget_below(&mut self, order: Order) {
+        self.hashes = self.hashes.split_off(&order);
+    }
 }

@@ -39,4 +39,9 @@ impl Checker for ExactlyOnce {
             ),
         ))
     }
+
+    /// A number that runs a second time does so while its client may still want it.
+    fn forget_below(&mut self, order: Order) {
+        self.effects.retain(|_, (effect, _)| *effect >= order);
+    }
 }

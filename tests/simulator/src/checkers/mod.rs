@@ -93,6 +93,9 @@ pub enum Observation<'a> {
 pub trait Checker {
     /// Looks at what happened.
     fn observe(&mut self, observation: &Observation<'_>) -> Result<(), Violation>;
+
+    /// In a long run: nothing below this order happens again.
+    fn forget_below(&mut self, _order: Order) {}
 }
 
 /// All properties but liveness, which the run itself measures.
@@ -115,5 +118,10 @@ impl Checkers {
     /// Shows an observation to every checker.
     pub fn observe(&mut self, observation: &Observation<'_>) -> Result<(), Violation> {
         self.0.iter_mut().try_for_each(|checker| checker.observe(observation))
+    }
+
+    /// In a long run: nothing below this order happens again.
+    pub fn forget_below(&mut self, order: Order) {
+        self.0.iter_mut().for_each(|checker| checker.forget_below(order));
     }
 }

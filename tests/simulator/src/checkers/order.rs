@@ -51,4 +51,8 @@ impl Checker for OrderWithoutGaps {
             _ => Ok(()),
         }
     }
+
+    fn forget_below(&mut self, order: Order) {
+        self.times = self.times.split_off(&order);
+    }
 }

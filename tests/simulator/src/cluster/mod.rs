@@ -366,6 +366,36 @@ impl<P: Protocol> Cluster<P> {
         self.last_decided
     }
 
+    /// Kills a machine, as a long run wants it.
+    pub fn stop(&mut self, machine: MachineId) {
+        self.crash_machine(machine);
+        self.note_cold();
+    }
+
+    /// Starts it again.
+    pub fn restart(&mut self, machine: MachineId) {
+        self.start_machine(machine);
+        self.note_cold();
+    }
+
+    /// Whether a machine takes part and has everything up to an order, and so has its voter.
+    pub fn has_reached(&self, machine: MachineId, order: Order) -> bool {
+        let voter = self.voters[usize::from(machine.0)].as_ref();
+        let mut running = self.correct().filter(|instance| instance.machine == machine);
+        voter.is_none_or(|voter| voter.executed() >= order)
+            && running.any(|instance| {
+                let status = instance.running.as_ref().map(|machine| machine.status());
+                status.is_some_and(|status| status.phase == Phase::Live && status.decided >= order)
+            })
+    }
+
+    /// In a long run: checkers need not remember what every voter's database has, and a little more.
+    pub fn forget_what_all_have(&mut self) {
+        let voters = self.voters.iter().flatten();
+        let executed = voters.map(|voter| voter.database().order).min().unwrap_or_default();
+        self.checkers.forget_below(Order(executed.0.saturating_sub(10_000)));
+    }
+
     /// Bytes of the largest log of a correct machine.
     pub fn log_bytes_max(&self) -> usize {
         self.correct()
@@ -378,12 +408,10 @@ impl<P: Protocol> Cluster<P> {
     pub fn describe(&self) -> String {
         let describe = |instance: &Instance<P>| {
             let machine = instance.machine;
-            let voter = self.voters[usize::from(machine.0)]
-                .as_ref()
-                .map(|voter| voter.executed().0);
+            let voter = self.voters[usize::from(machine.0)].as_ref().map(Voter::describe);
             match &instance.running {
-                None => format!("  m{machine}: down, voter at {voter:?}\n"),
-                Some(running) => format!("  m{machine}: {:?}, voter at {voter:?}\n", running.status()),
+                None => format!("  m{machine}: down, {voter:?}\n"),
+                Some(running) => format!("  m{machine}: {:?}, {voter:?}\n", running.status()),
             }
         };
         self.instances.iter().map(describe).collect()
@@ -427,6 +455,9 @@ fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
     configuration.batch_entries_max = options.batch_entries_max;
     configuration.log_bytes_max = options.log_bytes_max;
     configuration.cut_bytes = options.cut_bytes;
+    // Memory must not give what the log gives no longer.
+    let log_bytes_max = usize::try_from(options.log_bytes_max).unwrap_or(usize::MAX);
+    configuration.tail_bytes_max = configuration.tail_bytes_max.min(log_bytes_max);
     if !options.behaviours(MachineId(number)).is_empty() {
         // A liar that says that its log does not go back.
         (configuration.log_bytes_max, configuration.cut_bytes) = (0, 1);
