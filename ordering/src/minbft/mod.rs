@@ -224,7 +224,7 @@ impl Machine {
             match then {
                 Persisting::Commit(commit) => self.on_commit_logged(commit, out),
                 Persisting::Start(outcome) => self.on_start_logged(&outcome, out),
-                Persisting::Change(view) => self.on_change_logged(view, out),
+                Persisting::Change(view, outcome) => self.on_change_logged(view, outcome, out),
                 Persisting::Live(proof) => self.enter_view(&proof, out),
             }
         }

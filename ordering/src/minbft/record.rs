@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::identifiers::{GroupId, Order, View};
+use crate::identifiers::{Digest, GroupId, Order, View};
 use crate::message::CommitDbEntry;
 use crate::minbft::messages::{Commit, HistoryEntry, Prepare, StableCheckpoint};
 use crate::minbft::start_messages::{LiveProof, Outcome};
@@ -34,6 +34,8 @@ pub enum Record {
     TakenOver {
         /// The start's view.
         view: View,
+        /// [`Outcome::digest`]: under a faulty primary, another outcome of the view may be the one that goes live.
+        outcome: Digest,
         /// The operations and their groups.
         entries: Vec<(GroupId, CommitDbEntry)>,
     },

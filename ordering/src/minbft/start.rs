@@ -317,6 +317,7 @@ impl Machine {
     /// Writes the operations that an outcome takes over to the log; those that only older records have stay there.
     pub(crate) fn log_taken_over(&mut self, outcome: &Outcome, out: &mut Vec<Output>) {
         let (mut entries, mut bytes) = (Vec::new(), 0);
+        let digest = outcome.digest();
         for (group, operation) in self.taken_over(outcome) {
             if operation.request.is_none() && operation.digest != NOTHING {
                 continue;
@@ -329,6 +330,7 @@ impl Machine {
                 self.journal.write(
                     Record::TakenOver {
                         view: outcome.view,
+                        outcome: digest,
                         entries,
                     },
                     out,
@@ -339,6 +341,7 @@ impl Machine {
             self.journal.write(
                 Record::TakenOver {
                     view: outcome.view,
+                    outcome: digest,
                     entries,
                 },
                 out,

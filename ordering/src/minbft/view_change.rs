@@ -290,7 +290,8 @@ impl Machine {
         if self
             .current_view()
             .is_some_and(|current| current > view || current == view && !may_return)
-            || self.start.joined_view().is_some_and(|joined| joined >= view)
+            // A start of this very view cannot succeed any more: it needs the word of all, and some are in the view.
+            || self.start.joined_view().is_some_and(|joined| joined > view)
         {
             return;
         }
@@ -307,7 +308,10 @@ impl Machine {
         }
         let digest = proof.outcome.digest();
         let Some(changing) = self.changing.as_mut() else { return };
-        if changing.outcome.as_ref().is_none_or(|(_, known)| *known != digest) && !changing.is_logging {
+        if changing.outcome.as_ref().is_none_or(|(_, known)| *known != digest) {
+            // What we may have endorsed did not come: its primary has proposed two outcomes.
+            changing.is_logging = false;
+            changing.is_logged = false;
             self.take_outcome(proof.outcome.clone(), digest, out);
         }
         if let Some(changing) = self.changing.as_mut() {

@@ -162,7 +162,9 @@ pub const HEARD_MAX: usize = 200;
 impl<P: Protocol> Script<P> {
     /// A script.
     pub fn new(behaviours: &[Behaviour], rng: &mut impl Rng) -> Self {
-        let is_seldom = behaviours.iter().any(|behaviour| Behaviour::OF_CHANGES.contains(behaviour));
+        let is_seldom = behaviours
+            .iter()
+            .any(|behaviour| Behaviour::OF_CHANGES.contains(behaviour));
         let percents = if is_seldom { [20, 60, 100] } else { [5, 30, 100] };
         Script {
             behaviours: behaviours.to_vec(),

@@ -66,7 +66,8 @@ impl<P: Protocol> Cluster<P> {
             return;
         }
         let machine = self.instances[index].machine;
-        let mut passes = |(_, message): &(u64, P::Message)| matches!(self.verify(machine, &encode(message)), Some(Ok(_)));
+        let mut passes =
+            |(_, message): &(u64, P::Message)| matches!(self.verify(machine, &encode(message)), Some(Ok(_)));
         let has_passed = !messages.is_empty() && messages.iter().all(&mut passes);
         for lie in told {
             self.counts.lies.count(lie, has_passed);
