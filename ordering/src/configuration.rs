@@ -1,6 +1,7 @@
 //! Sizes, limits and timeouts of the agreement.
 
 use crate::identifiers::{GroupId, MachineId, View};
+use crate::message::MESSAGE_BYTES_MAX;
 
 /// How many machines may be faulty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,8 @@ pub struct Configuration {
     pub client_bytes_max: usize,
     /// Bytes of decided bodies that are kept to answer fetches without reading the log.
     pub tail_bytes_max: usize,
+    /// The largest message that links carry, in bytes: NEW-VIEW with its f+1 VIEW-CHANGEs must fit.
+    pub message_bytes_max: usize,
     /// How far a PREPARE's time may be ahead of this machine's wall clock, in microseconds; it waits until it is not.
     pub clock_ahead_max_us: u64,
     /// How far a PREPARE's time may be behind, in microseconds; it then needs f+1 COMMITs of others first.
@@ -146,6 +149,7 @@ impl Configuration {
             requests_queued_max: 65_536,
             client_bytes_max: 64 << 20,
             tail_bytes_max: 24 << 20,
+            message_bytes_max: MESSAGE_BYTES_MAX,
             clock_ahead_max_us: 5_000_000,
             clock_behind_max_us: 600_000_000,
             body_patience_us: 3_000,
@@ -187,6 +191,14 @@ impl Configuration {
             protocol: Protocol::Pbft,
             ..Self::new(machine, faults, groups)
         }
+    }
+
+    /// Bytes that a VIEW-CHANGE may need for PREPAREs, and as many for warrants.
+    ///
+    /// f+1 VIEW-CHANGEs fit into a message. Each holds PREPAREs, the runs of warrants, and the outcomes of up to three
+    /// views, which hold what once stood in PREPAREs and need a quarter more for it: six parts, of eight.
+    pub(crate) fn evidence_bytes_max(&self) -> usize {
+        self.message_bytes_max / (usize::from(self.faults.0) + 1) / 8
     }
 
     /// How many machines there are: 2f+2 under MinBFT, 3f+1 under PBFT.

@@ -66,6 +66,7 @@ impl Machine {
         self.start.last_live = Some(Arc::clone(proof));
         self.start.forget();
         self.changing = None;
+        self.given_up = None;
         // A candidate that chose for a higher view must not choose again for that.
         self.leading_change = self.leading_change.take().filter(|leading| leading.view > outcome.view);
         self.acknowledged = None;

@@ -119,6 +119,8 @@ pub struct Machine {
     live: Option<Box<LiveView>>,
     /// The view that this machine goes to.
     changing: Option<Box<Changing>>,
+    /// A view that it no longer goes to, but has made a VIEW-CHANGE for: it can only be joined as what it was.
+    given_up: Option<Box<Changing>>,
     /// The view that this machine leads others to.
     leading_change: Option<LeadingChange>,
     /// What makes this machine want another view.
@@ -161,6 +163,7 @@ impl Machine {
             catch_up: None,
             live: None,
             changing: None,
+            given_up: None,
             leading_change: None,
             suspicion: Suspicion::default(),
             changes: BTreeMap::new(),

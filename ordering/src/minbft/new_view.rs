@@ -21,6 +21,10 @@ use crate::minbft::{Machine, Output};
 /// The group whose replica endorses and acknowledges for its machine.
 const FIRST: GroupId = GroupId(0);
 
+fn length(value: &impl borsh::BorshSerialize) -> usize {
+    borsh::object_length(value).unwrap_or(usize::MAX)
+}
+
 impl Machine {
     pub(crate) fn on_view_change(&mut self, change: &Arc<ViewChange>, out: &mut Vec<Output>) {
         let machine = change.machine;
@@ -100,6 +104,15 @@ impl Machine {
             hellos,
             signature: [0; 64],
         };
+        // A liar's VIEW-CHANGE may be larger than those of the correct ones, f+1 of which fit.
+        let quorum = self.configuration.quorum() as usize;
+        while new_view.changes.len() > quorum && length(&new_view) > self.configuration.message_bytes_max {
+            let largest = (0..)
+                .zip(&new_view.changes)
+                .max_by_key(|(_, change)| length(change.as_ref()));
+            let largest = largest.map_or(0, |(index, _)| index);
+            new_view.changes.remove(largest);
+        }
         new_view.signature = self.sign(&new_view.digest());
         if compute_change(&new_view, &self.configuration).is_none() {
             // Somebody's VIEW-CHANGE does not fit to the others'; further ones may.
@@ -252,7 +265,8 @@ impl Machine {
             let known = changing.outcome.as_ref().map(|(_, known)| *known);
             changing.view == view && known == Some(outcome)
         };
-        if let Some(changing) = self.changing.as_mut().filter(is_current) {
+        let changing = self.changing.as_mut().or(self.given_up.as_mut());
+        if let Some(changing) = changing.filter(is_current) {
             changing.is_logged = changing.is_logging;
             self.advance_change(out);
         }
@@ -297,7 +311,7 @@ impl Machine {
             outcome,
             warrant,
         };
-        let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
+        let Some(changing) = self.change_to(view) else {
             return;
         };
         changing.endorsement = Some(endorsement.clone());
@@ -375,7 +389,7 @@ impl Machine {
     ) {
         self.runs.push(FIRST, RunItem::Acknowledged { view, outcome, warrant });
         let machine = self.configuration.machine;
-        let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
+        let Some(changing) = self.change_to(view) else {
             return;
         };
         let Some(endorsement) = &changing.endorsement else {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
-use ordering::minbft::{Acknowledgement, Admission, Collect, Hello, Message, Report, Standing, Start};
+use ordering::identifiers::{Digest, GroupId};
+use ordering::minbft::{Acknowledgement, Admission, Collect, Hello, Message, PrepareEntry, Report, Standing, Start};
 use rand::RngExt;
 
 use super::MinBft;
@@ -165,8 +166,8 @@ fn lying_report(mut report: Report, script: &Script<MinBft>, tools: &mut Tools<'
 }
 
 /// How a report says that it holds the body of an entry.
-fn held_of(entry: &ordering::minbft::PrepareEntry) -> ordering::identifiers::Digest {
-    entry.digest
+fn held_of(entry: &PrepareEntry) -> (Digest, GroupId) {
+    (entry.digest, entry.group)
 }
 
 /// The leader of a start leaves out a hello, or shows an old one of its own.
