@@ -1,6 +1,7 @@
 //! Sizes, limits and timeouts of the agreement.
 
 use crate::identifiers::{GroupId, MachineId, View};
+use crate::message::MESSAGE_BYTES_MAX;
 
 /// How many machines may be faulty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,8 @@ pub struct Configuration {
     pub log_bytes_max: u64,
     /// The log is cut when that frees so many bytes.
     pub cut_bytes: u64,
+    /// The largest message that links carry, in bytes: NEW-VIEW with its f+1 VIEW-CHANGEs must fit.
+    pub message_bytes_max: usize,
     /// How far a PREPARE's time may be ahead of this machine's wall clock, in microseconds; it waits until it is not.
     pub clock_ahead_max_us: u64,
     /// How far a PREPARE's time may be behind, in microseconds; it then needs f+1 COMMITs of others first.
@@ -152,6 +155,7 @@ impl Configuration {
             tail_bytes_max: 24 << 20,
             log_bytes_max: 4 << 30,
             cut_bytes: 16 << 20,
+            message_bytes_max: MESSAGE_BYTES_MAX,
             clock_ahead_max_us: 5_000_000,
             clock_behind_max_us: 600_000_000,
             body_patience_us: 3_000,
@@ -193,6 +197,14 @@ impl Configuration {
             protocol: Protocol::Pbft,
             ..Self::new(machine, faults, groups)
         }
+    }
+
+    /// Bytes that a VIEW-CHANGE may need for PREPAREs, and as many for warrants.
+    ///
+    /// f+1 VIEW-CHANGEs fit into a message. Each holds PREPAREs, the runs of warrants, and the outcomes of up to three
+    /// views, which hold what once stood in PREPAREs and need a quarter more for it: six parts, of eight.
+    pub(crate) fn evidence_bytes_max(&self) -> usize {
+        self.message_bytes_max / (usize::from(self.faults.0) + 1) / 8
     }
 
     /// How many machines there are: 2f+2 under MinBFT, 3f+1 under PBFT.

@@ -34,6 +34,9 @@ pub const REQUEST_WINDOW: u64 = 4096;
 /// The largest encoded operation, in bytes.
 pub const OPERATION_BYTES_MAX: usize = 16 << 20;
 
+/// The largest message between machines, in bytes: links carry nothing larger.
+pub const MESSAGE_BYTES_MAX: usize = 2 * OPERATION_BYTES_MAX;
+
 impl Request {
     /// The hash of everything but the signature: what is signed, ordered and agreed on.
     pub fn digest(&self) -> Digest {

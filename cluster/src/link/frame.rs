@@ -5,12 +5,14 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::{Bytes, BytesMut};
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
-use ordering::message::{ClientMessage, CommitDb, OPERATION_BYTES_MAX, ReplyCommitDb, Request, ResultMessage};
+use ordering::message::{
+    ClientMessage, CommitDb, MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX, ReplyCommitDb, Request, ResultMessage,
+};
 
 /// Room for what surrounds an operation or a result in a frame.
 const SLACK_BYTES: usize = 64 << 10;
 /// The largest frame that carries agreement or operations.
-const LARGE_BYTES_MAX: usize = 2 * OPERATION_BYTES_MAX + SLACK_BYTES;
+const LARGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX + SLACK_BYTES;
 /// The largest result, in bytes (voters refuse larger ones).
 const RESULT_BYTES_MAX: usize = (64 << 20) + SLACK_BYTES;
 /// The largest frame of every other kind.

@@ -34,6 +34,7 @@ impl Machine {
             self.views.push(ViewBase {
                 view: outcome.view,
                 base: outcome.base.order.max(self.checkpoints.point().order),
+                outcome: outcome.digest(),
             });
         }
         let before = self.history.point;
@@ -65,7 +66,9 @@ impl Machine {
         self.start.last_live = Some(Arc::clone(proof));
         self.start.forget();
         self.changing = None;
-        self.leading_change = None;
+        self.given_up = None;
+        // A candidate that chose for a higher view must not choose again for that.
+        self.leading_change = self.leading_change.take().filter(|leading| leading.view > outcome.view);
         self.acknowledged = None;
         self.catch_up = None;
         self.delivered.clear();
@@ -113,17 +116,23 @@ impl Machine {
                 live.follow_acknowledgement(acknowledgement);
             }
             let change = changing.change.clone().map(Message::ViewChange);
-            let joining = changing
-                .acknowledgement
-                .clone()
-                .map(|known| Message::AcknowledgeView(Arc::new(known)))
-                .or(change);
+            let acknowledged = changing.acknowledgement.clone();
+            let endorsed = changing.endorsement.clone().map(Arc::new);
+            let joining = match acknowledged {
+                Some(acknowledgement) => vec![Message::AcknowledgeView(Arc::new(acknowledgement))],
+                None => change.into_iter().chain(endorsed.map(Message::Endorse)).collect(),
+            };
             let value = self.journal.counter.positions.get(1).copied().unwrap_or(0);
-            live.joining = joining.map(|joining| (value, joining));
+            live.joining = (value, joining);
         }
         let view = live.view;
         for change in self.changes.values().filter(|change| change.view == view) {
             live.follow_change(change);
+        }
+        if let Some(changing) = &self.changing {
+            for endorsement in changing.endorsements.values() {
+                live.follow_endorsement(endorsement);
+            }
         }
         self.changes
             .retain(|machine, change| *machine != own && change.view > view);
@@ -223,7 +232,7 @@ impl Machine {
             stalled: 0,
             ticks: 0,
             is_behind: false,
-            joining: None,
+            joining: (0, Vec::new()),
             idle_us: u64::MAX,
         }
     }

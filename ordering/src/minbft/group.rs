@@ -85,6 +85,11 @@ impl PeerStream {
         }
     }
 
+    /// Whether anything that it has committed in this view was followed.
+    pub(crate) fn has_committed(&self) -> bool {
+        self.last_batch > 0 || !self.unsettled.is_empty()
+    }
+
     /// The value up to which all COMMITs cover batches up to this one.
     pub(crate) fn settle(&mut self, batch: u64) -> u64 {
         while let Some((value, _)) = self.unsettled.pop_front_if(|(_, last)| *last <= batch) {

@@ -49,8 +49,8 @@ pub(crate) enum Persisting {
     Commit(Arc<Commit>),
     /// Acknowledge the start.
     Start(Arc<Outcome>),
-    /// Endorse how this view begins.
-    Change(View),
+    /// Endorse this outcome of the view.
+    Change(View, Digest),
     /// Take part in the view.
     Live(Arc<LiveProof>),
     /// The log may begin with that record: cut what is below this order.

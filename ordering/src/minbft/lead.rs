@@ -11,6 +11,9 @@ use crate::minbft::start::replicas_of;
 use crate::minbft::start_messages::{Collect, Hello, Report, Start};
 use crate::minbft::{Machine, Output};
 
+/// How long a hello counts, in the intervals in which it is said again.
+const HELLO_LASTS: u64 = 10;
+
 /// An attempt that we lead.
 #[derive(Debug)]
 pub(crate) struct Leading {
@@ -54,6 +57,7 @@ impl Machine {
             return;
         }
         self.start.hellos.insert(hello.machine, Arc::clone(hello));
+        self.start.heard_us.insert(hello.machine, self.now.monotonic_us);
         if self.live.is_some() || self.changing.is_some() {
             self.on_late_hello(hello, out);
         } else {
@@ -70,9 +74,19 @@ impl Machine {
             .configuration
             .replica_machines()
             .filter(|machine| !self.configuration.lost.contains(machine));
+        // Who has not said hello for a while takes part in a view, or is down: an attempt with an old hello of it would
+        // hold up those who join.
+        let since_us = self
+            .now
+            .monotonic_us
+            .saturating_sub(HELLO_LASTS * self.configuration.hello_us);
+        let is_fresh = |machine: &MachineId| self.start.heard_us.get(machine).is_some_and(|at_us| *at_us >= since_us);
         let hellos: Option<BTreeMap<MachineId, Arc<Hello>>> = needed
             .chain([own])
-            .map(|machine| Some((machine, Arc::clone(self.start.hellos.get(&machine)?))))
+            .map(|machine| {
+                let hello = self.start.hellos.get(&machine).filter(|_| is_fresh(&machine))?;
+                Some((machine, Arc::clone(hello)))
+            })
             .collect();
         let Some(hellos) = hellos else { return };
         if self

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::identifiers::{GroupId, MachineId, Order, View};
-use crate::minbft::group::Group;
+use crate::minbft::group::{Group, PeerStream};
 use crate::minbft::messages::Message;
 use crate::minbft::primary::Primary;
 use crate::minbft::start_messages::LiveProof;
 use crate::minbft::stream::Stream;
-use crate::minbft::view_messages::{ViewAcknowledgement, ViewChange};
+use crate::minbft::view_messages::{Endorsement, ViewAcknowledgement, ViewChange};
 use crate::minbft::view_verification::endorses;
 
 /// Everything that belongs to one view.
@@ -45,7 +45,7 @@ pub(crate) struct LiveView {
     /// A peer has more than we do.
     pub(crate) is_behind: bool,
     /// What shows the others that our counters are without hole, until our COMMITs follow, and its last value.
-    pub(crate) joining: Option<(u64, Message)>,
+    pub(crate) joining: (u64, Vec<Message>),
     /// When to sign a checkpoint although none is due, because nothing is decided any more; monotonic.
     pub(crate) idle_us: u64,
 }
@@ -67,6 +67,20 @@ impl LiveView {
             }
         }
         self.touch_all();
+    }
+
+    /// A machine has endorsed an outcome of this view, right after its VIEW-CHANGE, and has not left the view since. Under a
+    /// faulty primary that may have been another outcome than the one that is live, which it has not acknowledged then.
+    pub(crate) fn follow_endorsement(&mut self, endorsement: &Endorsement) {
+        let (machine, warrant) = (endorsement.machine, endorsement.warrant);
+        let admission = self.proof.outcome.admission(machine);
+        let is_counted = endorsement.view == self.view && admission.is_some_and(|known| known.epoch == warrant.epoch);
+        let peer = self.groups.first_mut().and_then(|group| group.peers.get_mut(&machine));
+        let is_next = |peer: &&mut PeerStream| warrant.value == peer.value.saturating_add(1) && !peer.has_committed();
+        if let Some(peer) = peer.filter(is_next).filter(|_| is_counted) {
+            peer.skip_to(warrant.value);
+        }
+        self.touch(GroupId(0));
     }
 
     /// A machine has acknowledged how the view begins: its COMMITs follow.

@@ -126,6 +126,8 @@ pub struct Machine {
     live: Option<Box<LiveView>>,
     /// The view that this machine goes to.
     changing: Option<Box<Changing>>,
+    /// A view that it no longer goes to, but has made a VIEW-CHANGE for: it can only be joined as what it was.
+    given_up: Option<Box<Changing>>,
     /// The view that this machine leads others to.
     leading_change: Option<LeadingChange>,
     /// What makes this machine want another view.
@@ -174,6 +176,7 @@ impl Machine {
             catch_up: None,
             live: None,
             changing: None,
+            given_up: None,
             leading_change: None,
             suspicion: Suspicion::default(),
             changes: BTreeMap::new(),
@@ -238,7 +241,7 @@ impl Machine {
             match then {
                 Persisting::Commit(commit) => self.on_commit_logged(commit, out),
                 Persisting::Start(outcome) => self.on_start_logged(&outcome, out),
-                Persisting::Change(view) => self.on_change_logged(view, out),
+                Persisting::Change(view, outcome) => self.on_change_logged(view, outcome, out),
                 Persisting::Live(proof) => self.enter_view(&proof, out),
                 Persisting::Cut(first) => out.push(Output::CutLog { first }),
             }

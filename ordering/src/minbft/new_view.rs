@@ -21,6 +21,10 @@ use crate::minbft::{Machine, Output};
 /// The group whose replica endorses and acknowledges for its machine.
 const FIRST: GroupId = GroupId(0);
 
+fn length(value: &impl borsh::BorshSerialize) -> usize {
+    borsh::object_length(value).unwrap_or(usize::MAX)
+}
+
 impl Machine {
     pub(crate) fn on_view_change(&mut self, change: &Arc<ViewChange>, out: &mut Vec<Output>) {
         let machine = change.machine;
@@ -100,6 +104,15 @@ impl Machine {
             hellos,
             signature: [0; 64],
         };
+        // A liar's VIEW-CHANGE may be larger than those of the correct ones, f+1 of which fit.
+        let quorum = self.configuration.quorum() as usize;
+        while new_view.changes.len() > quorum && length(&new_view) > self.configuration.message_bytes_max {
+            let largest = (0..)
+                .zip(&new_view.changes)
+                .max_by_key(|(_, change)| length(change.as_ref()));
+            let largest = largest.map_or(0, |(index, _)| index);
+            new_view.changes.remove(largest);
+        }
         new_view.signature = self.sign(&new_view.digest());
         if compute_change(&new_view, &self.configuration).is_none() {
             // Somebody's VIEW-CHANGE does not fit to the others'; further ones may.
@@ -150,7 +163,9 @@ impl Machine {
             self.learn_wish(request);
         }
         self.count_wishes(out);
-        if !self.configuration.has_replicas() && self.current_view().is_none_or(|current| current < view) {
+        // m0 goes where f+1 have gone, not where somebody says.
+        let is_higher = self.current_view().is_none_or(|current| current < view);
+        if !self.configuration.has_replicas() && is_higher && compute_change(new_view, &self.configuration).is_some() {
             self.observe(view, out);
         }
         let is_ours = |changing: &&mut Box<super::Changing>| changing.view == view && changing.outcome.is_none();
@@ -240,13 +255,18 @@ impl Machine {
         self.log_taken_over(outcome, out);
         self.journal.persist(
             Record::Start(Arc::clone(outcome)),
-            Persisting::Change(outcome.view),
+            Persisting::Change(outcome.view, outcome.digest()),
             out,
         );
     }
 
-    pub(crate) fn on_change_logged(&mut self, view: View, out: &mut Vec<Output>) {
-        if let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) {
+    pub(crate) fn on_change_logged(&mut self, view: View, outcome: Digest, out: &mut Vec<Output>) {
+        let is_current = |changing: &&mut Box<super::Changing>| {
+            let known = changing.outcome.as_ref().map(|(_, known)| *known);
+            changing.view == view && known == Some(outcome)
+        };
+        let changing = self.changing.as_mut().or(self.given_up.as_mut());
+        if let Some(changing) = changing.filter(is_current) {
             changing.is_logged = changing.is_logging;
             self.advance_change(out);
         }
@@ -291,7 +311,7 @@ impl Machine {
             outcome,
             warrant,
         };
-        let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
+        let Some(changing) = self.change_to(view) else {
             return;
         };
         changing.endorsement = Some(endorsement.clone());
@@ -300,7 +320,8 @@ impl Machine {
     }
 
     pub(crate) fn on_endorse(&mut self, endorsement: &Endorsement, out: &mut Vec<Output>) {
-        if self.live.as_ref().is_some_and(|live| live.view >= endorsement.view) {
+        if let Some(live) = self.live.as_mut().filter(|live| live.view >= endorsement.view) {
+            live.follow_endorsement(endorsement);
             self.tell_live(endorsement.machine, out);
             return;
         }
@@ -327,7 +348,8 @@ impl Machine {
         let Some(digest) = changing.outcome.as_ref().map(|(_, digest)| *digest) else {
             return;
         };
-        if changing.endorsement.is_none() || changing.is_acknowledging {
+        let is_endorsed = changing.endorsement.as_ref().is_some_and(|own| own.outcome == digest);
+        if !is_endorsed || changing.is_acknowledging {
             return;
         }
         let endorsements: Vec<(MachineId, UniqueWarrant)> = match &changing.proof {
@@ -367,7 +389,7 @@ impl Machine {
     ) {
         self.runs.push(FIRST, RunItem::Acknowledged { view, outcome, warrant });
         let machine = self.configuration.machine;
-        let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
+        let Some(changing) = self.change_to(view) else {
             return;
         };
         let Some(endorsement) = &changing.endorsement else {
@@ -399,9 +421,6 @@ impl Machine {
             return;
         }
         let view = acknowledgement.view;
-        if !self.configuration.has_replicas() && self.current_view().is_none_or(|current| current < view) {
-            self.observe(view, out);
-        }
         let Some(changing) = self.changing.as_mut().filter(|changing| changing.view == view) else {
             return;
         };
@@ -449,13 +468,15 @@ impl Machine {
         }
         let is_member = self.is_member(&outcome);
         let Some(changing) = self.changing.as_mut() else { return };
+        let has_endorsed_another = changing.endorsement.as_ref().is_some_and(|own| own.outcome != digest);
         let is_joined = match (&changing.change, &changing.acknowledgement) {
             (_, Some(_)) => true,
-            (Some(_), None) => !is_member,
+            (Some(_), None) => !is_member || has_endorsed_another,
             (None, None) => is_fresh,
         };
         let Some(proof) = changing.proof.clone() else { return };
-        if changing.is_finishing || has_replicas && !is_joined {
+        let is_certifying = changing.is_endorsing && changing.endorsement.is_none();
+        if changing.is_finishing || has_replicas && (!is_joined || is_certifying) {
             // Whoever is not among them needs a VIEW-CHANGE of its own to join.
             return;
         }

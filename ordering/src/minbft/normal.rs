@@ -206,7 +206,8 @@ impl Machine {
                 return;
             }
             let undecided = self.history.point.bytes - stable.bytes + live.stream.bytes as u64;
-            if prepare.last().0 > stable.order.0 + WATERMARK_ORDERS || undecided > WATERMARK_BYTES as u64 {
+            let is_far = prepare.last().0 > stable.order.0 + WATERMARK_ORDERS || undecided > WATERMARK_BYTES as u64;
+            if is_far || live.stream.shown_bytes > self.configuration.evidence_bytes_max() {
                 return;
             }
             let ahead_us = prepare.time_us.saturating_sub(self.now.wall_us);
@@ -343,7 +344,7 @@ impl Machine {
         let Some(state) = live.groups.get_mut(usize::from(group.0)) else {
             return;
         };
-        if state.certifying || !self.runs.has_room() {
+        if state.certifying || !self.runs.has_room(self.configuration.evidence_bytes_max()) {
             return;
         }
         let (mut batches, mut share) = (Vec::new(), Vec::new());

@@ -18,7 +18,8 @@ pub(crate) const NOTHING: Digest = [0; 32];
 /// 3. Above the base follow that outcome's entries, then the PREPAREs of that view in counter order, as far as
 ///    they continue without gap. Whatever was decided is among them: f+1 replicas had logged it, and the log of
 ///    each correct one is here.
-/// 4. An entry whose body nobody holds was not decided; it becomes nothing.
+/// 4. An entry whose body nobody holds, for the group that it was given to, was not decided; it becomes nothing. (No
+///    correct machine commits a share with a request that another group is in charge of.)
 ///
 /// None: the evidence contradicts itself, so more than f machines are faulty, or the reports are not complete.
 pub(crate) fn compute(collect: &Collect, reports: &[Arc<Report>]) -> Option<Outcome> {
@@ -32,9 +33,9 @@ pub(crate) fn compute(collect: &Collect, reports: &[Arc<Report>]) -> Option<Outc
         take_over(&live.outcome, &base, &mut entries)?;
         follow_prepares(live, reports, &base, &mut entries);
     }
-    let held: BTreeSet<Digest> = reports.iter().flat_map(|report| report.held.iter().copied()).collect();
+    let held: BTreeSet<_> = reports.iter().flat_map(|report| report.held.iter().copied()).collect();
     for entry in &mut entries {
-        if !held.contains(&entry.digest) {
+        if !held.contains(&(entry.digest, entry.group)) {
             entry.digest = NOTHING;
         }
     }

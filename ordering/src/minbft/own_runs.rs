@@ -22,8 +22,17 @@ pub(crate) struct OwnRuns {
     /// Per group; the values have no gap.
     runs: Vec<VecDeque<RunItem>>,
     length: usize,
+    /// About how many bytes they have in a message.
+    bytes: usize,
     /// The highest view for which our counter has made a VIEW-CHANGE.
     left_for: Option<View>,
+}
+
+fn encoded_bytes(item: &RunItem) -> usize {
+    match item {
+        RunItem::Commit(commit) => 128 + 40 * commit.batches.len(),
+        _ => 160,
+    }
 }
 
 /// Where the runs begin.
@@ -52,6 +61,7 @@ impl OwnRuns {
                 return false;
             }
             self.runs = positions.iter().map(|_| VecDeque::new()).collect();
+            self.bytes = 0;
             self.from = positions.to_vec();
         } else if !(is_there || proof.outcome.changed.contains(&own)) || !self.reaches(positions) {
             // We join late: these are positions of an earlier view, and the runs go on from there.
@@ -72,7 +82,7 @@ impl OwnRuns {
     fn begin(&mut self, start: Start, positions: &[u64]) {
         for ((run, from), position) in self.runs.iter_mut().zip(&mut self.from).zip(positions) {
             let settled = usize::try_from(position - *from).unwrap_or(usize::MAX).min(run.len());
-            run.drain(..settled);
+            self.bytes -= run.drain(..settled).map(|item| encoded_bytes(&item)).sum::<usize>();
             self.length -= settled;
             *from = *position;
         }
@@ -107,6 +117,7 @@ impl OwnRuns {
             self.left_for = self.left_for.max(Some(*view));
         }
         if let Some(run) = self.runs.get_mut(usize::from(group.0)).filter(|_| self.start.is_some()) {
+            self.bytes += encoded_bytes(&item);
             run.push_back(item);
             self.length += 1;
         }
@@ -119,8 +130,8 @@ impl OwnRuns {
     }
 
     /// Whether there is room for further COMMITs.
-    pub(crate) fn has_room(&self) -> bool {
-        self.length < RUN_COMMITS_MAX
+    pub(crate) fn has_room(&self, bytes_max: usize) -> bool {
+        self.length < RUN_COMMITS_MAX && self.bytes < bytes_max
     }
 
     /// Whether our counter counts in a view that we know of: only then we may ask for another.

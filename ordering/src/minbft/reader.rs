@@ -6,7 +6,7 @@ use std::sync::Arc;
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::configuration::WATERMARK_ORDERS;
-use crate::identifiers::{GroupId, MachineId, Order, View};
+use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::{CommitDb, CommitDbEntry};
 use crate::minbft::history::{ANSWER_BYTES_MAX, ANSWER_ENTRIES_MAX, by_group, bytes_of, to_history};
 use crate::minbft::messages::{History, Message, StableCheckpoint};
@@ -46,6 +46,8 @@ pub enum LogAnswer<M = Message> {
 pub struct ViewBase {
     pub(crate) view: View,
     pub(crate) base: Order,
+    /// How it began: [`crate::minbft::Outcome::digest`].
+    pub(crate) outcome: Digest,
 }
 
 /// Forgets views none of whose operations from `first` on stand: a later one began below.
@@ -180,8 +182,12 @@ impl LogReader {
                     }
                 }
             }
-            Record::TakenOver { view, entries } => {
-                for (group, operation) in entries {
+            Record::TakenOver { view, outcome, entries } => {
+                let went_live = self
+                    .views
+                    .iter()
+                    .any(|known| (known.view, known.outcome) == (view, outcome));
+                for (group, operation) in entries.into_iter().filter(|_| went_live) {
                     if self.is_valid(view, operation.order) {
                         self.take(group, operation);
                     }

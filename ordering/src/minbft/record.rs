@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::identifiers::{GroupId, Order, View};
+use crate::identifiers::{Digest, GroupId, Order, View};
 use crate::message::CommitDbEntry;
 use crate::minbft::messages::{CertifiedCheckpoint, Commit, HistoryEntry, Prepare};
 use crate::minbft::reader::{Fetched, ViewBase};
@@ -36,6 +36,8 @@ pub enum Record {
     TakenOver {
         /// The start's view.
         view: View,
+        /// [`Outcome::digest`]: under a faulty primary, another outcome of the view may be the one that goes live.
+        outcome: Digest,
         /// The operations and their groups.
         entries: Vec<(GroupId, CommitDbEntry)>,
     },
@@ -173,6 +175,7 @@ mod tests {
     fn operation(order: u64) -> Record {
         Record::TakenOver {
             view: View(0),
+            outcome: [0; 32],
             entries: vec![(
                 GroupId(0),
                 CommitDbEntry {

@@ -54,7 +54,8 @@ impl Recovery {
                 self.view = self.view.max(Some(view));
                 if self.views.last().is_none_or(|last| last.view < view) {
                     let base = proof.outcome.base.order.max(self.point().order);
-                    self.views.push(ViewBase { view, base });
+                    let outcome = proof.outcome.digest();
+                    self.views.push(ViewBase { view, base, outcome });
                 }
                 self.prepares.clear();
                 self.live = Some(proof);

@@ -228,8 +228,9 @@ impl Machine {
         let Some(live) = self.live.as_mut() else { return };
         let mut messages = Vec::new();
         let followed = standing.commits.first().copied().unwrap_or(u64::MAX);
-        if let Some((_, joining)) = live.joining.as_ref().filter(|(value, _)| followed < *value) {
-            messages.push(joining.clone());
+        let (value, joining) = &live.joining;
+        if followed < *value {
+            messages.extend(joining.iter().cloned());
         }
         if standing.prepares_wanted {
             let issued = live

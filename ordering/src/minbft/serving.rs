@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::is_replica;
-use crate::identifiers::{Digest, MachineId, Order};
+use crate::identifiers::{Digest, GroupId, MachineId, Order};
 use crate::message::{CommitDb, ReplyCommitDb};
 use crate::minbft::checkpoints::Checkpoints;
 use crate::minbft::fetching::{READ_INTERVAL_US, READS_AHEAD};
@@ -66,11 +66,13 @@ impl Machine {
     }
 
     pub(crate) fn on_fetch_request(&mut self, from: MachineId, order: Order, digest: &Digest, out: &mut Vec<Output>) {
-        // A body that is prepared and not yet in the history: the voter knows from f+1 others that it is decided.
+        // Decided here, and not yet in the history. What is only prepared is not answered: the answer has the form of a
+        // vote. One of the f+1 from whom the voter knows the digest is correct, and has decided it with its body.
         let in_stream = self.live.as_ref().and_then(|live| {
             let slot = live.stream.slots.iter().find(|slot| slot.prepare.last() >= order)?;
+            let is_decided = |group: &GroupId| slot.share(*group).is_some_and(|share| share.delivered);
             slot.operations()
-                .find(|(_, entry)| entry.order == order && entry.request.is_some())
+                .find(|(group, entry)| entry.order == order && entry.request.is_some() && is_decided(group))
         });
         match in_stream.filter(|(_, entry)| entry.digest == *digest) {
             Some((group, entry)) => {

@@ -26,7 +26,7 @@ use crate::minbft::lead::Leading;
 use crate::minbft::messages::{Message, Prepare};
 use crate::minbft::outcome::{NOTHING, compute};
 use crate::minbft::record::Record;
-use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Outcome, Report, Start};
+use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Outcome, OutcomeEntry, Report, Start};
 use crate::minbft::verification::FETCH_REQUESTS_MAX;
 use crate::minbft::{Machine, Output};
 
@@ -35,6 +35,8 @@ use crate::minbft::{Machine, Output};
 pub(crate) struct StartState {
     /// The last hello of each machine.
     pub(crate) hellos: BTreeMap<MachineId, Arc<Hello>>,
+    /// When each machine last said hello, monotonic: a machine that is live no longer does.
+    pub(crate) heard_us: BTreeMap<MachineId, u64>,
     /// The highest view that the log or an attempt mentions.
     pub(crate) mentioned: Option<View>,
     /// From the log, or left: the last view, and its PREPAREs above the stable checkpoint.
@@ -78,6 +80,7 @@ impl StartState {
     ) -> Self {
         StartState {
             hellos: BTreeMap::new(),
+            heard_us: BTreeMap::new(),
             mentioned,
             last_live,
             prepares,
@@ -213,7 +216,7 @@ impl Machine {
             .held
             .iter()
             .filter(|(_, (order, _))| *order > base)
-            .map(|(digest, _)| *digest);
+            .map(|(digest, (_, request))| (*digest, self.configuration.group_of(request.home)));
         let mut report = Report {
             machine: self.configuration.machine,
             collect: joined.digest,
@@ -252,12 +255,15 @@ impl Machine {
             self.report(leader, MisbehaviourKind::WrongRecovery, out);
             return;
         };
-        let wanted = outcome
-            .entries
-            .iter()
+        let is_here = |entry: &&OutcomeEntry| {
+            let held = self.start.held.get(&entry.digest);
+            held.is_some_and(|(_, request)| self.configuration.group_of(request.home) == entry.group)
+        };
+        let wanted = outcome.entries.iter().filter(|entry| entry.digest != NOTHING);
+        joined.wanted = wanted
+            .filter(|entry| !is_here(entry))
             .map(|entry| entry.digest)
-            .filter(|digest| *digest != NOTHING);
-        joined.wanted = wanted.filter(|digest| !self.start.held.contains_key(digest)).collect();
+            .collect();
         let digest = outcome.digest();
         joined.outcome = Some((Arc::new(outcome), digest));
         self.take_pending();
@@ -281,9 +287,19 @@ impl Machine {
 
     /// Takes a body that the outcome needs.
     pub(crate) fn take_wanted(&mut self, digest: Digest, request: Request) {
+        let group = self.configuration.group_of(request.home);
         let Some(joined) = self.start.joined.as_mut() else {
             return;
         };
+        let outcome = joined.outcome.as_ref();
+        let is_misplaced = outcome.is_some_and(|(outcome, _)| {
+            let mut entries = outcome.entries.iter();
+            entries.any(|entry| entry.digest == digest && entry.group != group)
+        });
+        if is_misplaced {
+            // A liar has reported it for that group: it was not decided, and a start with it is not acknowledged here.
+            return;
+        }
         if joined.wanted.remove(&digest) {
             self.start.held.insert(digest, (Order(0), request));
         }
@@ -317,6 +333,7 @@ impl Machine {
     /// Writes the operations that an outcome takes over to the log; those that only older records have stay there.
     pub(crate) fn log_taken_over(&mut self, outcome: &Outcome, out: &mut Vec<Output>) {
         let (mut entries, mut bytes) = (Vec::new(), 0);
+        let digest = outcome.digest();
         for (group, operation) in self.taken_over(outcome) {
             if operation.request.is_none() && operation.digest != NOTHING {
                 continue;
@@ -329,6 +346,7 @@ impl Machine {
                 self.journal.write(
                     Record::TakenOver {
                         view: outcome.view,
+                        outcome: digest,
                         entries,
                     },
                     out,
@@ -339,6 +357,7 @@ impl Machine {
             self.journal.write(
                 Record::TakenOver {
                     view: outcome.view,
+                    outcome: digest,
                     entries,
                 },
                 out,

@@ -96,8 +96,8 @@ pub struct Report {
     pub live: Option<Arc<LiveProof>>,
     /// Every PREPARE of that view above the base, by ascending value.
     pub prepares: Vec<Arc<Prepare>>,
-    /// Digests of the bodies above the base that its log holds; ascending.
-    pub held: Vec<Digest>,
+    /// Digests of the bodies above the base that its log holds, and the groups in charge of them; ascending.
+    pub held: Vec<(Digest, GroupId)>,
     /// Over [`Report::digest`].
     pub signature: [u8; 64],
 }

@@ -169,6 +169,11 @@ impl Slot {
     }
 }
 
+/// About how many bytes a PREPARE has in a message.
+fn encoded_bytes(prepare: &Prepare) -> usize {
+    128 + 34 * prepare.entries.len()
+}
+
 /// The stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -185,6 +190,8 @@ pub(crate) struct Stream {
     /// The last PREPAREs that were followed, to be sent again, and all that are above the stable checkpoint, for a
     /// view change; values without gap, up to `value`.
     kept: VecDeque<Arc<Prepare>>,
+    /// Encoded bytes of those in `kept` that a VIEW-CHANGE would have to show.
+    pub(crate) shown_bytes: usize,
     /// COMMITs for batches whose PREPARE has not come, by value: (group, machine, digest).
     pub(crate) early: BTreeMap<u64, Vec<(GroupId, MachineId, Digest)>>,
     /// Bytes of the bodies in `slots`.
@@ -202,6 +209,7 @@ impl Stream {
             slots: VecDeque::new(),
             window: BTreeMap::new(),
             kept: VecDeque::new(),
+            shown_bytes: 0,
             early: BTreeMap::new(),
             bytes: 0,
             stopped: false,
@@ -239,6 +247,7 @@ impl Stream {
         self.value += 1;
         self.next = prepare.last().next();
         self.time_us = prepare.time_us + prepare.entries.len() as u64 - 1;
+        self.shown_bytes += encoded_bytes(&prepare);
         self.kept.push_back(Arc::clone(&prepare));
         self.slots.push_back(Slot::new(prepare, digest));
         self.slots.back_mut()
@@ -315,6 +324,7 @@ impl Stream {
         while self.kept.len() > PREPARES_KEPT && self.kept.front().is_some_and(|oldest| oldest.last() <= stable) {
             self.kept.pop_front();
         }
+        self.shown_bytes = self.kept_above(stable).map(|prepare| encoded_bytes(prepare)).sum();
     }
 
     /// PREPAREs above an order, in counter order.
@@ -342,6 +352,7 @@ impl Stream {
             self.next = next;
             self.time_us = time_us;
             self.kept.clear();
+            self.shown_bytes = 0;
             self.window = self.window.split_off(&(value + 1));
             self.early = self.early.split_off(&(value + 1));
         }

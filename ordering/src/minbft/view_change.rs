@@ -249,7 +249,7 @@ impl Machine {
     ) {
         let groups = usize::from(self.configuration.groups);
         self.runs.push(group, RunItem::Left { view, content, warrant });
-        let changing = self.changing.as_mut().filter(|changing| changing.view == view);
+        let changing = self.change_to(view);
         let Some(building) = changing.and_then(|changing| changing.building.as_mut()) else {
             return;
         };
@@ -265,6 +265,12 @@ impl Machine {
             self.on_view_change(&change, out);
         }
         self.advance_change(out);
+    }
+
+    /// What we know of the change to this view, also if we have given it up.
+    pub(crate) fn change_to(&mut self, view: View) -> Option<&mut Box<Changing>> {
+        let known = self.changing.as_mut().into_iter().chain(self.given_up.as_mut());
+        known.into_iter().find(|changing| changing.view == view)
     }
 
     /// Whether the view that is live has admitted our counter where it is: nothing needs to be shown.
@@ -285,12 +291,17 @@ impl Machine {
     pub(crate) fn join_live(&mut self, proof: &Arc<LiveProof>, out: &mut Vec<Output>) {
         let own = self.configuration.machine;
         let view = proof.outcome.view;
+        let given_up = self.given_up.as_ref().is_some_and(|given_up| given_up.view == view);
+        if self.changing.is_none() && self.live.is_none() && given_up && self.start.joined.is_none() {
+            self.changing = self.given_up.take();
+        }
         let is_going = self.changing.as_ref().is_some_and(|changing| changing.view == view);
         let may_return = is_going || self.live.is_none() && !self.configuration.has_replicas();
         if self
             .current_view()
             .is_some_and(|current| current > view || current == view && !may_return)
-            || self.start.joined_view().is_some_and(|joined| joined >= view)
+            // A start of this very view cannot succeed any more: it needs the word of all, and some are in the view.
+            || self.start.joined_view().is_some_and(|joined| joined > view)
         {
             return;
         }
@@ -307,7 +318,10 @@ impl Machine {
         }
         let digest = proof.outcome.digest();
         let Some(changing) = self.changing.as_mut() else { return };
-        if changing.outcome.as_ref().is_none_or(|(_, known)| *known != digest) && !changing.is_logging {
+        if changing.outcome.as_ref().is_none_or(|(_, known)| *known != digest) {
+            // What we may have endorsed did not come: its primary has proposed two outcomes.
+            changing.is_logging = false;
+            changing.is_logged = false;
             self.take_outcome(proof.outcome.clone(), digest, out);
         }
         if let Some(changing) = self.changing.as_mut() {
@@ -319,7 +333,12 @@ impl Machine {
     /// More than f machines came back with new counters: no view can go on, so the cluster must start again.
     pub(crate) fn abandon_view(&mut self, out: &mut Vec<Output>) {
         self.leave_view();
-        self.changing = None;
+        // It may become live without us: then we go on where we were.
+        let given_up = self
+            .changing
+            .take()
+            .filter(|changing| changing.change.is_some() || changing.building.is_some());
+        self.given_up = given_up.or(self.given_up.take());
         self.leading_change = None;
         self.start.next_us = 0;
         self.start_timer(out);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS};
 use crate::identifiers::{Digest, MachineId, Order};
-use crate::message::{CommitDb, ReplyCommitDb};
+use crate::message::ReplyCommitDb;
 use crate::minbft::fetching::{READ_INTERVAL_US, READS_AHEAD};
 use crate::minbft::{CertifiedCheckpoint, Checkpoint, HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::Message;
@@ -70,19 +70,10 @@ impl Machine {
     }
 
     pub(crate) fn on_fetch_request(&mut self, from: MachineId, order: Order, digest: &Digest, out: &mut Vec<Output>) {
-        // A body that is accepted and not yet in the history: the voter knows from f+1 others that it is decided.
-        let accepted = self
-            .window
-            .slot_of(order)
-            .and_then(|slot| slot.operations().find(|(_, entry)| entry.order == order));
-        match accepted.filter(|(_, entry)| entry.digest == *digest) {
-            Some((group, entry)) => {
-                let entries = vec![entry];
-                let message = CommitDb { group, entries };
-                out.push(Output::Answer { to: from, message });
-            }
-            None => self.answer_voter(from, order, order.min(self.history.point.order), out),
-        }
+        // Only what is decided here: the answer has the form of a vote. One of the f+1 from whom the voter knows the
+        // digest is correct, and has decided it.
+        let _ = digest;
+        self.answer_voter(from, order, order.min(self.history.point.order), out);
     }
 
     fn answer_voter(&mut self, from: MachineId, order: Order, through: Order, out: &mut Vec<Output>) {

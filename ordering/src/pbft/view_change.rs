@@ -203,7 +203,7 @@ impl Machine {
         if self.view.expires_us == u64::MAX && !self.view.is_wanting {
             self.view.expires_us = self.now.monotonic_us.saturating_add(self.patience_us());
         }
-        let view_changes: Vec<_> = self
+        let mut view_changes: Vec<_> = self
             .view
             .view_changes
             .values()
@@ -213,6 +213,13 @@ impl Machine {
         if self.configuration.primary(view) != own || view_changes.len() < quorum {
             return;
         }
+        let length = |view_change: &Arc<ViewChange>| borsh::object_length(view_change.as_ref()).unwrap_or(usize::MAX);
+        view_changes.sort_by_key(length);
+        let mut bytes: usize = view_changes.iter().map(length).sum();
+        while view_changes.len() > quorum && bytes > self.configuration.message_bytes_max {
+            bytes -= view_changes.pop().as_ref().map_or(0, length);
+        }
+        view_changes.sort_by_key(|view_change| view_change.machine);
         let mut new_view = NewView {
             view,
             view_changes,

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use ordering::agreement::{Agreement, MisbehaviourKind, Now, Phase, To};
 use ordering::client_table::ClientTable;
-use ordering::configuration::{Configuration, Faults, group_of};
+use ordering::configuration::{Configuration, Faults, group_of, replica_slot};
 use ordering::directory::{Directory, MachineEntry};
-use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
+use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order, View};
 use ordering::message::{CommitDb, Request};
 use ordering::minbft::{
-    Admission, Commit, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Prepare, Record, Recovery,
-    verify_message,
+    Admission, Commit, Endorsement, Hello, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Prepare,
+    PrepareEntry, Record, Recovery, ViewAcknowledgement, verify_message,
 };
 use ordering::verified::{Rejection, Verified};
 use rand::{Rng, RngExt, SeedableRng};
@@ -123,6 +123,7 @@ pub(crate) struct Cluster {
     rejected: Vec<(MachineId, Rejection)>,
     /// A primary that gives requests to wrong groups, its counter, and what it has said.
     misplacing: Option<(MachineId, SoftwareCounter, BTreeMap<u64, Prepare>)>,
+    orders_twice: bool,
     tune: fn(&mut Configuration),
     /// Messages that this machine's link drops.
     pub(crate) filter: fn(MachineId, MachineId, &Message) -> bool,
@@ -132,6 +133,9 @@ pub(crate) struct Cluster {
     /// A crash loses everything that was not synced.
     pub(crate) lose_unsynced: bool,
     injected: u64,
+    /// The largest message that was sent, in bytes, and how many NEW-VIEWs were.
+    pub(crate) largest: usize,
+    pub(crate) new_views: u64,
 }
 
 impl Cluster {
@@ -197,12 +201,15 @@ impl Cluster {
             reports: Vec::new(),
             rejected: Vec::new(),
             misplacing: None,
+            orders_twice: false,
             tune,
             filter: |_, _, _| true,
             sent: 0,
             deaf: BTreeSet::new(),
             lose_unsynced: false,
             injected: 0,
+            largest: 0,
+            new_views: 0,
         };
         cluster.start_all();
         cluster
@@ -301,6 +308,51 @@ impl Cluster {
         self.step(to, Input::Message { from, message });
     }
 
+    /// `to` hears a HELLO of `from` with a counter of this epoch.
+    pub(crate) fn inject_hello(&mut self, from: MachineId, to: MachineId, epoch: u64) {
+        let mut hello = Hello {
+            machine: from,
+            admission: Admission {
+                epoch,
+                positions: vec![0; usize::from(self.groups) + 1],
+            },
+            view: None,
+            stable: None,
+            signature: [0; 64],
+        };
+        hello.signature = self.keys[usize::from(from.0)].sign(&hello.digest()).to_bytes();
+        self.inject(from, to, Message::Hello(Arc::new(hello)));
+    }
+
+    /// `to` hears that `from` acknowledges a view that never was.
+    pub(crate) fn inject_acknowledgement(&mut self, from: MachineId, to: MachineId, view: View) {
+        let (slot, outcome) = (replica_slot(GroupId(0)), [7; 32]);
+        let counter = &mut self.nodes[usize::from(from.0)].counter;
+        let endorsed = counter.create_uw(slot, &Endorsement::digest(view, &outcome)).unwrap();
+        let acknowledged = counter
+            .create_uw(slot, &ViewAcknowledgement::digest(view, &outcome))
+            .unwrap();
+        let acknowledgement = ViewAcknowledgement {
+            machine: from,
+            view,
+            outcome,
+            endorsed,
+            acknowledged,
+        };
+        self.inject(from, to, Message::AcknowledgeView(Arc::new(acknowledgement)));
+    }
+
+    fn inject(&mut self, from: MachineId, to: MachineId, message: Message) {
+        let message = verify_message(from, message, &self.directory).unwrap();
+        self.step(to, Input::Message { from, message });
+    }
+
+    /// The primary orders the first request for both groups in one batch: for the one in charge, and for the other.
+    pub(crate) fn order_twice(&mut self, primary: MachineId) {
+        self.misplace_requests(primary);
+        self.orders_twice = true;
+    }
+
     /// This primary, which has ordered nothing yet, gives every request to a wrong group from now on.
     pub(crate) fn misplace_requests(&mut self, primary: MachineId) {
         let node = &self.nodes[usize::from(primary.0)];
@@ -313,12 +365,19 @@ impl Cluster {
         let Message::Prepare(prepare) = message else {
             return None;
         };
+        let (groups, twice) = (self.groups, self.orders_twice);
         let (_, counter, said) = self.misplacing.as_mut().filter(|(liar, ..)| *liar == from)?;
-        let groups = self.groups;
         let lie = said.entry(prepare.warrant.value).or_insert_with(|| {
             let mut lie = prepare.as_ref().clone();
-            for entry in &mut lie.entries {
-                entry.group = GroupId((entry.group.0 + 1) % groups);
+            let other = |entry: &PrepareEntry| PrepareEntry {
+                group: GroupId((entry.group.0 + 1) % groups),
+                digest: entry.digest,
+            };
+            let misplaced: Vec<_> = lie.entries.iter().map(other).collect();
+            if twice {
+                lie.entries.extend(misplaced);
+            } else {
+                lie.entries = misplaced;
             }
             let digest = Prepare::digest(lie.view, lie.first, lie.time_us, &lie.entries);
             lie.warrant = counter.create_uw(lie.warrant.slot, &digest).unwrap();
@@ -581,6 +640,8 @@ impl Cluster {
         let misplaced = self.misplaced(from, message);
         let message = misplaced.as_ref().unwrap_or(message);
         let bytes = Arc::new(borsh::to_vec(message).unwrap());
+        self.largest = self.largest.max(bytes.len());
+        self.new_views += u64::from(matches!(message, Message::NewView(_)));
         for to in targets.into_iter().filter(|to| *to != from) {
             self.sent += 1;
             let is_lost = self.rng.random_bool(self.weather.loss)

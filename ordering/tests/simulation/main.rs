@@ -4,5 +4,6 @@
 
 mod changes;
 mod cluster;
+mod lies;
 mod rules;
 mod scenarios;

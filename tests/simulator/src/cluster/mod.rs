@@ -157,8 +157,6 @@ pub struct Cluster<P: Protocol> {
     verified: HashMap<(MachineId, blake3::Hash), Verification<P::Message>>,
     is_corrupted: bool,
     conspiracy: Conspiracy,
-    /// The step that is carried out answers a voter that lacks the body of one order.
-    is_serving_body: bool,
     /// More machines than f lacked their counters or were Byzantine at once: the cluster has to start anew.
     pub(crate) is_cold: bool,
     trace: Option<Trace>,
@@ -218,7 +216,6 @@ impl<P: Protocol> Cluster<P> {
             verified: HashMap::new(),
             is_corrupted: false,
             conspiracy: Conspiracy::default(),
-            is_serving_body: false,
             is_cold: false,
             trace,
             rng,

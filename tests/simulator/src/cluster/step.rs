@@ -162,7 +162,6 @@ impl<P: Protocol> Cluster<P> {
         let Some(machine) = instance.running.as_mut() else {
             return;
         };
-        self.is_serving_body = matches!(input, Input::FetchRequest { .. });
         let mut outputs = Vec::new();
         machine.step(now, input, &mut outputs);
         self.counts.steps += 1;

@@ -69,11 +69,10 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
-    /// An answer to a voter's fetch: what a correct machine serves from memory or log is what was decided. (Not so
-    /// the body of one order: the voter has seen a quorum for it, the machine perhaps not.)
+    /// An answer to a voter's fetch: what a correct machine serves is what was decided, also the body of one order.
     pub(super) fn answer_voter(&mut self, index: usize, to: MachineId, message: CommitDb) {
         let machine = self.instances[index].machine;
-        let is_claim = !self.is_serving_body && self.is_correct(machine);
+        let is_claim = self.is_correct(machine);
         for entry in message.entries.iter().filter(|_| is_claim) {
             let group = message.group;
             self.observe(&Observation::Delivered { machine, group, entry });

@@ -44,7 +44,6 @@ const LIES: &[Lie] = &[
     ("wants another view", Passes),
     ("wants a view without need", Passes),
     ("view change hides a warrant", Refused),
-    ("view change omits what was not committed", Passes),
     ("view change shows an older checkpoint", Passes),
     ("view change shows an older view", Either),
     ("view change hides what was acknowledged", Refused),
@@ -79,7 +78,7 @@ const LIES: &[Lie] = &[
     ("report of an older view", Either),
     ("collect without a hello", Passes),
     ("collect with another hello of its own", Passes),
-    ("two starts of one view", Passes),
+    ("start without a report", Refused),
     ("acknowledges another start", Passes),
     ("tells an old view", Passes),
 ];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ordering::identifiers::{ClientId, Order};
+use ordering::identifiers::{ClientId, GroupId, Order};
 use ordering::minbft::Message;
 use rand::RngExt;
 
@@ -67,7 +67,7 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
             }
         }
         Message::Collect(collect) => Arc::make_mut(collect).view.0 += u64::from(tools.machines),
-        Message::Report(report) => Arc::make_mut(report).held.push([0xff; 32]),
+        Message::Report(report) => Arc::make_mut(report).held.push(([0xff; 32], GroupId(0))),
         Message::Start(start) => drop(Arc::make_mut(start).reports.pop()?),
         Message::Acknowledge(acknowledgement) => acknowledgement.outcome = noise,
         Message::Live(proof) => Arc::make_mut(proof).outcome.view.0 += u64::from(tools.machines),

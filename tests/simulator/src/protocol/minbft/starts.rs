@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
-use ordering::minbft::{Acknowledgement, Admission, Collect, Hello, Message, Report, Standing, Start};
+use ordering::identifiers::{Digest, GroupId};
+use ordering::minbft::{Acknowledgement, Admission, Collect, Hello, Message, PrepareEntry, Report, Standing, Start};
 use rand::RngExt;
 
 use super::MinBft;
@@ -27,14 +28,14 @@ pub(super) fn tamper(script: &mut Script<MinBft>, message: &Message, tools: &mut
             Tampered::Instead(vec![(u64::MAX, signed_report(sent, tools))])
         }
         Message::Collect(collect) if lies => for_some(lying_collect(collect, tools)),
-        Message::Start(start) => {
-            let real = real_start(start, script, tools);
-            let lie = lies.then(|| lying_start(real.clone(), tools)).flatten();
-            let real = signed_start(real, tools);
-            match lie {
-                Some(lie) => Tampered::Instead(vec![(audience, signed_start(lie, tools)), (!audience, real)]),
-                None => Tampered::Instead(vec![(u64::MAX, real)]),
-            }
+        Message::Start(start) if lies => {
+            let mut start = Start::clone(start);
+            start.reports.pop();
+            tools.tell("start without a report");
+            Tampered::Instead(vec![
+                (audience, signed_start(start, tools)),
+                (!audience, message.clone()),
+            ])
         }
         Message::Acknowledge(acknowledgement) if lies => for_some(lying_acknowledgement(acknowledgement, tools)),
         Message::Live(proof) => {
@@ -165,8 +166,8 @@ fn lying_report(mut report: Report, script: &Script<MinBft>, tools: &mut Tools<'
 }
 
 /// How a report says that it holds the body of an entry.
-fn held_of(entry: &ordering::minbft::PrepareEntry) -> ordering::identifiers::Digest {
-    entry.digest
+fn held_of(entry: &PrepareEntry) -> (Digest, GroupId) {
+    (entry.digest, entry.group)
 }
 
 /// The leader of a start leaves out a hello, or shows an old one of its own.
@@ -189,39 +190,9 @@ fn lying_collect(collect: &Arc<Collect>, tools: &mut Tools<'_>) -> Message {
     Message::Collect(Arc::new(collect))
 }
 
-fn real_start(start: &Start, script: &Script<MinBft>, tools: &Tools<'_>) -> Start {
-    let mut start = start.clone();
-    for report in start
-        .reports
-        .iter_mut()
-        .filter(|report| report.machine == tools.machine)
-    {
-        let mut real = real_report(report, script, tools);
-        real.signature = tools.key.sign(&real.digest()).to_bytes();
-        *report = Arc::new(real);
-    }
-    start
-}
-
 fn signed_start(mut start: Start, tools: &Tools<'_>) -> Message {
     start.signature = tools.key.sign(&start.digest()).to_bytes();
     Message::Start(Arc::new(start))
-}
-
-/// With another report of its own: so two starts of one view.
-fn lying_start(mut start: Start, tools: &mut Tools<'_>) -> Option<Start> {
-    let own = start
-        .reports
-        .iter_mut()
-        .find(|report| report.machine == tools.machine)?;
-    let mut other = Report::clone(own);
-    other.live = None;
-    other.prepares.clear();
-    other.held.clear();
-    other.signature = tools.key.sign(&other.digest()).to_bytes();
-    *own = Arc::new(other);
-    tools.tell("two starts of one view");
-    Some(start)
 }
 
 fn lying_acknowledgement(acknowledgement: &Acknowledgement, tools: &mut Tools<'_>) -> Message {

@@ -1,0 +1,136 @@
+//! What single lies and late messages must not do, each found by reading or by the simulator's adversaries.
+
+use crate::cluster::Cluster;
+use crate::rules::{changed, live, submit};
+use ordering::agreement::{Agreement, Input, Phase};
+use ordering::identifiers::{MachineId, Order, View};
+use ordering::minbft::Message;
+
+const M0: MachineId = MachineId(0);
+const M1: MachineId = MachineId(1);
+const M2: MachineId = MachineId(2);
+const M3: MachineId = MachineId(3);
+
+#[test]
+fn m0_does_not_go_to_a_view_that_one_machine_acknowledges() {
+    let mut cluster = live(51, 1);
+    cluster.inject_acknowledgement(M1, M0, View(5));
+    assert_eq!(cluster.machine(M0).status().phase, Phase::Live);
+    submit(&mut cluster, 5);
+    assert!(cluster.run_until(2_000_000, |cluster| cluster.decided.len() == 5));
+    assert_eq!(changed(&cluster), [], "no view change was needed");
+}
+
+#[test]
+fn a_start_takes_no_request_over_for_a_group_that_is_not_in_charge() {
+    let mut cluster = live(52, 2);
+    cluster.order_twice(M0);
+    cluster.submit();
+    cluster.run(50_000);
+    assert_eq!(cluster.decided.len(), 1, "only the group in charge commits");
+    cluster.crash_all();
+    cluster.start_all();
+    assert!(cluster.run_until(5_000_000, Cluster::is_live));
+    // Each delivery is checked for its group.
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+    cluster.check();
+}
+
+#[test]
+fn nobody_collects_hellos_of_machines_that_no_longer_say_hello() {
+    let mut cluster = Cluster::new(53, 1, 1);
+    // m0 never hears that the view it has started is live.
+    cluster.filter = |_, to, message| to != M0 || !matches!(message, Message::Acknowledge(_) | Message::Live(_));
+    assert!(cluster.run_until(2_000_000, |cluster| {
+        cluster
+            .replicas()
+            .all(|id| cluster.machine(id).status().phase == Phase::Live)
+    }));
+    cluster.run(3_000_000);
+    cluster.crash(M1);
+    cluster.start(M1);
+    for _ in 0..400 {
+        cluster.run(1_000);
+        let phase = cluster.machine(M1).status().phase;
+        assert_ne!(phase, Phase::Starting, "the others are live: no start can succeed");
+    }
+}
+
+#[test]
+fn a_machine_that_gave_a_view_up_after_its_view_change_joins_it_when_it_is_live() {
+    let mut cluster = live(54, 1);
+    submit(&mut cluster, 5);
+    cluster.crash(M0);
+    // m3 endorses, and never hears that the view is live.
+    cluster.filter = |_, to, message| to != M3 || !matches!(message, Message::AcknowledgeView(_) | Message::Live(_));
+    cluster.submit();
+    assert!(cluster.run_until(3_000_000, |cluster| changed(cluster) == [M1, M2]));
+    assert_eq!(cluster.machine(M3).status().phase, Phase::Changing);
+    // It hears that more counters were lost than a view can bear, and prepares for a start.
+    cluster.inject_hello(M1, M3, 9);
+    cluster.inject_hello(M2, M3, 9);
+    assert_eq!(cluster.machine(M3).status().phase, Phase::Waiting);
+    cluster.heal();
+    assert!(
+        cluster.run_until(3_000_000, |cluster| changed(cluster) == [M1, M2, M3]),
+        "{}",
+        cluster.describe()
+    );
+    assert_eq!(cluster.machine(M3).status().view, cluster.machine(M1).status().view);
+    submit(&mut cluster, 5);
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+}
+
+#[test]
+fn what_is_not_decided_is_not_answered_in_the_form_of_a_vote() {
+    let mut cluster = live(55, 1);
+    cluster.filter = |_, _, message| !matches!(message, Message::Commit(_));
+    let digest = cluster.submit();
+    cluster.run(50_000);
+    assert_eq!(
+        (cluster.machine(M1).status().prepared, cluster.decided.len()),
+        (Order(1), 0)
+    );
+    let order = Order(1);
+    let fetch = Input::FetchRequest {
+        from: M2,
+        order,
+        digest,
+    };
+    assert_eq!(cluster.step(M1, fetch.clone()), []);
+    cluster.heal();
+    assert!(cluster.run_until(2_000_000, Cluster::is_done));
+    assert_eq!(cluster.step(M1, fetch).len(), 1);
+}
+
+#[test]
+fn what_a_view_change_shows_fits_into_a_message() {
+    const BYTES_MAX: usize = 128 << 10;
+    let mut cluster = Cluster::tuned(56, 1, 2, |configuration| {
+        configuration.message_bytes_max = BYTES_MAX;
+        configuration.request_us = 3_000_000;
+    });
+    assert!(cluster.run_until(2_000_000, Cluster::is_live));
+    // Nothing becomes stable, so everything must be shown.
+    cluster.filter = |_, _, message| !matches!(message, Message::Checkpoint(_) | Message::Stable(_));
+    for _ in 0..600 {
+        cluster.submit();
+        cluster.run(1_000);
+    }
+    let decided = cluster.decided.len();
+    assert!((20..600).contains(&decided), "they wait for a checkpoint: {decided}");
+    cluster.crash(M0);
+    assert!(cluster.run_until(30_000_000, |cluster| changed(cluster).len() == 3));
+    assert!(
+        cluster.new_views > 0 && cluster.largest <= BYTES_MAX,
+        "{}",
+        cluster.largest
+    );
+    cluster.heal();
+    assert!(
+        cluster.run_until(60_000_000, Cluster::is_done),
+        "{}",
+        cluster.describe()
+    );
+    cluster.check();
+}
