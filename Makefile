@@ -16,7 +16,7 @@ run: install
 
 ## Every test, after formatting, lints and documentation.
 test: install lint
-	$(CARGO) build --locked --bin cloudbft --features lying-voter
+	$(CARGO) build --locked --bin cloudbft --features lying-voter,byzantine-primary
 	cp target/debug/cloudbft target/debug/cloudbft-lying
 	$(CARGO) build --locked --bin cloudbft
 	$(CARGO) test --workspace --locked

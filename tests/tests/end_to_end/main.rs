@@ -1,6 +1,7 @@
 //! End to end on real processes: `cloudbft up`, real PostgreSQL servers, real applications.
 
 mod applications;
+mod byzantine_primary;
 mod crashes;
 mod lying_voter;
 mod pbft;
