@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::network::Network;
+
 /// How long a cluster may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
@@ -26,6 +28,7 @@ pub struct Cluster {
     directory: tempfile::TempDir,
     options: Vec<String>,
     variables: Vec<(String, PathBuf)>,
+    network: Option<Network>,
     supervisor: Option<Child>,
     dsn: String,
     _slot: MutexGuard<'static, ()>,
@@ -65,6 +68,22 @@ impl Cluster {
 
     /// The same, with further environment variables.
     pub fn up_with(options: &[&str], variables: &[(&str, &Path)]) -> Cluster {
+        let mut cluster = Self::new(options, variables);
+        cluster.resume();
+        cluster
+    }
+
+    /// Starts a cluster whose machines and proxy reach each other over wires that can be cut.
+    pub fn up_on_wires(groups: u16) -> Cluster {
+        let mut cluster = Self::new(&[], &[]);
+        let listen = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let (network, options) = Network::make(cluster.directory(), groups, listen.expect("a free port"), &binary());
+        (cluster.network, cluster.options) = (Some(network), options);
+        cluster.resume();
+        cluster
+    }
+
+    fn new(options: &[&str], variables: &[(&str, &Path)]) -> Cluster {
         let slot = ONE_CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::Builder::new()
             .prefix("cloudbft-test.")
@@ -73,19 +92,23 @@ impl Cluster {
         // Database servers run as user `postgres`, who must be able to enter.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711)).expect("permissions");
         let options = options.iter().map(ToString::to_string).collect();
-        let mut cluster = Cluster {
+        Cluster {
             directory,
             options,
             variables: variables
                 .iter()
                 .map(|(name, value)| (name.to_string(), value.to_path_buf()))
                 .collect(),
+            network: None,
             supervisor: None,
             dsn: String::new(),
             _slot: slot,
-        };
-        cluster.resume();
-        cluster
+        }
+    }
+
+    /// The wires of [`Cluster::up_on_wires`].
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("a cluster on wires")
     }
 
     /// Starts `cloudbft up` on the cluster's directory (again).

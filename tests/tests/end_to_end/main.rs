@@ -3,6 +3,7 @@
 mod applications;
 mod byzantine_primary;
 mod crashes;
+mod cut_links;
 mod lying_voter;
 mod pbft;
 mod pgbench;
