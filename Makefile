@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench sim mutants fuzz model
+.PHONY: run test install lint bench bench-core sim mutants fuzz model
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -16,7 +16,7 @@ run: install
 
 ## Every test, after formatting, lints and documentation.
 test: install lint
-	$(CARGO) build --locked --bin cloudbft --features lying-voter
+	$(CARGO) build --locked --bin cloudbft --features lying-voter,byzantine-primary
 	cp target/debug/cloudbft target/debug/cloudbft-lying
 	$(CARGO) build --locked --bin cloudbft
 	$(CARGO) test --workspace --locked
@@ -25,6 +25,9 @@ test: install lint
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p cluster --features byzantine-primary --locked -- -D warnings
+	$(CARGO) fmt --manifest-path tests/bench-core/Cargo.toml --check
+	$(CARGO) clippy --manifest-path tests/bench-core/Cargo.toml --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 	scripts/check-dependencies
 
@@ -32,6 +35,10 @@ lint:
 bench: install
 	$(CARGO) build --release --locked --bin cloudbft
 	target/release/cloudbft bench compare --warehouses 2 --terminals 8 --seconds 20
+
+## The agreement core alone, in one thread, beside the crate `minbft`: orders per second.
+bench-core:
+	@$(CARGO) run --release --locked --quiet --manifest-path tests/bench-core/Cargo.toml
 
 ## Clusters in virtual time, faults and adversaries drawn from seeds: SEEDS=10000, or one with its event log: SEED=n.
 ## PROTOCOL=minbft; OPTIONS="faults=2 loss_percent=0" overrides what the seeds draw. Exit code: 2 safety, 3 liveness.

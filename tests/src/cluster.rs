@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::network::Network;
+
 /// How long a cluster may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
@@ -25,6 +27,8 @@ static ONE_CLUSTER: Mutex<()> = Mutex::new(());
 pub struct Cluster {
     directory: tempfile::TempDir,
     options: Vec<String>,
+    variables: Vec<(String, PathBuf)>,
+    network: Option<Network>,
     supervisor: Option<Child>,
     dsn: String,
     _slot: MutexGuard<'static, ()>,
@@ -49,9 +53,37 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// The build with the features `lying-voter` and `byzantine-primary`, made by `make test`.
+pub fn lying_binary() -> PathBuf {
+    let path = binary().with_file_name("cloudbft-lying");
+    assert!(path.exists(), "{} is missing: see `make test`", path.display());
+    path
+}
+
 impl Cluster {
     /// Starts a cluster of `cloudbft up` with further options, on free ports.
     pub fn up(options: &[&str]) -> Cluster {
+        Self::up_with(options, &[])
+    }
+
+    /// The same, with further environment variables.
+    pub fn up_with(options: &[&str], variables: &[(&str, &Path)]) -> Cluster {
+        let mut cluster = Self::new(options, variables);
+        cluster.resume();
+        cluster
+    }
+
+    /// Starts a cluster whose machines and proxy reach each other over wires that can be cut.
+    pub fn up_on_wires(groups: u16) -> Cluster {
+        let mut cluster = Self::new(&[], &[]);
+        let listen = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let (network, options) = Network::make(cluster.directory(), groups, listen.expect("a free port"), &binary());
+        (cluster.network, cluster.options) = (Some(network), options);
+        cluster.resume();
+        cluster
+    }
+
+    fn new(options: &[&str], variables: &[(&str, &Path)]) -> Cluster {
         let slot = ONE_CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::Builder::new()
             .prefix("cloudbft-test.")
@@ -60,16 +92,23 @@ impl Cluster {
         // Database servers run as user `postgres`, who must be able to enter.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711)).expect("permissions");
         let options = options.iter().map(ToString::to_string).collect();
-        let mut cluster = Cluster {
+        Cluster {
             directory,
             options,
-
+            variables: variables
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_path_buf()))
+                .collect(),
+            network: None,
             supervisor: None,
             dsn: String::new(),
             _slot: slot,
-        };
-        cluster.resume();
-        cluster
+        }
+    }
+
+    /// The wires of [`Cluster::up_on_wires`].
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("a cluster on wires")
     }
 
     /// Starts `cloudbft up` on the cluster's directory (again).
@@ -79,6 +118,7 @@ impl Cluster {
             .args(["up", "--listen", "127.0.0.1:0", "--dir"])
             .arg(self.directory.path())
             .args(&self.options)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(Stdio::from(self.log_file("up.log")))
             .spawn()
@@ -262,15 +302,18 @@ impl Cluster {
 
     /// Answers of single voters that the proxy has seen to differ from the agreed ones, by its metrics.
     pub fn mismatches(&self) -> u64 {
-        let file = cluster::file::ClusterFile::read(&self.directory().join("cluster.toml")).expect("a cluster file");
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let asked = cluster::http::get(file.tunables.proxy_metrics, "/metrics", Duration::from_secs(5));
-        let metrics = runtime.block_on(asked).expect("the proxy's metrics");
-        let counted = metrics
-            .lines()
-            .filter(|line| line.starts_with("cloudbft_divergences_total{"));
-        let values = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-        values.sum()
+        sum_of(self.file().tunables.proxy_metrics, "cloudbft_divergences_total{")
+    }
+
+    /// The sum of one of a node's metrics over its labels.
+    pub fn node_metric(&self, machine: u8, name: &str) -> u64 {
+        let file = self.file();
+        let machine = file.machine(ordering::identifiers::MachineId(machine));
+        sum_of(machine.expect("a machine").metrics, name)
+    }
+
+    fn file(&self) -> cluster::file::ClusterFile {
+        cluster::file::ClusterFile::read(&self.directory().join("cluster.toml")).expect("a cluster file")
     }
 
     /// Asserts that all live database nodes hold the same data.
@@ -347,6 +390,17 @@ fn kill_9(pid: &Value) {
         return;
     };
     kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+}
+
+/// The sum of the metrics at an address whose lines begin so.
+fn sum_of(address: std::net::SocketAddr, prefix: &str) -> u64 {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let asked = cluster::http::get(address, "/metrics", Duration::from_secs(5));
+    let metrics = runtime.block_on(asked).expect("metrics");
+    let counted = metrics.lines().filter(|line| line.starts_with(prefix));
+    counted
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
 }
 
 /// What a command printed, for messages.

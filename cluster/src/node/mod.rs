@@ -9,6 +9,8 @@
 //! | voter outputs | sends results to proxies, and progress and questions to replicas |
 //! | HTTP | `/metrics` and `/status` |
 
+#[cfg(feature = "byzantine-primary")]
+mod byzantine;
 mod history;
 mod measures;
 mod owner;
@@ -112,6 +114,8 @@ pub enum NodeError {
 /// When it cannot be set up, or when its log or counter fails.
 pub async fn run(file: &ClusterFile, me: MachineId, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
     match file.tunables.agreement {
+        #[cfg(feature = "byzantine-primary")]
+        Agreement::MinBft if byzantine::is_wanted() => host::<byzantine::Byzantine>(file, me, shutdown).await,
         Agreement::MinBft => host::<minbft::Machine>(file, me, shutdown).await,
         Agreement::Pbft => host::<pbft::Machine>(file, me, shutdown).await,
     }

@@ -61,7 +61,7 @@ pub(crate) fn survive_on(cluster: &Cluster, hurt: impl FnOnce(&Cluster)) {
     survive_for(cluster, 15, hurt);
 }
 
-fn survive_for(cluster: &Cluster, seconds: u64, hurt: impl FnOnce(&Cluster)) {
+pub(crate) fn survive_for(cluster: &Cluster, seconds: u64, hurt: impl FnOnce(&Cluster)) {
     tpcc::load(cluster, "2");
     let load = Load::start(cluster, &seconds.to_string());
     std::thread::sleep(Duration::from_secs(4));

@@ -1,15 +1,6 @@
 //! A voter that alters a value in every result: a test build of the binary.
 
-use std::path::PathBuf;
-
-use tests::cluster::Cluster;
-
-/// The build with the feature `lying-voter`, made by `make test`.
-fn lying_binary() -> PathBuf {
-    let path = tests::cluster::binary().with_file_name("cloudbft-lying");
-    assert!(path.exists(), "{} is missing: see `make test`", path.display());
-    path
-}
+use tests::cluster::{Cluster, lying_binary};
 
 #[test]
 fn a_value_that_one_voter_made_up_never_reaches_an_application() {

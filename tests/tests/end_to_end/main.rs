@@ -1,7 +1,9 @@
 //! End to end on real processes: `cloudbft up`, real PostgreSQL servers, real applications.
 
 mod applications;
+mod byzantine_primary;
 mod crashes;
+mod cut_links;
 mod lying_voter;
 mod pbft;
 mod pgbench;
