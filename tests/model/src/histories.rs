@@ -115,7 +115,11 @@ impl<P: Protocol> Running<P> {
                         });
                         self.decided.extend(decided);
                     }
-                    Output::Answer { .. } | Output::ReadLog { .. } | Output::Report(_) => {}
+                    Output::Answer { .. }
+                    | Output::ReadLog { .. }
+                    | Output::LogBegins { .. }
+                    | Output::CutLog { .. }
+                    | Output::Report(_) => {}
                 }
             }
         }
