@@ -61,6 +61,11 @@ fn is_replaced(behaviour: &str) {
 
 fn replaces(cluster: &Cluster, liar: &Liar, behaviour: &str) {
     let (view, begun) = (cluster.view(), Instant::now());
+    assert_eq!(
+        cluster.primary(),
+        "m0",
+        "m0 was replaced before it lied: the machine is overloaded"
+    );
     liar.lies(behaviour);
     while cluster.primary() == "m0" {
         assert!(begun.elapsed() < REPLACED_WITHIN, "{behaviour}: m0 still leads");
