@@ -417,6 +417,11 @@ fn directory(options: &Options, keys: &[SigningKey], client_keys: &[SigningKey])
 fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
     let mut configuration = P::configuration(MachineId(number), Faults(options.faults), options.groups);
     configuration.batch_entries_max = options.batch_entries_max;
+    #[cfg(feature = "mutants")]
+    if let Ok(name) = std::env::var("MUTANT") {
+        configuration.mutant = ordering::configuration::Mutant::from_name(&name);
+        assert!(configuration.mutant.is_some(), "no mutant {name}");
+    }
     configuration
 }
 
