@@ -121,11 +121,21 @@ pub enum Mutant {
     EndlessWindow,
     /// Rule 8: the primary orders a request as often as it comes.
     OrderTwice,
+    /// PBFT: 2f votes are a quorum.
+    PbftSmallQuorum,
+    /// PBFT: of several certificates, that of the lowest view counts.
+    PbftLowestView,
+    /// PBFT: VIEW-CHANGE is sent once.
+    PbftSayOnce,
+    /// PBFT: COMMIT is sent without 2f+1 PREPAREs.
+    PbftCommitUnprepared,
+    /// PBFT, rule 8: what was decided is forgotten.
+    PbftForgetDecided,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 10] = [
+    pub const ALL: [Mutant; 15] = [
         Mutant::FollowAcrossHoles,
         Mutant::OneViewChange,
         Mutant::SkipWarrants,
@@ -136,7 +146,17 @@ impl Mutant {
         Mutant::AnyEpoch,
         Mutant::EndlessWindow,
         Mutant::OrderTwice,
+        Mutant::PbftSmallQuorum,
+        Mutant::PbftLowestView,
+        Mutant::PbftSayOnce,
+        Mutant::PbftCommitUnprepared,
+        Mutant::PbftForgetDecided,
     ];
+
+    /// The mutant of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name)
+    }
 }
 
 impl Configuration {
@@ -219,7 +239,8 @@ impl Configuration {
 
     /// How many replicas decide: f+1 under MinBFT, 2f+1 under PBFT.
     pub fn quorum(&self) -> u32 {
-        self.protocol.quorum(self.faults)
+        let missing = u32::from(self.is(Mutant::PbftSmallQuorum));
+        self.protocol.quorum(self.faults) - missing
     }
 
     /// The machines that hold replicas.

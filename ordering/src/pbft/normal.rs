@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
-use crate::configuration::{WATERMARK_BYTES, WATERMARK_ORDERS};
+use crate::configuration::{Mutant, WATERMARK_BYTES, WATERMARK_ORDERS};
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::CommitDbEntry;
 use crate::minbft::history::{by_group, to_history};
@@ -222,7 +222,11 @@ impl Machine {
     /// Writes the certificates of batches that are prepared: strictly in the order of their numbers, so that whoever
     /// has sent COMMIT for one has certificates for all before it (`outcome.rs` relies on it).
     pub(crate) fn prepare_next(&mut self, out: &mut Vec<Output>) {
-        let quorum = self.configuration.quorum() as usize;
+        let quorum = if self.configuration.is(Mutant::PbftCommitUnprepared) {
+            1
+        } else {
+            self.configuration.quorum() as usize
+        };
         while self.view.is_active {
             let number = self.window.committing + 1;
             let Some(slot) = self.window.slots.get_mut(&number) else {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::configuration::{Configuration, Mutant};
 use crate::identifiers::Order;
 use crate::minbft::{HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::{Batch, Certificate, ViewChange};
@@ -26,7 +27,11 @@ pub(crate) struct Outcome {
 /// Nothing that was decided is lost. If number n was decided in view v, 2f+1 replicas have sent COMMIT for it, and
 /// before that COMMIT for every number between the base and n; any 2f+1 VIEW-CHANGEs have a correct one of them, with
 /// certificates for all these numbers. So a gap is above everything that was decided, and no null batch is needed.
-pub(crate) fn compute<'a>(view_changes: impl Iterator<Item = &'a Arc<ViewChange>> + Clone) -> Outcome {
+pub(crate) fn compute<'a>(
+    view_changes: impl Iterator<Item = &'a Arc<ViewChange>> + Clone,
+    configuration: &Configuration,
+) -> Outcome {
+    let is_lowest = configuration.is(Mutant::PbftLowestView);
     let stable = view_changes
         .clone()
         .filter_map(|view_change| view_change.stable.as_ref())
@@ -36,7 +41,8 @@ pub(crate) fn compute<'a>(view_changes: impl Iterator<Item = &'a Arc<ViewChange>
     let mut highest: BTreeMap<u64, &Certificate> = BTreeMap::new();
     for certificate in view_changes.flat_map(|view_change| &view_change.prepared) {
         let known = highest.entry(certificate.batch.number).or_insert(certificate);
-        if known.view < certificate.view {
+        let is_higher = known.view < certificate.view;
+        if is_higher != is_lowest {
             *known = certificate;
         }
     }
@@ -139,9 +145,19 @@ mod tests {
 
     /// Base and the marks of the batches, in whatever order the view changes stand.
     fn outcome(mut view_changes: Vec<Arc<ViewChange>>) -> (u64, Vec<u8>) {
-        let outcome = compute(view_changes.iter());
+        #[cfg_attr(not(feature = "mutants"), expect(unused_mut, reason = "only a mutant changes it"))]
+        let mut configuration = Configuration::pbft(MachineId(0), crate::configuration::Faults(1), 1);
+        #[cfg(feature = "mutants")]
+        if let Ok(name) = std::env::var("MUTANT") {
+            configuration.mutant = Mutant::from_name(&name);
+        }
+        let outcome = compute(view_changes.iter(), &configuration);
         view_changes.reverse();
-        assert_eq!(compute(view_changes.iter()), outcome, "the order does not matter");
+        assert_eq!(
+            compute(view_changes.iter(), &configuration),
+            outcome,
+            "the order does not matter"
+        );
         let marks = outcome.batches.iter().map(|batch| batch.entries[0].digest[0]);
         (point_of(&outcome.stable).value, marks.collect())
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
+use crate::configuration::Mutant;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::message::Request;
 use crate::minbft::bodies::{Arrival, Place};
@@ -170,7 +171,9 @@ impl Machine {
 
     /// A request is decided.
     pub(crate) fn finish(&mut self, digest: &Digest, request: &Request) {
-        self.clients.record(request.client, request.number, request.floor);
+        if !self.configuration.is(Mutant::PbftForgetDecided) {
+            self.clients.record(request.client, request.number, request.floor);
+        }
         self.bodies.finish(request.client, request.number, request.floor);
         self.waiting.remove(digest);
     }

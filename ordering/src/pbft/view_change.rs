@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
+use crate::configuration::Mutant;
 use crate::identifiers::{MachineId, View};
 use crate::minbft::StableCheckpoint;
 use crate::pbft::lead::Leader;
@@ -159,6 +160,9 @@ impl Machine {
 
     /// Sends the own VIEW-CHANGE again.
     pub(crate) fn send_view_change_again(&self, out: &mut Vec<Output>) {
+        if self.configuration.is(Mutant::PbftSayOnce) {
+            return;
+        }
         if let Some(own) = self.view.view_changes.get(&self.configuration.machine) {
             self.send(To::Others, Message::ViewChange(Arc::clone(own)), out);
         }
@@ -256,7 +260,7 @@ impl Machine {
     }
 
     fn begin_view(&mut self, new_view: &Arc<NewView>, out: &mut Vec<Output>) {
-        let outcome = compute(new_view.view_changes.iter());
+        let outcome = compute(new_view.view_changes.iter(), &self.configuration);
         self.enter_view(new_view.view, outcome, out);
         if self.view.is_active && self.view.view == new_view.view {
             self.view.new_view = Some(Arc::clone(new_view));

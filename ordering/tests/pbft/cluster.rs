@@ -231,6 +231,11 @@ impl Cluster {
     /// Starts a machine from its log.
     pub(crate) fn start(&mut self, id: MachineId) {
         let mut configuration = Configuration::pbft(id, self.faults, self.groups);
+        #[cfg(feature = "mutants")]
+        if let Ok(name) = std::env::var("MUTANT") {
+            configuration.mutant = ordering::configuration::Mutant::from_name(&name);
+            assert!(configuration.mutant.is_some(), "no mutant {name}");
+        }
         configuration.batch_entries_max = 8;
         (self.tune)(&mut configuration);
         let key = self.keys[usize::from(id.0)].clone();

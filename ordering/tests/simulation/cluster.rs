@@ -247,8 +247,7 @@ impl Cluster {
         (self.tune)(&mut configuration);
         #[cfg(feature = "mutants")]
         if let Ok(name) = std::env::var("MUTANT") {
-            let mutants = ordering::configuration::Mutant::ALL;
-            configuration.mutant = mutants.into_iter().find(|mutant| format!("{mutant:?}") == name);
+            configuration.mutant = ordering::configuration::Mutant::from_name(&name);
             assert!(configuration.mutant.is_some(), "no mutant {name}");
         }
         let groups = self.groups;

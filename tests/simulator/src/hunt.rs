@@ -39,9 +39,13 @@ pub fn overrides(options: &str) -> Overrides {
 
 /// The first seed that catches it, counted from 0, with what was violated; none within the bound: the hunt failed.
 pub fn hunt<P: Protocol>(prey: &Prey) -> Result<Option<(u64, Outcome)>, String> {
-    let overrides = overrides(prey.options);
-    for seed in 0..prey.seeds_max {
-        let options = campaign::options::<P>(seed, &overrides)?;
+    hunt_with::<P>(&overrides(prey.options), prey.seeds_max)
+}
+
+/// As [`hunt`], with any options and bound.
+pub fn hunt_with<P: Protocol>(overrides: &Overrides, seeds_max: u64) -> Result<Option<(u64, Outcome)>, String> {
+    for seed in 0..seeds_max {
+        let options = campaign::options::<P>(seed, overrides)?;
         let outcome = run::<P>(&options, None);
         if outcome.violation.is_some() {
             return Ok(Some((seed, outcome)));

@@ -48,6 +48,11 @@ impl Told {
         }
     }
 
+    /// How often a lie was told.
+    pub fn of(&self, lie: &str) -> Count {
+        self.0.get(lie).copied().unwrap_or_default()
+    }
+
     /// What is wrong with these counts: lies that were never told, or that verification should have treated
     /// otherwise, or that no list knows.
     pub fn complaints(&self, lies: &[Lie]) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use simulator::campaign::{self, Summary};
 use simulator::fuzz::{self, Fuzzed};
-use simulator::hunt::{MINBFT_CANARIES, PBFT_CANARIES, Prey, hunt};
+use simulator::hunt::{MINBFT_CANARIES, PBFT_CANARIES, Prey, hunt, hunt_with};
 use simulator::options::Overrides;
 use simulator::protocol::{MinBft, Pbft, Protocol};
 use simulator::run::{Outcome, run};
@@ -19,12 +19,14 @@ usage: simulator [--protocol minbft|pbft] [--seeds COUNT] [--from SEED] [--threa
        simulator [--protocol minbft|pbft] --seed SEED [--quiet] [name=value ...]
        simulator [--protocol minbft|pbft] --fuzz SECONDS [--from SEED]
        simulator [--protocol minbft|pbft] --soak ORDERS
+       simulator [--protocol minbft|pbft] --within COUNT [name=value ...]
        simulator --hunt
 
 --seeds   runs that many seeds from --from (default 0) on all cores
 --seed    runs one seed and prints its options and event log (with --quiet: only what became of it)
 --fuzz    arbitrary bytes and arbitrary messages for that long, half of the time each
 --soak    one long run: logs are cut, one machine is away for a tenth of it, all are restarted in turn
+--within  something must be violated within that many seeds: states in which; for mutants
 --hunt    what is broken on purpose must be found: states within how many seeds it was
 name=value overrides an option that the seed would draw; the options that a run prints can be given back
 
@@ -42,6 +44,7 @@ struct Arguments {
     threads: Option<usize>,
     is_quiet: bool,
     is_hunt: bool,
+    within: Option<u64>,
     fuzz_seconds: Option<u64>,
     soak_orders: Option<u64>,
     overrides: Overrides,
@@ -61,6 +64,7 @@ fn parse() -> Result<Arguments, String> {
             "--threads" => arguments.threads = usize::try_from(number(value()?)?).ok(),
             "--fuzz" => arguments.fuzz_seconds = Some(number(value()?)?),
             "--soak" => arguments.soak_orders = Some(number(value()?)?),
+            "--within" => arguments.within = Some(number(value()?)?),
             "--hunt" => arguments.is_hunt = true,
             "--quiet" => arguments.is_quiet = true,
             _ => match word.split_once('=') {
@@ -91,6 +95,7 @@ fn execute<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
     match arguments.seed {
         _ if arguments.is_hunt => hunt_all(),
         _ if arguments.soak_orders.is_some() => Ok(soak_for::<P>(arguments.soak_orders.unwrap_or(0))),
+        _ if arguments.within.is_some() => must_fail::<P>(arguments),
         _ if arguments.fuzz_seconds.is_some() => fuzz_for::<P>(arguments),
         Some(seed) => replay::<P>(seed, arguments),
         None => many::<P>(arguments),
@@ -190,6 +195,21 @@ fn soak_for<P: Protocol>(orders: u64) -> ExitCode {
 }
 
 type Target = fn(u64) -> Result<Fuzzed, String>;
+
+/// Looks for the first seed that violates anything; fails when none does.
+fn must_fail<P: Protocol>(arguments: &Arguments) -> Result<ExitCode, String> {
+    std::panic::set_hook(Box::new(|_| {}));
+    let seeds_max = arguments.within.unwrap_or(0);
+    let found = hunt_with::<P>(&arguments.overrides, seeds_max)?;
+    let violation = found.and_then(|(seed, outcome)| Some((seed, outcome.violation?.to_string())));
+    let Some((seed, violation)) = violation else {
+        println!("ESCAPED {seeds_max} seeds");
+        return Ok(ExitCode::from(2));
+    };
+    let (within, first_line) = (seed + 1, violation.lines().next().unwrap_or_default());
+    println!("caught within {within} of at most {seeds_max} seeds: {first_line}");
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Hunts everything that is broken on purpose; fails when anything escapes.
 fn hunt_all() -> Result<ExitCode, String> {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use simulator::campaign::{self, campaign};
 use simulator::hunt::{MINBFT_CANARIES, PBFT_CANARIES, Prey, hunt, overrides};
+use simulator::lies::Told;
 use simulator::options::Overrides;
 use simulator::protocol::{MinBft, Pbft, Protocol};
 use simulator::regressions;
@@ -38,6 +39,60 @@ fn no_violation<P: Protocol>(options: &str) {
         summary.line()
     );
     assert!(summary.forged > SEEDS, "{}", summary.line());
+    // What the counter or a signature gives away must never pass.
+    let complaints = summary.lies.complaints(P::LIES);
+    let is_wrong = |complaint: &&String| !complaint.contains("was never told") && !complaint.contains("never passed");
+    assert_eq!(complaints.iter().filter(is_wrong).count(), 0, "{complaints:?}");
+    let sizes = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)];
+    assert!(
+        sizes.iter().all(|size| summary.sizes.contains_key(size)),
+        "{}",
+        summary.sizes_line()
+    );
+}
+
+/// Lies in view changes that are told, and pass verification, where view changes are many.
+const TOLD_IN_CHANGES: &[&str] = &[
+    "acknowledges before others have endorsed",
+    "acknowledges for some only",
+    "checkpoint that never was",
+    "endorses for some only",
+    "endorses something else",
+    "has followed what it has not",
+    "new view from other view changes",
+    "new view from too few view changes",
+    "new view with an old hello",
+    "new view with other counter values",
+    "view change begins at an earlier view",
+    "view change begins at other positions",
+    "view change commits what it never sent",
+    "view change shows an older checkpoint",
+    "view change without a reason",
+    "wants a view without need",
+    "wants another view",
+];
+
+#[test]
+fn lies_in_view_changes_are_told_and_borne() {
+    let mut told = Told::default();
+    for adversary in [
+        "m1:lying-view-changes+lying-new-views+lying-checkpoints",
+        "m2:lying-view-changes+lying-endorsements+lying-checkpoints",
+    ] {
+        let options = format!(
+            "faults=1 crashes=0 power_cuts=0 primary_cuts=4 corrupted_ms=0 safety_ms=5000 requests=40 \
+             operation_bytes_max=16 adversaries={adversary}"
+        );
+        let summary = campaign::<MinBft>(0..60, &overrides(&options), campaign::threads(), 1, |_| {}).unwrap();
+        assert!(summary.failures.is_empty(), "{:?}", summary.failures);
+        told.add(&summary.lies);
+    }
+    let missing: Vec<_> = TOLD_IN_CHANGES.iter().filter(|lie| told.of(lie).passed == 0).collect();
+    assert!(missing.is_empty(), "{missing:?} of {told}");
+    // What the counter shows to all is told too, and refused.
+    for lie in ["view change hides a warrant", "acknowledges what it did not endorse"] {
+        assert!(told.of(lie).told > 0 && told.of(lie).passed == 0, "{lie}: {told}");
+    }
 }
 
 fn no_regression<P: Protocol>() {

@@ -459,6 +459,11 @@ fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
         // A liar that says that its log does not go back.
         (configuration.log_bytes_max, configuration.cut_bytes) = (0, 1);
     }
+    #[cfg(feature = "mutants")]
+    if let Ok(name) = std::env::var("MUTANT") {
+        configuration.mutant = ordering::configuration::Mutant::from_name(&name);
+        assert!(configuration.mutant.is_some(), "no mutant {name}");
+    }
     configuration
 }
 
