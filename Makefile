@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench sim mutants fuzz model
+.PHONY: run test install lint bench soak sim mutants fuzz model
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -32,6 +32,11 @@ lint:
 bench: install
 	$(CARGO) build --release --locked --bin cloudbft
 	target/release/cloudbft bench compare --warehouses 2 --terminals 8 --seconds 20
+
+## Memory and logs stay bounded: TPC-C for MINUTES=10 on a cluster with a small log, looked at every minute.
+soak: install
+	$(CARGO) build --release --locked --bin cloudbft
+	scripts/soak target/release/cloudbft $(if $(MINUTES),$(MINUTES),10)
 
 ## Clusters in virtual time, faults and adversaries drawn from seeds: SEEDS=10000, or one with its event log: SEED=n.
 ## PROTOCOL=minbft; OPTIONS="faults=2 loss_percent=0" overrides what the seeds draw. Exit code: 2 safety, 3 liveness.
