@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench bench-core sim mutants fuzz model
+.PHONY: run test install lint bench bench-core soak soak-sim sim mutants fuzz model
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -40,11 +40,20 @@ bench: install
 bench-core:
 	@$(CARGO) run --release --locked --quiet --manifest-path tests/bench-core/Cargo.toml
 
+## Memory and logs stay bounded: TPC-C for MINUTES=10 on a cluster with a small log, looked at every minute.
+soak: install
+	$(CARGO) build --release --locked --bin cloudbft
+	scripts/soak target/release/cloudbft $(if $(MINUTES),$(MINUTES),10)
+
 ## Clusters in virtual time, faults and adversaries drawn from seeds: SEEDS=10000, or one with its event log: SEED=n.
 ## PROTOCOL=minbft; OPTIONS="faults=2 loss_percent=0" overrides what the seeds draw. Exit code: 2 safety, 3 liveness.
 sim:
 	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) \
 	  $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(OPTIONS)
+
+## One long run in virtual time: logs are cut, a machine is away for a tenth of it, all are restarted in turn: ORDERS=1000000.
+soak-sim:
+	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) --soak $(if $(ORDERS),$(ORDERS),1000000)
 
 ## What is broken on purpose must be found: a rule of the agreement by the test named after it, a counter or one liar too
 ## many by the simulator's checkers.

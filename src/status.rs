@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cluster::file::{ClusterFile, Machine, machine_name};
 use cluster::http;
-use cluster::node::NodeStatus;
+use cluster::node::{NEEDS_REPAIR, NodeStatus};
 use serde::Serialize;
 
 use crate::state::UpState;
@@ -177,13 +177,24 @@ fn print_table(status: &ClusterStatus) {
     );
     println!("proxy  {}", pid(status.proxy_pid));
     println!(
-        "{:<8} {:<14} {:>9} {:>9} {:>11} {:>7}",
+        "{:<8} {:<21} {:>9} {:>9} {:>11} {:>7}",
         "machine", "state", "node", "postgres", "last order", "lag"
     );
     for machine in &status.machines {
         let MachineStatus { name, state, .. } = machine;
         let (node, postgres) = (pid(machine.node_pid), pid(machine.postgres_pid));
         let (last, lag) = (number(machine.last_order), number(machine.lag));
-        println!("{name:<8} {state:<14} {node:>9} {postgres:>9} {last:>11} {lag:>7}");
+        println!("{name:<8} {state:<21} {node:>9} {postgres:>9} {last:>11} {lag:>7}");
     }
+    for machine in status.machines.iter().filter(|machine| machine.state == NEEDS_REPAIR) {
+        println!("{}", repair_advice(&machine.name));
+    }
+}
+
+/// What an operator can do for a machine whose database lacks what all logs have cut off.
+fn repair_advice(machine: &str) -> String {
+    format!(
+        "{machine}: its database lacks orders that are in no log any more; its replica takes part. To repair it: `cloudbft down`,\n\
+         {machine}: replace {machine}/database/data by a copy (`cp -a`) of that of a machine that is up, `cloudbft up`, `cloudbft verify`."
+    )
 }

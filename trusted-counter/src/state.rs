@@ -4,13 +4,18 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::warrant::CounterError;
 
 /// A counter's directory, held by one process at a time.
 ///
 /// Opening it raises the epoch and makes that durable (write, fsync, rename, fsync of the directory) before any
-/// warrant of the epoch exists. So a restarted counter can never certify a value twice, whatever was lost.
+/// warrant of the epoch exists. So a restarted counter can never certify a value twice.
+///
+/// An epoch is the wall clock at its start, in microseconds since 1970, or one more than the stored epoch where that is
+/// higher. So a counter whose directory was emptied, but for its key, begins an epoch above all earlier ones too, as long
+/// as its clock has not been set back (`docs/decisions/0027`).
 #[derive(Debug)]
 pub struct CounterState {
     directory: PathBuf,
@@ -19,8 +24,14 @@ pub struct CounterState {
 }
 
 impl CounterState {
-    /// Locks the directory (made if missing) and starts the next epoch; the first one is 1.
+    /// Locks the directory (made if missing) and starts the next epoch.
     pub fn open(directory: &Path) -> Result<(Self, u64), CounterError> {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::open_at(directory, u64::try_from(since_1970.as_micros()).unwrap_or(0))
+    }
+
+    /// [`CounterState::open`] at this time, in microseconds since 1970.
+    pub(crate) fn open_at(directory: &Path, wall_us: u64) -> Result<(Self, u64), CounterError> {
         std::fs::create_dir_all(directory)?;
         let lock = OpenOptions::new()
             .create(true)
@@ -44,7 +55,8 @@ impl CounterState {
         };
         let epoch = stored
             .checked_add(1)
-            .ok_or_else(|| damaged(&path, "no epoch is left"))?;
+            .ok_or_else(|| damaged(&path, "no epoch is left"))?
+            .max(wall_us);
         replace(&state.directory, "counter.epoch", &encode_epoch(epoch))?;
         Ok((state, epoch))
     }
@@ -123,4 +135,41 @@ fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), CounterErro
     std::fs::rename(&temporary, directory.join(name))?;
     File::open(directory)?.sync_all()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch_at(directory: &Path, wall_us: u64) -> u64 {
+        CounterState::open_at(directory, wall_us).unwrap().1
+    }
+
+    #[test]
+    fn a_counter_that_forgot_its_epoch_begins_a_higher_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = epoch_at(directory.path(), 1_000);
+        let restarted = epoch_at(directory.path(), 1_000);
+        assert!(restarted > before, "restarted within the same microsecond");
+        std::fs::remove_file(directory.path().join("counter.epoch")).unwrap();
+        assert!(epoch_at(directory.path(), 2_000) > restarted);
+    }
+
+    #[test]
+    fn an_epoch_that_was_rolled_back_is_not_used_again() {
+        let directory = tempfile::tempdir().unwrap();
+        epoch_at(directory.path(), 1_000);
+        let path = directory.path().join("counter.epoch");
+        let old = std::fs::read(&path).unwrap();
+        let used = epoch_at(directory.path(), 2_000);
+        std::fs::write(&path, old).unwrap();
+        assert!(epoch_at(directory.path(), 3_000) > used);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_lower_the_epoch() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = epoch_at(directory.path(), 5_000);
+        assert_eq!(epoch_at(directory.path(), 17), before + 1);
+    }
 }

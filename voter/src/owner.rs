@@ -235,6 +235,11 @@ impl<'a> Owner<'a> {
     async fn take_input(&mut self, input: VoterInput) {
         match input {
             VoterInput::CommitDb { from, message } => self.commit_db(from, message).await,
+            // What it knows is of the past, and stays so.
+            VoterInput::Direct { client, direct } if self.is_left_behind() => {
+                let executed = Order(self.executed.load(Ordering::Relaxed));
+                send_unavailable(&self.outside.reporter, client, direct.number, executed).await;
+            }
             VoterInput::Direct { client, direct } => self.direct(client, direct).await,
             VoterInput::LogBegins { from, first } => self.log_begins(from, first),
             VoterInput::Decided(order) => self.decided = order.max(self.decided),

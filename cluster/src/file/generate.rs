@@ -29,6 +29,9 @@ pub enum GenerateError {
     /// The trusted counter of a machine cannot be made.
     #[error("cannot make a trusted counter: {0}")]
     Counter(String),
+    /// The log of a machine cannot be made.
+    #[error(transparent)]
+    Log(#[from] crate::log::LogError),
     /// The file system or the network refuses.
     #[error("{what}: {source}")]
     System {
@@ -78,6 +81,7 @@ pub fn generate(
         let id = MachineId(index);
         let identity = make_identity(&layout.machine(id), &layout.machine_identity(id))?;
         let counter = counter(&layout.machine_counter(id)).map_err(GenerateError::Counter)?;
+        crate::log::provision(&layout.machine_log(id))?;
         let (name, identity, counter) = (machine_name(id), hex::encode(&identity), hex::encode(&counter));
         let (link, metrics) = (port(), port());
         let _ = write!(
@@ -189,7 +193,10 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
     let _ = write!(
         text,
         "\n[limits]\napplication_connections_max = {}\nopen_transactions_max = {}\nbatch_entries_max = {}\n\
-         batches_in_flight_max = {}\nlog_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
+         batches_in_flight_max = {}\n\
+         # A machine's log, in bytes. It is cut where every database has what it says. When it grows beyond this, the f\n\
+         # slowest databases do not count any more: one that was down for so long must be repaired from the others.\n\
+         log_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
          proxy_threads = {}\n",
         limits.application_connections_max,
         limits.open_transactions_max,

@@ -20,6 +20,8 @@ pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Ro
 
 /// The most faults that a cluster file may ask for.
 pub const FAULTS_MAX: usize = 10;
+/// The smallest `log_bytes_max`.
+pub const LOG_BYTES_MIN: u64 = 1 << 20;
 /// The most groups.
 pub const GROUPS_MAX: u16 = 256;
 

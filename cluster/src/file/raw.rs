@@ -11,7 +11,7 @@ use serde::Deserialize;
 use sql::rules::{MultiPartition, PartitionRules};
 use toml::Spanned;
 
-use super::{Client, ClusterFile, Database, FAULTS_MAX, FileError, GROUPS_MAX, Machine};
+use super::{Client, ClusterFile, Database, FAULTS_MAX, FileError, GROUPS_MAX, LOG_BYTES_MIN, Machine};
 use crate::hex;
 
 /// What an operator may tune; everything has a default.
@@ -179,7 +179,7 @@ pub struct Limits {
     pub batch_entries_max: usize,
     /// Batches that the primary keeps in flight.
     pub batches_in_flight_max: usize,
-    /// The size of the durable log of a machine, in bytes.
+    /// What the durable log of a machine may weigh before databases that lag (f at most) hold it back no longer, in bytes.
     pub log_bytes_max: u64,
     /// `shared_buffers` of each database server that `up` makes, in MiB.
     pub shared_buffers_mib: usize,
@@ -403,6 +403,13 @@ impl Parsed<'_> {
                 key,
                 format!("{key} must be at least 1"),
                 "remove the line to get the default",
+            ));
+        }
+        if limits.log_bytes_max < LOG_BYTES_MIN {
+            return Err(self.error_at(
+                "log_bytes_max",
+                format!("log_bytes_max must be at least {LOG_BYTES_MIN} (1 MiB)"),
+                "a database that is down for longer than the log reaches back needs repair: allow some GiB",
             ));
         }
         if roles.is_empty() {

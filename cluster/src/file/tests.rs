@@ -139,3 +139,20 @@ fn tunables_alone_are_enough_to_generate() {
         "a file with machines is a cluster file"
     );
 }
+
+#[test]
+fn a_log_must_have_room() {
+    let with = |bytes: u64| {
+        let text = text();
+        let line = text.lines().find(|line| line.starts_with("log_bytes_max")).unwrap();
+        text.replace(line, &format!("log_bytes_max = {bytes}"))
+    };
+    let error = refused(&with((1 << 20) - 1));
+    assert_eq!(
+        error.line,
+        line_with(&with((1 << 20) - 1), "log_bytes_max ="),
+        "{error}"
+    );
+    assert!(error.message.contains("1 MiB"), "{error}");
+    ClusterFile::parse(Path::new("cluster.toml"), &with(1 << 20)).unwrap();
+}

@@ -11,6 +11,7 @@ mod record;
 mod segment;
 mod writer;
 
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,20 @@ pub use writer::{Log, LogEvent};
 
 /// A segment is closed when it reaches this size.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Says that a log is empty because nothing was ever written to it.
+const NEW_FILE: &str = "new";
+
+/// Makes the directory of a log that has never been used. One that is empty without this has lost what was in it.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn provision(directory: &Path) -> Result<(), LogError> {
+    let path = directory.join(NEW_FILE);
+    let made = fs::create_dir_all(directory).and_then(|()| File::create(&path)?.sync_all());
+    made.and_then(|()| File::open(directory)?.sync_all())
+        .map_err(LogError::file(&path))
+}
 
 /// Why a log cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -114,6 +114,9 @@ fn cut(path: &Path, bytes: u64) -> Result<(), LogError> {
 }
 
 /// Reads records in order, from a position on, to the end of what is written.
+///
+/// Reads beside the writer, which may remove segments: a segment that is gone ends the reading. What has begun to be
+/// read stays readable.
 pub struct Reader {
     segments: std::vec::IntoIter<Segment>,
     file: Option<BufReader<File>>,
@@ -146,7 +149,14 @@ impl Reader {
                 let Some(segment) = self.segments.next() else {
                     return Ok(None);
                 };
-                self.file = Some(BufReader::new(File::open(&segment.path)?));
+                match File::open(&segment.path) {
+                    Ok(file) => self.file = Some(BufReader::new(file)),
+                    // Cut off meanwhile; so are all before it, and what comes after would leave a gap.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        self.segments = Vec::new().into_iter()
+                    }
+                    Err(error) => return Err(error),
+                }
                 continue;
             };
             match read_record(file, self.from)? {

@@ -156,3 +156,55 @@ fn two_processes_cannot_share_a_log() {
     let _first = open(directory.path()).unwrap();
     assert!(matches!(open(directory.path()), Err(LogError::Locked { .. })));
 }
+
+#[test]
+fn reading_ends_where_segments_vanish_and_can_be_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    write_durably(directory.path(), 200, 20);
+    let log = open(directory.path()).unwrap();
+    let mut reader = log.read(1).unwrap();
+    assert_eq!(reader.next_record().unwrap().unwrap().position, 1);
+    // The writer removes segments below what is needed; the one that is open stays readable.
+    let vanished = segment::list(directory.path()).unwrap();
+    vanished[..3]
+        .iter()
+        .for_each(|segment| fs::remove_file(&segment.path).unwrap());
+    let read: Vec<_> = std::iter::from_fn(|| reader.next_record().unwrap())
+        .map(|record| record.position)
+        .collect();
+    assert_eq!(read, (2..vanished[1].first).collect::<Vec<_>>(), "no gap");
+    assert_eq!(read_all(&log, 1), (vanished[3].first..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_log_that_lost_a_segment_in_its_middle_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    write_durably(directory.path(), 200, 20);
+    fs::remove_file(&segment::list(directory.path()).unwrap()[2].path).unwrap();
+    assert!(matches!(open(directory.path()), Err(LogError::Corrupt { .. })));
+}
+
+#[test]
+fn a_log_that_was_cut_is_appended_to() {
+    let directory = tempfile::tempdir().unwrap();
+    write_durably(directory.path(), 200, 20);
+    open(directory.path()).unwrap().cut_below(15);
+    write_durably(directory.path(), 200, 5);
+    let left = read_all(&open(directory.path()).unwrap(), 1);
+    assert!(left[0] > 1 && left[0] <= 15, "{left:?}");
+    assert_eq!(left, (left[0]..=25).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_log_knows_whether_it_is_new_or_has_lost_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    provision(directory.path()).unwrap();
+    assert!(!open(directory.path()).unwrap().is_lost(), "nothing was ever written");
+    assert!(!open(directory.path()).unwrap().is_lost(), "nor was it now");
+    write_durably(directory.path(), SEGMENT_BYTES, 1);
+    assert!(!open(directory.path()).unwrap().is_lost());
+    fs::remove_file(last_segment(directory.path())).unwrap();
+    assert!(open(directory.path()).unwrap().is_lost(), "its segments are gone");
+    fs::remove_dir_all(directory.path()).unwrap();
+    assert!(open(directory.path()).unwrap().is_lost(), "its directory is gone");
+}

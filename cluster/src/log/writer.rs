@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::record;
 use super::segment::{self, Segment};
-use super::{LogError, Reader};
+use super::{LogError, NEW_FILE, Reader};
 
 /// What waits for the writer at most, in records; agreement's own windows are far smaller.
 const WAITING_RECORDS_MAX: usize = 16_384;
@@ -41,6 +41,7 @@ pub struct Log {
     writer: Option<std::thread::JoinHandle<()>>,
     next: AtomicU64,
     sizes: Arc<Sizes>,
+    is_lost: bool,
     _lock: Flock<File>,
 }
 
@@ -90,8 +91,11 @@ impl Log {
             segments: Mutex::new(segments),
         });
         let (commands, waiting) = sync_channel(WAITING_RECORDS_MAX);
+        let new = Some(directory.join(NEW_FILE)).filter(|path| path.exists());
+        let is_lost = checked.next == 1 && new.is_none();
         let writer = Writer {
             directory: directory.to_owned(),
+            new,
             segment_bytes,
             file,
             next: checked.next,
@@ -110,8 +114,15 @@ impl Log {
             writer,
             next,
             sizes,
+            is_lost,
             _lock: lock,
         })
+    }
+
+    /// Whether there was nothing in the directory when it was opened, not even the word that nothing was ever written: what
+    /// this machine has said before is forgotten.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Appends a record and returns its position. It is durable when [`LogEvent::Durable`] says so.
@@ -179,6 +190,8 @@ fn lock(directory: &Path) -> Result<Flock<File>, LogError> {
 
 struct Writer {
     directory: PathBuf,
+    /// The file that says that the log is new: removed before anybody hears that something is durable.
+    new: Option<PathBuf>,
     segment_bytes: u64,
     file: File,
     next: u64,
@@ -227,6 +240,11 @@ impl Writer {
         let started = Instant::now();
         self.file.write_all(buffer).map_err(LogError::file(&self.directory))?;
         self.file.sync_data().map_err(LogError::file(&self.directory))?;
+        if let Some(path) = self.new.take() {
+            fs::remove_file(&path)
+                .and_then(|()| File::open(&self.directory)?.sync_all())
+                .map_err(LogError::file(&path))?;
+        }
         metrics::histogram!("cloudbft_log_fsync_duration_seconds").record(started.elapsed().as_secs_f64());
         self.durable = self.next - 1;
         self.sizes.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);

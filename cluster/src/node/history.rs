@@ -5,17 +5,37 @@ use std::sync::Arc;
 
 use ordering::configuration::Configuration;
 use ordering::hosting::Hosted;
-use ordering::identifiers::MachineId;
-use ordering::minbft::{Admission, LogAnswer, LogIndex};
+use ordering::identifiers::{MachineId, Order};
+use ordering::minbft::{Admission, LogAnswer, LogIndex, LogRecord};
 use tokio::sync::mpsc;
 use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 
 use super::NodeError;
-use super::owner::INDEX_SHIFT;
 use crate::identity::Identity;
 use crate::link::{Frame, Links, Peer};
 use crate::log::{Log, Reader};
+
+/// A log position, shifted so far, stands for an offset in the sparse index: it makes a mark every 64 records.
+const INDEX_SHIFT: u32 = 10;
+
+/// Tells the index of a record at this position.
+pub(super) fn note<R: LogRecord>(index: &mut LogIndex, position: u64, record: &R) {
+    index.add(position << INDEX_SHIFT, record);
+}
+
+/// The position to read from for everything from an order on.
+pub(super) fn position_of(index: &LogIndex, order: Order) -> u64 {
+    index.offset(order) >> INDEX_SHIFT
+}
+
+/// Cuts off what the agreement does not need: everything below `first` is not read again, and everything up to the
+/// position `durable` is durable.
+pub(super) fn cut(log: &Log, index: &mut LogIndex, first: Order, durable: u64) {
+    if let Some(offset) = index.cut(first, (durable + 1) << INDEX_SHIFT) {
+        log.cut_below(offset >> INDEX_SHIFT);
+    }
+}
 
 /// A machine as its log has it.
 pub(super) struct Restored<H> {
@@ -45,7 +65,7 @@ pub(super) fn restore<H: Hosted>(
         let record: H::Record = borsh::from_slice(&stored.payload)
             .map_err(|error| NodeError::Replay(format!("record {}: {error}", stored.position)))?;
         first.get_or_insert(stored.position);
-        index.add(stored.position << INDEX_SHIFT, &record);
+        note(&mut index, stored.position, &record);
         H::recover(&mut recovery, record);
         (records, last) = (records + 1, stored.position);
     }
@@ -124,3 +144,6 @@ impl<H: Hosted> Reading<H> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

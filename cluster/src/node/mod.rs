@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ordering::agreement::{Input, MisbehaviourKind};
-use ordering::configuration::{Configuration, Faults};
+use ordering::configuration::{Configuration, Faults, Protocol};
 use ordering::directory::{Directory, MachineEntry};
 use ordering::hosting::Hosted;
 use ordering::identifiers::MachineId;
@@ -32,7 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use voter::{PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
 
-pub use status::NodeStatus;
+pub use status::{NEEDS_REPAIR, NodeStatus};
 
 use crate::clock::Clock;
 use crate::counter::{self, CounterSetupError, OpenCounter};
@@ -77,6 +77,12 @@ pub enum NodeError {
     /// The log cannot be opened.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The log is gone, and with it what this replica has voted for.
+    #[error(
+        "{0}: this machine's log is gone. Under pbft a replica that has forgotten what it voted for could vote again, for \
+         something else: it must stay down (docs/decisions/0028); the cluster goes on without it. Never restore an old copy"
+    )]
+    LogLost(std::path::PathBuf),
     /// The log holds what this version does not understand.
     #[error("the log cannot be replayed: {0}")]
     Replay(String),
@@ -135,6 +141,9 @@ async fn host<H: Hosted>(
     }
     let OpenCounter { mut counter, verifier } = patiently(|| counter::open(file, me)).await?;
     let (log, durable) = open_log(file, me).await?;
+    if H::PROTOCOL == Protocol::Pbft && log.is_lost() {
+        return Err(NodeError::LogLost(file.layout().machine_log(me)));
+    }
     let directory = directory(file, verifier)?;
     let configuration = configuration(file, me)?;
     let peers_of = |machines: &mut dyn Iterator<Item = MachineId>| -> Vec<Peer> {

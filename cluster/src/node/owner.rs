@@ -28,8 +28,6 @@ use crate::log::{Log, LogEvent};
 const INPUTS_PER_ROUND: usize = 256;
 /// How often gauges are set.
 const GAUGES_MS: u64 = 250;
-/// A log position, shifted so far, stands for an offset in the sparse index: it makes a mark every 64 records.
-pub(super) const INDEX_SHIFT: u32 = 10;
 
 /// What the owner task owns.
 pub(super) struct Owner<H> {
@@ -48,7 +46,7 @@ pub(super) struct Owner<H> {
     pub(super) voters: Vec<Peer>,
     pub(super) board: StatusBoard,
     pub(super) clock: Clock,
-    /// Everything below this position is durable.
+    /// Everything up to this position is durable.
     pub(super) durable: u64,
     /// Log positions and the agreement's numbers of records that are not durable yet.
     pub(super) persisting: VecDeque<(u64, u64)>,
@@ -120,7 +118,7 @@ impl<H: Hosted> Owner<H> {
         let LogEvent::Durable(position) = event else {
             return Err(NodeError::LogFailed);
         };
-        self.durable = position + 1;
+        self.durable = position;
         let mut persisted = None;
         while let Some((_, sequence)) = self.persisting.pop_front_if(|(waiting, _)| *waiting <= position) {
             persisted = Some(sequence);
@@ -155,7 +153,7 @@ impl<H: Hosted> Owner<H> {
             Output::Persist { sequence, record } => {
                 let payload = borsh::to_vec(&record).map_err(NodeError::Encoding)?;
                 let position = self.log.append(Bytes::from(payload));
-                self.index.add(position << INDEX_SHIFT, &record);
+                history::note(&mut self.index, position, &record);
                 self.persisting.push_back((position, sequence));
             }
             Output::Certify { slot, digest, ticket } => {
@@ -167,11 +165,7 @@ impl<H: Hosted> Owner<H> {
             Output::Answer { to, message } => self.answer(to, message),
             Output::ReadLog { reader } => self.read_log(reader),
             Output::LogBegins { to, first } => self.log_begins(to, first),
-            Output::CutLog { first } => {
-                if let Some(offset) = self.index.cut(first, self.durable << INDEX_SHIFT) {
-                    self.log.cut_below(offset >> INDEX_SHIFT);
-                }
-            }
+            Output::CutLog { first } => history::cut(&self.log, &mut self.index, first, self.durable),
             Output::Report(misbehaviour) => {
                 let peer = format!("m{}", misbehaviour.machine);
                 tracing::warn!(%peer, kind = ?misbehaviour.kind, "misbehaviour");
@@ -233,7 +227,7 @@ impl<H: Hosted> Owner<H> {
 
     /// Reads beside the owner task.
     fn read_log(&self, reader: H::LogReader) {
-        let position = self.index.offset(H::wanted_from(&reader)) >> INDEX_SHIFT;
+        let position = history::position_of(&self.index, H::wanted_from(&reader));
         let reading = history::Reading::<H> {
             directory: self.log.directory().to_owned(),
             position,

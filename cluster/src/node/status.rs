@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use voter::VoterState;
 
+/// The state of a machine that takes part, but whose database lacks what f+1 logs have cut off.
+pub const NEEDS_REPAIR: &str = "database needs repair";
+
 /// A node's word about itself. Nobody votes with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -99,7 +102,7 @@ impl StatusBoard {
                 node.flushed = Some(flushed.0);
             }
             Some(VoterState::LeftBehind { .. }) if node.state == "up" => {
-                node.state = String::from("database needs repair");
+                node.state = String::from(NEEDS_REPAIR);
             }
             Some(VoterState::Down(_)) if node.state == "up" => node.state = String::from("database down"),
             _ => {}

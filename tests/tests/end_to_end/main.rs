@@ -8,4 +8,5 @@ mod lying_voter;
 mod pbft;
 mod pgbench;
 mod psql;
+mod rejoin;
 mod tpcc;

@@ -27,6 +27,8 @@ struct Log {
     entries: Vec<CommitDbEntry>,
     results: BTreeMap<ResultKey, Vec<ResultMessage>>,
     flushed: u64,
+    /// What is below this order cannot be fetched.
+    begins: u64,
 }
 
 pub(crate) struct Rig {
@@ -267,6 +269,22 @@ impl Rig {
         }
     }
 
+    /// The replicas' logs begin with this order from now on.
+    pub(crate) fn cut_logs(&self, first: u64) {
+        self.log.lock().unwrap().begins = first;
+    }
+
+    /// A machine says that its log begins with this order.
+    pub(crate) async fn log_begins(&self, machine: u8, first: u64) {
+        let (from, first) = (MachineId(machine), Order(first));
+        let input = self.handle.as_ref().unwrap().input();
+        input.send(VoterInput::LogBegins { from, first }).await.unwrap();
+    }
+
+    pub(crate) fn state(&self) -> VoterState {
+        self.handle.as_ref().unwrap().state().borrow().clone()
+    }
+
     pub(crate) fn forget_results(&self) {
         self.log.lock().unwrap().results.clear();
     }
@@ -436,10 +454,14 @@ async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<Vote
             }
             VoterOutput::Reply(reply) => log.lock().unwrap().flushed = reply.flushed.0,
             VoterOutput::Fetch { from } => {
-                let entries = log.lock().unwrap().entries.clone();
+                let (entries, begins) = {
+                    let log = log.lock().unwrap();
+                    (log.entries.clone(), Order(log.begins))
+                };
                 let input = input.clone();
                 tokio::spawn(async move {
-                    for entry in entries.iter().filter(|entry| entry.order >= from) {
+                    let is_there = |entry: &&CommitDbEntry| entry.order >= from && from >= begins;
+                    for entry in entries.iter().filter(is_there) {
                         send(&input, entry).await;
                     }
                 });
