@@ -26,6 +26,9 @@ const CALM_FACTOR: u64 = 16;
 /// A machine that returns again and again causes a view change at most this often, in base times.
 const RETURN_FACTOR_MAX: u64 = 128;
 
+/// How far above the live view a returning machine may pull the others, in rounds of all candidates: it may lie.
+const VIEWS_AHEAD_MAX: u64 = 16;
+
 /// What makes this machine want another view, and what others want.
 #[derive(Debug, Default)]
 pub(crate) struct Suspicion {
@@ -293,18 +296,21 @@ impl Machine {
         let (view, primary, machine) = (live.view, live.primary, hello.machine);
         let known = live.proof.outcome.admission(machine).map(|admission| admission.epoch);
         let is_newer = known.is_none_or(|known| known < hello.admission.epoch);
-        if !is_newer || !self.configuration.has_replicas() {
+        let is_beyond = hello.view > Some(view);
+        if !(is_newer || is_beyond) || !self.configuration.has_replicas() {
             return;
         }
         if machine == primary {
             self.want(View(view.0 + 1), out);
         } else if is_replica(machine) && self.may_return(machine) {
-            // The same candidate goes on leading.
-            self.want(View(view.0 + u64::from(self.configuration.machines())), out);
+            // The same candidate goes on leading; above an attempt to start that the machine takes part in.
+            let machines = u64::from(self.configuration.machines());
+            let ahead = hello.view.map_or(0, |other| other.0.saturating_sub(view.0) / machines);
+            self.want(View(view.0 + machines * (1 + ahead.min(VIEWS_AHEAD_MAX))), out);
         }
     }
 
-    /// How many replica machines have said that their counters have epochs which the last view does not admit.
+    /// How many replica machines have said that they cannot come back to the last view: it does not admit their epochs.
     fn lost_counters(&self) -> usize {
         let last = self
             .live
@@ -314,7 +320,9 @@ impl Machine {
         let Some(proof) = last else { return 0 };
         let is_lost = |hello: &&std::sync::Arc<Hello>| {
             let known = proof.outcome.admission(hello.machine).map(|admission| admission.epoch);
-            is_replica(hello.machine) && known.is_none_or(|known| known < hello.admission.epoch)
+            // Who takes part in an attempt to start a higher view does not come back to this one either.
+            let is_beyond = hello.view > Some(proof.outcome.view);
+            is_replica(hello.machine) && (is_beyond || known.is_none_or(|known| known < hello.admission.epoch))
         };
         self.start.hellos.values().filter(is_lost).count()
     }
