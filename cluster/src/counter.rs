@@ -95,7 +95,9 @@ pub struct OpenCounter {
 pub fn open(file: &ClusterFile, machine: MachineId) -> Result<OpenCounter, CounterSetupError> {
     let identities = identities(file);
     let mut opened = if file.tunables.counter == CounterKind::Process {
-        let client = connect(&file.layout().counter_socket(machine))?;
+        let mut client = connect(&file.layout().counter_socket(machine))?;
+        // The counter may be older than this process: what the node before us certified last is in nobody's log perhaps.
+        client.begin_epoch()?;
         OpenCounter {
             counter: Box::new(client),
             verifier: Arc::new(Ed25519Verifier::new(identities)),

@@ -35,11 +35,16 @@ impl CounterClient {
             identity: CounterIdentity([0; 32]),
             epoch: 0,
         };
-        match client.ask(&CounterRequest::Describe)? {
+        client.describe(&CounterRequest::Describe)?;
+        Ok(client)
+    }
+
+    fn describe(&mut self, request: &CounterRequest) -> Result<(), CounterError> {
+        match self.ask(request)? {
             CounterReply::Description { identity, epoch } => {
-                client.identity = identity;
-                client.epoch = epoch;
-                Ok(client)
+                self.identity = identity;
+                self.epoch = epoch;
+                Ok(())
             }
             _ => Err(CounterError::Protocol("no description")),
         }
@@ -61,7 +66,8 @@ impl CounterClient {
 impl TrustedCounter for CounterClient {
     fn create_uw(&mut self, slot: u32, digest: &[u8; 32]) -> Result<UniqueWarrant, CounterError> {
         match self.ask(&CounterRequest::Create { slot, digest: *digest })? {
-            CounterReply::Warrant(warrant) => Ok(warrant),
+            CounterReply::Warrant(warrant) if warrant.epoch == self.epoch => Ok(warrant),
+            CounterReply::Warrant(_) => Err(CounterError::Protocol("another process uses the counter now")),
             CounterReply::SlotOutOfRange => Err(CounterError::SlotOutOfRange(slot)),
             CounterReply::Exhausted => Err(CounterError::Exhausted(slot)),
             _ => Err(CounterError::Protocol("no warrant")),
@@ -74,6 +80,10 @@ impl TrustedCounter for CounterClient {
             CounterReply::SlotOutOfRange => Err(CounterError::SlotOutOfRange(slot)),
             _ => Err(CounterError::Protocol("no position")),
         }
+    }
+
+    fn begin_epoch(&mut self) -> Result<(), CounterError> {
+        self.describe(&CounterRequest::BeginEpoch)
     }
 
     fn epoch(&self) -> u64 {

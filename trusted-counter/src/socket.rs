@@ -27,6 +27,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, BorshSerialize, BorshDeserialize)]
 pub(crate) enum CounterRequest {
     Describe,
+    /// A new user, who does not know all that the last one certified: it gets an epoch of its own, and a description.
+    BeginEpoch,
     Create {
         slot: u32,
         digest: [u8; 32],
@@ -128,12 +130,10 @@ fn answer<C: TrustedCounter>(
     // A poisoned counter is whole: a value is spent before anything else happens.
     let lock = || counter.lock().unwrap_or_else(PoisonError::into_inner);
     let result = match request {
-        CounterRequest::Describe => {
-            let counter = lock();
-            Ok(CounterReply::Description {
-                identity: counter.identity(),
-                epoch: counter.epoch(),
-            })
+        CounterRequest::Describe => Ok(describe(&*lock())),
+        CounterRequest::BeginEpoch => {
+            let mut counter = lock();
+            counter.begin_epoch().map(|()| describe(&*counter))
         }
         CounterRequest::Create { slot, digest } => lock().create_uw(slot, &digest).map(CounterReply::Warrant),
         CounterRequest::Position { slot } => lock().position(slot).map(CounterReply::Position),
@@ -154,6 +154,13 @@ fn answer<C: TrustedCounter>(
         CounterError::Exhausted(_) => CounterReply::Exhausted,
         _ => CounterReply::Failed,
     })
+}
+
+fn describe(counter: &impl TrustedCounter) -> CounterReply {
+    CounterReply::Description {
+        identity: counter.identity(),
+        epoch: counter.epoch(),
+    }
 }
 
 /// Reads one frame; none when the other side has closed between frames, or `go_on` says to end.

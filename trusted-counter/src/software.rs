@@ -38,7 +38,7 @@ pub struct SoftwareCounter {
     /// The last value of each slot. Invariant: no warrant with a higher value was ever released in this epoch.
     values: BTreeMap<u32, u64>,
     /// Keeps the state locked as long as the counter lives; none for a counter that forgets everything.
-    _state: Option<CounterState>,
+    state: Option<CounterState>,
 }
 
 impl SoftwareCounter {
@@ -57,7 +57,7 @@ impl SoftwareCounter {
             secret,
             epoch,
             values: BTreeMap::new(),
-            _state: Some(state),
+            state: Some(state),
         })
     }
 
@@ -68,7 +68,7 @@ impl SoftwareCounter {
             secret,
             epoch,
             values: BTreeMap::new(),
-            _state: None,
+            state: None,
         }
     }
 
@@ -79,7 +79,7 @@ impl SoftwareCounter {
             secret,
             epoch,
             values: BTreeMap::new(),
-            _state: None,
+            state: None,
         }
     }
 
@@ -145,6 +145,14 @@ impl TrustedCounter for SoftwareCounter {
             return Err(CounterError::SlotOutOfRange(slot));
         }
         Ok(self.values.get(&slot).copied().unwrap_or(0))
+    }
+
+    fn begin_epoch(&mut self) -> Result<(), CounterError> {
+        let state = self.state.as_ref();
+        let state = state.ok_or(CounterError::Protocol("a counter that keeps nothing has one epoch"))?;
+        self.epoch = state.begin_epoch()?;
+        self.values.clear();
+        Ok(())
     }
 
     fn epoch(&self) -> u64 {

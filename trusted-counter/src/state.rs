@@ -26,8 +26,7 @@ pub struct CounterState {
 impl CounterState {
     /// Locks the directory (made if missing) and starts the next epoch.
     pub fn open(directory: &Path) -> Result<(Self, u64), CounterError> {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::open_at(directory, u64::try_from(since_1970.as_micros()).unwrap_or(0))
+        Self::open_at(directory, wall_us())
     }
 
     /// [`CounterState::open`] at this time, in microseconds since 1970.
@@ -48,7 +47,18 @@ impl CounterState {
             directory: directory.to_owned(),
             _lock: lock,
         };
-        let path = state.directory.join("counter.epoch");
+        let epoch = state.next_epoch(wall_us)?;
+        Ok((state, epoch))
+    }
+
+    /// Starts the next epoch while the counter is open.
+    pub(crate) fn begin_epoch(&self) -> Result<u64, CounterError> {
+        self.next_epoch(wall_us())
+    }
+
+    /// Raises the epoch durably.
+    fn next_epoch(&self, wall_us: u64) -> Result<u64, CounterError> {
+        let path = self.directory.join("counter.epoch");
         let stored = match read_file(&path)? {
             None => 0,
             Some(bytes) => decode_epoch(&bytes).ok_or_else(|| damaged(&path, "not an epoch with its checksum"))?,
@@ -57,8 +67,8 @@ impl CounterState {
             .checked_add(1)
             .ok_or_else(|| damaged(&path, "no epoch is left"))?
             .max(wall_us);
-        replace(&state.directory, "counter.epoch", &encode_epoch(epoch))?;
-        Ok((state, epoch))
+        replace(&self.directory, "counter.epoch", &encode_epoch(epoch))?;
+        Ok(epoch)
     }
 
     /// The 32-byte secret in the file `name`; made at random, with mode 0600, if it does not exist.
@@ -81,6 +91,12 @@ impl CounterState {
         replace(directory, name, &secret)?;
         Ok(secret)
     }
+}
+
+/// The wall clock, in microseconds since 1970.
+fn wall_us() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_micros()).unwrap_or(0)
 }
 
 /// 32 bytes from the operating system.

@@ -70,7 +70,15 @@ pub trait TrustedCounter {
     /// The value of the slot's last warrant in this epoch; 0 when it has made none.
     fn position(&mut self, slot: u32) -> Result<u64, CounterError>;
 
-    /// The current epoch; it stays the same for the life of this value.
+    /// Begins a new epoch, durably, with all slots at 0: for a new user of a counter that outlives its users, who does not
+    /// know what the last one certified last.
+    fn begin_epoch(&mut self) -> Result<(), CounterError> {
+        Err(CounterError::Protocol(
+            "this counter begins an epoch only when it is opened",
+        ))
+    }
+
+    /// The current epoch; only [`TrustedCounter::begin_epoch`] changes it.
     fn epoch(&self) -> u64;
 
     /// The counter's public identity.

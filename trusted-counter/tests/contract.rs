@@ -164,6 +164,25 @@ fn behind_a_socket() {
     }
 }
 
+/// A node that was killed may have had something certified that is nowhere written: the next one must not go on from there.
+#[test]
+fn a_new_user_of_a_counter_process_gets_an_epoch_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let [kind, _] = kinds();
+    let _process = Process::start(directory.path(), kind);
+    let path = directory.path().join("socket");
+    let mut first = CounterClient::connect(&path).unwrap();
+    first.begin_epoch().unwrap();
+    assert_eq!(first.create_uw(0, &[1; 32]).unwrap().value, 1);
+    let mut second = CounterClient::connect(&path).unwrap();
+    second.begin_epoch().unwrap();
+    assert!(second.epoch() > first.epoch());
+    assert_eq!(second.position(0).unwrap(), 0);
+    assert!(first.create_uw(0, &[2; 32]).is_err(), "its epoch is over");
+    let warrant = second.create_uw(0, &[3; 32]).unwrap();
+    assert_eq!(warrant.epoch, second.epoch());
+}
+
 /// Verifies over the socket too, as a node with keyed warrants must.
 #[test]
 fn verification_behind_a_socket() {

@@ -180,6 +180,7 @@ pub struct Limits {
     /// Batches that the primary keeps in flight.
     pub batches_in_flight_max: usize,
     /// What the durable log of a machine may weigh before databases that lag (f at most) hold it back no longer, in bytes.
+    /// It is cut at checkpoints, which are 16 MiB of operations apart at most, so it may weigh up to twice that more.
     pub log_bytes_max: u64,
     /// `shared_buffers` of each database server that `up` makes, in MiB.
     pub shared_buffers_mib: usize,
