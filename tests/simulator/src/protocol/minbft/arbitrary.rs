@@ -18,6 +18,9 @@ use crate::adversary::Tools;
 /// Orders and counter values are drawn below this.
 const SMALL: u64 = 60;
 
+/// Above this value, no broken counter is asked for a warrant.
+const LARGE: u64 = 10_000;
+
 /// Kinds that [`message`] makes.
 const KINDS: u32 = 20;
 
@@ -206,8 +209,14 @@ fn view_change(heard: &[Message], tools: &mut Tools<'_>) -> ViewChange {
         let start = positions
             .as_ref()
             .and_then(|known| known.positions.get(usize::from(group) + 1));
-        let value = start.map_or(1, |start| start + change.runs[usize::from(group)].len() as u64 + 1);
-        let warrant = tools.counter.create_at(slot, value, &digest);
+        let value = start.map_or(1, |start| {
+            start.saturating_add(change.runs[usize::from(group)].len() as u64 + 1)
+        });
+        // A broken counter counts up to what it is asked for.
+        let warrant = match value {
+            0..=LARGE => tools.counter.create_at(slot, value, &digest),
+            _ => None,
+        };
         change
             .warrants
             .push(warrant.unwrap_or_else(|| tools.counter.create(slot, &digest)));
