@@ -93,6 +93,18 @@ impl Client {
         }
     }
 
+    /// A voter's database was repaired up to an order: it has what it did not execute itself. (A real proxy would not
+    /// get its result there, and give the request up.)
+    pub fn repaired(&mut self, machine: MachineId, up_to: Order, quorum: usize) {
+        self.outstanding.retain(|_, outstanding| {
+            let answers = outstanding.answers.iter_mut();
+            answers.filter(|(order, _)| **order <= up_to).all(|(_, voters)| {
+                voters.insert(machine);
+                voters.len() < quorum
+            })
+        });
+    }
+
     /// Requests that have not ended.
     pub fn unended(&self) -> impl Iterator<Item = (ClientId, u64)> + '_ {
         self.outstanding.keys().map(|number| (self.id, *number))

@@ -120,6 +120,9 @@ impl<P: Protocol> Cluster<P> {
         if let Some(voter) = self.voters[usize::from(machine.0)].as_mut() {
             voter.repair(furthest);
         }
+        let quorum = usize::from(self.options.faults) + 1;
+        let clients = self.clients.iter_mut();
+        clients.for_each(|client| client.repaired(machine, executed, quorum));
         self.observe(&Observation::Restarted { machine, executed });
     }
 
