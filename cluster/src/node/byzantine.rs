@@ -403,6 +403,10 @@ impl Hosted for Byzantine {
         recovery.push(record);
     }
 
+    fn has_foundation(recovery: &Recovery) -> bool {
+        recovery.has_foundation()
+    }
+
     fn start(configuration: Configuration, key: SigningKey, counter: Admission, recovery: Recovery) -> Self {
         let promised = counter.positions.get(PRIMARY_SLOT as usize).copied().unwrap_or(0);
         Byzantine {
