@@ -1,5 +1,6 @@
 //! A fetch of decided history that is under way: both protocols catch up by the same dialogue.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::identifiers::{MachineId, Order};
@@ -10,6 +11,9 @@ pub(crate) const READ_INTERVAL_US: u64 = 2_000;
 
 /// Reads that a machine may be ahead of that: messages do not arrive as evenly as they are sent.
 pub(crate) const READS_AHEAD: u64 = 8;
+
+/// Rounds over all peers, after which those that have said nothing are not waited for.
+const SILENT_ROUNDS: u32 = 8;
 
 /// A fetch that is under way.
 #[derive(Debug)]
@@ -22,10 +26,11 @@ pub(crate) struct CatchUp {
     pub(crate) peer: MachineId,
     /// Pieces since the last proof.
     pub(crate) pieces: Vec<Arc<History>>,
-    /// The highest checkpoint that peers have offered instead of operations, which they have no longer; and how many
-    /// of them were asked since the first offer.
+    /// The highest checkpoint that peers have offered instead of operations, which they have no longer; who has; and how
+    /// often one was asked since the first offer.
     offered: Option<Arc<CertifiedCheckpoint>>,
-    asked: u8,
+    offered_by: BTreeSet<MachineId>,
+    asked: u32,
     /// When the last question was sent, monotonic.
     asked_us: Option<u64>,
     /// When to ask (again), monotonic.
@@ -42,6 +47,7 @@ impl CatchUp {
             peer,
             pieces: Vec::new(),
             offered: None,
+            offered_by: BTreeSet::new(),
             asked: 0,
             asked_us: None,
             ask_us: 0,
@@ -74,20 +80,24 @@ impl CatchUp {
         self.is_paced
     }
 
-    /// A peer's log does not go back so far.
+    /// The log of the peer that was asked does not go back so far.
     pub(crate) fn offer(&mut self, checkpoint: &Arc<CertifiedCheckpoint>) {
+        self.offered_by.insert(self.peer);
         let known = self.offered.as_ref().map(|known| known.stable.point.order);
         if known.is_none_or(|known| known < checkpoint.stable.point.order) {
             self.offered = Some(Arc::clone(checkpoint));
         }
     }
 
-    /// Asks another peer, from the last proof on. The checkpoint to go on from, when all `others` were asked and none
-    /// had the operations: one that says so alone may lie, and what is skipped here cannot be given to voters.
+    /// Asks another peer, from the last proof on. The checkpoint to go on from, when all `others` say that they have the
+    /// operations no longer, or those that do not say so stay silent for long: one that says so alone may lie, and what is
+    /// skipped here cannot be given to voters.
     pub(crate) fn turn_to(&mut self, peer: MachineId, others: u8) -> Option<Arc<CertifiedCheckpoint>> {
         self.peer = peer;
         self.pieces.clear();
-        self.asked = self.asked.saturating_add(u8::from(self.offered.is_some()));
-        self.offered.take_if(|_| self.asked >= others)
+        self.asked = self.asked.saturating_add(u32::from(self.offered.is_some()));
+        let is_agreed = self.offered_by.len() >= usize::from(others);
+        let is_over = self.asked >= u32::from(others) * SILENT_ROUNDS;
+        self.offered.take_if(|_| is_agreed || is_over)
     }
 }

@@ -1,5 +1,6 @@
 //! From VIEW-CHANGEs to a live view: the candidate's choice, endorsements, acknowledgements (rules 2 and 4).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use trusted_counter::UniqueWarrant;
@@ -14,7 +15,7 @@ use crate::minbft::record::Record;
 use crate::minbft::start_messages::{Hello, LiveProof, Outcome, OutcomeEntry};
 use crate::minbft::view_change::LeadingChange;
 use crate::minbft::view_messages::{CertifiedOutcome, Endorsement, NewView, RunItem, ViewAcknowledgement, ViewChange};
-use crate::minbft::view_outcome::compute_change;
+use crate::minbft::view_outcome::{compute_change, keep_fitting};
 use crate::minbft::view_verification::endorses;
 use crate::minbft::{Machine, Output};
 
@@ -86,8 +87,9 @@ impl Machine {
         self.choose(view, changes, out);
     }
 
-    fn choose(&mut self, view: View, changes: Vec<Arc<ViewChange>>, out: &mut Vec<Output>) {
+    fn choose(&mut self, view: View, mut changes: Vec<Arc<ViewChange>>, out: &mut Vec<Output>) {
         let own = self.configuration.machine;
+        keep_fitting(&mut changes);
         let basis = changes
             .iter()
             .map(|change| change.basis())
@@ -232,9 +234,10 @@ impl Machine {
                 self.fetch_history(outcome.base.order, out);
                 return;
             }
-            if !changing.wanted.is_empty() {
+            if self.lacks_bodies(&outcome, out) {
                 return;
             }
+            let Some(changing) = self.changing.as_ref() else { return };
             if !changing.is_logging {
                 self.log_change(&outcome, out);
                 return;
@@ -246,6 +249,28 @@ impl Machine {
             self.acknowledge_view(&outcome, out);
         }
         self.finish_change(out);
+    }
+
+    /// Whether bodies of the outcome are missing. Those of a view that has been live for long are with nobody any more:
+    /// then the history that followed is fetched, beyond the outcome.
+    fn lacks_bodies(&mut self, outcome: &Outcome, out: &mut Vec<Output>) -> bool {
+        let own = self.history.point.order;
+        let ahead = self.checkpoints.ahead.as_ref().map(|ahead| ahead.point.order);
+        let Some(changing) = self.changing.as_mut().filter(|changing| !changing.wanted.is_empty()) else {
+            return false;
+        };
+        let numbered = outcome.entries.iter().zip(outcome.base.order.0 + 1..);
+        let open = numbered
+            .filter(|(_, order)| *order > own.0)
+            .map(|(entry, _)| entry.digest);
+        let open: BTreeSet<Digest> = open.collect();
+        changing.wanted.retain(|digest| open.contains(digest));
+        let is_missing = !changing.wanted.is_empty();
+        let beyond = ahead.filter(|ahead| changing.proof.is_some() && ahead.next() >= outcome.end());
+        if let Some(target) = beyond.filter(|_| is_missing) {
+            self.fetch_history(target, out);
+        }
+        is_missing
     }
 
     fn log_change(&mut self, outcome: &Arc<Outcome>, out: &mut Vec<Output>) {

@@ -23,7 +23,7 @@ use crate::agreement::To;
 use crate::configuration::replica_slot;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::journal::Certifying;
-use crate::minbft::messages::Message;
+use crate::minbft::messages::{Message, Standing};
 use crate::minbft::start_messages::{LiveProof, Outcome};
 use crate::minbft::verification::FETCH_REQUESTS_MAX;
 use crate::minbft::view_messages::{
@@ -393,6 +393,18 @@ impl Machine {
         let turn = changing.rounds % u64::from(self.configuration.replicas());
         let peer = self.next_peer(MachineId(u8::try_from(turn).unwrap_or(0) + 1));
         self.send(To::Machine(peer), Message::FetchRequests(digests), out);
+        if changing.proof.is_some() {
+            // The view is live, perhaps for long: how far it has got.
+            let standing = Standing {
+                view: changing.view,
+                prepares_wanted: false,
+                prepares: 0,
+                commits: Vec::new(),
+                decided: Order(0),
+                stable: self.checkpoints.point().order,
+            };
+            self.send(To::Machine(peer), Message::Standing(standing), out);
+        }
     }
 
     /// Takes a body that the outcome needs.

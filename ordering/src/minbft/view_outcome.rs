@@ -1,6 +1,7 @@
 //! How a view begins that was changed to, computed from the NEW-VIEW alone: the same on every machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::configuration::{Configuration, Mutant, PRIMARY_SLOT, is_replica};
 use crate::identifiers::{GroupId, MachineId, Order, View};
@@ -53,6 +54,23 @@ pub fn compute_change(new_view: &NewView, configuration: &Configuration) -> Opti
         admitted,
         changed: changes.iter().map(|change| change.machine).collect(),
     })
+}
+
+/// Leaves out what does not fit to the rest: or one liar's VIEW-CHANGE, of an epoch that was not admitted, would keep the
+/// others' from making a view.
+pub(crate) fn keep_fitting(changes: &mut Vec<Arc<ViewChange>>) {
+    loop {
+        let count = changes.len();
+        let basis = changes
+            .iter()
+            .map(|change| change.basis())
+            .max_by_key(|basis| basis.view);
+        let Some(basis) = basis.cloned() else { return };
+        changes.retain(|change| is_admitted(change, &basis) && change.point().view <= basis.view);
+        if changes.len() == count {
+            return;
+        }
+    }
 }
 
 /// Whether the basis knows the counter, and not further than it claims to be: a VIEW-CHANGE that was made in an
