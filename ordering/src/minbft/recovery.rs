@@ -86,9 +86,25 @@ impl Recovery {
         }
         self.first = Some(resume.first);
         self.retained.forget_below(resume.first);
-        self.view = resume.view;
-        self.live.clone_from(&resume.live);
+        self.view = self.view.max(resume.view);
+        // `Live` may stand before it and not have been taken up yet when it was written.
+        let known = resume.live.as_ref().map(|live| live.outcome.view);
+        let last = self.live.as_ref().map(|live| live.outcome.view);
+        if last <= known {
+            self.live.clone_from(&resume.live);
+        }
+        let point = self.point().order;
+        let newer = self
+            .views
+            .iter()
+            .filter(|view| Some(view.view) > known)
+            .map(|view| ViewBase {
+                base: view.base.max(point),
+                ..*view
+            });
+        let newer: Vec<ViewBase> = newer.collect();
         self.views.clone_from(&resume.views);
+        self.views.extend(newer);
         self.fetched.clone_from(&resume.fetched);
     }
 
@@ -102,5 +118,64 @@ impl Recovery {
         self.stable
             .as_ref()
             .map_or(HistoryPoint::GENESIS, |checkpoint| checkpoint.stable.point)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::minbft::reader::Fetched;
+    use crate::minbft::start_messages::Outcome;
+
+    fn live(view: u64) -> Arc<LiveProof> {
+        let outcome = Outcome {
+            view: View(view),
+            base: HistoryPoint::GENESIS,
+            entries: Vec::new(),
+            admitted: Vec::new(),
+            changed: Vec::new(),
+        };
+        Arc::new(LiveProof {
+            outcome,
+            signatures: Vec::new(),
+            acknowledgements: Vec::new(),
+        })
+    }
+
+    fn resume(view: u64) -> Record {
+        let live = live(view);
+        let views = vec![ViewBase {
+            view: View(view),
+            base: Order(0),
+            outcome: live.outcome.digest(),
+        }];
+        Record::Resume(Arc::new(Resume {
+            checkpoint: None,
+            first: Order(1),
+            view: Some(View(view)),
+            live: Some(live),
+            views,
+            fetched: Fetched::default(),
+        }))
+    }
+
+    #[test]
+    fn a_view_that_went_live_is_not_forgotten_when_the_log_is_cut_before_it_is_entered() {
+        let mut recovery = Recovery::new();
+        recovery.push(Record::Live(live(4)));
+        recovery.push(Record::Live(live(5)));
+        recovery.push(resume(4));
+        assert_eq!(recovery.live.map(|live| live.outcome.view), Some(View(5)));
+        let views: Vec<View> = recovery.views.iter().map(|view| view.view).collect();
+        assert_eq!((views, recovery.view), (vec![View(4), View(5)], Some(View(5))));
+    }
+
+    #[test]
+    fn a_log_that_begins_with_a_foundation_knows_the_view() {
+        let mut recovery = Recovery::new();
+        assert!(!recovery.has_foundation());
+        recovery.push(resume(4));
+        assert!(recovery.has_foundation());
+        assert_eq!(recovery.live.map(|live| live.outcome.view), Some(View(4)));
     }
 }

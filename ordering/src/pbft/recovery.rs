@@ -218,6 +218,11 @@ impl Recovery {
         }
         self.first = Some(resume.first);
         self.retained.forget_below(resume.first);
+        // A record that is not cut off may already say more.
+        let is_known = self.view >= Some(resume.view) && (self.is_active || !resume.is_active);
+        if self.view > Some(resume.view) || is_known {
+            return;
+        }
         self.view = Some(resume.view);
         self.is_active = resume.is_active;
         self.outcome.clone_from(&resume.outcome);

@@ -296,12 +296,13 @@ impl Machine {
             self.journal.write(record, out);
         }
         self.leave_batches(&outcome.batches);
-        self.take_base(outcome.stable, out);
         self.view.view = view;
         self.view.is_active = true;
+        self.view.outcome.clone_from(&outcome.batches);
+        // The log may be cut here: what it begins with must know of the view.
+        self.take_base(outcome.stable, out);
         self.view.leading = None;
         self.view.new_view = None;
-        self.view.outcome.clone_from(&outcome.batches);
         self.forget_wishes();
         self.view.next = End::after(&base);
         self.view.view_changes.retain(|_, view_change| view_change.view > view);

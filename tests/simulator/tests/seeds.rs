@@ -66,7 +66,6 @@ const TOLD_IN_CHANGES: &[&str] = &[
     "view change begins at an earlier view",
     "view change begins at other positions",
     "view change commits what it never sent",
-    "view change shows an older checkpoint",
     "view change without a reason",
     "wants a view without need",
     "wants another view",
