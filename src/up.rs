@@ -206,7 +206,8 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
     tunables.groups = options.groups.unwrap_or(tunables.groups);
     tunables.listen = options.listen.unwrap_or(tunables.listen);
     if tunables.listen.port() == 0 {
-        tunables.listen = std::net::TcpListener::bind(tunables.listen)?.local_addr()?;
+        let free = file::free_ports(tunables.listen.ip(), 1)?;
+        tunables.listen = free.into_iter().next().unwrap_or(tunables.listen);
     }
     if let Some(word) = &options.agreement {
         tunables.agreement = file::parse_word(word)?;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use cluster::file::{ClusterFile, machine_name};
+use cluster::node::{DATABASE_DOWN, NEEDS_REPAIR, NodeStatus, STOPPED};
 use contents::Contents;
 
 use crate::{Failure, status, up};
@@ -64,20 +65,22 @@ pub(crate) async fn run(options: &VerifyOptions) -> Result<ExitCode, Failure> {
     compare(&nodes).await
 }
 
-/// Waits until all voters that serve have executed the same order twice in a row; their orders, m1 first.
+/// Waits for machines that are coming back, and until all voters that serve have executed the same order twice in a row;
+/// their orders, m1 first.
 async fn wait_until_even(file: &ClusterFile, patience: Duration) -> Vec<Option<u64>> {
     let deadline = Instant::now() + patience;
     let mut before = Vec::new();
     loop {
         let answers = status::ask_all(file).await;
         let decided = answers.iter().flatten().map(|node| node.decided).max().unwrap_or(0);
-        let serving = |node: &cluster::node::NodeStatus| node.executed.filter(|_| node.state == "up");
+        let serving = |node: &NodeStatus| node.executed.filter(|_| node.state == "up");
         let orders: Vec<_> = answers
             .iter()
             .skip(1)
             .map(|answer| answer.as_ref().and_then(serving))
             .collect();
-        let even = orders.iter().flatten().all(|order| *order == decided);
+        let coming = answers.iter().skip(1).flatten().any(is_coming_back);
+        let even = !coming && orders.iter().flatten().all(|order| *order == decided);
         if even && orders == before {
             return orders;
         }
@@ -88,6 +91,12 @@ async fn wait_until_even(file: &ClusterFile, patience: Duration) -> Vec<Option<u
         before = orders;
         tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
     }
+}
+
+/// Whether a node will serve without anybody's help.
+fn is_coming_back(node: &NodeStatus) -> bool {
+    let waits_for_somebody = [NEEDS_REPAIR, DATABASE_DOWN, STOPPED].contains(&node.state.as_str());
+    !waits_for_somebody && (node.state != "up" || node.executed.is_none())
 }
 
 type Node = (String, tokio_postgres::Client, Contents);

@@ -76,8 +76,8 @@ impl Cluster {
     /// Starts a cluster whose machines and proxy reach each other over wires that can be cut.
     pub fn up_on_wires(groups: u16) -> Cluster {
         let mut cluster = Self::new(&[], &[]);
-        let listen = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
-        let (network, options) = Network::make(cluster.directory(), groups, listen.expect("a free port"), &binary());
+        let listen = cluster::file::free_ports([127, 0, 0, 1].into(), 1).expect("a free port")[0];
+        let (network, options) = Network::make(cluster.directory(), groups, listen, &binary());
         (cluster.network, cluster.options) = (Some(network), options);
         cluster.resume();
         cluster

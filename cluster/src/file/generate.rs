@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use ordering::identifiers::MachineId;
 use sql::rules::{MultiPartition, PartitionRules};
 
+use super::ports::free_ports;
 use super::raw::{self, Authentication, Role, Tunables};
 use super::{ClusterFile, FileError, Layout, machine_name, socket_directory};
 use crate::hex;
@@ -74,7 +75,8 @@ pub fn generate(
 ) -> Result<ClusterFile, GenerateError> {
     let layout = Layout::new(directory);
     let machines = tunables.agreement.machines(tunables.faults);
-    let mut ports = free_ports(2 * machines + 1)?.into_iter();
+    let ports = free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * machines + 1);
+    let mut ports = ports.map_err(system("no free port on 127.0.0.1"))?.into_iter();
     let mut port = || ports.next().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
     let mut text = tunables_text(tunables, port());
     for index in (0_u8..).take(machines) {
@@ -122,13 +124,6 @@ fn make_identity(directory: &Path, path: &Path) -> Result<[u8; 32], GenerateErro
     let identity = Identity::generate().map_err(system("no randomness"))?;
     identity.write(path)?;
     Ok(identity.public().to_bytes())
-}
-
-/// Loopback addresses that are free now.
-fn free_ports(count: usize) -> Result<Vec<SocketAddr>, GenerateError> {
-    let bound: Result<Vec<_>, _> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
-    let addresses = bound.and_then(|bound| bound.iter().map(TcpListener::local_addr).collect());
-    addresses.map_err(system("no free port on 127.0.0.1"))
 }
 
 fn quoted(path: &Path) -> String {

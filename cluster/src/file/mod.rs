@@ -5,6 +5,7 @@
 
 mod generate;
 mod layout;
+mod ports;
 mod raw;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use sql::rules::PartitionRules;
 
 pub use generate::{GenerateError, generate, make_directory, read_tunables};
 pub use layout::{Layout, socket_directory};
+pub use ports::free_ports;
 pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Role, Timeouts, Tunables, parse_word};
 
 /// The most faults that a cluster file may ask for.

@@ -32,7 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use voter::{PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
 
-pub use status::{NEEDS_REPAIR, NodeStatus};
+pub use status::{DATABASE_DOWN, NEEDS_REPAIR, NodeStatus, STOPPED};
 
 use crate::clock::Clock;
 use crate::counter::{self, CounterSetupError, OpenCounter};

@@ -9,6 +9,10 @@ use voter::VoterState;
 
 /// The state of a machine that takes part, but whose database lacks what f+1 logs have cut off.
 pub const NEEDS_REPAIR: &str = "database needs repair";
+/// The state of a machine that takes part, but cannot reach its database.
+pub const DATABASE_DOWN: &str = "database down";
+/// The state of a machine that has stopped for good, since going on would not be safe.
+pub const STOPPED: &str = "stopped";
 
 /// A node's word about itself. Nobody votes with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +87,7 @@ impl StatusBoard {
             Phase::Starting => "starting",
             Phase::Changing => "changing view",
             Phase::Live => "up",
-            Phase::Stopped => "stopped",
+            Phase::Stopped => STOPPED,
         });
         node.view = agreement.view.0;
         node.prepared = agreement.prepared.0;
@@ -104,7 +108,7 @@ impl StatusBoard {
             Some(VoterState::LeftBehind { .. }) if node.state == "up" => {
                 node.state = String::from(NEEDS_REPAIR);
             }
-            Some(VoterState::Down(_)) if node.state == "up" => node.state = String::from("database down"),
+            Some(VoterState::Down(_)) if node.state == "up" => node.state = String::from(DATABASE_DOWN),
             _ => {}
         }
         node
