@@ -1,5 +1,7 @@
 //! The interface that every agreement protocol has: a deterministic value that is fed (DESIGN.md section 4).
 
+use std::sync::Arc;
+
 use trusted_counter::UniqueWarrant;
 
 use crate::configuration::Faults;
@@ -52,7 +54,7 @@ pub trait Agreement: Sized {
 #[derive(Clone, Debug)]
 pub enum Input<M> {
     /// A client's REQUEST.
-    Request(Verified<Request>),
+    Request(Verified<Arc<Request>>),
     /// A message of another machine.
     Message {
         /// The machine at the other end of the link.

@@ -37,9 +37,9 @@ pub struct Directory {
 
 impl Directory {
     /// Verifies a REQUEST: size, and the client's signature over its digest.
-    pub fn verify_request(&self, request: Request) -> Result<Verified<Request>, Rejection> {
+    pub fn verify_request(&self, request: Request) -> Result<Verified<Arc<Request>>, Rejection> {
         let digest = self.check_request(&request)?;
-        Ok(Verified::new(request, digest))
+        Ok(Verified::new(Arc::new(request), digest))
     }
 
     /// [`Directory::verify_request`] of a request inside another message: tells its digest.

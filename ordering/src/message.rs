@@ -2,6 +2,8 @@
 //!
 //! Agreement's own messages (PREPARE, COMMIT, ...) stand beside it in the protocol's module.
 
+use std::sync::Arc;
+
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 
@@ -184,5 +186,5 @@ pub struct CommitDbEntry {
     /// The request's digest; all zero for an order that recovery filled with nothing.
     pub digest: Digest,
     /// The request itself: to the voter on the replica's own machine, or on demand.
-    pub request: Option<Request>,
+    pub request: Option<Arc<Request>>,
 }

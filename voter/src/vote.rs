@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ordering::identifiers::{Digest, GroupId, MachineId, Order};
 use ordering::message::{CommitDbEntry, Request};
@@ -28,7 +29,7 @@ pub struct Decided {
     /// The group that decided.
     pub group: GroupId,
     /// The request; `None` for a no-op.
-    pub request: Option<Request>,
+    pub request: Option<Arc<Request>>,
 }
 
 /// What became of one COMMIT-DB entry.
@@ -71,7 +72,7 @@ struct Vote {
 struct Body {
     machine: MachineId,
     digest: Digest,
-    request: Request,
+    request: Arc<Request>,
 }
 
 #[derive(Debug, Default)]
@@ -217,7 +218,7 @@ impl VoteCounter {
     }
 
     /// Keeps a body; false when it does not have the digest it claims.
-    fn keep_body(&mut self, order: u64, from: MachineId, digest: Digest, request: Request) -> bool {
+    fn keep_body(&mut self, order: u64, from: MachineId, digest: Digest, request: Arc<Request>) -> bool {
         let Some(pending) = self.pending.get_mut(&order) else {
             return true;
         };
@@ -299,7 +300,7 @@ mod tests {
             order: Order(order),
             time_us: order * 10,
             digest: request.digest(),
-            request: body.then(|| request.clone()),
+            request: body.then(|| Arc::new(request.clone())),
         }
     }
 
@@ -320,7 +321,10 @@ mod tests {
             votes.count(MachineId(3), GroupId(0), entry(1, &request(1), false)),
             Counted::Match
         );
-        assert_eq!(votes.take_next().and_then(|decided| decided.request), Some(request(1)));
+        assert_eq!(
+            votes.take_next().and_then(|decided| decided.request),
+            Some(Arc::new(request(1)))
+        );
     }
 
     #[test]
@@ -352,10 +356,13 @@ mod tests {
     fn a_body_with_another_digest_is_rejected() {
         let mut votes = VoteCounter::new(1, 1, Order(1));
         let mut forged = entry(1, &request(1), false);
-        forged.request = Some(request(2));
+        forged.request = Some(Arc::new(request(2)));
         assert_eq!(votes.count(MachineId(1), GroupId(0), forged), Counted::Invalid);
         votes.count(MachineId(2), GroupId(0), entry(1, &request(1), true));
-        assert_eq!(votes.take_next().and_then(|decided| decided.request), Some(request(1)));
+        assert_eq!(
+            votes.take_next().and_then(|decided| decided.request),
+            Some(Arc::new(request(1)))
+        );
     }
 
     #[test]

@@ -347,7 +347,7 @@ fn requests(input: &Input<Message>) -> Vec<&Request> {
     match input {
         Input::Request(request) => vec![request.message()],
         Input::Message { message, .. } => match message.message() {
-            Message::GiveRequests(requests) => requests.iter().collect(),
+            Message::GiveRequests(requests) => requests.iter().map(Arc::as_ref).collect(),
             _ => Vec::new(),
         },
         _ => Vec::new(),

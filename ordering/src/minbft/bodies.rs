@@ -1,7 +1,9 @@
 //! Bodies of requests: those that wait to be ordered, those that were ordered and are missing, and where the
 //! others are. Bounded for each client; bodies are shared (`Bytes`), never copied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use crate::identifiers::{ClientId, Digest, Order};
 use crate::message::{REQUEST_WINDOW, Request};
@@ -12,6 +14,13 @@ struct ClientBodies {
     bytes: usize,
     /// One body for each number: the first that came.
     numbers: BTreeMap<u64, Digest>,
+}
+
+impl ClientBodies {
+    fn first_below(&self, floor: u64) -> Option<Digest> {
+        let (number, digest) = self.numbers.first_key_value()?;
+        (*number < floor).then_some(*digest)
+    }
 }
 
 /// A place in the PREPARE stream that lacks its body.
@@ -45,17 +54,24 @@ pub(crate) enum Arrival {
     Refused,
 }
 
+/// Where a body is.
+#[derive(Debug)]
+enum Known {
+    /// It waits to be ordered: its place in [`Bodies::by_age`].
+    Pending(u64, Arc<Request>),
+    /// In the PREPARE stream, or in the tail of the history.
+    Located(Order),
+}
+
 /// All bodies that are not decided, and where the recently decided ones are.
 #[derive(Debug, Default)]
 pub(crate) struct Bodies {
-    pending: BTreeMap<Digest, (u64, Request)>,
-    /// The same by the time at which they came, monotonic.
-    by_age: BTreeSet<(u64, Digest)>,
+    /// Only looked up, never walked: its order differs from one run to the next.
+    known: HashMap<Digest, Known>,
+    by_age: ByAge,
     clients: BTreeMap<ClientId, ClientBodies>,
     pending_bytes: usize,
     missing: BTreeMap<Digest, Missing>,
-    /// Bodies in the PREPARE stream or in the tail of the history, by digest.
-    located: BTreeMap<Digest, Order>,
 }
 
 impl Bodies {
@@ -63,14 +79,14 @@ impl Bodies {
     pub(crate) fn arrive(
         &mut self,
         digest: Digest,
-        request: &Request,
+        request: &Arc<Request>,
         now_us: u64,
         client_bytes_max: usize,
     ) -> Arrival {
         if let Some(missing) = self.missing.remove(&digest) {
             return Arrival::Wanted(missing.places);
         }
-        if self.pending.contains_key(&digest) || self.located.contains_key(&digest) {
+        if self.known.contains_key(&digest) {
             return Arrival::Known;
         }
         self.forget_below(request.client, request.floor);
@@ -83,23 +99,15 @@ impl Bodies {
         client.bytes += bytes;
         client.numbers.insert(request.number, digest);
         self.pending_bytes += bytes;
-        self.pending.insert(digest, (now_us, request.clone()));
-        self.by_age.insert((now_us, digest));
+        let place = self.by_age.push(now_us, digest);
+        self.known.insert(digest, Known::Pending(place, Arc::clone(request)));
         Arrival::Pending
     }
 
     /// Drops bodies below the client's floor: the client has promised not to want them.
     fn forget_below(&mut self, client: ClientId, floor: u64) {
-        let Some(bodies) = self.clients.get_mut(&client) else {
-            return;
-        };
-        while let Some(entry) = bodies.numbers.first_entry().filter(|entry| *entry.key() < floor) {
-            let digest = entry.remove();
-            if let Some((at_us, request)) = self.pending.remove(&digest) {
-                self.by_age.remove(&(at_us, digest));
-                bodies.bytes -= request.operation.len();
-                self.pending_bytes -= request.operation.len();
-            }
+        while let Some(digest) = self.clients.get(&client).and_then(|bodies| bodies.first_below(floor)) {
+            self.take(&digest);
         }
     }
 
@@ -113,38 +121,56 @@ impl Bodies {
     }
 
     /// Takes a body out of those that wait to be ordered.
-    pub(crate) fn take(&mut self, digest: &Digest) -> Option<Request> {
-        let (at_us, request) = self.pending.remove(digest)?;
-        self.by_age.remove(&(at_us, *digest));
+    pub(crate) fn take(&mut self, digest: &Digest) -> Option<Arc<Request>> {
+        let Entry::Occupied(entry) = self.known.entry(*digest) else {
+            return None;
+        };
+        if !matches!(entry.get(), Known::Pending(..)) {
+            return None;
+        }
+        let Known::Pending(place, request) = entry.remove() else {
+            return None;
+        };
+        self.waits_no_more(place, &request);
+        Some(request)
+    }
+
+    /// A body has left those that wait.
+    fn waits_no_more(&mut self, place: u64, request: &Request) {
         self.pending_bytes -= request.operation.len();
         if let Some(client) = self.clients.get_mut(&request.client) {
             client.bytes -= request.operation.len();
             client.numbers.remove(&request.number);
         }
-        Some(request)
+        self.by_age.remove(place);
+        for (place, digest) in self.by_age.sweep() {
+            if let Some(Known::Pending(known, _)) = self.known.get_mut(&digest) {
+                *known = place;
+            }
+        }
     }
 
     /// A body that waits to be ordered.
-    pub(crate) fn pending(&self, digest: &Digest) -> Option<&Request> {
-        self.pending.get(digest).map(|(_, request)| request)
+    pub(crate) fn pending(&self, digest: &Digest) -> Option<&Arc<Request>> {
+        match self.known.get(digest) {
+            Some(Known::Pending(_, request)) => Some(request),
+            _ => None,
+        }
     }
 
     /// Since when the one that has waited longest waits, monotonic.
     pub(crate) fn oldest_us(&self) -> Option<u64> {
-        self.by_age.first().map(|(at_us, _)| *at_us)
+        self.by_age.oldest().map(|(at_us, _)| at_us)
     }
 
     /// Those that wait since this time or longer begin to wait anew.
     pub(crate) fn renew_older(&mut self, since_us: u64, now_us: u64) {
-        while let Some((at_us, digest)) = self.by_age.pop_first() {
-            let is_old = at_us <= since_us && at_us < now_us;
-            let renewed_us = if is_old { now_us } else { at_us };
-            self.by_age.insert((renewed_us, digest));
-            if !is_old {
-                return;
-            }
-            if let Some((at_us, _)) = self.pending.get_mut(&digest) {
-                *at_us = now_us;
+        let is_old = |at_us: u64| at_us <= since_us && at_us < now_us;
+        while let Some((_, digest)) = self.by_age.oldest().filter(|(at_us, _)| is_old(*at_us)) {
+            self.by_age.pop();
+            let renewed = self.by_age.push(now_us, digest);
+            if let Some(Known::Pending(place, _)) = self.known.get_mut(&digest) {
+                *place = renewed;
             }
         }
     }
@@ -155,7 +181,7 @@ impl Bodies {
     }
 
     /// All that wait to be ordered, by client and number.
-    pub(crate) fn pending_in_order(&self) -> impl Iterator<Item = (&Digest, &Request)> {
+    pub(crate) fn pending_in_order(&self) -> impl Iterator<Item = (&Digest, &Arc<Request>)> {
         let digests = self.clients.values().flat_map(|client| client.numbers.values());
         digests.filter_map(|digest| Some((digest, self.pending(digest)?)))
     }
@@ -190,23 +216,28 @@ impl Bodies {
 
     /// Notes where a body is.
     pub(crate) fn locate(&mut self, digest: Digest, order: Order) {
-        self.located.insert(digest, order);
+        if let Some(Known::Pending(place, request)) = self.known.insert(digest, Known::Located(order)) {
+            self.waits_no_more(place, &request);
+        }
     }
 
     /// Where a body is, if it was ordered not long ago.
     pub(crate) fn location(&self, digest: &Digest) -> Option<Order> {
-        self.located.get(digest).copied()
+        match self.known.get(digest) {
+            Some(Known::Located(order)) => Some(*order),
+            _ => None,
+        }
     }
 
     /// The body at this order is gone from the tail.
     pub(crate) fn forget_location(&mut self, digest: &Digest, order: Order) {
-        if self.located.get(digest) == Some(&order) {
-            self.located.remove(digest);
+        if self.location(digest) == Some(order) {
+            self.known.remove(digest);
         }
     }
 
     pub(crate) fn pending_count(&self) -> usize {
-        self.pending.len()
+        self.by_age.waiting
     }
 
     pub(crate) fn pending_bytes(&self) -> usize {
@@ -219,15 +250,74 @@ impl Bodies {
 
     /// The accounts of the clients add up.
     pub(crate) fn check_invariants(&self) {
+        let clients = || self.clients.values();
+        assert_eq!(self.pending_bytes, clients().map(|client| client.bytes).sum::<usize>());
         assert_eq!(
-            self.pending_bytes,
-            self.clients.values().map(|client| client.bytes).sum::<usize>()
+            self.pending_count(),
+            clients().map(|client| client.numbers.len()).sum::<usize>()
         );
-        assert_eq!(
-            self.pending.len(),
-            self.clients.values().map(|client| client.numbers.len()).sum::<usize>()
-        );
-        assert_eq!(self.pending.len(), self.by_age.len());
-        assert!(self.missing.keys().all(|digest| !self.pending.contains_key(digest)));
+        let pending = self.pending_in_order().map(|(digest, request)| (*digest, request));
+        assert_eq!(pending.count(), self.pending_count(), "every number has its body");
+        self.by_age.check_invariants();
+        assert!(self.missing.keys().all(|digest| self.pending(digest).is_none()));
+    }
+}
+
+/// Places that are kept beside those of bodies that wait.
+const PLACES_SPARE: usize = 64;
+
+/// Who has waited longest: bodies in the order in which they came. Time does not go back.
+#[derive(Debug, Default)]
+struct ByAge {
+    /// The place of the first.
+    first: u64,
+    /// Since when each waits, monotonic; none where the body is gone. Invariant: the first is there.
+    places: VecDeque<Option<(u64, Digest)>>,
+    /// Those that are there.
+    waiting: usize,
+}
+
+impl ByAge {
+    fn push(&mut self, at_us: u64, digest: Digest) -> u64 {
+        self.places.push_back(Some((at_us, digest)));
+        self.waiting += 1;
+        self.first + self.places.len() as u64 - 1
+    }
+
+    fn oldest(&self) -> Option<(u64, Digest)> {
+        *self.places.front()?
+    }
+
+    fn pop(&mut self) {
+        self.remove(self.first);
+    }
+
+    fn remove(&mut self, place: u64) {
+        let index = place
+            .checked_sub(self.first)
+            .and_then(|index| usize::try_from(index).ok());
+        if let Some(place) = index.and_then(|index| self.places.get_mut(index)) {
+            self.waiting -= usize::from(place.take().is_some());
+        }
+        while self.places.pop_front_if(|place| place.is_none()).is_some() {
+            self.first += 1;
+        }
+    }
+
+    /// Closes the gaps when there are many: the new places of all that wait; nothing otherwise.
+    fn sweep(&mut self) -> Vec<(u64, Digest)> {
+        if self.places.len() <= 2 * self.waiting + PLACES_SPARE {
+            return Vec::new();
+        }
+        self.places.retain(Option::is_some);
+        let digests = self.places.iter().flatten().map(|(_, digest)| *digest);
+        (self.first..).zip(digests).collect()
+    }
+
+    fn check_invariants(&self) {
+        assert_eq!(self.places.iter().flatten().count(), self.waiting);
+        assert!(self.places.front().is_none_or(Option::is_some));
+        assert!(self.places.len() <= 2 * self.waiting + PLACES_SPARE);
+        assert!(self.places.iter().flatten().is_sorted_by_key(|(at_us, _)| *at_us));
     }
 }

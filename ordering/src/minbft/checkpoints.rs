@@ -8,8 +8,8 @@ use crate::client_table::ClientTable;
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS, Configuration};
 use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::minbft::history::DecidedHistory;
-use crate::minbft::messages::{CertifiedCheckpoint, Checkpoint, HistoryPoint, StableCheckpoint};
-use crate::minbft::view_messages::Followed;
+use crate::minbft::messages::{CertifiedCheckpoint, Checkpoint, CheckpointSignature, HistoryPoint, StableCheckpoint};
+use crate::minbft::view_messages::FollowedStatement;
 
 /// Checkpoints of one machine, above the stable one, that are remembered; the oldest is forgotten first.
 const POINTS_PER_MACHINE: usize = 64;
@@ -26,11 +26,11 @@ pub(crate) struct Checkpoints {
     pub(crate) certified: Option<Arc<CertifiedCheckpoint>>,
     /// The highest stable checkpoint that is beyond our own history: we lag.
     pub(crate) ahead: Option<StableCheckpoint>,
-    votes: BTreeMap<MachineId, BTreeMap<(HistoryPoint, Digest), [u8; 64]>>,
+    votes: BTreeMap<MachineId, BTreeMap<(HistoryPoint, Digest), CheckpointSignature>>,
     /// The last order that we signed.
     pub(crate) signed: Order,
     /// What each machine has last said of the counters that it follows.
-    followed: BTreeMap<MachineId, VecDeque<Followed>>,
+    followed: BTreeMap<MachineId, VecDeque<FollowedStatement>>,
 }
 
 impl Checkpoints {
@@ -80,14 +80,14 @@ impl Checkpoints {
         }
         let points = self.votes.entry(checkpoint.machine).or_default();
         let key = (checkpoint.point, checkpoint.clients);
-        points.insert(key, checkpoint.signature);
+        points.insert(key, checkpoint.own_signature());
         if points.len() > POINTS_PER_MACHINE {
             points.pop_first();
         }
         let signatures: Vec<_> = self
             .votes
-            .iter()
-            .filter_map(|(machine, points)| Some((*machine, *points.get(&key)?)))
+            .values()
+            .filter_map(|points| points.get(&key).cloned())
             .take(configuration.quorum() as usize)
             .collect();
         let is_stable = signatures.len() == configuration.quorum() as usize;
@@ -99,18 +99,19 @@ impl Checkpoints {
     }
 
     /// Takes what a machine says of the counters that it follows.
-    pub(crate) fn hear(&mut self, followed: &Followed) {
-        let known = self.followed.entry(followed.machine).or_default();
-        known.push_back(followed.clone());
+    pub(crate) fn hear(&mut self, statement: FollowedStatement) {
+        let known = self.followed.entry(statement.followed.machine).or_default();
+        known.push_back(statement);
         if known.len() > FOLLOWED_PER_MACHINE {
             known.pop_front();
         }
     }
 
     /// The last statement of each machine that speaks of no order above this one, and of no view above that one.
-    pub(crate) fn followed_up_to(&self, order: Order, view: View) -> Vec<Followed> {
-        let fits = |followed: &&Followed| followed.order <= order && followed.view <= view;
-        let last = |known: &VecDeque<Followed>| known.iter().rev().find(fits).cloned();
+    pub(crate) fn followed_up_to(&self, order: Order, view: View) -> Vec<FollowedStatement> {
+        let fits =
+            |statement: &&FollowedStatement| statement.followed.order <= order && statement.followed.view <= view;
+        let last = |known: &VecDeque<FollowedStatement>| known.iter().rev().find(fits).cloned();
         self.followed.values().filter_map(last).collect()
     }
 

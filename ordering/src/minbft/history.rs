@@ -1,6 +1,7 @@
 //! The decided history at one machine: its end, its hash, and a bounded tail of it in memory.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::identifiers::{Digest, GroupId, Order, View};
 use crate::message::{CommitDb, CommitDbEntry, Request};
@@ -98,10 +99,12 @@ impl DecidedHistory {
     /// The operations in the tail above an order.
     pub(crate) fn tail_above(&self, order: Order) -> impl Iterator<Item = (Order, &HistoryEntry)> {
         let first = self.first().0;
-        let numbered = self.tail.iter().zip(first..);
-        numbered
+        let begin = usize::try_from(order.0.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
+        let begin = begin.min(self.tail.len());
+        let above = self.tail.range(begin..);
+        above
+            .zip(first + begin as u64..)
             .map(|(operation, number)| (Order(number), operation))
-            .filter(move |(number, _)| *number > order)
     }
 
     /// The order of the first operation in the tail (one after the end, when it is empty).
@@ -116,7 +119,7 @@ impl DecidedHistory {
     }
 
     /// The body at an order.
-    pub(crate) fn body(&self, order: Order) -> Option<&Request> {
+    pub(crate) fn body(&self, order: Order) -> Option<&Arc<Request>> {
         let index = order.0.checked_sub(self.first().0)?;
         self.tail.get(usize::try_from(index).ok()?)?.request.as_ref()
     }
@@ -180,7 +183,7 @@ pub(crate) fn by_group(operations: impl Iterator<Item = (GroupId, CommitDbEntry)
 }
 
 /// Bytes of a body.
-pub(crate) fn bytes_of(request: &Option<Request>) -> usize {
+pub(crate) fn bytes_of(request: &Option<Arc<Request>>) -> usize {
     request.as_ref().map_or(0, |request| request.operation.len())
 }
 

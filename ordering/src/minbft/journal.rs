@@ -21,7 +21,7 @@ pub(crate) enum Certifying {
         first: Order,
         time_us: u64,
         entries: Vec<PrepareEntry>,
-        requests: Vec<Request>,
+        requests: Vec<Arc<Request>>,
     },
     /// A COMMIT, with what the log must hold before it is sent.
     Commit {

@@ -6,12 +6,14 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use trusted_counter::UniqueWarrant;
 
 use crate::client_table::ClientTable;
+use crate::directory::Directory;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Report, Start};
 use crate::minbft::view_messages::{
-    Endorsement, Followed, NewView, RequestViewChange, ViewAcknowledgement, ViewChange,
+    Endorsement, Followed, FollowedStatement, NewView, RequestViewChange, ViewAcknowledgement, ViewChange,
 };
+use crate::verified::Rejection;
 
 /// Everything that machines send each other.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -31,7 +33,7 @@ pub enum Message {
     /// Asks for the bodies of these digests.
     FetchRequests(Vec<Digest>),
     /// Bodies that were asked for.
-    GiveRequests(Vec<Request>),
+    GiveRequests(Vec<Arc<Request>>),
     /// Asks for decided operations from this order on.
     FetchHistory(Order),
     /// A piece of the decided history.
@@ -196,9 +198,9 @@ impl HistoryPoint {
         value: 0,
     };
 
-    /// What a checkpoint's signature covers: the place, and the digest of the client table there.
-    pub fn signed(&self, clients: &Digest) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("cloudbft checkpoint v2");
+    /// Names the place, and the client table there: what a checkpoint is about.
+    pub fn digest(&self, clients: &Digest) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("cloudbft history point v3");
         hasher.update(clients);
         hasher.update(&self.order.0.to_le_bytes());
         hasher.update(&self.time_us.to_le_bytes());
@@ -232,10 +234,66 @@ pub struct Checkpoint {
     pub point: HistoryPoint,
     /// [`ClientTable::digest`] there.
     pub clients: Digest,
-    /// Over [`HistoryPoint::signed`].
-    pub signature: [u8; 64],
     /// How far the machine has followed the counters of the others by then.
     pub followed: Option<Followed>,
+    /// Over [`Checkpoint::signed`].
+    pub signature: [u8; 64],
+}
+
+impl Checkpoint {
+    /// What the signature covers; each of the two can be shown later without the other.
+    pub fn signed(&self) -> Digest {
+        checkpoint_signed(&self.point.digest(&self.clients), &self.followed_digest())
+    }
+
+    pub(crate) fn followed_digest(&self) -> Digest {
+        self.followed.as_ref().map(Followed::digest).unwrap_or_default()
+    }
+
+    /// Its part of a [`StableCheckpoint`].
+    pub(crate) fn own_signature(&self) -> CheckpointSignature {
+        CheckpointSignature {
+            machine: self.machine,
+            followed: self.followed_digest(),
+            signature: self.signature,
+        }
+    }
+
+    /// What it says of counters, with what proves it.
+    pub fn followed_statement(&self) -> Option<FollowedStatement> {
+        Some(FollowedStatement {
+            followed: self.followed.clone()?,
+            point: self.point.digest(&self.clients),
+            signature: self.signature,
+        })
+    }
+}
+
+/// What a checkpoint's signature covers: [`HistoryPoint::digest`], and [`Followed::digest`] or zero.
+pub(crate) fn checkpoint_signed(point: &Digest, followed: &Digest) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("cloudbft checkpoint v3");
+    hasher.update(point);
+    hasher.update(followed);
+    *hasher.finalize().as_bytes()
+}
+
+/// One machine's signature under a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct CheckpointSignature {
+    /// Who signs.
+    pub machine: MachineId,
+    /// [`Followed::digest`] of what it said beside it; zero for nothing.
+    pub followed: Digest,
+    /// Over both.
+    pub signature: [u8; 64],
+}
+
+impl CheckpointSignature {
+    /// `point`: [`HistoryPoint::digest`].
+    pub(crate) fn verify(&self, point: &Digest, directory: &Directory) -> Result<(), Rejection> {
+        let signed = checkpoint_signed(point, &self.followed);
+        directory.verify_machine(self.machine, &signed, &self.signature)
+    }
 }
 
 /// f+1 machines' equal checkpoints: at least one of them is correct, so this is decided history.
@@ -246,7 +304,7 @@ pub struct StableCheckpoint {
     /// [`ClientTable::digest`] there.
     pub clients: Digest,
     /// f+1 signatures of distinct machines.
-    pub signatures: Vec<(MachineId, [u8; 64])>,
+    pub signatures: Vec<CheckpointSignature>,
 }
 
 /// A stable checkpoint with all that a replica needs of the history up to it. Whoever has this needs no operation below.
@@ -268,7 +326,7 @@ pub struct HistoryEntry {
     /// The request's digest; all zero: nothing runs.
     pub digest: Digest,
     /// The body; none exactly for the zero digest.
-    pub request: Option<Request>,
+    pub request: Option<Arc<Request>>,
 }
 
 /// GIVE: a piece of the decided history; proven only together with the checkpoint at its end.

@@ -63,8 +63,8 @@ use ed25519_dalek::{Signer, SigningKey};
 
 pub use history::ANSWER_BYTES_MAX;
 pub use messages::{
-    CertifiedCheckpoint, Checkpoint, Commit, History, HistoryEntry, HistoryPoint, Message, Prepare, PrepareEntry,
-    Progress, StableCheckpoint, Standing,
+    CertifiedCheckpoint, Checkpoint, CheckpointSignature, Commit, History, HistoryEntry, HistoryPoint, Message,
+    Prepare, PrepareEntry, Progress, StableCheckpoint, Standing,
 };
 pub use reader::{Fetched, LogAnswer, LogReader, ViewBase};
 pub use record::{LogIndex, LogRecord, Record, Resume};
@@ -72,8 +72,8 @@ pub use recovery::Recovery;
 pub use start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Outcome, OutcomeEntry, Report, Start};
 pub use verification::{FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, verify_message};
 pub use view_messages::{
-    CertifiedOutcome, Endorsement, Followed, NewView, RequestViewChange, RunItem, RunStart, ViewAcknowledgement,
-    ViewChange,
+    CertifiedOutcome, Endorsement, Followed, FollowedStatement, NewView, RequestViewChange, RunItem, RunStart,
+    ViewAcknowledgement, ViewChange,
 };
 pub use view_outcome::compute_change;
 

@@ -93,7 +93,7 @@ impl Machine {
     }
 
     /// The primary: sends a batch that was certified.
-    fn issue(&mut self, prepare: &Arc<Prepare>, requests: Vec<Request>, out: &mut Vec<Output>) {
+    fn issue(&mut self, prepare: &Arc<Prepare>, requests: Vec<Arc<Request>>, out: &mut Vec<Output>) {
         let Some(live) = self.live.as_mut().filter(|live| live.view == prepare.view) else {
             return;
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::minbft::start_messages::{Admission, LiveProof};
-use crate::minbft::view_messages::{Followed, RunItem, RunStart};
+use crate::minbft::view_messages::{FollowedStatement, RunItem, RunStart};
 use crate::minbft::view_verification::followed_positions;
 
 /// Own COMMITs since the proven positions, of all groups, at which the machine commits nothing more until others
@@ -39,7 +39,7 @@ fn encoded_bytes(item: &RunItem) -> usize {
 #[derive(Debug)]
 enum Start {
     Admitted(Arc<LiveProof>),
-    Followed(Vec<Followed>),
+    Followed(Vec<FollowedStatement>),
 }
 
 impl OwnRuns {
@@ -92,13 +92,13 @@ impl OwnRuns {
     /// f+1 machines may have followed us further; `order`: our stable checkpoint's.
     pub(crate) fn settle(
         &mut self,
-        statements: Vec<Followed>,
+        statements: Vec<FollowedStatement>,
         own: MachineId,
         epoch: u64,
         quorum: usize,
         order: Order,
     ) {
-        if self.start.is_none() || statements.iter().any(|statement| statement.order > order) {
+        if self.start.is_none() || statements.iter().any(|statement| statement.followed.order > order) {
             return;
         }
         let refs: Vec<_> = statements.iter().collect();

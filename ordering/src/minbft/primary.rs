@@ -1,6 +1,6 @@
 //! The primary: gives orders to requests, in batches with one warrant each. It sends digests only.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::client_table::ClientTable;
@@ -17,7 +17,7 @@ pub(crate) const ISSUED_KEPT: usize = 512;
 struct Queued {
     digest: Digest,
     group: GroupId,
-    request: Request,
+    request: Arc<Request>,
 }
 
 /// A batch that was sent.
@@ -33,7 +33,7 @@ pub(crate) struct Batch {
     pub(crate) first: Order,
     pub(crate) time_us: u64,
     pub(crate) entries: Vec<PrepareEntry>,
-    pub(crate) requests: Vec<Request>,
+    pub(crate) requests: Vec<Arc<Request>>,
 }
 
 /// The leader's part of a view.
@@ -49,8 +49,8 @@ pub(crate) struct Primary {
     /// Batches that are with the counter.
     certifying: usize,
     issued: VecDeque<Issued>,
-    /// Bodies of the issued batches.
-    bodies: BTreeMap<Digest, Request>,
+    /// Bodies of the issued batches. Only looked up, never walked.
+    bodies: HashMap<Digest, Arc<Request>>,
     bodies_bytes: usize,
     /// How far each machine's log is, by counter value.
     progress: BTreeMap<MachineId, u64>,
@@ -79,7 +79,7 @@ impl Primary {
             queue: VecDeque::new(),
             certifying: 0,
             issued: VecDeque::new(),
-            bodies: BTreeMap::new(),
+            bodies: HashMap::new(),
             bodies_bytes: 0,
             progress: replicas.map(|machine| (machine, value)).collect(),
             value,
@@ -88,7 +88,7 @@ impl Primary {
     }
 
     /// Queues a request once; false when it may not run (again) or the queue is full.
-    pub(crate) fn queue(&mut self, digest: Digest, request: Request, configuration: &Configuration) -> bool {
+    pub(crate) fn queue(&mut self, digest: Digest, request: Arc<Request>, configuration: &Configuration) -> bool {
         if self.queue.len() >= configuration.requests_queued_max {
             return false;
         }
@@ -151,7 +151,7 @@ impl Primary {
     }
 
     /// A batch was certified and is being sent.
-    pub(crate) fn issue(&mut self, prepare: &Arc<Prepare>, requests: Vec<Request>, bytes_max: usize) {
+    pub(crate) fn issue(&mut self, prepare: &Arc<Prepare>, requests: Vec<Arc<Request>>, bytes_max: usize) {
         self.certifying -= 1;
         self.value = prepare.warrant.value;
         let mut bytes = 0;
@@ -197,7 +197,7 @@ impl Primary {
     }
 
     /// The body of a request that was issued or is queued.
-    pub(crate) fn body(&self, digest: &Digest) -> Option<&Request> {
+    pub(crate) fn body(&self, digest: &Digest) -> Option<&Arc<Request>> {
         self.bodies.get(digest)
     }
 

@@ -26,7 +26,7 @@ pub struct Recovery {
     /// PREPAREs of the last live view, above the stable checkpoint.
     pub(crate) prepares: Vec<Arc<Prepare>>,
     /// Bodies above the stable checkpoint.
-    pub(crate) bodies: BTreeMap<Digest, (Order, Request)>,
+    pub(crate) bodies: BTreeMap<Digest, (Order, Arc<Request>)>,
     /// Stable checkpoints that the log can be cut at.
     pub(crate) retained: Retained,
 }

@@ -1,5 +1,7 @@
 //! Requests of clients, and bodies that come from elsewhere.
 
+use std::sync::Arc;
+
 use crate::agreement::{MisbehaviourKind, To};
 use crate::identifiers::{Digest, MachineId, View};
 use crate::message::Request;
@@ -11,12 +13,12 @@ use crate::minbft::{Machine, Output};
 use crate::verified::Verified;
 
 impl Machine {
-    pub(crate) fn on_request(&mut self, verified: &Verified<Request>, out: &mut Vec<Output>) {
+    pub(crate) fn on_request(&mut self, verified: &Verified<Arc<Request>>, out: &mut Vec<Output>) {
         self.take_request(*verified.digest(), verified.message(), out);
     }
 
     /// A request of a client, or one that a replica passes on.
-    fn take_request(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
+    fn take_request(&mut self, digest: Digest, request: &Arc<Request>, out: &mut Vec<Output>) {
         let is_decided = !self.clients.is_new(request.client, request.number, request.floor);
         let leading = self.live.as_mut().and_then(|live| live.leading.as_mut());
         if let Some(leading) = leading.filter(|_| !is_decided) {
@@ -33,7 +35,7 @@ impl Machine {
     }
 
     /// Takes a body from wherever it came.
-    pub(crate) fn take_body(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
+    pub(crate) fn take_body(&mut self, digest: Digest, request: &Arc<Request>, out: &mut Vec<Output>) {
         let arrival = self.bodies.arrive(
             digest,
             request,
@@ -48,7 +50,7 @@ impl Machine {
     }
 
     /// Puts a body in its place in the PREPARE stream.
-    pub(crate) fn fill(&mut self, place: Place, digest: Digest, request: Request, out: &mut Vec<Output>) {
+    pub(crate) fn fill(&mut self, place: Place, digest: Digest, request: Arc<Request>, out: &mut Vec<Output>) {
         let Some(live) = self.live.as_mut() else { return };
         let group = live.stream.group_at(place.value, place.index);
         if group.is_some_and(|group| group != self.configuration.group_of(request.home)) {
@@ -78,7 +80,7 @@ impl Machine {
     }
 
     /// A body, wherever it is.
-    pub(crate) fn find_body(&self, digest: &Digest) -> Option<&Request> {
+    pub(crate) fn find_body(&self, digest: &Digest) -> Option<&Arc<Request>> {
         if let Some(request) = self.bodies.pending(digest) {
             return Some(request);
         }
@@ -113,7 +115,7 @@ impl Machine {
         }
     }
 
-    pub(crate) fn on_give_requests(&mut self, requests: Vec<Request>, out: &mut Vec<Output>) {
+    pub(crate) fn on_give_requests(&mut self, requests: Vec<Arc<Request>>, out: &mut Vec<Output>) {
         for request in requests {
             let digest = request.digest();
             if self.bodies.is_missing(&digest) {

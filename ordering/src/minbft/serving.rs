@@ -144,13 +144,15 @@ impl Machine {
         let point = self.history.point;
         self.checkpoints.signed = point.order;
         let clients = self.clients.digest();
-        let checkpoint = Arc::new(Checkpoint {
+        let mut checkpoint = Checkpoint {
             machine: self.configuration.machine,
             point,
             clients,
-            signature: self.sign(&point.signed(&clients)),
             followed: self.own_followed(),
-        });
+            signature: [0; 64],
+        };
+        checkpoint.signature = self.sign(&checkpoint.signed());
+        let checkpoint = Arc::new(checkpoint);
         self.send(To::Others, Message::Checkpoint(Arc::clone(&checkpoint)), out);
         self.on_checkpoint(&checkpoint, out);
     }
@@ -175,15 +177,12 @@ impl Machine {
                 positions.push((*machine, admission));
             }
         }
-        let mut followed = Followed {
+        Some(Followed {
             machine: own,
             view: live.view,
             order: point.order,
             positions,
-            signature: [0; 64],
-        };
-        followed.signature = self.sign(&followed.digest());
-        Some(followed)
+        })
     }
 
     /// What others have followed needs neither be shown in a view change, nor be followed here.
@@ -199,7 +198,7 @@ impl Machine {
         let statements = self.checkpoints.followed_up_to(reached, live.view);
         let statements: Vec<_> = statements
             .iter()
-            .filter(|followed| followed.view == live.view)
+            .filter(|statement| statement.followed.view == live.view)
             .collect();
         for (machine, admission) in &live.proof.outcome.admitted {
             let Some(positions) = followed_positions(&statements, *machine, admission.epoch, quorum) else {
@@ -215,8 +214,8 @@ impl Machine {
     }
 
     pub(crate) fn on_checkpoint(&mut self, checkpoint: &Checkpoint, out: &mut Vec<Output>) {
-        if let Some(followed) = &checkpoint.followed {
-            self.checkpoints.hear(followed);
+        if let Some(statement) = checkpoint.followed_statement() {
+            self.checkpoints.hear(statement);
         }
         if let Some(stable) = self.checkpoints.vote(checkpoint, &self.configuration) {
             self.on_stable(stable, out);

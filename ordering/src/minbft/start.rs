@@ -43,7 +43,7 @@ pub(crate) struct StartState {
     pub(crate) last_live: Option<Arc<LiveProof>>,
     pub(crate) prepares: Vec<Arc<Prepare>>,
     /// Bodies above the stable checkpoint: from the log, from the view that was left, or fetched.
-    pub(crate) held: BTreeMap<Digest, (Order, Request)>,
+    pub(crate) held: BTreeMap<Digest, (Order, Arc<Request>)>,
     /// Our own attempt.
     pub(crate) leading: Option<Leading>,
     /// The attempt that we take part in.
@@ -76,7 +76,7 @@ impl StartState {
         mentioned: Option<View>,
         last_live: Option<Arc<LiveProof>>,
         prepares: Vec<Arc<Prepare>>,
-        held: BTreeMap<Digest, (Order, Request)>,
+        held: BTreeMap<Digest, (Order, Arc<Request>)>,
     ) -> Self {
         StartState {
             hellos: BTreeMap::new(),
@@ -286,7 +286,7 @@ impl Machine {
     }
 
     /// Takes a body that the outcome needs.
-    pub(crate) fn take_wanted(&mut self, digest: Digest, request: Request) {
+    pub(crate) fn take_wanted(&mut self, digest: Digest, request: Arc<Request>) {
         let group = self.configuration.group_of(request.home);
         let Some(joined) = self.start.joined.as_mut() else {
             return;

@@ -51,7 +51,7 @@ pub(crate) struct Slot {
     pub(crate) prepare: Arc<Prepare>,
     pub(crate) digest: Digest,
     /// Body of each entry, if it is here.
-    bodies: Vec<Option<Request>>,
+    bodies: Vec<Option<Arc<Request>>>,
     /// Indices of the entries, sorted by group.
     by_group: Vec<usize>,
     /// Ascending by group.
@@ -122,7 +122,7 @@ impl Slot {
     }
 
     /// Puts a body in its place; false when there is one.
-    fn fill(&mut self, index: usize, request: Request) -> bool {
+    fn fill(&mut self, index: usize, request: Arc<Request>) -> bool {
         let Some(place) = self.bodies.get_mut(index).filter(|place| place.is_none()) else {
             return false;
         };
@@ -140,7 +140,7 @@ impl Slot {
     }
 
     /// The body at an order of this batch.
-    pub(crate) fn body(&self, order: Order) -> Option<&Request> {
+    pub(crate) fn body(&self, order: Order) -> Option<&Arc<Request>> {
         let index = usize::try_from(order.0.checked_sub(self.prepare.first.0)?).ok()?;
         self.bodies.get(index)?.as_ref()
     }
@@ -271,13 +271,13 @@ impl Stream {
     }
 
     /// The body at an order that is not delivered.
-    pub(crate) fn body(&self, order: Order) -> Option<&Request> {
+    pub(crate) fn body(&self, order: Order) -> Option<&Arc<Request>> {
         let behind = self.slots.partition_point(|slot| slot.prepare.first <= order);
         self.slots.get(behind.checked_sub(1)?)?.body(order)
     }
 
     /// Puts a body in its place in a batch; tells the order, unless there is no such place or it is filled.
-    pub(crate) fn fill(&mut self, value: u64, index: usize, request: Request) -> Option<(Order, GroupId)> {
+    pub(crate) fn fill(&mut self, value: u64, index: usize, request: Arc<Request>) -> Option<(Order, GroupId)> {
         let bytes = request.operation.len();
         let slot = self.slot_mut(value)?;
         let group = slot.prepare.entries.get(index)?.group;

@@ -2,6 +2,7 @@
 //! a machine that is to be admitted again (rule 6). Waiting times double with each change, and come back slowly.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::agreement::To;
 use crate::configuration::{Mutant, is_replica};
@@ -178,7 +179,7 @@ impl Machine {
         let Some(live) = self.live.as_ref().filter(|live| live.leading.is_none() && !keeps) else {
             return;
         };
-        let (mut bytes, mut requests): (usize, Vec<Request>) = (0, Vec::new());
+        let (mut bytes, mut requests): (usize, Vec<Arc<Request>>) = (0, Vec::new());
         for (_, request) in self.bodies.pending_in_order().take(FETCH_REQUESTS_MAX) {
             bytes += request.operation.len();
             requests.push(request.clone());

@@ -1,6 +1,7 @@
 //! Verification of MinBFT's messages: everything that can be checked without state, by any thread.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::configuration::{
     BATCH_ENTRIES_LIMIT, COMMIT_BATCHES_MAX, PRIMARY_SLOT, WATERMARK_ORDERS, is_replica, replica_slot,
@@ -13,7 +14,7 @@ use crate::minbft::messages::{
 };
 use crate::minbft::start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Report, Start};
 use crate::minbft::view_verification::{
-    verify_changed, verify_endorsement, verify_followed, verify_new_view, verify_outcome, verify_request_view_change,
+    check_followed, verify_changed, verify_endorsement, verify_new_view, verify_outcome, verify_request_view_change,
     verify_view_acknowledgement, verify_view_change,
 };
 use crate::verified::{Rejection, Verified};
@@ -158,23 +159,23 @@ fn verify_standing(standing: &Standing, directory: &Directory) -> Result<Digest,
 fn verify_checkpoint(from: MachineId, checkpoint: &Checkpoint, directory: &Directory) -> Result<Digest, Rejection> {
     sender_is(from, checkpoint.machine)?;
     ensure(is_replica(from) && checkpoint.point.order.0 <= NUMBER_MAX)?;
-    let digest = checkpoint.point.signed(&checkpoint.clients);
-    directory.verify_machine(from, &digest, &checkpoint.signature)?;
     if let Some(followed) = &checkpoint.followed {
         sender_is(from, followed.machine)?;
-        verify_followed(followed, directory)?;
+        check_followed(followed, directory)?;
     }
+    let digest = checkpoint.signed();
+    directory.verify_machine(from, &digest, &checkpoint.signature)?;
     Ok(digest)
 }
 
 pub(crate) fn verify_stable(stable: &StableCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
     bounded(stable.signatures.len(), usize::from(machines(directory)))?;
     ensure(stable.point.order.0 <= NUMBER_MAX)?;
-    let digest = stable.point.signed(&stable.clients);
+    let digest = stable.point.digest(&stable.clients);
     let mut signers = BTreeSet::new();
-    for (machine, signature) in &stable.signatures {
-        ensure(is_replica(*machine) && signers.insert(*machine))?;
-        directory.verify_machine(*machine, &digest, signature)?;
+    for signature in &stable.signatures {
+        ensure(is_replica(signature.machine) && signers.insert(signature.machine))?;
+        signature.verify(&digest, directory)?;
     }
     ensure(signers.len() > usize::from(directory.faults.0))?;
     Ok(digest)
@@ -185,7 +186,7 @@ fn verify_certified(checkpoint: &CertifiedCheckpoint, directory: &Directory) -> 
     verify_stable(&checkpoint.stable, directory)
 }
 
-fn verify_bodies(requests: &[Request], directory: &Directory) -> Result<Digest, Rejection> {
+fn verify_bodies(requests: &[Arc<Request>], directory: &Directory) -> Result<Digest, Rejection> {
     bounded(requests.len(), FETCH_REQUESTS_MAX)?;
     for request in requests {
         directory.check_request(request)?;

@@ -219,7 +219,9 @@ impl Machine {
         let start = match start {
             RunStart::Followed(statements) => {
                 // They must not speak of orders beyond what the checkpoint proves.
-                let within = statements.iter().all(|statement| statement.order <= point.order);
+                let within = statements
+                    .iter()
+                    .all(|statement| statement.followed.order <= point.order);
                 within.then_some(RunStart::Followed(statements))?
             }
             other => other,
@@ -408,7 +410,7 @@ impl Machine {
     }
 
     /// Takes a body that the outcome needs.
-    pub(crate) fn take_changing(&mut self, digest: Digest, request: &crate::message::Request) {
+    pub(crate) fn take_changing(&mut self, digest: Digest, request: &Arc<crate::message::Request>) {
         let group = self.configuration.group_of(request.home);
         let Some(changing) = self.changing.as_mut() else { return };
         let outcome = changing.outcome.as_ref();

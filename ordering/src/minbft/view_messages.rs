@@ -42,17 +42,12 @@ pub struct Followed {
     pub order: Order,
     /// Ascending by machine; position 0 (the primary's slot) means nothing.
     pub positions: Vec<(MachineId, Admission)>,
-    /// Over [`Followed::digest`].
-    pub signature: [u8; 64],
 }
 
 impl Followed {
-    /// What the signature covers.
+    /// Names it: a part of what its checkpoint's signature covers.
     pub fn digest(&self) -> Digest {
-        digest_of(
-            "cloudbft followed v1",
-            &(self.machine, self.view, self.order, &self.positions),
-        )
+        digest_of("cloudbft followed v2", self)
     }
 
     /// The positions of one machine.
@@ -60,6 +55,17 @@ impl Followed {
         let known = self.positions.iter().find(|(known, _)| *known == machine);
         known.map(|(_, admission)| admission)
     }
+}
+
+/// A [`Followed`] without the checkpoint that it was part of, and what proves it.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct FollowedStatement {
+    /// What is said.
+    pub followed: Followed,
+    /// [`HistoryPoint::digest`] of the checkpoint.
+    pub point: Digest,
+    /// The checkpoint's.
+    pub signature: [u8; 64],
 }
 
 /// What a replica has used one warrant for.
@@ -116,7 +122,7 @@ pub enum RunStart {
     /// From the positions that an earlier view admitted.
     Earlier(Arc<LiveProof>),
     /// From positions that f+1 machines have followed.
-    Followed(Vec<Followed>),
+    Followed(Vec<FollowedStatement>),
 }
 
 /// VIEW-CHANGE: the sender has left every lower view, and shows all that it has done there.

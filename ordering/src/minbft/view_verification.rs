@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use crate::configuration::{PRIMARY_SLOT, WATERMARK_ORDERS, is_replica, replica_slot};
 use crate::directory::Directory;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
-use crate::minbft::messages::Commit;
+use crate::minbft::messages::{Commit, checkpoint_signed};
 use crate::minbft::start_messages::{LiveProof, Outcome};
 use crate::minbft::verification::{
     NUMBER_MAX, bounded, ensure, is_admission, machines, primary, sender_is, verify_commit, verify_hello, verify_live,
     verify_prepare, verify_stable,
 };
 use crate::minbft::view_messages::{
-    CertifiedOutcome, Endorsement, Followed, NewView, RequestViewChange, RunItem, RunStart, ViewAcknowledgement,
-    ViewChange,
+    CertifiedOutcome, Endorsement, Followed, FollowedStatement, NewView, RequestViewChange, RunItem, RunStart,
+    ViewAcknowledgement, ViewChange,
 };
 use crate::verified::Rejection;
 
@@ -36,33 +36,37 @@ fn verify_wish(request: &RequestViewChange, directory: &Directory) -> Result<Dig
     Ok(digest)
 }
 
-/// One statement; the sender of the message is checked by the caller.
-pub(crate) fn verify_followed(followed: &Followed, directory: &Directory) -> Result<Digest, Rejection> {
+/// What a machine says of counters; its signature is checked by the caller.
+pub(crate) fn check_followed(followed: &Followed, directory: &Directory) -> Result<(), Rejection> {
     bounded(followed.positions.len(), usize::from(machines(directory)))?;
     ensure(is_replica(followed.machine))?;
     ensure(followed.positions.is_sorted_by(|left, right| left.0 < right.0))?;
-    ensure(
-        followed
-            .positions
-            .iter()
-            .all(|(_, admission)| is_admission(admission, directory)),
-    )?;
-    let digest = followed.digest();
-    directory.verify_machine(followed.machine, &digest, &followed.signature)?;
-    Ok(digest)
+    let are_admissions = followed
+        .positions
+        .iter()
+        .all(|(_, admission)| is_admission(admission, directory));
+    ensure(are_admissions)
+}
+
+/// The same, shown without its checkpoint.
+fn verify_followed(statement: &FollowedStatement, directory: &Directory) -> Result<(), Rejection> {
+    let followed = &statement.followed;
+    check_followed(followed, directory)?;
+    let signed = checkpoint_signed(&statement.point, &followed.digest());
+    directory.verify_machine(followed.machine, &signed, &statement.signature)
 }
 
 /// From where on a machine's counters were followed by f+1 of these, so by a correct one: per slot the highest
 /// position that f+1 reach. None: fewer have followed this epoch.
 pub(crate) fn followed_positions(
-    statements: &[&Followed],
+    statements: &[&FollowedStatement],
     machine: MachineId,
     epoch: u64,
     quorum: usize,
 ) -> Option<Vec<u64>> {
     let of_epoch: Vec<_> = statements
         .iter()
-        .filter_map(|statement| statement.of(machine))
+        .filter_map(|statement| statement.followed.of(machine))
         .filter(|admission| admission.epoch == epoch)
         .collect();
     let slots = of_epoch.iter().map(|admission| admission.positions.len()).min()?;
@@ -176,10 +180,11 @@ fn run_start(change: &ViewChange, directory: &Directory) -> Result<(u64, Vec<u64
         }
         RunStart::Followed(statements) => {
             bounded(statements.len(), usize::from(machines(directory)))?;
-            ensure(statements.is_sorted_by(|left, right| left.machine < right.machine))?;
+            ensure(statements.is_sorted_by(|left, right| left.followed.machine < right.followed.machine))?;
             for statement in statements {
                 verify_followed(statement, directory)?;
-                ensure(statement.view <= change.live.outcome.view && statement.order <= change.point().order)?;
+                let Followed { view, order, .. } = statement.followed;
+                ensure(view <= change.live.outcome.view && order <= change.point().order)?;
             }
             let statements: Vec<_> = statements.iter().collect();
             let quorum = usize::from(directory.faults.0) + 1;

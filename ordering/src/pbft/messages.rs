@@ -26,9 +26,9 @@ pub enum Message {
     /// Asks for the bodies of these digests.
     FetchRequests(Vec<Digest>),
     /// Bodies that were asked for.
-    GiveRequests(Vec<Request>),
+    GiveRequests(Vec<Arc<Request>>),
     /// Requests that the primary seems not to have got from the clients.
-    Forward(Vec<Request>),
+    Forward(Vec<Arc<Request>>),
     /// Asks for decided operations from this order on.
     FetchHistory(Order),
     /// A piece of the decided history.

@@ -31,7 +31,7 @@ pub struct LogReader {
     from: Order,
     through: Order,
     /// Batches that were accepted and whose decision has not been read.
-    accepted: BTreeMap<(u64, Digest), (Arc<Batch>, Vec<Request>)>,
+    accepted: BTreeMap<(u64, Digest), (Arc<Batch>, Vec<Arc<Request>>)>,
     /// Operations without gap from `from` on.
     operations: Vec<(GroupId, CommitDbEntry)>,
     bytes: usize,

@@ -31,7 +31,7 @@ pub enum Record {
         /// The batch.
         batch: Arc<Batch>,
         /// Its bodies.
-        requests: Vec<Request>,
+        requests: Vec<Arc<Request>>,
     },
     /// A batch was accepted again, in a later view: its bodies stand in the log or in the history.
     AcceptedAgain {

@@ -32,7 +32,7 @@ struct Accepted {
     view: View,
     batch: Arc<Batch>,
     digest: Digest,
-    requests: Vec<Request>,
+    requests: Vec<Arc<Request>>,
     is_delivered: bool,
 }
 
@@ -134,7 +134,7 @@ impl Recovery {
         self.outcome = batches;
     }
 
-    fn accept(&mut self, view: View, batch: Arc<Batch>, requests: Vec<Request>) {
+    fn accept(&mut self, view: View, batch: Arc<Batch>, requests: Vec<Arc<Request>>) {
         let accepted = Accepted {
             view,
             digest: batch.digest(),
@@ -270,7 +270,7 @@ impl Recovery {
         window
     }
 
-    fn restore_slot(&mut self, requests: Vec<Request>, batch: &Arc<Batch>, digest: Digest) -> Slot {
+    fn restore_slot(&mut self, requests: Vec<Arc<Request>>, batch: &Arc<Batch>, digest: Digest) -> Slot {
         let mut slot = Slot::new(batch, digest);
         slot.is_logged = true;
         for (index, (request, entry)) in requests.into_iter().zip(&batch.entries).enumerate() {

@@ -67,18 +67,18 @@ impl Waiting {
 }
 
 impl Machine {
-    pub(crate) fn on_request(&mut self, verified: &Verified<Request>, out: &mut Vec<Output>) {
+    pub(crate) fn on_request(&mut self, verified: &Verified<Arc<Request>>, out: &mut Vec<Output>) {
         self.take_request(*verified.digest(), verified.message(), out);
     }
 
     /// A replica thinks that we should order these.
-    pub(crate) fn on_forward(&mut self, requests: &[Request], out: &mut Vec<Output>) {
+    pub(crate) fn on_forward(&mut self, requests: &[Arc<Request>], out: &mut Vec<Output>) {
         for request in requests {
             self.take_request(request.digest(), request, out);
         }
     }
 
-    fn take_request(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
+    fn take_request(&mut self, digest: Digest, request: &Arc<Request>, out: &mut Vec<Output>) {
         // A number that is decided may only be one of those that are missing (a faulty primary may order it twice).
         if self.clients.is_new(request.client, request.number, request.floor) || self.bodies.is_missing(&digest) {
             self.take_body(digest, request, out);
@@ -86,7 +86,7 @@ impl Machine {
     }
 
     /// Takes a body from wherever it came.
-    pub(crate) fn take_body(&mut self, digest: Digest, request: &Request, out: &mut Vec<Output>) {
+    pub(crate) fn take_body(&mut self, digest: Digest, request: &Arc<Request>, out: &mut Vec<Output>) {
         let (now_us, bytes_max) = (self.now.monotonic_us, self.configuration.client_bytes_max);
         match self.bodies.arrive(digest, request, now_us, bytes_max) {
             Arrival::Pending => {
@@ -120,7 +120,7 @@ impl Machine {
     }
 
     /// Puts a body in its place in a batch.
-    fn fill(&mut self, place: Place, digest: Digest, request: Request, out: &mut Vec<Output>) {
+    fn fill(&mut self, place: Place, digest: Digest, request: Arc<Request>, out: &mut Vec<Output>) {
         let Some(slot) = self.window.slots.get_mut(&place.value) else {
             return;
         };
@@ -162,7 +162,7 @@ impl Machine {
     }
 
     /// A body, wherever it is.
-    pub(crate) fn find_body(&self, digest: &Digest) -> Option<&Request> {
+    pub(crate) fn find_body(&self, digest: &Digest) -> Option<&Arc<Request>> {
         self.bodies.pending(digest).or_else(|| {
             let order = self.bodies.location(digest)?;
             self.window.body(order).or_else(|| self.history.body(order))
@@ -170,7 +170,7 @@ impl Machine {
     }
 
     /// A request is decided.
-    pub(crate) fn finish(&mut self, digest: &Digest, request: &Request) {
+    pub(crate) fn finish(&mut self, digest: &Digest, request: &Arc<Request>) {
         if !self.configuration.is(Mutant::PbftForgetDecided) {
             self.clients.record(request.client, request.number, request.floor);
         }
@@ -182,7 +182,7 @@ impl Machine {
     pub(crate) fn forget_decided(&mut self) {
         let clients = &self.clients;
         let pending = self.bodies.pending_in_order();
-        let is_decided = |request: &Request| !clients.is_new(request.client, request.number, request.floor);
+        let is_decided = |request: &Arc<Request>| !clients.is_new(request.client, request.number, request.floor);
         let decided: Vec<Digest> = pending
             .filter(|(_, request)| is_decided(request))
             .map(|(digest, _)| *digest)
@@ -210,7 +210,7 @@ impl Machine {
         }
     }
 
-    pub(crate) fn on_give_requests(&mut self, requests: &[Request], out: &mut Vec<Output>) {
+    pub(crate) fn on_give_requests(&mut self, requests: &[Arc<Request>], out: &mut Vec<Output>) {
         for request in requests {
             let digest = request.digest();
             if self.bodies.is_missing(&digest) {

@@ -130,13 +130,14 @@ impl Machine {
         let point = self.history.point;
         self.checkpoints.signed = point.order;
         let clients = self.clients.digest();
-        let checkpoint = Checkpoint {
+        let mut checkpoint = Checkpoint {
             machine: self.configuration.machine,
             point,
             clients,
             followed: None,
-            signature: self.sign(&point.signed(&clients)),
+            signature: [0; 64],
         };
+        checkpoint.signature = self.sign(&checkpoint.signed());
         self.send(To::Others, Message::Checkpoint(checkpoint.clone()), out);
         self.on_checkpoint(&checkpoint, out);
     }

@@ -133,7 +133,8 @@ fn verify_prepare(from: MachineId, prepare: &Prepare, directory: &Directory) -> 
 
 fn verify_checkpoint(checkpoint: &Checkpoint, directory: &Directory) -> Result<Digest, Rejection> {
     ensure(is_machine(checkpoint.machine, directory) && checkpoint.point.order.0 <= NUMBER_MAX)?;
-    let digest = checkpoint.point.signed(&checkpoint.clients);
+    ensure(checkpoint.followed.is_none())?;
+    let digest = checkpoint.signed();
     directory.verify_machine(checkpoint.machine, &digest, &checkpoint.signature)?;
     Ok(digest)
 }
@@ -155,8 +156,17 @@ fn verify_quorum(
 
 fn verify_stable(stable: &StableCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
     ensure(stable.point.order.0 <= NUMBER_MAX && stable.point.value <= NUMBER_MAX)?;
-    let digest = stable.point.signed(&stable.clients);
-    verify_quorum(&stable.signatures, &digest, directory)?;
+    let digest = stable.point.digest(&stable.clients);
+    ensure(stable.signatures.len() == quorum(directory))?;
+    ensure(
+        stable
+            .signatures
+            .is_sorted_by(|left, right| left.machine < right.machine),
+    )?;
+    for signature in &stable.signatures {
+        ensure(is_machine(signature.machine, directory))?;
+        signature.verify(&digest, directory)?;
+    }
     Ok(digest)
 }
 
@@ -165,7 +175,7 @@ fn verify_certified(checkpoint: &CertifiedCheckpoint, directory: &Directory) -> 
     verify_stable(&checkpoint.stable, directory)
 }
 
-fn verify_bodies(requests: &[Request], limit: usize, directory: &Directory) -> Result<Digest, Rejection> {
+fn verify_bodies(requests: &[Arc<Request>], limit: usize, directory: &Directory) -> Result<Digest, Rejection> {
     bounded(requests.len(), limit)?;
     for request in requests {
         directory.check_request(request)?;

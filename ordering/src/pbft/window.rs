@@ -39,7 +39,7 @@ pub(crate) struct Slot {
     pub(crate) is_logged: bool,
     /// Decided, and part of the history; its bodies are there.
     pub(crate) is_delivered: bool,
-    bodies: Vec<Option<Request>>,
+    bodies: Vec<Option<Arc<Request>>>,
     /// How many bodies are not here.
     pub(crate) missing: usize,
     /// Bytes of the bodies here.
@@ -79,7 +79,7 @@ impl Slot {
     }
 
     /// Puts a body in its place; false when there is one.
-    pub(crate) fn fill(&mut self, index: usize, request: Request) -> bool {
+    pub(crate) fn fill(&mut self, index: usize, request: Arc<Request>) -> bool {
         let Some(place) = self.bodies.get_mut(index).filter(|place| place.is_none()) else {
             return false;
         };
@@ -90,13 +90,13 @@ impl Slot {
     }
 
     /// The body at an order of this batch.
-    pub(crate) fn body(&self, order: Order) -> Option<&Request> {
+    pub(crate) fn body(&self, order: Order) -> Option<&Arc<Request>> {
         let index = usize::try_from(order.0.checked_sub(self.batch.first.0)?).ok()?;
         self.bodies.get(index)?.as_ref()
     }
 
     /// The bodies that are here.
-    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Request> {
+    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Arc<Request>> {
         self.bodies.iter().flatten()
     }
 
@@ -109,7 +109,7 @@ impl Slot {
 /// The operations of a batch whose bodies are given.
 pub(crate) fn operations<'a>(
     batch: &'a Batch,
-    bodies: &'a [Option<Request>],
+    bodies: &'a [Option<Arc<Request>>],
 ) -> impl Iterator<Item = (GroupId, CommitDbEntry)> + 'a {
     (0..)
         .zip(batch.entries.iter().zip(bodies))
@@ -191,7 +191,7 @@ impl Window {
     }
 
     /// The body at an order that is not part of the history.
-    pub(crate) fn body(&self, order: Order) -> Option<&Request> {
+    pub(crate) fn body(&self, order: Order) -> Option<&Arc<Request>> {
         self.slot_of(order)?.body(order)
     }
 

@@ -134,7 +134,7 @@ impl Cluster {
         let submitted: BTreeMap<Digest, &Request> = self
             .submitted
             .iter()
-            .map(|entry| (*entry.verified.digest(), entry.verified.message()))
+            .map(|entry| (*entry.verified.digest(), &**entry.verified.message()))
             .collect();
         let mut ran = BTreeSet::new();
         let mut last_us = 0;

@@ -77,7 +77,7 @@ impl Node {
 }
 
 pub(crate) struct Submitted {
-    pub(crate) verified: Verified<Request>,
+    pub(crate) verified: Verified<Arc<Request>>,
     next_us: u64,
 }
 

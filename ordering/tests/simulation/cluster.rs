@@ -84,7 +84,7 @@ struct Node {
 }
 
 struct Submitted {
-    verified: Verified<Request>,
+    verified: Verified<Arc<Request>>,
     next_us: u64,
 }
 
@@ -743,7 +743,7 @@ impl Cluster {
         let submitted: BTreeMap<Digest, &Request> = self
             .submitted
             .iter()
-            .map(|entry| (*entry.verified.digest(), entry.verified.message()))
+            .map(|entry| (*entry.verified.digest(), &**entry.verified.message()))
             .collect();
         let mut ran = BTreeSet::new();
         let mut last_us = 0;

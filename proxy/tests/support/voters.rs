@@ -140,7 +140,7 @@ async fn sequence(
                     order,
                     time_us,
                     digest: request.digest(),
-                    request: Some(request),
+                    request: Some(Arc::new(request)),
                 };
                 log.lock().unwrap().push(entry.clone());
                 for input in &inputs {

@@ -1,6 +1,7 @@
 //! Our core: f = 1, all four machines of MinBFT, one group.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
@@ -26,7 +27,7 @@ pub(crate) struct Cluster {
     machines: Vec<Machine>,
     counters: Vec<SoftwareCounter>,
     directory: Directory,
-    requests: Vec<Verified<Request>>,
+    requests: Vec<Verified<Arc<Request>>>,
     inputs: VecDeque<(usize, Input)>,
     now_us: u64,
     delivered: u64,
@@ -137,7 +138,7 @@ fn client_id(id: u64) -> ClientId {
     ClientId(u32::try_from(id).expect("few clients"))
 }
 
-fn request(client: &SigningKey, directory: &Directory, number: u64) -> Verified<Request> {
+fn request(client: &SigningKey, directory: &Directory, number: u64) -> Verified<Arc<Request>> {
     let mut request = Request {
         client: client_id(number % CLIENTS),
         number: number / CLIENTS,

@@ -67,7 +67,7 @@ pub struct Histories<P: Protocol> {
     directory: Directory,
     keys: Vec<SigningKey>,
     configurations: Vec<Configuration>,
-    requests: Vec<Verified<Request>>,
+    requests: Vec<Verified<Arc<Request>>>,
     interest: Interest,
     /// What every machine was fed before the exploration begins.
     prefixes: Vec<Vec<Input<P::Message>>>,
@@ -132,7 +132,7 @@ impl<P: Protocol> Histories<P> {
         directory: Directory,
         keys: Vec<SigningKey>,
         configurations: Vec<Configuration>,
-        requests: Vec<Verified<Request>>,
+        requests: Vec<Verified<Arc<Request>>>,
         interest: Interest,
     ) -> Self {
         let mut histories = Histories {

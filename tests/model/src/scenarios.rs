@@ -140,7 +140,7 @@ impl Scenario {
         }
     }
 
-    fn request(self, number: u64, directory: &Directory) -> Verified<Request> {
+    fn request(self, number: u64, directory: &Directory) -> Verified<Arc<Request>> {
         let mut request = Request {
             client: ClientId(0),
             number,

@@ -1,6 +1,7 @@
 //! Clients: correct ones send each request again until it has ended; Byzantine ones sign whatever they like.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
@@ -16,7 +17,7 @@ pub const RESEND_US: u64 = 200_000;
 /// A request that has not ended.
 pub struct Outstanding {
     /// The request.
-    pub verified: Verified<Request>,
+    pub verified: Verified<Arc<Request>>,
     /// When it is sent (again), virtual.
     pub next_us: u64,
     /// Voters that have answered, by what they say.
@@ -49,7 +50,7 @@ impl Client {
         now_us: u64,
         bytes_max: usize,
         rng: &mut impl Rng,
-    ) -> &Verified<Request> {
+    ) -> &Verified<Arc<Request>> {
         let number = self.next;
         self.next += 1;
         let floor = self.outstanding.first_key_value().map_or(number, |(first, _)| *first);
@@ -66,7 +67,7 @@ impl Client {
     }
 
     /// Requests that are due to be sent.
-    pub fn due(&mut self, now_us: u64) -> Vec<Verified<Request>> {
+    pub fn due(&mut self, now_us: u64) -> Vec<Verified<Arc<Request>>> {
         let due = self
             .outstanding
             .values_mut()

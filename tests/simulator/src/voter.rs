@@ -2,6 +2,7 @@
 //! in its database what was flushed, and fetches what it lacks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ordering::client_table::ClientTable;
 use ordering::configuration::group_of;
@@ -22,7 +23,7 @@ struct Pending {
     votes: BTreeMap<(MachineId, GroupId), (u64, Digest)>,
     /// Once it is decided, later votes change nothing.
     decided: Option<Vote>,
-    bodies: BTreeMap<Digest, Request>,
+    bodies: BTreeMap<Digest, Arc<Request>>,
 }
 
 impl Pending {
@@ -59,7 +60,7 @@ pub struct Executed {
     /// The digest.
     pub digest: Digest,
     /// The request; none: nothing runs.
-    pub request: Option<Request>,
+    pub request: Option<Arc<Request>>,
     /// Whether it had its effect, rather than being refused or a repetition.
     pub has_effect: bool,
     /// Whether it was refused because its home belongs to another group.

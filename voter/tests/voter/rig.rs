@@ -244,7 +244,7 @@ impl Rig {
             order: Order(order),
             time_us: 1_700_000_000_000_000 + order,
             digest: request.digest(),
-            request: Some(request),
+            request: Some(Arc::new(request)),
         };
         self.log.lock().unwrap().entries.push(entry.clone());
         if let Some(handle) = &self.handle {

@@ -28,7 +28,7 @@ fn entry(order: u64, request: &Request) -> CommitDbEntry {
         order: Order(order),
         time_us: 1000 + order,
         digest: request.digest(),
-        request: Some(request.clone()),
+        request: Some(std::sync::Arc::new(request.clone())),
     }
 }
 

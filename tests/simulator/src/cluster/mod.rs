@@ -58,7 +58,7 @@ const VERIFIED_MAX: usize = 20_000;
 #[derive(Clone)]
 enum Packet {
     Agreement { bytes: Arc<Vec<u8>>, is_forged: bool },
-    Request(Verified<Request>),
+    Request(Verified<Arc<Request>>),
     CommitDb(Arc<CommitDb>),
     Wanted(Wanted),
     Reply(ReplyCommitDb),

@@ -134,7 +134,7 @@ impl<P: Protocol> Cluster<P> {
                 order: executed.order,
                 group: executed.group,
                 time_us: executed.time_us,
-                request: executed.request.as_ref(),
+                request: executed.request.as_deref(),
                 digest: executed.digest,
                 has_effect: executed.has_effect,
             });
@@ -211,7 +211,7 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
-    fn send_request(&mut self, audience: u64, verified: &Verified<Request>) {
+    fn send_request(&mut self, audience: u64, verified: &Verified<Arc<Request>>) {
         for to in 0..self.instances.len() {
             let machine = self.instances[to].machine;
             let is_cut = audience & (1 << machine.0) == 0;

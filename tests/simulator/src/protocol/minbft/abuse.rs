@@ -186,7 +186,7 @@ fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
                     known.positions.iter_mut().for_each(|position| *position += 5);
                 }),
             }
-            followed.signature = tools.key.sign(&followed.digest()).to_bytes();
+            checkpoint.signature = tools.key.sign(&checkpoint.signed()).to_bytes();
             return Message::Checkpoint(Arc::new(checkpoint));
         }
         (0..3, _) => checkpoint.point.history = tools.noise(),
@@ -196,6 +196,6 @@ fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
         _ => checkpoint.point.view.0 += u64::from(tools.machines),
     }
     tools.tell("checkpoint that never was");
-    checkpoint.signature = tools.key.sign(&checkpoint.point.signed(&checkpoint.clients)).to_bytes();
+    checkpoint.signature = tools.key.sign(&checkpoint.signed()).to_bytes();
     Message::Checkpoint(Arc::new(checkpoint))
 }

@@ -333,13 +333,15 @@ fn point(tools: &mut Tools<'_>) -> HistoryPoint {
 
 fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
     let (point, clients) = (point(tools), tools.noise());
-    Checkpoint {
+    let mut checkpoint = Checkpoint {
         machine: tools.machine,
         point,
         clients,
         followed: None,
-        signature: sign(&point.signed(&clients), tools),
-    }
+        signature: [0; 64],
+    };
+    checkpoint.signature = sign(&checkpoint.signed(), tools);
+    checkpoint
 }
 
 fn history(tools: &mut Tools<'_>) -> History {

@@ -262,10 +262,12 @@ fn other_start(change: &mut ViewChange, memory: &Memory, tools: &mut Tools<'_>) 
     let epoch = change.epoch()?;
     let mut statements: Vec<_> = memory.followed.clone();
     statements.shuffle(tools.rng);
-    statements.sort_by_key(|statement| statement.machine);
-    statements.dedup_by_key(|statement| statement.machine);
+    statements.sort_by_key(|statement| statement.followed.machine);
+    statements.dedup_by_key(|statement| statement.followed.machine);
     statements.truncate(usize::from(tools.faults) + 1);
-    let of_own = statements.iter().filter_map(|statement| statement.of(change.machine));
+    let of_own = statements
+        .iter()
+        .filter_map(|statement| statement.followed.of(change.machine));
     let of_own: Vec<_> = of_own.filter(|admission| admission.epoch == epoch).collect();
     if of_own.len() <= usize::from(tools.faults) {
         return None;

@@ -43,10 +43,10 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
             1 => stable.signatures.truncate(1),
             _ => stable.point.history = noise,
         },
-        Message::GiveRequests(requests) => requests.first_mut()?.number += 1,
+        Message::GiveRequests(requests) => Arc::make_mut(requests.first_mut()?).number += 1,
         Message::GiveHistory(history) => {
             let request = Arc::make_mut(history).entries.first_mut()?.request.as_mut()?;
-            request.number += 1;
+            Arc::make_mut(request).number += 1;
         }
         Message::GiveCheckpoint(checkpoint) => {
             let checkpoint = Arc::make_mut(checkpoint);

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use ordering::configuration::{PRIMARY_SLOT, replica_slot};
 use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
 use ordering::minbft::{
-    CertifiedOutcome, Commit, Endorsement, Followed, Hello, LiveProof, Message, NewView, Prepare, RunItem, RunStart,
-    StableCheckpoint, ViewAcknowledgement, ViewChange,
+    CertifiedOutcome, Commit, Endorsement, FollowedStatement, Hello, LiveProof, Message, NewView, Prepare, RunItem,
+    RunStart, StableCheckpoint, ViewAcknowledgement, ViewChange,
 };
 use trusted_counter::{Certificate, UniqueWarrant};
 
@@ -38,7 +38,7 @@ pub struct Memory {
     pub(super) prepares: BTreeMap<(View, u64), Arc<Prepare>>,
     pub(super) lives: BTreeMap<View, Arc<LiveProof>>,
     pub(super) stables: BTreeMap<Order, StableCheckpoint>,
-    pub(super) followed: Vec<Followed>,
+    pub(super) followed: Vec<FollowedStatement>,
     pub(super) endorsements: BTreeMap<(View, MachineId), Endorsement>,
     pub(super) new_views: BTreeMap<View, Arc<NewView>>,
     /// The own VIEW-CHANGEs as they were certified.
@@ -54,13 +54,9 @@ impl Memory {
             Message::Live(proof) => drop(self.lives.insert(proof.outcome.view, Arc::clone(proof))),
             Message::Stable(stable) => drop(self.stables.insert(stable.point.order, stable.clone())),
             Message::Checkpoint(checkpoint) => {
-                if let Some(followed) = checkpoint
-                    .followed
-                    .clone()
-                    .filter(|_| self.followed.len() < REMEMBERED_MAX)
-                {
-                    self.followed.push(followed);
-                }
+                let statement = checkpoint.followed_statement();
+                self.followed
+                    .extend(statement.filter(|_| self.followed.len() < REMEMBERED_MAX));
             }
             Message::Endorse(endorsement) => {
                 let key = (endorsement.view, endorsement.machine);

@@ -190,6 +190,6 @@ fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
         1 => checkpoint.point.order = Order(checkpoint.point.order.0 + tools.rng.random_range(1..1000)),
         _ => checkpoint.point.value += 1,
     }
-    checkpoint.signature = sign(&checkpoint.point.signed(&checkpoint.clients), tools);
+    checkpoint.signature = sign(&checkpoint.signed(), tools);
     Message::Checkpoint(checkpoint)
 }

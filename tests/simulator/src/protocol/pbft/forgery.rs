@@ -19,10 +19,12 @@ pub(super) fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message>
         Message::Prepare(prepare) => prepare.digest = noise,
         Message::Checkpoint(checkpoint) => checkpoint.point.history = noise,
         Message::Stable(stable) => stable.point.history = noise,
-        Message::GiveRequests(requests) | Message::Forward(requests) => requests.first_mut()?.number += 1,
+        Message::GiveRequests(requests) | Message::Forward(requests) => {
+            Arc::make_mut(requests.first_mut()?).number += 1
+        }
         Message::GiveHistory(history) => {
             let request = Arc::make_mut(history).entries.first_mut()?.request.as_mut()?;
-            request.number += 1;
+            Arc::make_mut(request).number += 1;
         }
         Message::GiveCheckpoint(checkpoint) => {
             let _ = Arc::make_mut(checkpoint)
