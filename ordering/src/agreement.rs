@@ -32,13 +32,24 @@ pub trait Agreement: Sized {
     /// How many replicas a group has: 2f+1 or 3f+1.
     fn replicas(faults: Faults) -> u8;
 
-    /// Takes one input, and appends what is to be done.
+    /// Takes inputs that are there together, in their order, and appends what is to be done: what follows from all of
+    /// them is done once, so batches are fuller and messages fewer than one by one.
+    fn step_all(
+        &mut self,
+        now: Now,
+        inputs: impl IntoIterator<Item = Input<Self::Message>>,
+        outputs: &mut Vec<Output<Self::Message, Self::Record, Self::LogReader>>,
+    );
+
+    /// Takes one input.
     fn step(
         &mut self,
         now: Now,
         input: Input<Self::Message>,
         outputs: &mut Vec<Output<Self::Message, Self::Record, Self::LogReader>>,
-    );
+    ) {
+        self.step_all(now, [input], outputs);
+    }
 
     /// The monotonic time at which to step with `Timeout` at the latest; none: only after the next input.
     fn deadline(&self) -> Option<u64>;

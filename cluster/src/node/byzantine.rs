@@ -363,15 +363,22 @@ impl Agreement for Byzantine {
         Machine::replicas(faults)
     }
 
-    fn step(&mut self, now: Now, input: Input<Message>, outputs: &mut Vec<Output<Message, Record, LogReader>>) {
+    fn step_all(
+        &mut self,
+        now: Now,
+        inputs: impl IntoIterator<Item = Input<Message>>,
+        outputs: &mut Vec<Output<Message, Record, LogReader>>,
+    ) {
         self.look(now);
         self.release(now, outputs);
-        if let Input::Certified { ticket, warrant } = &input
-            && let Some(place) = self.certifying.remove(ticket)
-        {
-            self.certified(place, *warrant, outputs);
-        } else if let Some(input) = self.hear(now, input) {
-            self.feed(now, input, outputs);
+        for input in inputs {
+            if let Input::Certified { ticket, warrant } = &input
+                && let Some(place) = self.certifying.remove(ticket)
+            {
+                self.certified(place, *warrant, outputs);
+            } else if let Some(input) = self.hear(now, input) {
+                self.feed(now, input, outputs);
+            }
         }
     }
 

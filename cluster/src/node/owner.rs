@@ -66,7 +66,8 @@ impl<H: Hosted> Owner<H> {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), NodeError> {
         let mut shutdown = std::pin::pin!(shutdown);
-        self.step(Input::Timeout)?;
+        let mut inputs = vec![Input::Timeout];
+        self.step(&mut inputs)?;
         self.set_gauges();
         loop {
             let deadline = self.deadline();
@@ -79,18 +80,16 @@ impl<H: Hosted> Owner<H> {
                     }
                 }
                 arrival = arrivals.recv() => match arrival {
-                    Some(arrival) => self.step(arrival.input)?,
+                    Some(arrival) => inputs.push(arrival.input),
                     None => return Ok(()),
                 },
-                () = sleep_until(deadline.into()) => self.step(Input::Timeout)?,
+                () = sleep_until(deadline.into()) => inputs.push(Input::Timeout),
                 () = sleep_until(gauges.into()) => {}
             }
-            self.advance(*durable.borrow_and_update())?;
-            for _ in 0..INPUTS_PER_ROUND {
-                let Ok(arrival) = arrivals.try_recv() else { break };
-                self.step(arrival.input)?;
-            }
-            self.advance(*durable.borrow_and_update())?;
+            inputs.extend(self.advance(*durable.borrow_and_update())?);
+            let arrived = std::iter::from_fn(|| arrivals.try_recv().ok());
+            inputs.extend(arrived.take(INPUTS_PER_ROUND).map(|arrival| arrival.input));
+            self.step(&mut inputs)?;
             if self.gauges_set.elapsed() >= Duration::from_millis(GAUGES_MS) {
                 self.set_gauges();
             }
@@ -113,8 +112,8 @@ impl<H: Hosted> Owner<H> {
         Instant::now() + wait
     }
 
-    /// Tells the agreement what has become durable.
-    fn advance(&mut self, event: LogEvent) -> Result<(), NodeError> {
+    /// What has become durable, for the agreement.
+    fn advance(&mut self, event: LogEvent) -> Result<Option<Input<H::Message>>, NodeError> {
         let LogEvent::Durable(position) = event else {
             return Err(NodeError::LogFailed);
         };
@@ -123,23 +122,21 @@ impl<H: Hosted> Owner<H> {
         while let Some((_, sequence)) = self.persisting.pop_front_if(|(waiting, _)| *waiting <= position) {
             persisted = Some(sequence);
         }
-        persisted.map_or(Ok(()), |sequence| self.step(Input::Persisted(sequence)))
+        Ok(persisted.map(Input::Persisted))
     }
 
-    /// One input, and all that follows from it within this machine.
-    fn step(&mut self, input: Input<H::Message>) -> Result<(), NodeError> {
-        if let Input::Request(request) = &input {
-            self.measures.requested(request.message());
+    /// Takes the inputs, and all that follows from them within this machine.
+    fn step(&mut self, inputs: &mut Vec<Input<H::Message>>) -> Result<(), NodeError> {
+        for input in inputs.iter() {
+            if let Input::Request(request) = input {
+                self.measures.requested(request.message());
+            }
         }
-        let mut inputs = VecDeque::from([input]);
         let mut outputs = Vec::new();
-        while let Some(input) = inputs.pop_front() {
-            let now = self.now();
-            self.machine.step(now, input, &mut outputs);
+        while !inputs.is_empty() {
+            self.machine.step_all(self.now(), inputs.drain(..), &mut outputs);
             for output in outputs.drain(..) {
-                if let Some(follows) = self.carry_out(output)? {
-                    inputs.push_back(follows);
-                }
+                inputs.extend(self.carry_out(output)?);
             }
         }
         Ok(())

@@ -321,3 +321,121 @@ impl ByAge {
         assert!(self.places.iter().flatten().is_sorted_by_key(|(at_us, _)| *at_us));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CLIENTS: u64 = 3;
+    const CLIENT_BYTES_MAX: usize = 1 << 20;
+
+    fn request(number: u64) -> Arc<Request> {
+        Arc::new(Request {
+            client: ClientId(u32::try_from(number % CLIENTS).unwrap()),
+            number,
+            floor: 0,
+            home: 0,
+            operation: vec![0; 10].into(),
+            signature: [0; 64],
+        })
+    }
+
+    fn digest(number: u64) -> Digest {
+        *blake3::hash(&number.to_le_bytes()).as_bytes()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arrive(u64),
+        Take(u64),
+        Locate(u64),
+        ForgetLocation(u64),
+        Finish(u64, u64),
+        Renew(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let number = || 0..120_u64;
+        let step = prop_oneof![
+            6 => number().prop_map(Step::Arrive),
+            4 => number().prop_map(Step::Take),
+            1 => number().prop_map(Step::Locate),
+            1 => number().prop_map(Step::ForgetLocation),
+            1 => (number(), 0..40_u64).prop_map(|(number, floor)| Step::Finish(number, floor)),
+            1 => (0..30_u64).prop_map(Step::Renew),
+        ];
+        prop::collection::vec(step, 0..600)
+    }
+
+    proptest! {
+        /// Against what the documentation says, done in the slowest way: all that wait, with the time since when.
+        #[test]
+        fn whoever_has_waited_longest_is_known(steps in steps()) {
+            let mut bodies = Bodies::default();
+            let mut waiting: Vec<(u64, u64)> = Vec::new();
+            let mut located = std::collections::BTreeSet::new();
+            for (now_us, step) in (1_u64..).zip(steps) {
+                match step {
+                    Step::Arrive(number) => {
+                        let is_known = located.contains(&number) || waiting.iter().any(|(_, other)| *other == number);
+                        let expected = if is_known { Arrival::Known } else { Arrival::Pending };
+                        let arrival = bodies.arrive(digest(number), &request(number), now_us, CLIENT_BYTES_MAX);
+                        prop_assert_eq!(arrival, expected);
+                        waiting.extend((!is_known).then_some((now_us, number)));
+                    }
+                    Step::Take(number) => {
+                        let is_waiting = waiting.iter().any(|(_, other)| *other == number);
+                        prop_assert_eq!(bodies.take(&digest(number)).is_some(), is_waiting);
+                        waiting.retain(|(_, other)| *other != number);
+                    }
+                    Step::Locate(number) => {
+                        bodies.locate(digest(number), Order(number));
+                        located.insert(number);
+                        waiting.retain(|(_, other)| *other != number);
+                    }
+                    Step::ForgetLocation(number) => {
+                        bodies.forget_location(&digest(number), Order(number + 1));
+                        prop_assert_eq!(bodies.location(&digest(number)).is_some(), located.contains(&number));
+                        bodies.forget_location(&digest(number), Order(number));
+                        located.remove(&number);
+                    }
+                    Step::Finish(number, floor) => {
+                        bodies.finish(request(number).client, number, floor);
+                        waiting.retain(|(_, other)| *other != number && !(other % CLIENTS == number % CLIENTS && *other < floor));
+                    }
+                    Step::Renew(behind_us) => {
+                        let since_us = now_us.saturating_sub(behind_us);
+                        bodies.renew_older(since_us, now_us);
+                        for (at_us, _) in waiting.iter_mut().filter(|(at_us, _)| *at_us <= since_us) {
+                            *at_us = now_us;
+                        }
+                    }
+                }
+                bodies.check_invariants();
+                prop_assert_eq!(bodies.oldest_us(), waiting.iter().map(|(at_us, _)| *at_us).min());
+                prop_assert_eq!(bodies.pending_count(), waiting.len());
+                prop_assert_eq!(bodies.pending_bytes(), 10 * waiting.len());
+                let mut expected: Vec<_> = waiting.iter().map(|(_, number)| (number % CLIENTS, *number)).collect();
+                expected.sort_unstable();
+                let found: Vec<_> = bodies.pending_in_order().map(|(_, found)| (u64::from(found.client.0), found.number)).collect();
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn places_of_bodies_that_are_gone_take_no_room() {
+        let mut bodies = Bodies::default();
+        for number in 0..100_000 {
+            bodies.arrive(digest(number), &request(number), number, CLIENT_BYTES_MAX);
+            // The first one waits for ever.
+            if number > 0 {
+                assert!(bodies.take(&digest(number)).is_some());
+            }
+            assert!(bodies.by_age.places.len() <= 2 + PLACES_SPARE);
+        }
+        bodies.check_invariants();
+        assert_eq!(bodies.oldest_us(), Some(0));
+    }
+}

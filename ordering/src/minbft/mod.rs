@@ -236,6 +236,21 @@ impl Machine {
         }
     }
 
+    fn take(&mut self, input: Input, out: &mut Vec<Output>) {
+        match input {
+            // Voters are served whatever happens: what is decided stays decided.
+            Input::FetchCommitDb { from, order } => self.on_fetch_commit_db(from, order, out),
+            Input::FetchRequest { from, order, digest } => self.on_fetch_request(from, order, &digest, out),
+            Input::Reply { from, reply } => self.on_reply(from, reply),
+            _ if self.stopped => {}
+            Input::Request(request) => self.on_request(&request, out),
+            Input::Message { from, message } => self.on_message(from, message, out),
+            Input::Certified { ticket, warrant } => self.on_certified(ticket, &warrant, out),
+            Input::Persisted(sequence) => self.on_persisted(sequence, out),
+            Input::Timeout => {}
+        }
+    }
+
     fn on_persisted(&mut self, sequence: u64, out: &mut Vec<Output>) {
         while let Some(then) = self.journal.persisted(sequence) {
             match then {
@@ -264,19 +279,14 @@ impl Agreement for Machine {
         2 * faults.0 + 1
     }
 
-    fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+    fn step_all(&mut self, now: Now, inputs: impl IntoIterator<Item = Input>, out: &mut Vec<Output>) {
         self.now = now;
-        match input {
-            // Voters are served whatever happens: what is decided stays decided.
-            Input::FetchCommitDb { from, order } => self.on_fetch_commit_db(from, order, out),
-            Input::FetchRequest { from, order, digest } => self.on_fetch_request(from, order, &digest, out),
-            Input::Reply { from, reply } => self.on_reply(from, reply),
-            _ if self.stopped => return,
-            Input::Request(request) => self.on_request(&request, out),
-            Input::Message { from, message } => self.on_message(from, message, out),
-            Input::Certified { ticket, warrant } => self.on_certified(ticket, &warrant, out),
-            Input::Persisted(sequence) => self.on_persisted(sequence, out),
-            Input::Timeout => {}
+        let was_stopped = self.stopped;
+        for input in inputs {
+            self.take(input, out);
+        }
+        if was_stopped {
+            return;
         }
         if self.deadline().is_some_and(|deadline| deadline <= now.monotonic_us) {
             self.on_timers(out);

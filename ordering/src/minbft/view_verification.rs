@@ -374,3 +374,108 @@ pub(crate) fn verify_changed(proof: &LiveProof, directory: &Directory) -> Result
     }
     Ok(digest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::configuration::Faults;
+    use crate::directory::MachineEntry;
+    use crate::identifiers::{MachineId, Order};
+    use crate::minbft::messages::{Checkpoint, HistoryPoint, StableCheckpoint};
+    use crate::minbft::start_messages::Admission;
+    use crate::minbft::verification::verify_stable;
+    use ed25519_dalek::{Signer, SigningKey};
+    use trusted_counter::{SoftwareCounter, TrustedCounter};
+
+    fn key(machine: u8) -> SigningKey {
+        SigningKey::from_bytes(&[machine + 1; 32])
+    }
+
+    fn directory() -> Directory {
+        let counter = SoftwareCounter::volatile_ed25519([9; 32], 1);
+        let entry = |machine: u8| {
+            let (key, counter) = (key(machine).verifying_key(), counter.identity());
+            (MachineId(machine), MachineEntry { key, counter })
+        };
+        Directory {
+            faults: Faults(1),
+            groups: 1,
+            machines: (0..4).map(entry).collect(),
+            clients: BTreeMap::new(),
+            verifier: counter.verifier([counter.identity()]),
+        }
+    }
+
+    fn checkpoint(machine: u8, order: u64, position: u64) -> Checkpoint {
+        let admission = Admission {
+            epoch: 1,
+            positions: vec![0, position],
+        };
+        let followed = Followed {
+            machine: MachineId(machine),
+            view: View(0),
+            order: Order(order),
+            positions: vec![(MachineId(1), admission)],
+        };
+        let mut checkpoint = Checkpoint {
+            machine: MachineId(machine),
+            point: HistoryPoint {
+                order: Order(order),
+                ..HistoryPoint::GENESIS
+            },
+            clients: [3; 32],
+            followed: Some(followed),
+            signature: [0; 64],
+        };
+        checkpoint.signature = key(machine).sign(&checkpoint.signed()).to_bytes();
+        checkpoint
+    }
+
+    #[test]
+    fn a_checkpoints_signature_proves_its_point_and_its_positions_and_nothing_else() {
+        let directory = directory();
+        // The two have followed differently far, and still agree on the point.
+        let (one, other) = (checkpoint(1, 512, 7), checkpoint(2, 512, 8));
+        let stable = StableCheckpoint {
+            point: one.point,
+            clients: one.clients,
+            signatures: vec![one.own_signature(), other.own_signature()],
+        };
+        assert!(verify_stable(&stable, &directory).is_ok());
+        let wrong = Err(Rejection::WrongSignature);
+        let mut altered = stable.clone();
+        altered.signatures[1].followed = one.followed_digest();
+        assert_eq!(verify_stable(&altered, &directory), wrong);
+        let mut altered = stable.clone();
+        altered.point.order = Order(513);
+        assert_eq!(verify_stable(&altered, &directory), wrong);
+        let mut altered = stable;
+        altered.clients = [4; 32];
+        assert_eq!(verify_stable(&altered, &directory), wrong);
+
+        let statement = one.followed_statement().unwrap();
+        assert_eq!(verify_followed(&statement, &directory), Ok(()));
+        let wrong = Err(Rejection::WrongSignature);
+        let mut altered = statement.clone();
+        altered.followed.positions[0].1.positions[1] += 1;
+        assert_eq!(verify_followed(&altered, &directory), wrong);
+        let mut altered = statement.clone();
+        altered.followed.order = Order(511);
+        assert_eq!(verify_followed(&altered, &directory), wrong);
+        let mut altered = statement.clone();
+        altered.followed.machine = MachineId(2);
+        assert_eq!(verify_followed(&altered, &directory), wrong);
+        // The positions of one checkpoint with the point of another.
+        let mut altered = statement;
+        altered.point = checkpoint(1, 1024, 7).followed_statement().unwrap().point;
+        assert_eq!(verify_followed(&altered, &directory), wrong);
+        // The point's digest can not be taken for positions, nor the other way round.
+        let swapped = checkpoint_signed(&one.followed_digest(), &one.point.digest(&one.clients));
+        assert_ne!(swapped, one.signed());
+        assert!(
+            checkpoint(0, 1, 1)
+                .followed
+                .is_some_and(|followed| check_followed(&followed, &directory).is_err())
+        );
+    }
+}

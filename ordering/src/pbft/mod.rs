@@ -232,6 +232,23 @@ impl Machine {
     }
 }
 
+impl Machine {
+    fn take(&mut self, input: Input, out: &mut Vec<Output>) {
+        match input {
+            // Voters are served whatever happens: what is decided stays decided.
+            Input::FetchCommitDb { from, order } => self.on_fetch_commit_db(from, order, out),
+            Input::FetchRequest { from, order, digest } => self.on_fetch_request(from, order, &digest, out),
+            Input::Reply { from, reply } => self.on_reply(from, reply),
+            _ if self.stopped => {}
+            Input::Request(request) => self.on_request(&request, out),
+            Input::Message { from, message } => self.on_message(from, message, out),
+            Input::Persisted(sequence) => self.on_persisted(sequence, out),
+            // There is no trusted counter.
+            Input::Certified { .. } | Input::Timeout => {}
+        }
+    }
+}
+
 impl Agreement for Machine {
     type Message = Message;
     type Record = Record;
@@ -241,22 +258,17 @@ impl Agreement for Machine {
         Protocol::Pbft.replicas(faults)
     }
 
-    fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+    fn step_all(&mut self, now: Now, inputs: impl IntoIterator<Item = Input>, out: &mut Vec<Output>) {
         self.now = now;
         if let Some(begin) = self.begin.take() {
             self.begin(begin, out);
         }
-        match input {
-            // Voters are served whatever happens: what is decided stays decided.
-            Input::FetchCommitDb { from, order } => self.on_fetch_commit_db(from, order, out),
-            Input::FetchRequest { from, order, digest } => self.on_fetch_request(from, order, &digest, out),
-            Input::Reply { from, reply } => self.on_reply(from, reply),
-            _ if self.stopped => return,
-            Input::Request(request) => self.on_request(&request, out),
-            Input::Message { from, message } => self.on_message(from, message, out),
-            Input::Persisted(sequence) => self.on_persisted(sequence, out),
-            // There is no trusted counter.
-            Input::Certified { .. } | Input::Timeout => {}
+        let was_stopped = self.stopped;
+        for input in inputs {
+            self.take(input, out);
+        }
+        if was_stopped {
+            return;
         }
         if self.due_us() <= now.monotonic_us {
             self.on_timers(out);

@@ -25,8 +25,8 @@ machine, the same counters and certificates by the same code, a checkpoint every
 beforehand, messages handed over in memory, every receiver verifies for itself.
 What is not: ours has a fourth machine (the primary holds no replica), orders digests of bodies that it matches on each replica,
 makes records for a log and waits until they are durable (here at once), keeps decided operations for those that lag, and signs
-checkpoints by Ed25519 in either case. Its primary does not wait for a full batch while fewer than four are on the way: the first
-four of each 68 or 20 batches hold one operation. Theirs sends whole operations in PREPARE and again in each COMMIT, verifies a
+checkpoints by Ed25519 in either case. A machine takes up to 256 inputs that wait for it in one step, as a node does; theirs takes
+one message in one call. Theirs sends whole operations in PREPARE and again in each COMMIT, verifies a
 PREPARE again inside each COMMIT, and keeps neither a log nor a record of what it decided.";
 
 fn orders(batch: usize) -> u64 {

@@ -17,6 +17,8 @@ use trusted_counter::{SoftwareCounter, TrustedCounter};
 use crate::authenticator::{Authenticator, CLIENTS, PAYLOAD_BYTES};
 
 const MACHINES: u8 = 4;
+/// Inputs that a machine takes at once at most.
+const INPUTS_TOGETHER: usize = 256;
 /// Requests that a client has outstanding at most.
 const WINDOW: u64 = 512;
 /// After so many orders the replicas agree on a checkpoint.
@@ -89,13 +91,15 @@ impl Cluster {
         assert_eq!(self.delivered, requests.len() as u64, "everything is ordered");
     }
 
-    fn step(&mut self, id: usize, input: Input, outputs: &mut Vec<Output>) {
+    /// Takes what is there for a machine, as a node does.
+    fn step(&mut self, id: usize, outputs: &mut Vec<Output>) {
+        let inputs = std::iter::from_fn(|| Some(self.inputs.pop_front_if(|(to, _)| *to == id)?.1));
         self.now_us += 1;
         let now = Now {
             monotonic_us: self.now_us,
             wall_us: 1_700_000_000_000_000 + self.now_us,
         };
-        self.machines[id].step(now, input, outputs);
+        self.machines[id].step_all(now, inputs.take(INPUTS_TOGETHER), outputs);
         for output in outputs.drain(..) {
             match output {
                 Output::Persist { sequence, .. } => self.inputs.push_back((id, Input::Persisted(sequence))),
@@ -128,8 +132,8 @@ impl Cluster {
 
     fn settle(&mut self) {
         let mut outputs = Vec::new();
-        while let Some((id, input)) = self.inputs.pop_front() {
-            self.step(id, input, &mut outputs);
+        while let Some((id, _)) = self.inputs.front() {
+            self.step(*id, &mut outputs);
         }
     }
 }

@@ -104,6 +104,8 @@ options! {
     log_bytes_max: u64,
     /// A log is cut when that frees so many bytes.
     cut_bytes: u64,
+    /// A machine looks at its inputs only so often, and takes what has come together; in microseconds, 0: at once.
+    together_us: u64,
     /// Whether the adversaries' trusted counters keep their promise (`True`), or certify everything (`Broken`).
     counters: Trust,
 }
@@ -141,6 +143,7 @@ impl Options {
             corrupted_ms: *pick(&mut rng, &[0, 300, 800]),
             log_bytes_max: 1 << 32,
             cut_bytes: 1 << 24,
+            together_us: 0,
             counters: Trust::True,
             adversaries: Vec::new(),
         };
@@ -148,6 +151,7 @@ impl Options {
         options.log_bytes_max = *pick(&mut rng, &[1 << 32, 1 << 32, 2_000]);
         options.cut_bytes = *pick(&mut rng, &[1, 5_000, 1 << 24]);
         options.calm_for_changes(&mut rng);
+        options.together_us = *pick(&mut rng, &[0, 0, 200, 5_000]);
         options
     }
 

@@ -160,6 +160,29 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
+#[test]
+fn inputs_that_are_taken_together_cost_fewer_messages() {
+    fn sent<P: Protocol>(together_us: u64) -> u64 {
+        let calm = "faults=1 groups=2 clients=4 byzantine_clients=0 requests=60 batch_entries_max=64 loss_percent=0 \
+                    duplication_percent=0 crashes=0 primary_cuts=0 power_cuts=0 partitions=0 slow_disks=0 adversaries=";
+        let overrides = overrides(&format!("{calm} together_us={together_us}"));
+        let runs = (0..5).map(|seed| run::<P>(&campaign::options::<P>(seed, &overrides).unwrap(), None));
+        let sent = runs.map(|outcome| {
+            assert_eq!(outcome.violation, None, "{}", outcome.options);
+            assert!(outcome.orders >= 240, "{}", outcome.options);
+            outcome.counts.sent
+        });
+        sent.sum()
+    }
+    for (together, alone) in [
+        (sent::<MinBft>(5_000), sent::<MinBft>(0)),
+        (sent::<Pbft>(5_000), sent::<Pbft>(0)),
+    ] {
+        println!("{together} messages together, {alone} alone");
+        assert!(5 * together < 4 * alone, "{together} messages together, {alone} alone");
+    }
+}
+
 /// Logs of some hundred orders; one machine is away for some thousand.
 fn short_soak<P: Protocol>() -> Soaked {
     let plan = Plan {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use ordering::agreement::Input;
 use ordering::configuration::Configuration;
 use ordering::identifiers::MachineId;
 
@@ -34,6 +35,8 @@ pub(crate) struct Instance<P: Protocol> {
     /// What the adversary does with it; none: it is correct.
     pub(crate) script: Option<Script<P>>,
     pub(crate) seen: Vec<Seen>,
+    /// Inputs that it has not looked at.
+    pub(crate) waiting: Vec<Input<P::Message>>,
 }
 
 impl<P: Protocol> Instance<P> {
@@ -53,6 +56,7 @@ impl<P: Protocol> Instance<P> {
             timer_us: None,
             script: None,
             seen: Vec::new(),
+            waiting: Vec::new(),
         }
     }
 

@@ -129,6 +129,7 @@ impl<P: Protocol> Cluster<P> {
             if instance.running.take().is_none() {
                 continue;
             }
+            instance.waiting.clear();
             self.counts.unsynced_crashes += u64::from(instance.disk.pending().is_some());
             instance.disk.crash(loses_unsynced, &mut self.rng);
             if let Some(voter) = self.voters[usize::from(machine.0)].as_mut() {

@@ -90,6 +90,10 @@ enum Event {
         to: usize,
         life: u64,
     },
+    Look {
+        to: usize,
+        life: u64,
+    },
     Fault(Fault),
     Tick,
 }
@@ -269,6 +273,7 @@ impl<P: Protocol> Cluster<P> {
                 bytes,
             } => self.synced(to, life, sequence, bytes),
             Event::Timer { to, life } => self.timer(to, life),
+            Event::Look { to, life } => self.look(to, life),
             Event::Fault(fault) => self.fault(fault),
             Event::Tick => self.tick(),
         }

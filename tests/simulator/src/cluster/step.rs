@@ -155,15 +155,39 @@ impl<P: Protocol> Cluster<P> {
         self.schedule(self.now_us + duration_us, event);
     }
 
-    /// Feeds an instance that is up.
+    /// Feeds an instance that is up, now or together with what comes until it looks.
     pub(super) fn step(&mut self, index: usize, input: Input<P::Message>) {
+        let together_us = self.options.together_us;
+        if together_us == 0 {
+            self.step_all(index, vec![input]);
+            return;
+        }
+        let instance = &mut self.instances[index];
+        if instance.running.is_some() {
+            instance.waiting.push(input);
+        }
+        if instance.waiting.len() == 1 {
+            let (life, look_us) = (instance.life, (self.now_us / together_us + 1) * together_us);
+            self.schedule(look_us, Event::Look { to: index, life });
+        }
+    }
+
+    /// Takes what has come.
+    pub(super) fn look(&mut self, to: usize, life: u64) {
+        if self.instances[to].life == life {
+            let inputs = std::mem::take(&mut self.instances[to].waiting);
+            self.step_all(to, inputs);
+        }
+    }
+
+    fn step_all(&mut self, index: usize, inputs: Vec<Input<P::Message>>) {
         let instance = &mut self.instances[index];
         let now = instance.clock.now(self.now_us);
         let Some(machine) = instance.running.as_mut() else {
             return;
         };
         let mut outputs = Vec::new();
-        machine.step(now, input, &mut outputs);
+        machine.step_all(now, inputs, &mut outputs);
         self.counts.steps += 1;
         let deadline = machine.deadline();
         let is_correct = self.is_correct(self.instances[index].machine);
