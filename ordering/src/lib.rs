@@ -18,14 +18,19 @@
 //! | `hosting.rs` | what a shell needs beside it, to host machines of any protocol |
 //! | `configuration.rs` | sizes, limits, timeouts |
 //! | `directory.rs`, `verification.rs` | who is who; [`verified::Verified`] can only be made here |
+//! | `hashing.rs` | digests, each under a context of its own |
 //! | `client_table.rs` | exactly once: which numbers of a client have been seen |
 //! | `minbft/` | MinBFT with a separate primary and several groups |
 //! | `pbft/` | PBFT: 3f+1 replicas, no trusted counter |
+
+// Tables by hash are looked up, never walked: their order differs from one run to the next.
+#![deny(clippy::iter_over_hash_type)]
 
 pub mod agreement;
 pub mod client_table;
 pub mod configuration;
 pub mod directory;
+mod hashing;
 pub mod hosting;
 pub mod identifiers;
 pub mod message;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 
+use crate::hashing::{self, Context, context};
 use crate::identifiers::{ClientId, Digest, GroupId, Order};
 
 /// A REQUEST (DESIGN.md section 4), signed by the client.
@@ -42,7 +43,8 @@ pub const MESSAGE_BYTES_MAX: usize = 2 * OPERATION_BYTES_MAX;
 impl Request {
     /// The hash of everything but the signature: what is signed, ordered and agreed on.
     pub fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("cloudbft request v1");
+        static CONTEXT: Context = context!("cloudbft request v1");
+        let mut hasher = hashing::hasher(&CONTEXT);
         hasher.update(&self.client.0.to_le_bytes());
         hasher.update(&self.number.to_le_bytes());
         hasher.update(&self.floor.to_le_bytes());

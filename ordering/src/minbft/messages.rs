@@ -7,6 +7,7 @@ use trusted_counter::UniqueWarrant;
 
 use crate::client_table::ClientTable;
 use crate::directory::Directory;
+use crate::hashing::{self, Context, context};
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Report, Start};
@@ -90,18 +91,22 @@ pub struct PrepareEntry {
     pub digest: Digest,
 }
 
+/// Bytes that are hashed for an entry.
+const ENTRY_BYTES: usize = 2 + 32;
+
 impl Prepare {
     /// What the primary's counter certifies.
     pub fn digest(view: View, first: Order, time_us: u64, entries: &[PrepareEntry]) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("cloudbft prepare v1");
-        hasher.update(&view.0.to_le_bytes());
-        hasher.update(&first.0.to_le_bytes());
-        hasher.update(&time_us.to_le_bytes());
+        static CONTEXT: Context = context!("cloudbft prepare v1");
+        let mut bytes = Vec::with_capacity(24 + ENTRY_BYTES * entries.len());
+        bytes.extend_from_slice(&view.0.to_le_bytes());
+        bytes.extend_from_slice(&first.0.to_le_bytes());
+        bytes.extend_from_slice(&time_us.to_le_bytes());
         for entry in entries {
-            hasher.update(&entry.group.0.to_le_bytes());
-            hasher.update(&entry.digest);
+            bytes.extend_from_slice(&entry.group.0.to_le_bytes());
+            bytes.extend_from_slice(&entry.digest);
         }
-        *hasher.finalize().as_bytes()
+        hashing::digest(&CONTEXT, &bytes)
     }
 
     /// [`Prepare::digest`] of this one.
@@ -133,7 +138,8 @@ pub struct Commit {
 impl Commit {
     /// What the replica's counter certifies.
     pub fn digest(view: View, group: GroupId, batches: &[(u64, Digest)]) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("cloudbft commit v1");
+        static CONTEXT: Context = context!("cloudbft commit v1");
+        let mut hasher = hashing::hasher(&CONTEXT);
         hasher.update(&view.0.to_le_bytes());
         hasher.update(&group.0.to_le_bytes());
         for (value, digest) in batches {

@@ -205,6 +205,7 @@ impl Machine {
                 self.accuse_primary(out);
                 return;
             }
+            live.stream.trim(stable.order);
             let undecided = self.history.point.bytes - stable.bytes + live.stream.bytes as u64;
             let is_far = prepare.last().0 > stable.order.0 + WATERMARK_ORDERS || undecided > WATERMARK_BYTES as u64;
             if is_far || live.stream.shown_bytes > self.configuration.evidence_bytes_max() {
@@ -224,7 +225,6 @@ impl Machine {
                 return;
             }
             live.hold_us = u64::MAX;
-            live.stream.trim(stable.order);
             self.follow_prepare(out);
         }
     }

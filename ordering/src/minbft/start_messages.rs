@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::hashing::digest_of;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
 use crate::minbft::view_messages::ViewAcknowledgement;
@@ -232,11 +233,4 @@ pub struct LiveProof {
     pub signatures: Vec<(MachineId, [u8; 64])>,
     /// Of a view change: f+1 acknowledgements; ascending by machine.
     pub acknowledgements: Vec<ViewAcknowledgement>,
-}
-
-pub(crate) fn digest_of(context: &str, value: &impl BorshSerialize) -> Digest {
-    let mut hasher = blake3::Hasher::new_derive_key(context);
-    // Hashing cannot fail: the hasher takes every write.
-    let _ = borsh::to_writer(&mut hasher, value);
-    *hasher.finalize().as_bytes()
 }

@@ -190,8 +190,10 @@ pub(crate) struct Stream {
     /// The last PREPAREs that were followed, to be sent again, and all that are above the stable checkpoint, for a
     /// view change; values without gap, up to `value`.
     kept: VecDeque<Arc<Prepare>>,
-    /// Encoded bytes of those in `kept` that a VIEW-CHANGE would have to show.
+    /// Encoded bytes of those in `kept` that a VIEW-CHANGE would have to show: above `trimmed`.
     pub(crate) shown_bytes: usize,
+    /// The stable order that `kept` was last trimmed for.
+    trimmed: Order,
     /// COMMITs for batches whose PREPARE has not come, by value: (group, machine, digest).
     pub(crate) early: BTreeMap<u64, Vec<(GroupId, MachineId, Digest)>>,
     /// Bytes of the bodies in `slots`.
@@ -210,6 +212,7 @@ impl Stream {
             window: BTreeMap::new(),
             kept: VecDeque::new(),
             shown_bytes: 0,
+            trimmed: Order(0),
             early: BTreeMap::new(),
             bytes: 0,
             stopped: false,
@@ -324,7 +327,10 @@ impl Stream {
         while self.kept.len() > PREPARES_KEPT && self.kept.front().is_some_and(|oldest| oldest.last() <= stable) {
             self.kept.pop_front();
         }
-        self.shown_bytes = self.kept_above(stable).map(|prepare| encoded_bytes(prepare)).sum();
+        if self.trimmed != stable {
+            self.trimmed = stable;
+            self.shown_bytes = self.kept_above(stable).map(|prepare| encoded_bytes(prepare)).sum();
+        }
     }
 
     /// PREPAREs above an order, in counter order.
@@ -366,6 +372,8 @@ impl Stream {
         if let Some(last) = self.slots.back() {
             assert_eq!((last.value, last.prepare.last().next()), (self.value, self.next));
         }
+        let shown = self.kept_above(self.trimmed).map(|prepare| encoded_bytes(prepare));
+        assert_eq!(self.shown_bytes, shown.sum::<usize>());
         assert!(self.window.len() as u64 <= PREPARE_WINDOW);
         assert!(
             self.window

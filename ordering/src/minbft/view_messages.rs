@@ -6,9 +6,10 @@ use std::sync::Arc;
 use borsh::{BorshDeserialize, BorshSerialize};
 use trusted_counter::UniqueWarrant;
 
+use crate::hashing::digest_of;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::messages::{Commit, HistoryPoint, Prepare, StableCheckpoint};
-use crate::minbft::start_messages::{Admission, Hello, LiveProof, Outcome, digest_of};
+use crate::minbft::start_messages::{Admission, Hello, LiveProof, Outcome};
 
 /// REQ-VIEW-CHANGE: the sender wants to be in this view, or a higher one. Signed with the ordinary key.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

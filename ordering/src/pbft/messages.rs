@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::hashing::{self, Context, context, digest_of};
 use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::{CertifiedCheckpoint, Checkpoint, History, PrepareEntry, StableCheckpoint};
@@ -58,18 +59,22 @@ pub struct Batch {
     pub entries: Vec<PrepareEntry>,
 }
 
+/// Bytes that are hashed for an entry.
+const ENTRY_BYTES: usize = 2 + 32;
+
 impl Batch {
     /// What is agreed on.
     pub fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("cloudbft pbft batch v1");
-        hasher.update(&self.number.to_le_bytes());
-        hasher.update(&self.first.0.to_le_bytes());
-        hasher.update(&self.time_us.to_le_bytes());
+        static CONTEXT: Context = context!("cloudbft pbft batch v1");
+        let mut bytes = Vec::with_capacity(24 + ENTRY_BYTES * self.entries.len());
+        bytes.extend_from_slice(&self.number.to_le_bytes());
+        bytes.extend_from_slice(&self.first.0.to_le_bytes());
+        bytes.extend_from_slice(&self.time_us.to_le_bytes());
         for entry in &self.entries {
-            hasher.update(&entry.group.0.to_le_bytes());
-            hasher.update(&entry.digest);
+            bytes.extend_from_slice(&entry.group.0.to_le_bytes());
+            bytes.extend_from_slice(&entry.digest);
         }
-        *hasher.finalize().as_bytes()
+        hashing::digest(&CONTEXT, &bytes)
     }
 
     /// The order of the last entry.
@@ -97,7 +102,8 @@ pub struct PrePrepare {
 impl PrePrepare {
     /// What the primary signs.
     pub fn signed(view: View, number: u64, batch: &Digest) -> Digest {
-        vote_digest("cloudbft pbft pre-prepare v1", view, number, batch)
+        static CONTEXT: Context = context!("cloudbft pbft pre-prepare v1");
+        vote_digest(&CONTEXT, view, number, batch)
     }
 }
 
@@ -118,12 +124,13 @@ pub struct Prepare {
 impl Prepare {
     /// What the sender signs.
     pub fn signed(view: View, number: u64, batch: &Digest) -> Digest {
-        vote_digest("cloudbft pbft prepare v1", view, number, batch)
+        static CONTEXT: Context = context!("cloudbft pbft prepare v1");
+        vote_digest(&CONTEXT, view, number, batch)
     }
 }
 
-fn vote_digest(context: &str, view: View, number: u64, batch: &Digest) -> Digest {
-    let mut hasher = blake3::Hasher::new_derive_key(context);
+fn vote_digest(context: &Context, view: View, number: u64, batch: &Digest) -> Digest {
+    let mut hasher = hashing::hasher(context);
     hasher.update(&view.0.to_le_bytes());
     hasher.update(&number.to_le_bytes());
     hasher.update(batch);
@@ -232,11 +239,4 @@ impl NewView {
     pub fn digest(&self) -> Digest {
         digest_of("cloudbft pbft new-view v1", &(self.view, &self.view_changes))
     }
-}
-
-fn digest_of(context: &str, value: &impl BorshSerialize) -> Digest {
-    let mut hasher = blake3::Hasher::new_derive_key(context);
-    // Hashing cannot fail: the hasher takes every write.
-    let _ = borsh::to_writer(&mut hasher, value);
-    *hasher.finalize().as_bytes()
 }

@@ -20,6 +20,9 @@ enum Purpose {
     Peer { stable: Option<StableCheckpoint> },
 }
 
+/// A batch and its bodies.
+type Accepted = (Arc<Batch>, Vec<Arc<Request>>);
+
 /// Collects decided operations from an order on.
 ///
 /// Feed it the log's records from [`crate::minbft::LogIndex::offset`]`(reader.from())` on until
@@ -31,7 +34,7 @@ pub struct LogReader {
     from: Order,
     through: Order,
     /// Batches that were accepted and whose decision has not been read.
-    accepted: BTreeMap<(u64, Digest), (Arc<Batch>, Vec<Arc<Request>>)>,
+    accepted: BTreeMap<(u64, Digest), Accepted>,
     /// Operations without gap from `from` on.
     operations: Vec<(GroupId, CommitDbEntry)>,
     bytes: usize,

@@ -134,3 +134,28 @@ fn what_a_view_change_shows_fits_into_a_message() {
     );
     cluster.check();
 }
+
+#[test]
+fn batches_that_wait_for_a_checkpoint_go_on_when_it_comes() {
+    let mut cluster = Cluster::tuned(57, 1, 2, |configuration| {
+        configuration.message_bytes_max = 128 << 10;
+        configuration.request_us = 600_000_000;
+    });
+    assert!(cluster.run_until(2_000_000, Cluster::is_live));
+    cluster.filter = |_, _, message| !matches!(message, Message::Checkpoint(_) | Message::Stable(_));
+    for _ in 0..600 {
+        cluster.submit();
+        cluster.run(1_000);
+    }
+    let decided = cluster.decided.len();
+    assert!((20..600).contains(&decided), "they wait for a checkpoint: {decided}");
+    let view = cluster.machine(M1).status().view;
+    cluster.heal();
+    assert!(
+        cluster.run_until(60_000_000, Cluster::is_done),
+        "{}",
+        cluster.describe()
+    );
+    assert_eq!(cluster.machine(M1).status().view, view, "without a view change");
+    cluster.check();
+}

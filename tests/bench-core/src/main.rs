@@ -61,17 +61,6 @@ fn summary(mut values: Vec<f64>) -> [f64; 3] {
 }
 
 fn main() {
-    if let Ok(which) = std::env::var("ONLY") {
-        let mut parts = which.split(',');
-        let (who, auth, batch) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap().parse().unwrap());
-        let rounds: usize = parts.next().unwrap().parse().unwrap();
-        let auth = if auth == "ed" { Authenticator::Ed25519 } else { Authenticator::KeyedBlake3 };
-        for _ in 0..rounds {
-            if who == "ours" || who == "both" { println!("ours {:.0}", ours(auth, batch)); }
-            if who == "theirs" || who == "both" { println!("theirs {:.0}", theirs(auth, batch)); }
-        }
-        return;
-    }
     let rounds = std::env::var("BENCH_CORE_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number"));
     println!(
         "Orders per second, one thread, {PAYLOAD_BYTES} bytes each: median of {rounds} rounds in turn (least to most)"
