@@ -68,8 +68,6 @@ impl Machine {
     /// Begins an attempt when it is our turn and everybody who must take part is there.
     fn lead(&mut self, out: &mut Vec<Output>) {
         let own = self.configuration.machine;
-        let views = self.start.hellos.values().filter_map(|hello| hello.view);
-        let mentioned = views.max().max(self.start.mentioned);
         let needed = self
             .configuration
             .replica_machines()
@@ -97,8 +95,11 @@ impl Machine {
         {
             return;
         }
+        let views = hellos.values().filter_map(|hello| hello.view);
+        let mentioned = views.max().max(self.start.mentioned);
         let view = next_view(mentioned, self.configuration.machines());
-        if self.configuration.primary(view) != own {
+        let view_max = Collect::view_max(hellos.values().map(Arc::as_ref), self.configuration.faults);
+        if self.configuration.primary(view) != own || view > view_max {
             return;
         }
         let mut collect = Collect {

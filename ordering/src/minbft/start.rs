@@ -10,7 +10,8 @@
 //! 6. When **all** replicas have acknowledged, the view is live, and what it takes over is decided (rule 4: no
 //!    correct machine can have started the view differently).
 //!
-//! All means all that the operator has not declared lost. A silent liar can hold a start up, but not corrupt it. A
+//! All means all that the operator has not declared lost. A silent liar can hold a start up, but not corrupt it; one that
+//! mentions a view far above those of f others counts as silent, else liars could use up the views. A
 //! machine that is restarted alone takes no part in this: the live ones admit it by a view change (`suspicion.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::configuration::Faults;
 use crate::hashing::digest_of;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
@@ -51,6 +52,10 @@ impl Hello {
     }
 }
 
+/// How far above what a correct machine mentions the view of an attempt to start may be. A correct machine that is alone in many
+/// attempts does not come so far, and liars need 2^43 attempts to use up all views.
+const VIEWS_BEYOND_MAX: u64 = 1 << 20;
+
 /// The new primary's choice of hellos: one of each machine that takes part. It fixes view, epochs and base.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Collect {
@@ -76,6 +81,17 @@ impl Collect {
             .map(|hello| hello.point())
             .max_by_key(|point| point.order)
             .unwrap_or(HistoryPoint::GENESIS)
+    }
+
+    /// The highest view that an attempt with these hellos may have.
+    ///
+    /// Of f+1 machines that mention a view one is correct; a liar that mentions a much higher one would use up the views. What is
+    /// left to it is to take no part, as if it were silent.
+    pub(crate) fn view_max<'a>(hellos: impl Iterator<Item = &'a Hello>, faults: Faults) -> View {
+        let mut views: Vec<u64> = hellos.filter_map(|hello| hello.view).map(|view| view.0).collect();
+        views.sort_unstable_by(|left, right| right.cmp(left));
+        let believed = views.get(usize::from(faults.0)).copied().unwrap_or(0);
+        View(believed.saturating_add(VIEWS_BEYOND_MAX))
     }
 
     /// The hello of a machine.

@@ -238,6 +238,8 @@ fn verify_collect(collect: &Collect, directory: &Directory) -> Result<Digest, Re
         ensure(hello.view.is_none_or(|view| view < collect.view))?;
     }
     ensure(collect.hello(primary(collect.view, directory)).is_some())?;
+    let hellos = collect.hellos.iter().map(Arc::as_ref);
+    ensure(collect.view <= Collect::view_max(hellos, directory.faults))?;
     Ok(digest)
 }
 

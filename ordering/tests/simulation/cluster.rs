@@ -308,14 +308,14 @@ impl Cluster {
     }
 
     /// `to` hears a HELLO of `from` with a counter of this epoch.
-    pub(crate) fn inject_hello(&mut self, from: MachineId, to: MachineId, epoch: u64) {
+    pub(crate) fn inject_hello(&mut self, from: MachineId, to: MachineId, epoch: u64, view: Option<View>) {
         let mut hello = Hello {
             machine: from,
             admission: Admission {
                 epoch,
                 positions: vec![0; usize::from(self.groups) + 1],
             },
-            view: None,
+            view,
             stable: None,
             signature: [0; 64],
         };

@@ -67,8 +67,8 @@ fn a_machine_that_gave_a_view_up_after_its_view_change_joins_it_when_it_is_live(
     assert!(cluster.run_until(3_000_000, |cluster| changed(cluster) == [M1, M2]));
     assert_eq!(cluster.machine(M3).status().phase, Phase::Changing);
     // It hears that more counters were lost than a view can bear, and prepares for a start.
-    cluster.inject_hello(M1, M3, 9);
-    cluster.inject_hello(M2, M3, 9);
+    cluster.inject_hello(M1, M3, 9, None);
+    cluster.inject_hello(M2, M3, 9, None);
     assert_eq!(cluster.machine(M3).status().phase, Phase::Waiting);
     cluster.heal();
     assert!(
@@ -157,5 +157,39 @@ fn batches_that_wait_for_a_checkpoint_go_on_when_it_comes() {
         cluster.describe()
     );
     assert_eq!(cluster.machine(M1).status().view, view, "without a view change");
+    cluster.check();
+}
+
+/// Else one liar would use up all views, and a view change would never be possible again.
+#[test]
+fn a_view_that_only_a_liar_mentions_is_not_started() {
+    const HIGHEST: View = View((u64::MAX >> 1) - 8);
+    let mut cluster = Cluster::new(58, 1, 1);
+    // m3 lies to m0 about its view, and hides its true hello.
+    cluster.filter = |from, _, message| from != M3 || !matches!(message, Message::Hello(_));
+    cluster.inject_hello(M3, M0, 1, Some(HIGHEST));
+    cluster.run(2_000_000);
+    let views = [M0, M1, M2].map(|machine| cluster.machine(machine).status());
+    assert!(
+        views.iter().all(|status| status.phase == Phase::Waiting),
+        "{}",
+        cluster.describe()
+    );
+    // Once it has been restarted as a correct machine, they start as if it had been silent.
+    cluster.crash(M3);
+    cluster.heal();
+    cluster.start(M3);
+    assert!(cluster.run_until(2_000_000, Cluster::is_live), "{}", cluster.describe());
+    let view = cluster.machine(M1).status().view;
+    assert!(view < View(16));
+    submit(&mut cluster, 5);
+    cluster.crash(M0);
+    cluster.submit();
+    assert!(
+        cluster.run_until(10_000_000, Cluster::is_done),
+        "{}",
+        cluster.describe()
+    );
+    assert!(cluster.machine(M1).status().view > view);
     cluster.check();
 }

@@ -70,6 +70,7 @@ const LIES: &[Lie] = &[
     ("hello with higher values", Passes),
     ("hello without checkpoint", Passes),
     ("hello without a view", Passes),
+    ("hello of a view that never was", Passes),
     ("report without batches", Passes),
     ("report without bodies", Passes),
     ("report without a view", Passes),

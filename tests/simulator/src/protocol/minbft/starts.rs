@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
-use ordering::identifiers::{Digest, GroupId};
+use ordering::identifiers::{Digest, GroupId, View};
 use ordering::minbft::{Acknowledgement, Admission, Collect, Hello, Message, PrepareEntry, Report, Standing, Start};
 use rand::RngExt;
 
@@ -99,12 +99,19 @@ fn lying_admission(hello: &Arc<Hello>, tools: &mut Tools<'_>) -> Message {
 
 fn lying_hello(hello: &Arc<Hello>, tools: &mut Tools<'_>) -> Message {
     let mut hello = Hello::clone(hello);
-    if tools.rng.random_bool(0.5) {
-        tools.tell("hello without checkpoint");
-        hello.stable = None;
-    } else {
-        tools.tell("hello without a view");
-        hello.view = None;
+    match tools.rng.random_range(0..3) {
+        0 => {
+            tools.tell("hello without checkpoint");
+            hello.stable = None;
+        }
+        1 => {
+            tools.tell("hello without a view");
+            hello.view = None;
+        }
+        _ => {
+            tools.tell("hello of a view that never was");
+            hello.view = Some(View((u64::MAX >> 1) - tools.rng.random_range(0..16)));
+        }
     }
     signed_hello(hello, tools)
 }
