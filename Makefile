@@ -19,7 +19,7 @@ test: install lint
 	$(CARGO) build --locked --bin cloudbft --features lying-voter,byzantine-primary
 	cp target/debug/cloudbft target/debug/cloudbft-lying
 	$(CARGO) build --locked --bin cloudbft
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked --no-fail-fast
 
 ## Formatting, clippy, rustdoc, and what the dependencies may be.
 lint:

@@ -106,12 +106,17 @@ async fn statements_of_a_transaction_need_no_agreement() {
         world.faults.take_seen(),
         ["begin", "direct", "direct", "extend", "commit"]
     );
-    assert_eq!(client.query_one(&select, &[&1]).await.unwrap().get::<_, i32>(0), 2);
-    assert_eq!(
-        world.faults.take_seen(),
-        ["read"],
-        "one resource: all voters are asked, nothing is ordered"
-    );
+    // A voter that is a few milliseconds behind has a read ordered: on a busy machine, not at the first try.
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        assert_eq!(client.query_one(&select, &[&1]).await.unwrap().get::<_, i32>(0), 2);
+        seen = world.faults.take_seen();
+        if seen == ["read"] {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(seen, ["read"], "one resource: all voters are asked, nothing is ordered");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -230,9 +230,7 @@ impl Machine {
             }
         }
     }
-}
 
-impl Machine {
     fn take(&mut self, input: Input, out: &mut Vec<Output>) {
         match input {
             // Voters are served whatever happens: what is decided stays decided.
