@@ -47,6 +47,8 @@ pub(crate) struct Suspicion {
     repeat_us: u64,
     /// When the waiting time halves, monotonic.
     calm_us: u64,
+    /// The view is to be left for a machine that returns, and not for what its primary did.
+    is_admitting: bool,
     /// The last wish of each machine, and when it came.
     wishes: BTreeMap<MachineId, (RequestViewChange, u64)>,
     /// Per machine that wanted to be admitted again: when it may cause the next change, and the pause after that.
@@ -54,9 +56,12 @@ pub(crate) struct Suspicion {
 }
 
 impl Suspicion {
-    /// A view was left.
+    /// A view was left: waiting times double, unless it served well. (Else a machine that was restarted would slow down the
+    /// next change that is needed.)
     pub(crate) fn left(&mut self) {
-        self.doublings = (self.doublings + 1).min(DOUBLINGS_MAX);
+        if !std::mem::take(&mut self.is_admitting) {
+            self.doublings = (self.doublings + 1).min(DOUBLINGS_MAX);
+        }
         self.waiting_us = None;
     }
 
@@ -65,6 +70,7 @@ impl Suspicion {
         self.waiting_us = None;
         self.wish = None;
         self.is_forwarded = false;
+        self.is_admitting = false;
         self.calm_us = now_us.saturating_add(CALM_FACTOR * base_us);
     }
 }
@@ -150,6 +156,7 @@ impl Machine {
         }
         let stalled = waiting_us.saturating_add(patience_us) <= now_us;
         if stalled || starved {
+            self.suspicion.is_admitting = false;
             self.suspicion.waiting_us = Some(now_us);
             self.suspicion.is_forwarded = false;
             self.want(View(view.0 + 1), out);
@@ -307,6 +314,7 @@ impl Machine {
             // The same candidate goes on leading; above an attempt to start that the machine takes part in.
             let machines = u64::from(self.configuration.machines());
             let ahead = hello.view.map_or(0, |other| other.0.saturating_sub(view.0) / machines);
+            self.suspicion.is_admitting = true;
             self.want(View(view.0 + machines * (1 + ahead.min(VIEWS_AHEAD_MAX))), out);
         }
     }

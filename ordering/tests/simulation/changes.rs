@@ -93,3 +93,22 @@ fn a_primary_that_gives_requests_to_wrong_groups_is_replaced() {
         cluster.check_logs();
     }
 }
+
+#[test]
+fn machines_that_return_do_not_slow_down_the_change_that_is_needed() {
+    let mut cluster = live(71, 1);
+    for machine in [M1, M2, M3] {
+        cluster.crash(machine);
+        submit(&mut cluster, 3);
+        cluster.start(machine);
+        cluster.run(50_000);
+        assert!(cluster.run_until(3_000_000, Cluster::is_live), "{}", cluster.describe());
+        submit(&mut cluster, 3);
+    }
+    let leader = cluster.leader();
+    cluster.crash(leader);
+    cluster.submit();
+    // 300 ms at default timers, which each of the three views that were left would have doubled.
+    assert!(cluster.run_until(900_000, Cluster::is_done), "{}", cluster.describe());
+    cluster.check();
+}
