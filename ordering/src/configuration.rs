@@ -129,7 +129,7 @@ pub enum Mutant {
     PbftSayOnce,
     /// PBFT: COMMIT is sent without 2f+1 PREPAREs.
     PbftCommitUnprepared,
-    /// PBFT, rule 8: what was decided is forgotten.
+    /// PBFT, rule 8: what was decided is taken again.
     PbftForgetDecided,
 }
 

@@ -80,7 +80,8 @@ impl Machine {
 
     fn take_request(&mut self, digest: Digest, request: &Arc<Request>, out: &mut Vec<Output>) {
         // A number that is decided may only be one of those that are missing (a faulty primary may order it twice).
-        if self.clients.is_new(request.client, request.number, request.floor) || self.bodies.is_missing(&digest) {
+        let is_new = self.clients.is_new(request.client, request.number, request.floor);
+        if is_new || self.bodies.is_missing(&digest) || self.configuration.is(Mutant::PbftForgetDecided) {
             self.take_body(digest, request, out);
         }
     }
@@ -171,9 +172,7 @@ impl Machine {
 
     /// A request is decided.
     pub(crate) fn finish(&mut self, digest: &Digest, request: &Arc<Request>) {
-        if !self.configuration.is(Mutant::PbftForgetDecided) {
-            self.clients.record(request.client, request.number, request.floor);
-        }
+        self.clients.record(request.client, request.number, request.floor);
         self.bodies.finish(request.client, request.number, request.floor);
         self.waiting.remove(digest);
     }
