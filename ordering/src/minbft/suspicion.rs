@@ -21,6 +21,9 @@ const DOUBLINGS_MAX: u32 = 6;
 /// A request may wait this many times longer than the whole stream may stand still: others are ordered meanwhile.
 const STARVED_FACTOR: u64 = 8;
 
+/// A request that waits so many waiting times while others are decided is passed on to the primary, again and again.
+const PASS_ON_FACTOR: u64 = 2;
+
 /// After this many base times of good service, waiting times halve once.
 const CALM_FACTOR: u64 = 16;
 
@@ -41,6 +44,8 @@ pub(crate) struct Suspicion {
     mark: (Order, u64),
     /// What waits was passed on to the primary.
     is_forwarded: bool,
+    /// Until when nothing is passed on although others are decided, monotonic.
+    passed_on_us: u64,
     /// The view that we want, and until when, monotonic.
     wish: Option<(View, u64)>,
     /// When to say so again, monotonic.
@@ -116,13 +121,23 @@ impl Machine {
             waiting_us.saturating_add(share_us)
         });
         let starved_us = self.starved_us().unwrap_or(u64::MAX);
-        repeat_us.min(stalled_us).min(starved_us)
+        let pass_on_us = self.pass_on_us().unwrap_or(u64::MAX);
+        repeat_us.min(stalled_us).min(starved_us).min(pass_on_us)
     }
 
     /// When the request that has waited longest has waited too long.
     fn starved_us(&self) -> Option<u64> {
         let oldest_us = self.bodies.oldest_us().filter(|_| self.configuration.has_replicas())?;
         Some(oldest_us.saturating_add(STARVED_FACTOR * self.patience_us()))
+    }
+
+    /// When to pass on the request that has waited longest, although others are decided: the primary may lack it.
+    fn pass_on_us(&self) -> Option<u64> {
+        let is_follower = self.live.as_ref().is_some_and(|live| live.leading.is_none());
+        let passes_on = is_follower && self.configuration.has_replicas();
+        let oldest_us = self.bodies.oldest_us().filter(|_| passes_on)?;
+        let due_us = oldest_us.saturating_add(PASS_ON_FACTOR * self.patience_us());
+        Some(due_us.max(self.suspicion.passed_on_us))
     }
 
     pub(crate) fn suspicion_timer(&mut self, out: &mut Vec<Output>) {
@@ -139,6 +154,10 @@ impl Machine {
         }
         let patience_us = self.patience_us();
         self.forget_decided();
+        if self.pass_on_us().is_some_and(|pass_on_us| pass_on_us <= now_us) {
+            self.suspicion.passed_on_us = now_us.saturating_add(PASS_ON_FACTOR * patience_us);
+            self.forward_pending(out);
+        }
         let starved = self.starved_us().is_some_and(|starved_us| starved_us <= now_us);
         if starved {
             let since_us = now_us.saturating_sub(STARVED_FACTOR * patience_us);

@@ -17,37 +17,62 @@ use crate::verified::Verified;
 /// A request that waits so many timeouts is starved, whatever else is decided.
 const STARVED_TIMEOUTS: u64 = 8;
 
+/// A request is forwarded again after so many timeouts: what was forwarded may have got lost.
+const FORWARD_AGAIN_TIMEOUTS: u64 = 2;
+
 /// Requests that are watched beyond those that are awaited, before they are cleaned.
 const WAITING_SLACK: usize = 1024;
 
 /// Requests that are known and not decided, by how long they wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    since_us: BTreeMap<Digest, u64>,
+    since_us: BTreeMap<Digest, Since>,
     oldest: BTreeSet<(u64, Digest)>,
-    /// Those that were not forwarded to the primary of this view.
+    /// The same, by when they were last forwarded to the primary, or else by how long they wait.
     unforwarded: BTreeSet<(u64, Digest)>,
+}
+
+/// Since when a request waits.
+#[derive(Debug)]
+struct Since {
+    known_us: u64,
+    /// The key in `unforwarded`.
+    unforwarded_us: u64,
 }
 
 impl Waiting {
     pub(crate) fn add(&mut self, digest: Digest, now_us: u64) {
         if let std::collections::btree_map::Entry::Vacant(entry) = self.since_us.entry(digest) {
-            entry.insert(now_us);
+            entry.insert(Since {
+                known_us: now_us,
+                unforwarded_us: now_us,
+            });
             self.oldest.insert((now_us, digest));
             self.unforwarded.insert((now_us, digest));
         }
     }
 
     pub(crate) fn remove(&mut self, digest: &Digest) {
-        if let Some(since_us) = self.since_us.remove(digest) {
-            self.oldest.remove(&(since_us, *digest));
-            self.unforwarded.remove(&(since_us, *digest));
+        if let Some(since) = self.since_us.remove(digest) {
+            self.oldest.remove(&(since.known_us, *digest));
+            self.unforwarded.remove(&(since.unforwarded_us, *digest));
+        }
+    }
+
+    /// A request is forwarded: it counts as unforwarded again from then on.
+    fn forwarded(&mut self, digest: &Digest, again_us: u64) {
+        if let Some(since) = self.since_us.get_mut(digest) {
+            self.unforwarded.remove(&(since.unforwarded_us, *digest));
+            since.unforwarded_us = again_us;
+            self.unforwarded.insert((again_us, *digest));
         }
     }
 
     /// A view begins: everything waits anew.
     pub(crate) fn restart(&mut self, now_us: u64) {
-        self.since_us.values_mut().for_each(|since_us| *since_us = now_us);
+        for since in self.since_us.values_mut() {
+            (since.known_us, since.unforwarded_us) = (now_us, now_us);
+        }
         self.oldest = self.since_us.keys().map(|digest| (now_us, *digest)).collect();
         self.unforwarded = self.oldest.clone();
     }
@@ -62,7 +87,12 @@ impl Waiting {
 
     pub(crate) fn check_invariants(&self) {
         assert_eq!(self.since_us.len(), self.oldest.len());
-        assert!(self.unforwarded.is_subset(&self.oldest));
+        let is_known = |(since_us, digest): &(u64, Digest)| {
+            let since = self.since_us.get(digest);
+            since.is_some_and(|since| since.unforwarded_us == *since_us)
+        };
+        assert_eq!(self.since_us.len(), self.unforwarded.len());
+        assert!(self.unforwarded.iter().all(is_known));
     }
 }
 
@@ -276,13 +306,15 @@ impl Machine {
     fn forward(&mut self, out: &mut Vec<Output>) {
         let mut requests = Vec::new();
         let mut bytes = 0;
+        let again_us = self.now.monotonic_us + FORWARD_AGAIN_TIMEOUTS * self.patience_us();
         while self
             .forward_us()
             .is_some_and(|forward_us| forward_us <= self.now.monotonic_us)
         {
-            let Some((_, digest)) = self.waiting.unforwarded.pop_first() else {
+            let Some((_, digest)) = self.waiting.unforwarded.first().copied() else {
                 break;
             };
+            self.waiting.forwarded(&digest, again_us);
             if let Some(request) = self.bodies.pending(&digest) {
                 bytes += request.operation.len();
                 requests.push(request.clone());

@@ -209,3 +209,16 @@ fn a_request_that_the_primary_lacks_is_forwarded() {
     settle(&mut cluster, "forwarded");
     assert_eq!(cluster.machine(M1).status().view.0, 0, "and the primary stays");
 }
+
+#[test]
+fn a_request_that_the_primary_lacks_is_forwarded_again() {
+    // Its client reaches m3 only, and what m3 forwards gets lost for a while.
+    let mut cluster = Cluster::new(24, 1, 2);
+    cluster.deaf = [MachineId(0), M1, M2].into();
+    cluster.filter = |_, _, message| !matches!(message, Message::Forward(_));
+    submit_for(&mut cluster, 5);
+    cluster.run(2_000_000);
+    assert_eq!(cluster.decided.len(), 0);
+    cluster.filter = |_, _, _| true;
+    settle(&mut cluster, "forwarded again");
+}

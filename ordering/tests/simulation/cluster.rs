@@ -439,6 +439,12 @@ impl Cluster {
         self.schedule(self.now_us + 1, to, None, Event::Request { index });
     }
 
+    /// Sends the last request to all machines, deaf ones too.
+    pub(crate) fn send_last_request_to_all(&mut self) {
+        let last = self.submitted.len() - 1;
+        self.machines().for_each(|to| self.send_request(last, to));
+    }
+
     fn retransmit_requests(&mut self) {
         if self.retransmit_us > self.now_us {
             return;

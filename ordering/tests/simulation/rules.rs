@@ -398,6 +398,22 @@ fn rule_5_a_request_that_the_primary_lacks_is_passed_on_before_it_is_suspected()
 }
 
 #[test]
+fn rule_5_a_request_that_the_primary_lacks_is_passed_on_while_others_are_decided() {
+    let mut cluster = live(38, 2);
+    // The client of the first request reaches m3 only; those of all others reach everybody.
+    cluster.deaf = [MachineId(0), M1, M2].into();
+    let passed_over = cluster.submit();
+    for _ in 0..40 {
+        cluster.submit();
+        cluster.send_last_request_to_all();
+        cluster.run(50_000);
+    }
+    assert!(cluster.is_decided(&passed_over), "within 2 s, while others are decided");
+    assert_eq!(changed(&cluster), []);
+    cluster.check();
+}
+
+#[test]
 fn rule_5_a_silent_primary_is_replaced_and_so_is_a_silent_successor() {
     let mut cluster = live(36, 2);
     submit(&mut cluster, 10);
