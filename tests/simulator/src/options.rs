@@ -106,6 +106,12 @@ options! {
     cut_bytes: u64,
     /// A machine looks at its inputs only so often, and takes what has come together; in microseconds, 0: at once.
     together_us: u64,
+    /// Correct replicas that each client reaches, drawn for each client, for the whole run; 0: it reaches every machine.
+    clients_reach: u8,
+    /// The last of several clients reaches every machine, and submits on for as long as a request of the others is open.
+    busy_client: bool,
+    /// Times that the counter of a machine is spent on something that the machine did not ask for: it must stop.
+    spent_counters: u32,
     /// Whether the adversaries' trusted counters keep their promise (`True`), or certify everything (`Broken`).
     counters: Trust,
 }
@@ -144,6 +150,9 @@ impl Options {
             log_bytes_max: 1 << 32,
             cut_bytes: 1 << 24,
             together_us: 0,
+            clients_reach: 0,
+            busy_client: false,
+            spent_counters: 0,
             counters: Trust::True,
             adversaries: Vec::new(),
         };
@@ -152,6 +161,11 @@ impl Options {
         options.cut_bytes = *pick(&mut rng, &[1, 5_000, 1 << 24]);
         options.calm_for_changes(&mut rng);
         options.together_us = *pick(&mut rng, &[0, 0, 200, 5_000]);
+        // A request that the only replica which has it cannot bring to a liar needs f+1 that have it.
+        let reach_min = if options.adversaries.is_empty() { 1 } else { faults + 1 };
+        options.clients_reach = *pick(&mut rng, &[0, 0, reach_min]);
+        options.busy_client = rng.random_bool(0.3);
+        options.spent_counters = if is_calm { 0 } else { *pick(&mut rng, &[0, 0, 1]) };
         options
     }
 

@@ -1,14 +1,16 @@
 //! What must hold, one property per file. Checkers see what correct machines and voters do, and what clients
 //! signed; never the inside of the protocol.
 
-use ordering::agreement::Status;
+use ordering::agreement::{MisbehaviourKind, Phase, Status};
 use ordering::configuration::Configuration;
 use ordering::identifiers::{Digest, GroupId, MachineId, Order};
 use ordering::message::{CommitDbEntry, Request};
+use ordering::verified::Rejection;
 
-use crate::protocol::HistoryEnd;
+use crate::protocol::{HistoryEnd, Proposal};
 use crate::violation::Violation;
 
+mod accusation;
 mod agreement;
 mod checkpoint;
 mod durability;
@@ -16,6 +18,8 @@ mod exactly_once;
 mod liveness;
 mod memory;
 mod order;
+mod own_counter;
+mod proposal;
 #[cfg(test)]
 mod tests;
 mod validity;
@@ -78,6 +82,40 @@ pub enum Observation<'a> {
         /// Bytes of messages that the step has sent, to all receivers together.
         sent_bytes: usize,
     },
+    /// A correct machine, as primary, has sent a batch (again).
+    Proposed {
+        /// The machine.
+        machine: MachineId,
+        /// The batch.
+        proposal: &'a Proposal,
+    },
+    /// A correct machine says that another correct machine breaks the rules.
+    Accused {
+        /// The machine that says so.
+        by: MachineId,
+        /// The other one.
+        machine: MachineId,
+        /// What it is said to do.
+        kind: MisbehaviourKind,
+    },
+    /// A correct machine has refused what another correct machine sent.
+    Refused {
+        /// The machine that refused it.
+        by: MachineId,
+        /// The other one.
+        machine: MachineId,
+        /// What was sent.
+        kind: &'static str,
+        /// Why it was refused.
+        rejection: Rejection,
+    },
+    /// The counter of a correct machine has given it a warrant that does not follow its last one.
+    CounterSkipped {
+        /// The machine.
+        machine: MachineId,
+        /// What it does now.
+        phase: Phase,
+    },
     /// The liveness phase is over: the state of a correct machine that is up.
     Ended {
         /// The machine.
@@ -112,6 +150,9 @@ impl Checkers {
             Box::new(durability::Durability::default()),
             Box::new(checkpoint::Checkpoint::default()),
             Box::new(memory::BoundedMemory::new(clients)),
+            Box::new(proposal::Proposals::default()),
+            Box::new(own_counter::OwnCounter),
+            Box::new(accusation::Accusations),
         ])
     }
 

@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     Forget(MachineId, usize),
     /// The adversaries begin.
     Corruption,
+    /// A counter certifies something that its machine did not ask for.
+    SpendCounter(MachineId),
     /// Twins change sides: the bits say who is connected to which.
     Sides(u64),
 }
@@ -77,6 +79,10 @@ pub(crate) fn schedule(options: &Options, machines: u8, rng: &mut impl Rng) -> V
     }
     for _ in 0..3 {
         faults.push((rng.random_range(0..end_us), Fault::Sides(rng.random())));
+    }
+    for _ in 0..options.spent_counters {
+        let victim = machine(rng);
+        faults.push((rng.random_range(0..end_us), Fault::SpendCounter(victim)));
     }
     faults.sort_by_key(|(at_us, _)| *at_us);
     faults

@@ -1,6 +1,7 @@
 //! One running copy of a machine: usually the only one, under an adversary perhaps one of twins.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use ordering::agreement::Input;
@@ -35,6 +36,8 @@ pub(crate) struct Instance<P: Protocol> {
     /// What the adversary does with it; none: it is correct.
     pub(crate) script: Option<Script<P>>,
     pub(crate) seen: Vec<Seen>,
+    /// Values that the counter was spent on something else at, by slot.
+    pub(crate) spent: BTreeMap<u32, u64>,
     /// Inputs that it has not looked at.
     pub(crate) waiting: Vec<Input<P::Message>>,
 }
@@ -56,6 +59,7 @@ impl<P: Protocol> Instance<P> {
             timer_us: None,
             script: None,
             seen: Vec::new(),
+            spent: BTreeMap::new(),
             waiting: Vec::new(),
         }
     }
@@ -67,6 +71,23 @@ impl<P: Protocol> Instance<P> {
         twin.disk = self.disk.clone();
         twin.counter = Rc::clone(&self.counter);
         twin
+    }
+
+    /// The counter certifies, in every slot, something that the machine did not ask for.
+    pub(crate) fn spend_counter(&mut self) {
+        let mut counter = self.counter.borrow_mut();
+        for slot in 0..=u32::from(self.configuration.groups) {
+            self.spent.insert(slot, counter.create(slot, &[0; 32]).value);
+        }
+    }
+
+    /// Whether an input shows the machine that its counter was spent on something else.
+    pub(crate) fn shows_spent_counter(&self, input: &Input<P::Message>) -> bool {
+        let Input::Certified { warrant, .. } = input else {
+            return false;
+        };
+        let spent = self.spent.get(&warrant.slot);
+        spent.is_some_and(|spent| warrant.value > *spent)
     }
 
     pub(crate) fn see(&mut self, seen: Seen) {

@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use ordering::agreement::{Agreement, Phase};
 use ordering::identifiers::MachineId;
+use rand::RngExt;
 
 use super::faults::Fault;
-use super::{Cluster, Observation};
+use super::{Cluster, Event, Observation};
 use crate::adversary::{Behaviour, Script};
 use crate::counter::{Counter, Trust};
 use crate::protocol::Protocol;
@@ -23,7 +24,7 @@ impl<P: Protocol> Cluster<P> {
                     let others = self.machines().filter(|other| *other != machine);
                     let links: Vec<_> = others.flat_map(|other| [(machine, other), (other, machine)]).collect();
                     self.network.cut(&links);
-                    self.schedule(self.now_us + out_us, super::Event::Fault(Fault::Mend(links)));
+                    self.schedule(self.now_us + out_us, Event::Fault(Fault::Mend(links)));
                 }
             }
             Fault::Start(machine) => self.start_machine(machine),
@@ -35,6 +36,7 @@ impl<P: Protocol> Cluster<P> {
                 of_machine.for_each(|instance| instance.slowness = slowness);
             }
             Fault::Forget(machine, records) => self.forget(machine, records),
+            Fault::SpendCounter(machine) => self.spend_counter(machine),
             Fault::Corruption => self.corrupt(),
             Fault::Sides(sides) => self.sides = sides,
         }
@@ -109,6 +111,7 @@ impl<P: Protocol> Cluster<P> {
         instance.life += 1;
         instance.is_syncing = false;
         instance.timer_us = None;
+        instance.spent.clear();
         if let Some(script) = instance.script.as_mut() {
             script.certified.clear();
             script.promised.clear();
@@ -143,6 +146,28 @@ impl<P: Protocol> Cluster<P> {
             self.crash_machine(machine);
         }
         self.note_cold();
+    }
+
+    /// The counter of a machine is used behind its back, in all slots.
+    fn spend_counter(&mut self, machine: MachineId) {
+        for index in self.indices(machine) {
+            if self.is_correct(machine) && self.instances[index].running.is_some() {
+                self.instances[index].spend_counter();
+            }
+        }
+    }
+
+    /// A machine has seen that its counter was spent on something else: it is restarted a little later.
+    pub(super) fn restart_stopped(&mut self, index: usize) {
+        let instance = &mut self.instances[index];
+        instance.spent.clear();
+        let (machine, down_us) = (instance.machine, self.rng.random_range(20_000..500_000));
+        let phase = instance.running.as_ref().map(|running| running.status().phase);
+        if let Some(phase) = phase {
+            self.observe(&Observation::CounterSkipped { machine, phase });
+        }
+        self.schedule(self.now_us + down_us, Event::Fault(Fault::Crash(machine)));
+        self.schedule(self.now_us + down_us + 1, Event::Fault(Fault::Start(machine)));
     }
 
     /// A liar restarts with an old state.
@@ -211,7 +236,7 @@ impl<P: Protocol> Cluster<P> {
         for number in numbers {
             let Some(event) = events.remove(&number) else { continue };
             // What was on its way arrives now; what was still to go wrong does not.
-            if !matches!(event, super::Event::Fault(_)) {
+            if !matches!(event, Event::Fault(_)) {
                 self.schedule(self.now_us + 1, event);
             }
         }
@@ -219,6 +244,11 @@ impl<P: Protocol> Cluster<P> {
             instance.slowness = 1;
             instance.timer_us = None;
         });
+        for index in 0..self.instances.len() {
+            if !self.instances[index].spent.is_empty() || self.is_stopped(index) {
+                self.crash_machine(self.instances[index].machine);
+            }
+        }
         for machine in self.machines() {
             self.start_machine(machine);
         }
@@ -226,6 +256,12 @@ impl<P: Protocol> Cluster<P> {
             self.schedule_timer(index);
         }
         self.note_cold();
+    }
+
+    /// Whether a machine has found its counter spent, and waits to be restarted.
+    fn is_stopped(&self, index: usize) -> bool {
+        let running = self.instances[index].running.as_ref();
+        running.is_some_and(|machine| machine.status().phase == Phase::Stopped)
     }
 
     /// Everything loses power and comes back: how a protocol without rejoining gets its machines back.

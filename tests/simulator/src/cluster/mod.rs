@@ -152,6 +152,8 @@ pub struct Cluster<P: Protocol> {
     /// By machine; none: the machine has no voter.
     voters: Vec<Option<Voter>>,
     clients: Vec<Client>,
+    /// Machines that each correct client reaches, as bits.
+    reached: Vec<u64>,
     byzantine_clients: Vec<ByzantineClient>,
     /// Requests that each correct client has still to submit.
     to_submit: Vec<u32>,
@@ -212,6 +214,7 @@ impl<P: Protocol> Cluster<P> {
             epochs: vec![0; usize::from(machines)],
             voters: voters.collect(),
             to_submit: vec![options.requests; clients.len()],
+            reached: draw_reached::<P>(&options, &mut rng),
             clients,
             byzantine_clients,
             submits_until_us: options.safety_ms * 1000,
@@ -470,6 +473,25 @@ fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
         assert!(configuration.mutant.is_some(), "no mutant {name}");
     }
     configuration
+}
+
+/// The machines that each correct client reaches, as bits.
+fn draw_reached<P: Protocol>(options: &Options, rng: &mut impl Rng) -> Vec<u64> {
+    let mut reached = vec![u64::MAX; options.clients as usize];
+    let replicas: Vec<MachineId> = P::configuration(MachineId(0), Faults(options.faults), options.groups)
+        .replica_machines()
+        .filter(|machine| options.behaviours(*machine).is_empty())
+        .collect();
+    let busy = usize::from(options.busy_client && options.clients > 1);
+    let few = reached.len() - busy;
+    for bits in reached.iter_mut().take(few).filter(|_| options.clients_reach > 0) {
+        let mut correct = replicas.clone();
+        while correct.len() > usize::from(options.clients_reach) {
+            correct.swap_remove(rng.random_range(0..correct.len()));
+        }
+        *bits = correct.iter().map(|machine| 1 << machine.0).sum();
+    }
+    reached
 }
 
 fn draw_clock(options: &Options, rng: &mut impl Rng) -> Clock {

@@ -6,7 +6,7 @@ use ordering::agreement::To;
 use ordering::identifiers::{MachineId, Order};
 use rand::RngExt;
 
-use super::{Cluster, Event, Packet};
+use super::{Cluster, Event, Observation, Packet};
 use crate::adversary::{Behaviour, Tools};
 use crate::protocol::{Protocol, Tampered};
 use crate::voter::Wanted;
@@ -29,6 +29,11 @@ impl<P: Protocol> Cluster<P> {
         if self.instances[index].script.is_some() {
             self.send_by_script(index, &targets, message);
             return 0;
+        }
+        if let Some(proposal) = P::proposal(&message) {
+            let machine = from;
+            let proposal = &proposal;
+            self.observe(&Observation::Proposed { machine, proposal });
         }
         let bytes = encode(&message);
         for target in &targets {

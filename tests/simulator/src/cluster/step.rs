@@ -50,7 +50,20 @@ impl<P: Protocol> Cluster<P> {
     fn receive(&mut self, from: MachineId, to: usize, bytes: &[u8], is_forged: bool) {
         match self.verify(from, bytes) {
             None => self.counts.undecodable += 1,
-            Some(Err(rejection)) => *self.counts.rejected.entry(rejection).or_default() += 1,
+            Some(Err(rejection)) => {
+                *self.counts.rejected.entry(rejection).or_default() += 1;
+                let by = self.instances[to].machine;
+                if self.is_correct(from) && self.is_correct(by) {
+                    let kind = borsh::from_slice(bytes).map_or("message", |message| P::kind(&message));
+                    let machine = from;
+                    self.observe(&Observation::Refused {
+                        by,
+                        machine,
+                        kind,
+                        rejection,
+                    });
+                }
+            }
             Some(Ok(message)) => {
                 if is_forged {
                     let kind = P::kind(message.message());
@@ -183,6 +196,7 @@ impl<P: Protocol> Cluster<P> {
     fn step_all(&mut self, index: usize, inputs: Vec<Input<P::Message>>) {
         let instance = &mut self.instances[index];
         let now = instance.clock.now(self.now_us);
+        let shows_spent = inputs.iter().any(|input| instance.shows_spent_counter(input));
         let Some(machine) = instance.running.as_mut() else {
             return;
         };
@@ -209,6 +223,9 @@ impl<P: Protocol> Cluster<P> {
             sent_bytes += self.carry_out(index, output);
         }
         self.schedule_timer(index);
+        if shows_spent {
+            self.restart_stopped(index);
+        }
         if is_correct && (self.counts.sent > sent_before || self.counts.steps.is_multiple_of(8)) {
             self.observe_step(index, sent_bytes);
         }
@@ -279,6 +296,12 @@ impl<P: Protocol> Cluster<P> {
                 if self.is_correct(machine) {
                     let key = (misbehaviour.machine, misbehaviour.kind);
                     *self.counts.reports.entry(key).or_default() += 1;
+                    if self.is_correct(misbehaviour.machine) && misbehaviour.machine != machine {
+                        let (accused, kind) = (misbehaviour.machine, misbehaviour.kind);
+                        let by = machine;
+                        let machine = accused;
+                        self.observe(&Observation::Accused { by, machine, kind });
+                    }
                 }
             }
         }

@@ -159,7 +159,6 @@ impl<P: Protocol> Cluster<P> {
 
     fn submit(&mut self) {
         let ticks_left = self.submits_until_us.saturating_sub(self.now_us) / TICK_US + 1;
-        let bytes_max = self.options.operation_bytes_max;
         for client in 0..self.clients.len() {
             let share = u64::from(self.to_submit[client]).div_ceil(ticks_left);
             for _ in 0..self
@@ -168,11 +167,11 @@ impl<P: Protocol> Cluster<P> {
                 .min(u64::from(self.to_submit[client]))
             {
                 self.to_submit[client] -= 1;
-                let verified = self.clients[client].submit(&self.directory, self.now_us, bytes_max, &mut self.rng);
-                let (request, digest) = (verified.message().clone(), *verified.digest());
-                let request = &request;
-                self.observe(&Observation::Signed { request, digest });
+                self.submit_one(client);
             }
+        }
+        if self.is_busy() {
+            self.submit_one(self.clients.len() - 1);
         }
         if self.now_us < self.submits_until_us {
             for client in 0..self.byzantine_clients.len() {
@@ -181,6 +180,22 @@ impl<P: Protocol> Cluster<P> {
                 }
             }
         }
+    }
+
+    fn submit_one(&mut self, client: usize) {
+        let bytes_max = self.options.operation_bytes_max;
+        let verified = self.clients[client].submit(&self.directory, self.now_us, bytes_max, &mut self.rng);
+        let (request, digest) = (verified.message().clone(), *verified.digest());
+        let request = &request;
+        self.observe(&Observation::Signed { request, digest });
+    }
+
+    /// Whether the busy client goes on after the safety phase: nothing else must be passed over for its requests.
+    fn is_busy(&self) -> bool {
+        let Some((_, others)) = self.clients.split_last().filter(|_| self.options.busy_client) else {
+            return false;
+        };
+        self.now_us >= self.submits_until_us && others.iter().any(|client| client.unended().next().is_some())
     }
 
     /// Lets each correct client submit some more requests, at once.
@@ -192,7 +207,7 @@ impl<P: Protocol> Cluster<P> {
     fn resend(&mut self) {
         for client in 0..self.clients.len() {
             for verified in self.clients[client].due(self.now_us) {
-                self.send_request(u64::MAX, &verified);
+                self.send_request(self.reached[client], &verified);
             }
         }
     }

@@ -7,7 +7,7 @@ use ordering::identifiers::MachineId;
 use ordering::minbft::{Admission, LogAnswer, LogIndex, LogReader, Machine, Message, Record, Recovery, verify_message};
 use ordering::verified::{Rejection, Verified};
 
-use super::{HistoryEnd, Protocol, Reading, Tampered};
+use super::{HistoryEnd, Proposal, Protocol, Reading, Tampered};
 use crate::adversary::{Script, Tools};
 use crate::counter::Counter;
 use crate::lies::Fate::{Either, Passes, Refused};
@@ -182,6 +182,17 @@ impl Protocol for MinBft {
             Message::Endorse(_) => "ENDORSE",
             Message::AcknowledgeView(_) => "ACKNOWLEDGE-VIEW",
         }
+    }
+
+    fn proposal(message: &Message) -> Option<Proposal> {
+        let Message::Prepare(prepare) = message else {
+            return None;
+        };
+        Some(Proposal {
+            view: prepare.view.0,
+            place: prepare.warrant.value,
+            digests: prepare.entries.iter().map(|entry| entry.digest).collect(),
+        })
     }
 
     fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message> {

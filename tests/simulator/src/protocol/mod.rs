@@ -51,6 +51,17 @@ pub struct HistoryEnd {
     pub hash: Digest,
 }
 
+/// A batch that a primary sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// The view.
+    pub view: u64,
+    /// Which batch of it: the same when it is sent again.
+    pub place: u64,
+    /// The requests, in their order.
+    pub digests: Vec<Digest>,
+}
+
 /// The adapter of one protocol.
 pub trait Protocol: Sized + 'static {
     /// As it is written on the command line.
@@ -105,6 +116,9 @@ pub trait Protocol: Sized + 'static {
 
     /// The kind of a message, for event logs and for adversaries that choose by kind.
     fn kind(message: &Self::Message) -> &'static str;
+
+    /// The batch that a primary proposes with this message.
+    fn proposal(message: &Self::Message) -> Option<Proposal>;
 
     /// The same message with other content and the old signature; none when nothing in it is signed.
     ///

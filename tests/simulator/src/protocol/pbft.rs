@@ -7,7 +7,7 @@ use ordering::identifiers::MachineId;
 use ordering::pbft::{LogAnswer, LogIndex, LogReader, Machine, Message, Record, Recovery, verify_message};
 use ordering::verified::{Rejection, Verified};
 
-use super::{HistoryEnd, Protocol, Reading, Tampered};
+use super::{HistoryEnd, Proposal, Protocol, Reading, Tampered};
 use crate::adversary::{Script, Tools};
 use crate::counter::Counter;
 use crate::lies::Fate::{Passes, Refused};
@@ -139,6 +139,17 @@ impl Protocol for Pbft {
             Message::ViewChange(_) => "VIEW-CHANGE",
             Message::NewView(_) => "NEW-VIEW",
         }
+    }
+
+    fn proposal(message: &Message) -> Option<Proposal> {
+        let Message::PrePrepare(proposed) = message else {
+            return None;
+        };
+        Some(Proposal {
+            view: proposed.view.0,
+            place: proposed.batch.number,
+            digests: proposed.batch.entries.iter().map(|entry| entry.digest).collect(),
+        })
     }
 
     fn forge(message: &Message, tools: &mut Tools<'_>) -> Option<Message> {
