@@ -78,6 +78,8 @@ behaviours! {
     LyingAdmissions = "lying-admissions",
     /// Commits in a view after it has left it.
     CommittingLate = "committing-late",
+    /// As replica: leaves one COMMIT out and sends hundreds of later ones, which nobody can follow.
+    RunningAhead = "running-ahead",
 }
 
 impl Behaviour {

@@ -39,6 +39,7 @@ const LIES: &[Lie] = &[
     ("breaks the order", Passes),
     ("commits something else", Passes),
     ("commits after leaving", Passes),
+    ("commits far ahead", Passes),
     ("checkpoint that never was", Passes),
     ("has followed what it has not", Passes),
     ("wants another view", Passes),

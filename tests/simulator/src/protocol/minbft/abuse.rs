@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
-use ordering::configuration::PRIMARY_SLOT;
+use ordering::configuration::{COMMIT_WINDOW, PRIMARY_SLOT};
 use ordering::identifiers::{Digest, GroupId, Order, View};
 use ordering::minbft::{Checkpoint, Commit, Message, Prepare, PrepareEntry};
 use rand::RngExt;
@@ -22,6 +22,10 @@ pub(super) fn tamper(script: &mut Script<MinBft>, message: &Message, tools: &mut
             late(script, &prepare.warrant, tools, |script, tools| {
                 prepares(script, prepare, tools)
             })
+        }
+        Message::Commit(commit) if !script.memory.has_run_ahead && script.does(Behaviour::RunningAhead, tools.rng) => {
+            script.memory.has_run_ahead = true;
+            Tampered::Instead(run_ahead(commit, tools))
         }
         Message::Commit(commit) => late(script, &commit.warrant, tools, |script, tools| {
             commits(script, commit, tools)
@@ -150,6 +154,22 @@ fn commits(script: &mut Script<MinBft>, commit: &Arc<Commit>, tools: &mut Tools<
         }
     }
     vec![(u64::MAX, Message::Commit(Arc::new(altered)))]
+}
+
+/// COMMITs behind one that nobody gets: more than any machine may keep.
+fn run_ahead(commit: &Commit, tools: &mut Tools<'_>) -> Wanted {
+    tools.tell("commits far ahead");
+    let slot = commit.warrant.slot;
+    tools.counter.create(slot, &[0; 32]);
+    let last = commit.batches.last().map_or(0, |(value, _)| *value);
+    let ahead = |value: u64| {
+        let mut copy = Commit::clone(commit);
+        copy.batches = vec![(last + value, tools.noise())];
+        let digest = Commit::digest(copy.view, copy.group, &copy.batches);
+        copy.warrant = tools.counter.create(slot, &digest);
+        (u64::MAX, Message::Commit(Arc::new(copy)))
+    };
+    (1..=COMMIT_WINDOW + 50).map(ahead).collect()
 }
 
 /// An accomplice of an equivocating primary confirms to each machine the batches that this one has got.

@@ -44,6 +44,8 @@ pub struct Memory {
     /// The own VIEW-CHANGEs as they were certified.
     pub(super) changes: BTreeMap<View, Arc<ViewChange>>,
     pub(super) hellos: Vec<Arc<Hello>>,
+    /// Whether a replica's counter was run far ahead: once is enough for a run.
+    pub(super) has_run_ahead: bool,
 }
 
 impl Memory {
