@@ -142,7 +142,8 @@ impl Machine {
         };
         leading.choose_us = now_us + interval_us;
         let view = leading.view;
-        let is_past = self.live.as_ref().is_some_and(|live| live.view >= view);
+        let live_view = self.live.as_ref().map(|live| live.view);
+        let is_past = live_view.max(self.start.joined_view()) >= Some(view);
         if is_past || self.changing.as_ref().is_some_and(|changing| changing.view > view) {
             self.leading_change = None;
         } else if let Some(new_view) = leading.new_view.clone() {
@@ -165,8 +166,9 @@ impl Machine {
             self.learn_wish(request);
         }
         self.count_wishes(out);
-        // m0 goes where f+1 have gone, not where somebody says.
-        let is_higher = self.current_view().is_none_or(|current| current < view);
+        // m0 goes where f+1 have gone, not where somebody says; and not to a view that an attempt to start has passed.
+        let current = self.current_view().max(self.start.joined_view());
+        let is_higher = current.is_none_or(|current| current < view);
         if !self.configuration.has_replicas() && is_higher && compute_change(new_view, &self.configuration).is_some() {
             self.observe(view, out);
         }

@@ -456,6 +456,11 @@ impl Machine {
             return;
         }
         let has_replicas = self.configuration.has_replicas();
+        let changing = self.changing.as_ref().map(|changing| changing.view);
+        if !has_replicas && changing.is_some_and(|view| view < proof.outcome.view) {
+            // m0 watched a change while the others started a higher view: they admit it again.
+            self.abandon_view(out);
+        }
         let Some(joined) = self.start.joined.as_mut().filter(|_| self.live.is_none()) else {
             return;
         };

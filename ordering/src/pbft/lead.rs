@@ -1,6 +1,6 @@
 //! The primary: gives numbers and orders to requests, in batches with one signature each. It sends digests only.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::agreement::To;
@@ -20,22 +20,39 @@ pub(crate) struct Leader {
     pub(crate) is_ready: bool,
     /// Requests in the order in which they came; those that do not wait any more are skipped.
     queue: VecDeque<Digest>,
+    /// What the queue holds: a request that was given up and came again stands in it once (rule 8).
+    queued: HashSet<Digest>,
 }
 
 impl Leader {
     pub(crate) fn new(queue: impl Iterator<Item = Digest>) -> Self {
+        let queue: VecDeque<Digest> = queue.collect();
         Leader {
             is_ready: false,
-            queue: queue.collect(),
+            queued: queue.iter().copied().collect(),
+            queue,
         }
     }
 
     /// Appends a request; `waits` tells whether one still waits, `waiting` how many do.
     pub(crate) fn queue(&mut self, digest: Digest, waiting: usize, waits: impl Fn(&Digest) -> bool) {
-        self.queue.push_back(digest);
-        if self.queue.len() > waiting + QUEUE_SLACK {
-            self.queue.retain(waits);
+        if self.queued.insert(digest) {
+            self.queue.push_back(digest);
         }
+        if self.queue.len() > waiting + QUEUE_SLACK {
+            self.queue.retain(&waits);
+            self.queued.retain(waits);
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some(digest) = self.queue.pop_front() {
+            self.queued.remove(&digest);
+        }
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert_eq!(self.queue.len(), self.queued.len());
     }
 }
 
@@ -68,7 +85,7 @@ impl Machine {
         let (mut entries, mut bytes) = (Vec::new(), 0);
         while let Some(digest) = leader.queue.front() {
             let Some(request) = self.bodies.pending(digest) else {
-                leader.queue.pop_front();
+                leader.pop();
                 continue;
             };
             bytes += request.operation.len();
@@ -81,7 +98,7 @@ impl Machine {
                 group: self.configuration.group_of(request.home),
                 digest: *digest,
             });
-            leader.queue.pop_front();
+            leader.pop();
         }
         let next = self.view.next;
         (!entries.is_empty()).then(|| Batch {
@@ -96,5 +113,22 @@ impl Machine {
     pub(crate) fn queued(&self) -> usize {
         let is_leading = self.view.leading.is_some();
         if is_leading { self.bodies.pending_count() } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_comes_again_is_queued_once() {
+        let mut leader = Leader::new([[1; 32], [2; 32]].into_iter());
+        leader.queue([2; 32], 2, |_| true);
+        leader.queue([3; 32], 3, |_| true);
+        assert_eq!(leader.queue, [[1; 32], [2; 32], [3; 32]]);
+        leader.pop();
+        leader.queue([1; 32], 3, |_| true);
+        assert_eq!(leader.queue, [[2; 32], [3; 32], [1; 32]]);
+        leader.check_invariants();
     }
 }

@@ -319,6 +319,7 @@ impl Agreement for Machine {
         self.checkpoints.check_invariants();
         self.view.check_invariants();
         self.waiting.check_invariants();
+        self.view.leading.iter().for_each(|leader| leader.check_invariants());
         assert!(self.checkpoints.point().order <= self.history.point.order);
         assert!(self.checkpoints.point().order <= self.low_point().order);
         self.window

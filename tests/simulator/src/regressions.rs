@@ -6,6 +6,7 @@ use crate::options::Options;
 pub fn of(protocol: &str) -> &'static str {
     match protocol {
         "minbft" => include_str!("../regressions/minbft.txt"),
+        "pbft" => include_str!("../regressions/pbft.txt"),
         _ => "",
     }
 }

@@ -117,6 +117,11 @@ fn minbft_regressions() {
     no_regression::<MinBft>();
 }
 
+#[test]
+fn pbft_regressions() {
+    no_regression::<Pbft>();
+}
+
 /// `harmless` turns what is broken into what is borne: then nothing may be found.
 fn caught<P: Protocol>(canaries: &[Prey], harmless: impl Fn(&str) -> String) {
     for canary in canaries {

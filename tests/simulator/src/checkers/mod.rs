@@ -82,10 +82,12 @@ pub enum Observation<'a> {
         /// Bytes of messages that the step has sent, to all receivers together.
         sent_bytes: usize,
     },
-    /// A correct machine, as primary, has sent a batch (again).
+    /// A machine, as primary, has sent a batch (again).
     Proposed {
         /// The machine.
         machine: MachineId,
+        /// Whether it is the adversary's.
+        is_byzantine: bool,
         /// The batch.
         proposal: &'a Proposal,
     },

@@ -1,13 +1,14 @@
 //! Every checker finds what it is for.
 
 use bytes::Bytes;
-use ordering::agreement::{Phase, Status};
+use ordering::agreement::{MisbehaviourKind, Phase, Status};
 use ordering::configuration::{Configuration, Faults};
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order, View};
 use ordering::message::{CommitDbEntry, Request};
+use ordering::verified::Rejection;
 
 use super::{Checkers, Observation};
-use crate::protocol::HistoryEnd;
+use crate::protocol::{HistoryEnd, Proposal};
 
 const M1: MachineId = MachineId(1);
 const M2: MachineId = MachineId(2);
@@ -195,4 +196,67 @@ fn checkpoints_and_memory_are_checked() {
         Some("checkpoint")
     );
     assert_eq!(violated(&[stepped(M1, &full, 1)]), Some("bounded memory"));
+}
+
+#[test]
+fn proposals_are_checked() {
+    let proposal = |view: u64, place: u64, marks: &[u8]| Proposal {
+        view,
+        place,
+        digests: marks.iter().map(|mark| [*mark; 32]).collect(),
+    };
+    let (first, again, next_view) = (
+        proposal(0, 1, &[1, 2]),
+        proposal(0, 2, &[3, 1]),
+        proposal(4, 2, &[3, 1]),
+    );
+    let twice_in_one = proposal(0, 1, &[1, 1]);
+    let proposed = |machine, proposal| Observation::Proposed {
+        machine,
+        is_byzantine: false,
+        proposal,
+    };
+    let lied = Observation::Proposed {
+        machine: M2,
+        is_byzantine: true,
+        proposal: &twice_in_one,
+    };
+    let proposed_again = proposal(1, 1, &[1, 1]);
+    assert_eq!(
+        violated(&[proposed(M1, &first), proposed(M1, &first)]),
+        None,
+        "sent again"
+    );
+    assert_eq!(violated(&[proposed(M1, &first), proposed(M1, &next_view)]), None);
+    assert_eq!(violated(&[proposed(M1, &first), proposed(M2, &again)]), None);
+    assert_eq!(
+        violated(&[proposed(M1, &first), proposed(M1, &again)]),
+        Some("proposals")
+    );
+    assert_eq!(violated(&[proposed(M1, &twice_in_one)]), Some("proposals"));
+    assert_eq!(
+        violated(&[lied, proposed(M1, &proposed_again)]),
+        None,
+        "what a liar has left"
+    );
+}
+
+#[test]
+fn accusations_and_own_counters_are_checked() {
+    let accused = Observation::Accused {
+        by: M1,
+        machine: M2,
+        kind: MisbehaviourKind::WrongCommit,
+    };
+    let refused = Observation::Refused {
+        by: M1,
+        machine: M2,
+        kind: "COMMIT",
+        rejection: Rejection::Malformed,
+    };
+    let skipped = |phase| Observation::CounterSkipped { machine: M1, phase };
+    assert_eq!(violated(&[accused]), Some("accusations"));
+    assert_eq!(violated(&[refused]), Some("accusations"));
+    assert_eq!(violated(&[skipped(Phase::Stopped)]), None);
+    assert_eq!(violated(&[skipped(Phase::Live)]), Some("own counter"));
 }

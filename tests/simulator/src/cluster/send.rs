@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ordering::agreement::To;
-use ordering::identifiers::{MachineId, Order};
+use ordering::identifiers::{MachineId, Order, View};
 use rand::RngExt;
 
 use super::{Cluster, Event, Observation, Packet};
 use crate::adversary::{Behaviour, Tools};
-use crate::protocol::{Protocol, Tampered};
+use crate::protocol::{Proposal, Protocol, Tampered};
 use crate::voter::Wanted;
 
 /// How many copies a flooding adversary sends.
@@ -30,11 +30,7 @@ impl<P: Protocol> Cluster<P> {
             self.send_by_script(index, &targets, message);
             return 0;
         }
-        if let Some(proposal) = P::proposal(&message) {
-            let machine = from;
-            let proposal = &proposal;
-            self.observe(&Observation::Proposed { machine, proposal });
-        }
+        self.note_proposal(index, &message);
         let bytes = encode(&message);
         for target in &targets {
             let packet = Packet::Agreement {
@@ -137,7 +133,25 @@ impl<P: Protocol> Cluster<P> {
     fn transmit_message(&mut self, index: usize, target: MachineId, message: &P::Message, is_forged: bool) {
         let bytes = encode(message);
         self.counts.forged += u64::from(is_forged);
+        if !is_forged {
+            self.note_proposal(index, message);
+        }
         self.transmit(index, target, Packet::Agreement { bytes, is_forged });
+    }
+
+    /// Shows the checkers what a machine proposes; not what it only passes on.
+    fn note_proposal(&mut self, index: usize, message: &P::Message) {
+        let instance = &self.instances[index];
+        let (machine, is_byzantine) = (instance.machine, instance.script.is_some());
+        let is_own = |proposal: &Proposal| instance.configuration.primary(View(proposal.view)) == machine;
+        if let Some(proposal) = P::proposal(message).filter(is_own) {
+            let proposal = &proposal;
+            self.observe(&Observation::Proposed {
+                machine,
+                is_byzantine,
+                proposal,
+            });
+        }
     }
 
     fn with_tools<T>(
