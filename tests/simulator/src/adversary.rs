@@ -78,6 +78,8 @@ behaviours! {
     LyingAdmissions = "lying-admissions",
     /// Commits in a view after it has left it.
     CommittingLate = "committing-late",
+    /// As replica: commits with a counter that it has restarted, and spends nothing of the one that is admitted.
+    RestartingCounters = "restarting-counters",
 }
 
 impl Behaviour {
@@ -90,6 +92,7 @@ impl Behaviour {
         Behaviour::LyingStarts,
         Behaviour::LyingCheckpoints,
         Behaviour::CommittingLate,
+        Behaviour::RestartingCounters,
     ];
 
     /// Draws one to four that go together.
@@ -122,6 +125,7 @@ impl Behaviour {
                 | Behaviour::WrongCommits
                 | Behaviour::LyingViewChanges
                 | Behaviour::LyingEndorsements
+                | Behaviour::RestartingCounters
         )
     }
 }
@@ -200,6 +204,11 @@ impl<P: Protocol> Script<P> {
         } else {
             self.heard[rng.random_range(0..HEARD_MAX)] = message.clone();
         }
+    }
+
+    /// Whether the production code is kept from hearing this kind: what it has decided itself, it would not give up.
+    pub fn ignores(&self, kind: &str) -> bool {
+        self.has(Behaviour::RestartingCounters) && kind == "COMMIT"
     }
 
     /// Selective: whether this kind is withheld from that machine, for the whole run.
