@@ -80,6 +80,8 @@ behaviours! {
     CommittingLate = "committing-late",
     /// As replica: leaves one COMMIT out and sends hundreds of later ones, which nobody can follow.
     RunningAhead = "running-ahead",
+    /// As replica: commits with a counter that it has restarted, and spends nothing of the one that is admitted.
+    RestartingCounters = "restarting-counters",
 }
 
 impl Behaviour {
@@ -92,6 +94,7 @@ impl Behaviour {
         Behaviour::LyingStarts,
         Behaviour::LyingCheckpoints,
         Behaviour::CommittingLate,
+        Behaviour::RestartingCounters,
     ];
 
     /// Draws one to four that go together.
@@ -124,6 +127,7 @@ impl Behaviour {
                 | Behaviour::WrongCommits
                 | Behaviour::LyingViewChanges
                 | Behaviour::LyingEndorsements
+                | Behaviour::RestartingCounters
         )
     }
 }
@@ -202,6 +206,11 @@ impl<P: Protocol> Script<P> {
         } else {
             self.heard[rng.random_range(0..HEARD_MAX)] = message.clone();
         }
+    }
+
+    /// Whether the production code is kept from hearing this kind: what it has decided itself, it would not give up.
+    pub fn ignores(&self, kind: &str) -> bool {
+        self.has(Behaviour::RestartingCounters) && kind == "COMMIT"
     }
 
     /// Selective: whether this kind is withheld from that machine, for the whole run.

@@ -7,6 +7,9 @@ use trusted_counter::{Certificate, CounterIdentity, SoftwareCounter, TrustedCoun
 
 const SHARED_KEY: [u8; 32] = [42; 32];
 
+/// Epochs of counters that are restarted without need begin here: far above those of ordinary lives.
+const RESTARTED_EPOCHS: u64 = 1 << 32;
+
 /// Whether a counter keeps its promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
@@ -20,6 +23,8 @@ pub enum Trust {
 pub struct Counter {
     inner: SoftwareCounter,
     trust: Trust,
+    /// In an epoch that no view admits: what its machine got when it last restarted it without need.
+    restarted: Option<SoftwareCounter>,
 }
 
 /// A counter that twins share.
@@ -31,6 +36,7 @@ impl Counter {
         Counter {
             inner: SoftwareCounter::volatile_keyed(identity(machine), SHARED_KEY, epoch),
             trust,
+            restarted: None,
         }
     }
 
@@ -69,6 +75,25 @@ impl Counter {
         again.create_uw(slot, digest).ok()
     }
 
+    /// A warrant at this very value in another epoch, which keeps its promise too: the counter is restarted when it is
+    /// beyond that value already, and spent up to it.
+    pub fn create_restarted(&mut self, slot: u32, value: u64, digest: &[u8; 32]) -> Option<UniqueWarrant> {
+        let last = self.restarted.as_ref().map(SoftwareCounter::epoch);
+        let fresh = last.map_or(RESTARTED_EPOCHS + (self.inner.epoch() << 16), |epoch| epoch + 1);
+        let identity = self.inner.identity();
+        let restarted = || SoftwareCounter::volatile_keyed(identity, SHARED_KEY, fresh);
+        let mut counter = self.restarted.take().unwrap_or_else(restarted);
+        if counter.position(slot).ok()? >= value {
+            counter = restarted();
+        }
+        while counter.position(slot).ok()? + 1 < value {
+            counter.create_uw(slot, &[0; 32]).ok()?;
+        }
+        let warrant = counter.create_uw(slot, digest).ok();
+        self.restarted = Some(counter);
+        warrant
+    }
+
     /// What an adversary shows to its own production code in place of a warrant: it certifies nothing.
     pub fn pretend(&self, slot: u32, value: u64) -> UniqueWarrant {
         UniqueWarrant {
@@ -93,6 +118,22 @@ pub fn verifier(machines: u8) -> std::sync::Arc<dyn trusted_counter::WarrantVeri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_restarted_counter_certifies_at_the_same_values_in_other_epochs() {
+        let mut counter = Counter::new(1, 7, Trust::True);
+        let admitted = counter.create(1, &[1; 32]);
+        let mut restarted = |value: u64| counter.create_restarted(1, value, &[2; 32]).unwrap();
+        let warrants = [restarted(1), restarted(3), restarted(3)];
+        assert_eq!(warrants.map(|warrant| warrant.value), [1, 3, 3]);
+        assert_eq!(warrants[0].epoch, warrants[1].epoch);
+        assert!(warrants[2].epoch > warrants[1].epoch && warrants[0].epoch > admitted.epoch);
+        let verifier = verifier(4);
+        for warrant in &warrants {
+            assert!(verifier.verify_uw(&identity(1), warrant, &[2; 32]).is_ok());
+        }
+        assert_eq!(counter.position(1), 1, "nothing of the admitted epoch was spent");
+    }
 
     #[test]
     fn only_a_broken_counter_certifies_twice() {

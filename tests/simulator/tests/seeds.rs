@@ -94,6 +94,24 @@ fn lies_in_view_changes_are_told_and_borne() {
     }
 }
 
+/// Rule 6: nothing that a counter certifies in another epoch than the admitted one counts.
+#[test]
+fn restarted_counters_are_borne() {
+    let mut told = Told::default();
+    for machine in ["m1", "m2"] {
+        let options = format!("faults=1 crashes=0 power_cuts=0 adversaries={machine}:restarting-counters");
+        let summary = campaign::<MinBft>(0..60, &overrides(&options), campaign::threads(), 1, |_| {}).unwrap();
+        assert!(summary.failures.is_empty(), "{:?}", summary.failures);
+        told.add(&summary.lies);
+    }
+    for lie in [
+        "commits with a restarted counter",
+        "view change without what a restarted counter committed",
+    ] {
+        assert!(told.of(lie).passed > 0, "{lie}: {told}");
+    }
+}
+
 fn no_regression<P: Protocol>() {
     for options in regressions::options(P::NAME).unwrap() {
         let outcome = run::<P>(&options, None);

@@ -81,6 +81,9 @@ impl<P: Protocol> Cluster<P> {
                 });
                 if let Some(script) = self.instances[to].script.as_mut() {
                     script.hear(message.message(), &mut self.rng);
+                    if script.ignores(P::kind(message.message())) {
+                        return;
+                    }
                 }
                 self.step(to, Input::Message { from, message });
             }

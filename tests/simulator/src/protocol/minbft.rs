@@ -18,6 +18,7 @@ mod arbitrary;
 mod changes;
 mod forgery;
 mod late;
+mod restarts;
 mod starts;
 
 use late::Memory;
@@ -40,6 +41,7 @@ const LIES: &[Lie] = &[
     ("commits something else", Passes),
     ("commits after leaving", Passes),
     ("commits far ahead", Passes),
+    ("commits with a restarted counter", Passes),
     ("checkpoint that never was", Passes),
     ("has followed what it has not", Passes),
     ("wants another view", Passes),
@@ -53,6 +55,7 @@ const LIES: &[Lie] = &[
     ("view change begins at an earlier view", Passes),
     ("view change begins at other positions", Passes),
     ("view change commits what it never sent", Passes),
+    ("view change without what a restarted counter committed", Passes),
     ("view changes to two views", Passes),
     ("new view from other view changes", Passes),
     ("new view from too few view changes", Passes),

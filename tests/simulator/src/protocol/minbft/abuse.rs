@@ -37,7 +37,7 @@ pub(super) fn tamper(script: &mut Script<MinBft>, message: &Message, tools: &mut
             changes::wish(request, tools)
         }
         // Views that nobody needs, and returns of who was never away.
-        Message::Standing(standing) if script.does(Behaviour::LyingViewChanges, tools.rng) => {
+        Message::Standing(standing) if wants_views(script, tools) => {
             tools.tell("wants a view without need");
             let request = changes::signed_request(View(standing.view.0 + 1), tools);
             Tampered::Instead(vec![(u64::MAX, request), (u64::MAX, message.clone())])
@@ -52,6 +52,10 @@ pub(super) fn tamper(script: &mut Script<MinBft>, message: &Message, tools: &mut
         Message::AcknowledgeView(acknowledgement) => changes::acknowledge(script, acknowledgement, tools),
         _ => starts::tamper(script, message, tools),
     }
+}
+
+fn wants_views(script: &Script<MinBft>, tools: &mut Tools<'_>) -> bool {
+    script.does(Behaviour::LyingViewChanges, tools.rng) || script.has(Behaviour::RestartingCounters)
 }
 
 fn is_own(prepare: &Prepare, tools: &Tools<'_>) -> bool {

@@ -12,8 +12,8 @@ use ordering::minbft::{
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
-use super::MinBft;
-use super::late::{Memory, certify_change, is_pretended, late, real_change};
+use super::late::{Memory, certify_change, is_pretended, late};
+use super::{MinBft, restarts};
 use crate::adversary::{Addressed, Behaviour, Script, Tools};
 use crate::protocol::Tampered;
 
@@ -52,7 +52,7 @@ pub(super) fn leave(script: &mut Script<MinBft>, change: &Arc<ViewChange>, tools
     if let Some(certified) = script.certified.get(&place) {
         return Tampered::Instead(certified.clone());
     }
-    let real = real_change(change, &mut script.memory, tools);
+    let real = restarts::shown(script, change, tools);
     let wanted = if script.does(Behaviour::LyingViewChanges, tools.rng) {
         lying_changes(real, &mut script.memory, tools)
     } else {
@@ -226,7 +226,7 @@ fn unacknowledged_outcome(change: &mut ViewChange, memory: &Memory, tools: &Tool
     None
 }
 
-fn outcome_of(new_view: &NewView, tools: &Tools<'_>) -> Option<Outcome> {
+pub(super) fn outcome_of(new_view: &NewView, tools: &Tools<'_>) -> Option<Outcome> {
     compute_change(
         new_view,
         &Configuration::new(tools.machine, Faults(tools.faults), tools.groups),
@@ -288,7 +288,7 @@ fn other_start(change: &mut ViewChange, memory: &Memory, tools: &mut Tools<'_>) 
 }
 
 /// What our counters have certified since these positions, as far as it is remembered.
-fn runs_since(change: &ViewChange, positions: &[u64], memory: &Memory) -> Option<Vec<Vec<RunItem>>> {
+pub(super) fn runs_since(change: &ViewChange, positions: &[u64], memory: &Memory) -> Option<Vec<Vec<RunItem>>> {
     let each = change.warrants.iter().zip(positions.get(1..)?);
     each.map(|(warrant, from)| {
         let values = from + 1..warrant.value;
@@ -361,6 +361,7 @@ pub(super) fn new_view(
     }
     let is_altered = real != **new_view;
     let real = signed(real, tools);
+    script.memory.new_views.insert(real.view, Arc::clone(&real));
     if !script.does(Behaviour::LyingNewViews, tools.rng) {
         return match is_altered {
             true => Tampered::Instead(vec![(u64::MAX, Message::NewView(real))]),
@@ -418,6 +419,9 @@ pub(super) fn endorse(
     tools: &mut Tools<'_>,
 ) -> Tampered<Message> {
     late(script, &endorsement.warrant, tools, |script, tools| {
+        if script.has(Behaviour::RestartingCounters) {
+            return restarts::endorse(script, endorsement, tools);
+        }
         let original = Message::Endorse(Arc::clone(endorsement));
         if !script.does(Behaviour::LyingEndorsements, tools.rng) {
             return vec![(u64::MAX, original)];
@@ -453,7 +457,7 @@ fn other_outcome(script: &Script<MinBft>, endorsement: &Endorsement, tools: &mut
 }
 
 /// The acknowledgement leaves with the endorsement, before anybody else has endorsed anything.
-fn acknowledge_early(
+pub(super) fn acknowledge_early(
     script: &mut Script<MinBft>,
     endorsement: &Arc<Endorsement>,
     tools: &mut Tools<'_>,

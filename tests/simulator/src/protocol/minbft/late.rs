@@ -16,8 +16,8 @@ use ordering::minbft::{
 };
 use trusted_counter::{Certificate, UniqueWarrant};
 
-use super::MinBft;
-use crate::adversary::{Addressed, Script, Tools};
+use super::{MinBft, restarts};
+use crate::adversary::{Addressed, Behaviour, Script, Tools};
 use crate::protocol::Tampered;
 
 /// Statements and hellos that are remembered.
@@ -46,6 +46,10 @@ pub struct Memory {
     pub(super) hellos: Vec<Arc<Hello>>,
     /// Whether a replica's counter was run far ahead: once is enough for a run.
     pub(super) has_run_ahead: bool,
+    /// The last value at which a restarted counter has committed since we left a view, by our epoch and slot.
+    pub(super) unshown: BTreeMap<(u64, u32), u64>,
+    /// The true value of what was promised to the production code, where that is another one.
+    moved: BTreeMap<Place, u64>,
 }
 
 impl Memory {
@@ -83,6 +87,11 @@ impl Memory {
         self.spent.insert(place, item.clone());
     }
 
+    /// What was promised at one value is certified at another.
+    pub(super) fn moved(&mut self, epoch: u64, slot: u32, promised: u64, real: u64) {
+        self.moved.insert((epoch, slot, promised), real);
+    }
+
     pub(super) fn keep_prepare(&mut self, prepare: &Arc<Prepare>) {
         if self.prepares.len() < PREPARES_MAX {
             let place = (prepare.view, prepare.warrant.value);
@@ -113,14 +122,21 @@ pub(super) fn late(
     let wanted = make(script, tools);
     let certified: Addressed<Message> = wanted
         .into_iter()
-        .filter_map(|(audience, message)| Some((audience, certify(message, place, &mut script.memory, tools)?)))
+        .filter_map(|(audience, message)| Some((audience, certify(message, place, script, tools)?)))
         .collect();
     script.certified.insert(place, certified.clone());
     Tampered::Instead(certified)
 }
 
 /// The message with a true warrant at this place, unless the place is taken.
-fn certify(message: Message, (slot, value): (u32, u64), memory: &mut Memory, tools: &mut Tools<'_>) -> Option<Message> {
+fn certify(
+    message: Message,
+    (slot, value): (u32, u64),
+    script: &mut Script<MinBft>,
+    tools: &mut Tools<'_>,
+) -> Option<Message> {
+    let is_restarting = script.has(Behaviour::RestartingCounters);
+    let memory = &mut script.memory;
     let is_certified = match &message {
         Message::Endorse(endorsement) => !is_pretended(&endorsement.warrant),
         Message::AcknowledgeView(acknowledgement) => !is_pretended(&acknowledgement.acknowledged),
@@ -136,6 +152,7 @@ fn certify(message: Message, (slot, value): (u32, u64), memory: &mut Memory, too
             memory.keep_prepare(&prepare);
             return Some(Message::Prepare(prepare));
         }
+        Message::Commit(commit) if is_restarting => return restarts::commit(Commit::clone(&commit), memory, tools),
         Message::Commit(mut commit) => {
             let digest = Commit::digest(commit.view, commit.group, &commit.batches);
             Arc::make_mut(&mut commit).warrant = spend(&digest)?;
@@ -182,7 +199,9 @@ fn told(spent: &RunItem, memory: &Memory, machine: MachineId) -> Option<Message>
 }
 
 fn own_warrant(warrant: &UniqueWarrant, memory: &Memory) -> UniqueWarrant {
-    let spent = memory.spent.get(&(warrant.epoch, warrant.slot, warrant.value));
+    let promised = (warrant.epoch, warrant.slot, warrant.value);
+    let value = memory.moved.get(&promised).copied().unwrap_or(warrant.value);
+    let spent = memory.spent.get(&(warrant.epoch, warrant.slot, value));
     spent.map_or(*warrant, |spent| *spent.warrant())
 }
 
