@@ -2,7 +2,7 @@
 //! connected to a part of the others. The others are one instance whose messages an adversary suppresses, repeats
 //! or replaces, with the machine's own key and counter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use ordering::identifiers::{Digest, GroupId, MachineId};
@@ -82,6 +82,9 @@ behaviours! {
     RunningAhead = "running-ahead",
     /// As replica: commits with a counter that it has restarted, and spends nothing of the one that is admitted.
     RestartingCounters = "restarting-counters",
+    /// As primary: collects certificates that nobody else has, and shows them when something else has been decided.
+    /// PBFT only: under MinBFT no number can have two certificates.
+    Hoarding = "hoarding",
 }
 
 impl Behaviour {
@@ -97,7 +100,16 @@ impl Behaviour {
         Behaviour::RestartingCounters,
     ];
 
-    /// Draws one to four that go together.
+    /// What only PBFT's adversaries do: the last ones of all.
+    pub const OF_PBFT: &'static [Behaviour] = &[Behaviour::Hoarding];
+
+    /// All but twins, and what only PBFT's adversaries do.
+    fn of_all_protocols() -> &'static [Behaviour] {
+        let end = Behaviour::ALL.len() - Behaviour::OF_PBFT.len();
+        &Behaviour::ALL[1..end]
+    }
+
+    /// Draws one to four that go together, under any protocol.
     pub fn draw(rng: &mut impl Rng) -> Vec<Behaviour> {
         if rng.random_bool(0.25) {
             return vec![Behaviour::Twins];
@@ -106,7 +118,7 @@ impl Behaviour {
         let (choices, count) = if rng.random_bool(0.5) {
             (Behaviour::OF_CHANGES, rng.random_range(2..=4))
         } else {
-            (&Behaviour::ALL[1..], rng.random_range(1..=3))
+            (Behaviour::of_all_protocols(), rng.random_range(1..=3))
         };
         let mut drawn: Vec<Behaviour> = (0..count)
             .map(|_| choices[rng.random_range(0..choices.len())])
@@ -224,6 +236,10 @@ impl<P: Protocol> Script<P> {
 pub struct Conspiracy {
     /// Different batches for one (view, place): the digest, and the machines that got it.
     pub batches: BTreeMap<(u64, u64), Vec<(u64, Digest)>>,
+    /// Numbers for which one of them keeps a certificate to itself, with its view.
+    pub hoarded: BTreeMap<u64, u64>,
+    /// Those of them for which something has been prepared in a later view.
+    pub superseded: BTreeSet<u64>,
 }
 
 /// What an adversary has.

@@ -166,7 +166,18 @@ impl Options {
         options.clients_reach = *pick(&mut rng, &[0, 0, reach_min]);
         options.busy_client = rng.random_bool(0.3);
         options.spent_counters = if is_calm { 0 } else { *pick(&mut rng, &[0, 0, 1]) };
+        options.let_some_hoard();
         options
+    }
+
+    /// Some adversaries hoard besides. Drawn apart: what does nothing under MinBFT takes the place of nothing there.
+    fn let_some_hoard(&mut self) {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x40a2d);
+        for (_, behaviours) in &mut self.adversaries {
+            if rng.random_bool(0.2) && !behaviours.contains(&Behaviour::Twins) {
+                behaviours.push(Behaviour::Hoarding);
+            }
+        }
     }
 
     /// Who lies in view changes is mostly tried where there are many of them, and no restart in between: a restarted
@@ -191,6 +202,7 @@ impl Options {
             if name == "faults" {
                 let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xfa);
                 options.adversaries = draw_adversaries(options.faults, machines(options.faults), &mut rng);
+                options.let_some_hoard();
             }
         }
         Ok(options)

@@ -112,6 +112,30 @@ fn restarted_counters_are_borne() {
     }
 }
 
+/// What hoarders say; the last one only once something has superseded what they keep.
+const TOLD_BY_HOARDERS: &[&str] = &[
+    "proposes to just enough",
+    "resigns with a certificate of its own",
+    "view change without what it keeps",
+    "wants a view to show what it has kept",
+    "view change with what it has kept",
+];
+
+#[test]
+fn certificates_of_two_views_for_one_number_are_borne() {
+    for adversaries in [
+        "faults=1 primary_cuts=4 adversaries=m0:hoarding",
+        "faults=2 primary_cuts=0 adversaries=m0:hoarding,m1:hoarding",
+    ] {
+        let options = format!("crashes=0 power_cuts=0 corrupted_ms=0 {adversaries}");
+        let summary = campaign::<Pbft>(0..30, &overrides(&options), campaign::threads(), 1, |_| {}).unwrap();
+        assert!(summary.failures.is_empty(), "{:?}", summary.failures);
+        let told = summary.lies;
+        let missing: Vec<_> = TOLD_BY_HOARDERS.iter().filter(|lie| told.of(lie).passed == 0).collect();
+        assert!(missing.is_empty(), "{missing:?} of {told}");
+    }
+}
+
 fn no_regression<P: Protocol>() {
     for options in regressions::options(P::NAME).unwrap() {
         let outcome = run::<P>(&options, None);

@@ -17,6 +17,7 @@ mod abuse;
 mod arbitrary;
 mod changes;
 mod forgery;
+mod hoarding;
 
 use changes::Memory;
 
@@ -51,6 +52,11 @@ const LIES: &[Lie] = &[
     ("new view from other view changes", Passes),
     ("new view from too few view changes", Refused),
     ("new view with another view change of its own", Passes),
+    ("proposes to just enough", Passes),
+    ("resigns with a certificate of its own", Passes),
+    ("wants a view to show what it has kept", Passes),
+    ("view change without what it keeps", Passes),
+    ("view change with what it has kept", Passes),
 ];
 
 /// The adapter.

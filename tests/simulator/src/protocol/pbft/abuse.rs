@@ -8,12 +8,15 @@ use ordering::minbft::{Checkpoint, PrepareEntry};
 use ordering::pbft::{Batch, Commit, Message, PrePrepare, Prepare, RequestViewChange};
 use rand::RngExt;
 
-use super::{Pbft, changes};
+use super::{Pbft, changes, hoarding};
 use crate::adversary::{Addressed, Behaviour, Script, Tools};
 use crate::protocol::Tampered;
 
 /// What is sent instead of a message.
 pub(super) fn tamper(script: &mut Script<Pbft>, message: &Message, tools: &mut Tools<'_>) -> Tampered<Message> {
+    if let Some(sent) = hoarding::tamper(script, message, tools) {
+        return Tampered::Instead(sent);
+    }
     match message {
         Message::PrePrepare(proposal) if is_own(proposal.view, tools) => propose(script, proposal, tools),
         // Whoever accepts a batch could as well say that it has a certificate.
@@ -61,7 +64,7 @@ pub(super) fn tamper(script: &mut Script<Pbft>, message: &Message, tools: &mut T
     }
 }
 
-fn is_own(view: View, tools: &Tools<'_>) -> bool {
+pub(super) fn is_own(view: View, tools: &Tools<'_>) -> bool {
     view.0 % u64::from(tools.machines) == u64::from(tools.machine.0)
 }
 

@@ -11,6 +11,7 @@ use rand::seq::SliceRandom;
 
 use super::Pbft;
 use super::abuse::sign;
+use super::hoarding::Hoard;
 use crate::adversary::{Behaviour, Script, Tools};
 use crate::protocol::Tampered;
 
@@ -22,6 +23,10 @@ const CERTIFICATES_MAX: usize = 4096;
 pub struct Memory {
     /// The last COMMIT that it sent.
     pub(super) last: Option<Commit>,
+    /// What it proposes to some only, as a hoarder.
+    pub(super) hoard: Option<Hoard>,
+    /// The last view and number for which a hoarder has proposed anything.
+    pub(super) proposed: (View, u64),
     /// By number and view.
     certificates: BTreeMap<(u64, View), Arc<Certificate>>,
     stables: BTreeMap<Order, StableCheckpoint>,
@@ -41,7 +46,12 @@ impl Memory {
         }
     }
 
-    fn keep(&mut self, view_change: &ViewChange) {
+    /// A certificate that was heard, or that the machine itself has had when it left a view.
+    pub(super) fn certificate(&self, number: u64, view: View) -> Option<&Arc<Certificate>> {
+        self.certificates.get(&(number, view))
+    }
+
+    pub(super) fn keep(&mut self, view_change: &ViewChange) {
         if let Some(stable) = &view_change.stable {
             self.stables.insert(stable.point.order, stable.clone());
         }
