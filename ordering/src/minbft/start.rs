@@ -161,6 +161,11 @@ impl Machine {
             return;
         }
         self.start.mentioned = self.start.mentioned.max(Some(collect.view));
+        // Who has the history of the base must be able to prove it to those who lack it: m0 alone may have the checkpoint.
+        let stables = collect.hellos.iter().filter_map(|hello| hello.stable.as_ref());
+        if let Some(stable) = stables.max_by_key(|stable| stable.point.order) {
+            self.on_stable(stable.clone(), out);
+        }
         self.start.joined = Some(Joined {
             collect: Arc::clone(collect),
             digest,

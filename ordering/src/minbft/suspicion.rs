@@ -338,12 +338,15 @@ impl Machine {
         }
     }
 
-    /// How many replica machines have said that they cannot come back to the last view: it does not admit their epochs.
+    /// How many replica machines have said that they cannot come back to the last view that went live, as far as we know:
+    /// it does not admit their epochs.
     fn lost_counters(&self) -> usize {
+        let joining = self.changing.as_ref().and_then(|changing| changing.proof.as_ref());
         let last = self
             .live
             .as_ref()
             .map(|live| &live.proof)
+            .or(joining)
             .or(self.start.last_live.as_ref());
         let Some(proof) = last else { return 0 };
         let is_lost = |hello: &&std::sync::Arc<Hello>| {

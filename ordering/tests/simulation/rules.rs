@@ -446,6 +446,26 @@ fn rule_8_requests_survive_a_view_change_and_are_ordered_once() {
 }
 
 #[test]
+fn rule_6_a_start_goes_on_from_a_checkpoint_that_only_m0_can_prove() {
+    let mut cluster = live(39, 1);
+    // Only m0 hears of the checkpoints of others.
+    cluster.filter = |_, to, message| to.0 == 0 || !matches!(message, Message::Checkpoint(_) | Message::Stable(_));
+    submit(&mut cluster, 20);
+    assert!(cluster.run_until(2_000_000, |cluster| {
+        cluster.is_done() && cluster.machine(MachineId(0)).status().stable == cluster.machine(M3).status().decided
+    }));
+    assert_eq!(cluster.machine(M3).status().stable, Order(0));
+    for machine in [M1, M2] {
+        cluster.crash(machine);
+        cluster.start(machine);
+    }
+    assert!(cluster.run_until(5_000_000, Cluster::is_live));
+    submit(&mut cluster, 5);
+    assert!(cluster.run_until(5_000_000, Cluster::is_done));
+    cluster.check();
+}
+
+#[test]
 fn rule_6_when_too_many_counters_are_lost_the_live_ones_start_again_with_all() {
     let mut cluster = live(37, 1);
     submit(&mut cluster, 10);
