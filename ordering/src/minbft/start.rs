@@ -161,11 +161,6 @@ impl Machine {
             return;
         }
         self.start.mentioned = self.start.mentioned.max(Some(collect.view));
-        // Who has the history of the base must be able to prove it to those who lack it: m0 alone may have the checkpoint.
-        let stables = collect.hellos.iter().filter_map(|hello| hello.stable.as_ref());
-        if let Some(stable) = stables.max_by_key(|stable| stable.point.order) {
-            self.on_stable(stable.clone(), out);
-        }
         self.start.joined = Some(Joined {
             collect: Arc::clone(collect),
             digest,
@@ -250,6 +245,8 @@ impl Machine {
             // The leader repeats what led here: it has not heard of all acknowledgements.
             return self.tell_live(leader, out);
         }
+        // Of two attempts of one view, the later one may have come first.
+        self.on_collect(&start.collect, start.collect.digest(), out);
         let Some(joined) = self.start.joined.as_mut() else {
             return;
         };
@@ -456,15 +453,12 @@ impl Machine {
     }
 
     pub(crate) fn on_live(&mut self, proof: &Arc<LiveProof>, out: &mut Vec<Output>) {
-        if proof.outcome.is_change() {
+        let has_replicas = self.configuration.has_replicas();
+        let is_joined = self.start.joined_view() == Some(proof.outcome.view);
+        // m0 has nothing to report, and nothing to acknowledge: it may come late into a view that was started, too.
+        if proof.outcome.is_change() || !(has_replicas || is_joined) {
             self.join_live(proof, out);
             return;
-        }
-        let has_replicas = self.configuration.has_replicas();
-        let changing = self.changing.as_ref().map(|changing| changing.view);
-        if !has_replicas && changing.is_some_and(|view| view < proof.outcome.view) {
-            // m0 watched a change while the others started a higher view: they admit it again.
-            self.abandon_view(out);
         }
         let Some(joined) = self.start.joined.as_mut().filter(|_| self.live.is_none()) else {
             return;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::configuration::Faults;
+use crate::configuration::{Faults, is_replica};
 use crate::hashing::digest_of;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
@@ -74,10 +74,12 @@ impl Collect {
         digest_of("cloudbft collect v1", &(self.view, hellos))
     }
 
-    /// The highest proven checkpoint: the start continues from it.
+    /// The highest checkpoint that a replica can prove: the start continues from it. (m0 has no history: it may have a proof
+    /// that nobody else has, of what nobody can give.)
     pub fn base(&self) -> HistoryPoint {
         self.hellos
             .iter()
+            .filter(|hello| is_replica(hello.machine))
             .map(|hello| hello.point())
             .max_by_key(|point| point.order)
             .unwrap_or(HistoryPoint::GENESIS)

@@ -116,7 +116,10 @@ impl Machine {
     /// f+1 machines want this view: leaves for it.
     pub(crate) fn change_view(&mut self, view: View, requests: Vec<RequestViewChange>, out: &mut Vec<Output>) {
         let may_leave = self.start.joined.is_none() && self.runs.is_admitted() && self.configuration.has_replicas();
-        if !may_leave || self.current_view().is_none_or(|current| current >= view) {
+        // For a view that was given up our counter may be making a VIEW-CHANGE right now: a second one would be refused by all.
+        let given_up = self.given_up.as_ref().map(|changing| changing.view);
+        let is_past = self.current_view().is_none_or(|current| current >= view);
+        if !may_leave || is_past || given_up >= Some(view) {
             return;
         }
         self.leave_view();
@@ -302,8 +305,10 @@ impl Machine {
         if self
             .current_view()
             .is_some_and(|current| current > view || current == view && !may_return)
-            // A start of this very view cannot succeed any more: it needs the word of all, and some are in the view.
-            || self.start.joined_view().is_some_and(|joined| joined > view)
+            // A start of this very view cannot succeed any more: it needs the word of all, and some are in the view. m0 has
+            // not given its word.
+            || self.configuration.has_replicas() && self.start.joined_view().is_some_and(|joined| joined > view)
+            || self.must_be_replaced(proof)
         {
             return;
         }
@@ -332,6 +337,17 @@ impl Machine {
         self.advance_change(out);
     }
 
+    /// Whether this is m0, is to lead that view, and cannot: it stays out and says hello, until the others replace it.
+    fn must_be_replaced(&self, proof: &LiveProof) -> bool {
+        let own = self.configuration.machine;
+        let counter = &self.journal.counter;
+        let can_lead = proof.outcome.admission(own).is_some_and(|admission| {
+            admission.epoch == counter.epoch && admission.positions.first() == counter.positions.first()
+        });
+        let leads = self.configuration.primary(proof.outcome.view) == own;
+        leads && !can_lead && !self.configuration.has_replicas()
+    }
+
     /// More than f machines came back with new counters: no view can go on, so the cluster must start again.
     pub(crate) fn abandon_view(&mut self, out: &mut Vec<Output>) {
         self.leave_view();
@@ -350,6 +366,12 @@ impl Machine {
     pub(crate) fn change_timer(&mut self, out: &mut Vec<Output>) {
         let now_us = self.now.monotonic_us;
         let interval_us = self.configuration.retransmission_us / 2;
+        let Some(changing) = self.changing.as_mut() else { return };
+        if changing.deadline_us <= now_us && !self.configuration.has_replicas() {
+            // m0 only watches: what it watches may have been given up, and a start may wait for it.
+            self.abandon_view(out);
+            return;
+        }
         let Some(changing) = self.changing.as_mut() else { return };
         if changing.deadline_us <= now_us {
             let wanted = View(changing.view.0 + 1);

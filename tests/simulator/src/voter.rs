@@ -137,11 +137,14 @@ impl Voter {
         self.flushed_clients = self.clients.clone();
     }
 
-    /// A replica has cut off what the voter lacks. Tells whether f+1 have.
-    pub fn log_begins(&mut self, from: MachineId, first: Order) -> bool {
+    /// A replica has cut off what the voter lacks. When f+1 have: the first order that one of them still has. (Those that
+    /// went on from a certified checkpoint begin later than those that cut.)
+    pub fn log_begins(&mut self, from: MachineId, first: Order) -> Option<Order> {
         self.logs_begin.insert(from, first);
         let next = self.executed.next();
-        self.logs_begin.values().filter(|first| **first > next).count() >= self.quorum
+        let begin = self.logs_begin.values().filter(|first| **first > next);
+        let is_gone = begin.clone().count() >= self.quorum;
+        begin.min().copied().filter(|_| is_gone)
     }
 
     /// What its database would keep now.

@@ -12,7 +12,7 @@ use super::{Cluster, Event, Observation, Packet, TICK_US};
 use crate::adversary::Behaviour;
 use crate::protocol::Protocol;
 use crate::violation::Violation;
-use crate::voter::{Voter, Wanted};
+use crate::voter::{Database, Voter, Wanted};
 
 /// What a voter's wish is to a machine.
 pub(super) fn input_of<M>(from: MachineId, wanted: Wanted) -> Input<M> {
@@ -101,14 +101,16 @@ impl<P: Protocol> Cluster<P> {
             return;
         }
         let voter = self.voters[usize::from(machine.0)].as_mut();
-        if !voter.is_some_and(|voter| voter.log_begins(from, first)) {
+        let Some((executed, first)) = voter.and_then(|voter| Some((voter.executed(), voter.log_begins(from, first)?)))
+        else {
             return;
-        }
+        };
         let others = self.machines().filter(|other| self.is_correct(*other));
         let others = others.filter_map(|other| self.voters[usize::from(other.0)].as_ref());
         let furthest = others.map(Voter::database).max_by_key(|database| database.order);
         let is_capped = self.options.log_bytes_max < 1 << 32;
-        let Some(furthest) = furthest.filter(|other| is_capped && other.order.next() >= first) else {
+        let reaches = |database: &Database| database.order.next() >= first && database.order > executed;
+        let Some(furthest) = furthest.filter(|other| is_capped && reaches(other)) else {
             let description = format!("f+1 logs begin at {first}, which the voter of m{machine} or every one lacks");
             self.violation
                 .get_or_insert(Violation::safety("durability", description));
