@@ -8,15 +8,46 @@ use crate::configuration::{is_replica, replica_slot};
 use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::minbft::group::{Group, PeerStream};
 use crate::minbft::history::{by_group, to_history};
+use crate::minbft::journal::Persisting;
 use crate::minbft::live::LiveView;
 use crate::minbft::messages::Message;
 use crate::minbft::primary::Primary;
 use crate::minbft::reader::ViewBase;
+use crate::minbft::record::Record;
 use crate::minbft::start_messages::{Admission, LiveProof, Outcome};
 use crate::minbft::stream::Stream;
 use crate::minbft::{Machine, Output};
 
 impl Machine {
+    /// Writes down that a view is live; this machine takes part in it once that is durable.
+    pub(crate) fn log_live(&mut self, proof: &Arc<LiveProof>, out: &mut Vec<Output>) {
+        self.entering = Some(Arc::clone(proof));
+        let then = Persisting::Live(Arc::clone(proof));
+        self.journal.persist(Record::Live(Arc::clone(proof)), then, out);
+    }
+
+    /// The last view that our log calls live, with all of those before: what a log must begin with when the record that says
+    /// so is cut off, which it may be before the view is entered.
+    pub(crate) fn live_in_log(&self) -> (Option<Arc<LiveProof>>, Vec<ViewBase>) {
+        let mut views = self.views.clone();
+        let last = self.start.last_live.as_ref().map(|live| live.outcome.view);
+        let Some(entering) = self.entering.as_ref().filter(|proof| Some(proof.outcome.view) > last) else {
+            return (self.start.last_live.clone(), views);
+        };
+        if views.last().is_none_or(|last| last.view < entering.outcome.view) {
+            views.push(self.view_base(&entering.outcome));
+        }
+        (Some(Arc::clone(entering)), views)
+    }
+
+    fn view_base(&self, outcome: &Outcome) -> ViewBase {
+        ViewBase {
+            view: outcome.view,
+            base: outcome.base.order.max(self.checkpoints.point().order),
+            outcome: outcome.digest(),
+        }
+    }
+
     /// Takes part in a view that begins with this outcome. The way into every view.
     pub(crate) fn enter_view(&mut self, proof: &Arc<LiveProof>, out: &mut Vec<Output>) {
         let outcome = &proof.outcome;
@@ -31,11 +62,7 @@ impl Machine {
             return;
         }
         if self.views.last().is_none_or(|last| last.view < outcome.view) {
-            self.views.push(ViewBase {
-                view: outcome.view,
-                base: outcome.base.order.max(self.checkpoints.point().order),
-                outcome: outcome.digest(),
-            });
+            self.views.push(self.view_base(outcome));
         }
         let before = self.history.point;
         self.take_over(outcome, value, out);

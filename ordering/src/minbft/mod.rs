@@ -128,6 +128,8 @@ pub struct Machine {
     changing: Option<Box<Changing>>,
     /// A view that it no longer goes to, but has made a VIEW-CHANGE for: it can only be joined as what it was.
     given_up: Option<Box<Changing>>,
+    /// The last view that our log calls live; it may not be entered yet.
+    entering: Option<Arc<LiveProof>>,
     /// The view that this machine leads others to.
     leading_change: Option<LeadingChange>,
     /// What makes this machine want another view.
@@ -177,6 +179,7 @@ impl Machine {
             live: None,
             changing: None,
             given_up: None,
+            entering: None,
             leading_change: None,
             suspicion: Suspicion::default(),
             changes: BTreeMap::new(),

@@ -508,8 +508,7 @@ impl Machine {
             return;
         }
         changing.is_finishing = true;
-        self.journal
-            .persist(Record::Live(Arc::clone(&proof)), Persisting::Live(proof), out);
+        self.log_live(&proof, out);
     }
 
     /// Tells a machine which view is live, if it seems not to know.

@@ -271,12 +271,13 @@ impl Machine {
         self.retained.forget_below(first);
         self.fetched.forget_below(first);
         forget_views(&mut self.views, first);
+        let (live, views) = self.live_in_log();
         let resume = Resume {
             checkpoint: self.checkpoints.certified.clone(),
             first,
             view: self.start.mentioned.max(self.current_view()),
-            live: self.start.last_live.clone(),
-            views: self.views.clone(),
+            live,
+            views,
             fetched: self.fetched.clone(),
         };
         self.journal

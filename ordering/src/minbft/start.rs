@@ -470,11 +470,7 @@ impl Machine {
         let is_logged = joined.acknowledgement.is_some() || !has_replicas;
         if is_ours && is_logged && !joined.is_finishing {
             joined.is_finishing = true;
-            self.journal.persist(
-                Record::Live(Arc::clone(proof)),
-                Persisting::Live(Arc::clone(proof)),
-                out,
-            );
+            self.log_live(proof, out);
         }
     }
 }
