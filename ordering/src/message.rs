@@ -61,6 +61,9 @@ pub enum ClientMessage {
     Direct(Direct),
     /// Asks again for the result of a request or of a direct statement, this time whole.
     Recall(ResultKey),
+    /// The client lives. Sent every second; voters of a client that has been silent for too long have its open transactions
+    /// abandoned.
+    KeepAlive,
 }
 
 /// DIRECT (DESIGN.md section 3): a read outside transactions, or a statement of an interactive transaction
@@ -92,8 +95,25 @@ pub struct DirectTransaction {
     pub writes_before: u32,
     /// [`chain`] over those writes.
     pub chain: Digest,
-    /// Whether the statement counts as a write (is sent to all voters, and listed by COMMIT).
-    pub write: bool,
+    /// What is asked.
+    pub kind: DirectKind,
+}
+
+/// What a direct message asks of an open transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum DirectKind {
+    /// Run a read that COMMIT does not list.
+    Read,
+    /// Run a statement that COMMIT lists.
+    Write,
+    /// From now on run the statements as they come: those that were ordered at once, the direct ones are sent again. The
+    /// exchange is empty, and there is no answer.
+    Join,
+    /// Stop whatever runs or waits beyond `writes_before`: it will not be listed. The voter forgets what it ran, and runs the
+    /// list when it is joined again. The exchange is empty, and there is no answer.
+    Cancel,
+    /// Give the word on the transaction: [`Outcome::Word`], or the error of a deferred constraint. The exchange is empty.
+    Word,
 }
 
 /// The hash chain over a transaction's writes: each link hashes the previous one and the encoded exchange.
@@ -155,6 +175,15 @@ pub enum Outcome {
         detail: String,
         /// What to do.
         hint: String,
+    },
+    /// The operation was committed before a restart of the voter, and what it answered is gone.
+    Executed,
+    /// The voter's word on the transaction (an answer to [`DirectKind::Word`]). Words agree when their answers are equal.
+    Word {
+        /// The chain over the digests of the listed exchanges' answers.
+        answers: Digest,
+        /// Ed25519 signature of the voter's machine over `sql::operation::word_digest`.
+        signature: [u8; 64],
     },
     /// The voter cannot say (its transaction missed a statement, or its server is down): no vote.
     Unavailable,

@@ -146,6 +146,7 @@ impl Catalog {
         let operation = Operation {
             context: self.context.clone(),
             footprint: Footprint::of(Resource::Everything, Mode::Shared),
+            nonce: rand::random(),
             work: Work::Read {
                 transaction: None,
                 writes_before: 0,

@@ -83,6 +83,15 @@ pub struct ExchangeAnalysis {
     pub needs_transaction: bool,
     /// Whether the order of one's rows means something.
     pub orders_rows: bool,
+    /// Whether its run time, the size of its result and its outcome are bounded by its shape: it may be ordered once and run
+    /// in its turn, without words.
+    pub short: bool,
+    /// Whether it is an allow-listed read: one statement by the extended protocol on the unnamed portal, over plain tables, with
+    /// allow-listed functions only. Such a read needs no guard and is not listed by COMMIT.
+    pub plain_read: bool,
+    /// Whether code that is not ours may have run in the backend: a function that is not allow-listed, DO, a trigger, or
+    /// anything that was not parsed. The backend serves nobody else afterwards.
+    pub foreign_code: bool,
     /// The analyses of the exchange's texts: of the one text of a simple exchange, or of each entry of
     /// `statements` of an extended one, by index.
     pub texts: Vec<Arc<TextAnalysis>>,
@@ -211,6 +220,9 @@ impl ExchangeAnalysis {
             needs_clock: false,
             needs_transaction: false,
             orders_rows: false,
+            short: false,
+            plain_read: false,
+            foreign_code: true,
             texts: Vec::new(),
         }
     }

@@ -37,6 +37,10 @@ pub struct Operation {
     pub context: SessionContext,
     /// The resources that the client declares; voters derive them again and refuse too few (BF003).
     pub footprint: Footprint,
+    /// Random bytes of the client: what the operation's seeds are made of, with its order. Nobody who only sees results
+    /// can tell them, so nobody can tell what `gen_random_uuid()` gives next. (Not the signature: a client can sign
+    /// one request in two ways, and voters must draw alike.)
+    pub nonce: [u8; 16],
     /// What to do.
     pub work: Work,
 }
@@ -66,6 +70,9 @@ pub enum Work {
         isolation: Isolation,
         /// Whether the transaction is READ ONLY.
         read_only: bool,
+        /// The machines (bit `1 << machine`) whose voters run the statements as they come. The others run nothing before
+        /// COMMIT, unless the client joins them by a direct message.
+        live: u64,
         /// Exchanges that must run first (savepoints set before the first statement that needed a lock), then
         /// the first exchange; each is a [`Bytes`]-encoded [`Exchange`]. Only the last one's result is sent.
         exchanges: Vec<Bytes>,
@@ -85,12 +92,47 @@ pub enum Work {
         transaction: TransactionId,
         /// Every write since Begin, in order, Begin's and Extend's exchanges included.
         writes: Vec<TransactionWrite>,
+        /// The words of f+1 voters that ran the list and may commit it; none if everything listed is short.
+        words: Vec<Word>,
     },
     /// Ends a transaction without effect.
     Abort {
         /// The transaction.
         transaction: TransactionId,
     },
+    /// A node says that these transactions are abandoned: their client's keep-alives have stopped, or they have been open for
+    /// too long. A transaction ends without effect at the order at which f+1 nodes have said so of it.
+    Abandon {
+        /// The transactions.
+        transactions: Vec<TransactionId>,
+    },
+    /// Nothing: a node orders it to learn how far the order has come.
+    Nothing,
+}
+
+/// A voter's word on an open transaction: it ran exactly this list, nothing of the application's runs after it, and it can
+/// commit.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Word {
+    /// The voter's machine.
+    pub machine: u8,
+    /// The chain over the digests of what the listed exchanges answered.
+    pub answers: [u8; 32],
+    /// Ed25519 signature of the machine over [`word_digest`].
+    pub signature: [u8; 64],
+}
+
+/// What a word signs: the transaction, the order of its Begin, the chain over the listed exchanges, and the chain over
+/// their answers. (The context is Begin's, and ordered with it.)
+pub fn word_digest(transaction: TransactionId, began: u64, list: &[u8; 32], answers: &[u8; 32]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("cloudbft word v1");
+    hasher.update(&transaction.client.to_le_bytes());
+    hasher.update(&transaction.session.to_le_bytes());
+    hasher.update(&transaction.number.to_le_bytes());
+    hasher.update(&began.to_le_bytes());
+    hasher.update(list);
+    hasher.update(answers);
+    *hasher.finalize().as_bytes()
 }
 
 /// One write of an interactive transaction, as listed by its Commit.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId};
 use sql::rules::PartitionRules;
 
@@ -90,6 +91,12 @@ pub struct VoterConfig {
     pub rules: PartitionRules,
     /// The database server.
     pub postgres: PostgresConfig,
+    /// The machine's key: signs words.
+    pub signing_key: SigningKey,
+    /// *Equal.* The keys of the machines that hold voters: whose words count.
+    pub voter_keys: BTreeMap<MachineId, VerifyingKey>,
+    /// *Equal.* The clients under which nodes order [`sql::operation::Work::Abandon`] and [`sql::operation::Work::Nothing`].
+    pub node_clients: BTreeMap<ClientId, MachineId>,
     /// *Equal.* Which database roles a client may use.
     pub client_roles: BTreeMap<ClientId, BTreeSet<String>>,
     /// Limits.

@@ -242,6 +242,7 @@ impl<'a> Owner<'a> {
             }
             VoterInput::Direct { client, direct } => self.direct(client, direct).await,
             VoterInput::LogBegins { from, first } => self.log_begins(from, first),
+            VoterInput::KeepAlive(_) => {}
             VoterInput::Decided(order) => self.decided = order.max(self.decided),
             VoterInput::Recall { client, key } => recall(&self.outside.reporter, client, key).await,
         }

@@ -106,7 +106,7 @@ impl Kept {
 fn size(message: &ResultMessage) -> usize {
     let whole = match &message.outcome {
         Outcome::Done { whole, .. } => whole.as_ref().map_or(0, Bytes::len),
-        Outcome::Refused { .. } | Outcome::Unavailable => 0,
+        Outcome::Refused { .. } | Outcome::Executed | Outcome::Word { .. } | Outcome::Unavailable => 0,
     };
     whole + ENTRY_BYTES
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ordering::identifiers::{ClientId, Order};
-use ordering::message::{Direct, DirectTransaction, Outcome, ResultKey, ResultMessage};
+use ordering::message::{Direct, DirectKind, DirectTransaction, Outcome, ResultKey, ResultMessage};
 use sql::footprint::Footprint;
 use sql::operation::Exchange;
 use sql::statement::Effect;
@@ -282,7 +282,7 @@ impl Slot {
         while let Some(at) = self.waiting.iter().position(|waiting| waiting.deadline <= now) {
             let Some(waiting) = self.waiting.remove(at) else { break };
             let write = match &waiting.command {
-                Command::Direct(_, _, place) => place.write,
+                Command::Direct(_, _, place) => place.kind == DirectKind::Write,
                 Command::Extend(..) => true,
                 _ => false,
             };
@@ -401,7 +401,7 @@ impl Slot {
     async fn run_now(&mut self, command: Command) -> Result<(), PostgresError> {
         let started = Instant::now();
         let (outcome, stage) = match &command {
-            Command::Direct(_, direct, place) if place.write => {
+            Command::Direct(_, direct, place) if place.kind == DirectKind::Write => {
                 (self.run_write(&direct.exchange.clone()).await?, "direct_write")
             }
             Command::Direct(_, direct, _) => (self.run_read(&direct.exchange.clone()).await?, "direct"),
@@ -437,7 +437,7 @@ impl Slot {
         self.catalog_changed |= changes_catalog(&analysis);
         let clock = Clock {
             time_us: self.transaction.time_us,
-            seed: seed(self.transaction.began, self.progress.writes),
+            seed: seed(&self.transaction.nonce, self.transaction.began, self.progress.writes),
         };
         Ok(Job {
             exchange,

@@ -24,6 +24,8 @@ pub struct OrderedTransaction {
     pub read_only: bool,
     /// Who asked.
     pub context: SessionContext,
+    /// The random bytes of its Begin.
+    pub nonce: [u8; 16],
     /// The exchanges of its Begin and its Extends.
     ordered: BTreeMap<u64, Vec<Bytes>>,
     bytes: usize,
@@ -37,6 +39,7 @@ impl OrderedTransaction {
         isolation: Isolation,
         read_only: bool,
         context: SessionContext,
+        nonce: [u8; 16],
         exchanges: Vec<Bytes>,
     ) -> Self {
         let bytes = exchanges.iter().map(Bytes::len).sum();
@@ -47,6 +50,7 @@ impl OrderedTransaction {
             isolation,
             read_only,
             context,
+            nonce,
             ordered: BTreeMap::from([(began.0, exchanges)]),
             bytes,
         }
@@ -225,6 +229,7 @@ mod tests {
             Isolation::ReadCommitted,
             false,
             context,
+            [0; 16],
             list(&["a"]),
         );
         assert_eq!(transaction.listed(&[TransactionWrite::Ordered(5)]), Ok(list(&["a"])));

@@ -38,6 +38,8 @@ pub enum VoterInput {
     },
     /// The machine's own replica knows everything up to this order to be decided: how far the voter is behind.
     Decided(Order),
+    /// A client lives.
+    KeepAlive(ClientId),
     /// A proxy asks again for a result, whole.
     Recall {
         /// The proxy.
@@ -59,6 +61,14 @@ pub enum VoterOutput {
     },
     /// REPLY-COMMIT-DB to the replicas.
     Reply(ReplyCommitDb),
+    /// Something that the machine has ordered under its own client: signed and sent by the node as a REQUEST, again until it
+    /// is ordered or another takes its place. ([`sql::operation::Work::Abandon`], [`sql::operation::Work::Nothing`].)
+    Order {
+        /// The encoded [`sql::operation::Operation`].
+        operation: bytes::Bytes,
+        /// The home's number.
+        home: u64,
+    },
     /// The voter needs COMMIT-DBs from this order on, of all groups, from the replicas' logs.
     Fetch {
         /// The first order that is missing.
@@ -150,7 +160,12 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
         match input {
             None => return false,
             // It is fetched again from the replicas' logs.
-            Some(VoterInput::CommitDb { .. } | VoterInput::LogBegins { .. } | VoterInput::Decided(_)) => {}
+            Some(
+                VoterInput::CommitDb { .. }
+                | VoterInput::LogBegins { .. }
+                | VoterInput::Decided(_)
+                | VoterInput::KeepAlive(_),
+            ) => {}
             Some(VoterInput::Direct { client, direct }) => {
                 send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;
             }

@@ -368,9 +368,11 @@ pub fn recorded_home(footprint: &Footprint) -> Option<String> {
     writes.then(|| footprint.home().to_string())
 }
 
-/// The seed of the `index`-th exchange of the operation or transaction that began at `order`.
-pub fn seed(order: u64, index: u32) -> String {
-    let mut hasher = blake3::Hasher::new_derive_key("cloudbft seed v1");
+/// The seed of the `index`-th exchange of the operation or transaction that began at `order`. The operation's random bytes
+/// are in it: who sees one of its results cannot tell the next.
+pub fn seed(nonce: &[u8; 16], order: u64, index: u32) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("cloudbft seed v2");
+    hasher.update(nonce);
     hasher.update(&order.to_le_bytes());
     hasher.update(&index.to_le_bytes());
     hasher.finalize().to_hex().as_str().chars().take(SEED_DIGITS).collect()

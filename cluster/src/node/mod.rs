@@ -22,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ed25519_dalek::VerifyingKey;
 use ordering::agreement::{Input, MisbehaviourKind};
 use ordering::configuration::{Configuration, Faults, Protocol};
 use ordering::directory::{Directory, MachineEntry};
@@ -157,7 +158,7 @@ async fn host<H: Hosted>(
     let voter = machine
         .database
         .is_some()
-        .then(|| Voter::start(voter_config(file, machine), voter_outputs));
+        .then(|| Voter::start(voter_config(file, machine, &identity), voter_outputs));
     let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
     let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
     let addresses = peers(file, me);
@@ -337,7 +338,7 @@ pub fn backends_max(file: &ClusterFile) -> usize {
     limits(file).backends_max()
 }
 
-fn voter_config(file: &ClusterFile, machine: &Machine) -> VoterConfig {
+fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity) -> VoterConfig {
     let database = machine.database.as_ref();
     VoterConfig {
         machine: machine.id,
@@ -354,6 +355,12 @@ fn voter_config(file: &ClusterFile, machine: &Machine) -> VoterConfig {
             superuser: SUPERUSER.to_owned(),
             major_version: 0,
         },
+        signing_key: identity.signing_key().clone(),
+        voter_keys: receiver::voters(file.tunables.faults)
+            .filter_map(|id| file.machines.iter().find(|machine| machine.id == id))
+            .filter_map(|machine| Some((machine.id, VerifyingKey::from_bytes(&machine.identity).ok()?)))
+            .collect(),
+        node_clients: BTreeMap::new(),
         client_roles: file
             .clients
             .iter()
@@ -383,6 +390,7 @@ async fn send_voter_outputs<H: Hosted>(
                 links.send_frame(Peer::Client(client), &Frame::Result(message));
                 continue;
             }
+            VoterOutput::Order { .. } => continue,
             VoterOutput::Reply(reply) => (Frame::ReplyCommitDb(reply.clone()), Input::Reply { from: me, reply }),
             VoterOutput::Fetch { from: order } => {
                 (Frame::FetchCommitDb(order), Input::FetchCommitDb { from: me, order })

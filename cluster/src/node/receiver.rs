@@ -88,6 +88,7 @@ impl<H: Hosted> NodeReceiver<H> {
                     Frame::Client(ClientMessage::Direct(direct)) => {
                         self.to_voter(VoterInput::Direct { client, direct });
                     }
+                    Frame::Client(ClientMessage::KeepAlive) => self.to_voter(VoterInput::KeepAlive(client)),
                     Frame::Client(ClientMessage::Recall(key)) => self.to_voter(VoterInput::Recall { client, key }),
                     _ => {}
                 }

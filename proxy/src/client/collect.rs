@@ -185,7 +185,7 @@ impl Collect {
                 detail,
                 hint,
             }),
-            Outcome::Unavailable => Verdict::Unavailable,
+            Outcome::Executed | Outcome::Word { .. } | Outcome::Unavailable => Verdict::Unavailable,
         };
         let answer = Answer {
             machine,

@@ -203,9 +203,11 @@ impl Session {
         let operation = Operation {
             context,
             footprint,
+            nonce: rand::random(),
             work: Work::Commit {
                 transaction: id,
                 writes,
+                words: Vec::new(),
             },
         };
         match self.shared.client.order(&operation, Rows::Unordered, None).await {

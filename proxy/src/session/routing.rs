@@ -116,6 +116,7 @@ impl Session {
         let operation = Operation {
             context: self.context().decoded.clone(),
             footprint: routed.analysis.footprint.clone(),
+            nonce: rand::random(),
             work: Work::OneShot {
                 exchange: routed.encoded.clone(),
             },
@@ -150,6 +151,7 @@ impl Session {
         let operation = Operation {
             context: context.decoded.clone(),
             footprint,
+            nonce: rand::random(),
             work,
         };
         self.order(&operation, routed.rows(), true)
@@ -189,11 +191,13 @@ impl Session {
             transaction: id,
             isolation,
             read_only: transaction.read_only,
+            live: u64::MAX,
             exchanges,
         };
         let operation = Operation {
             context: context.decoded.clone(),
             footprint: footprint.clone(),
+            nonce: rand::random(),
             work,
         };
         let voted = self.order(&operation, routed.rows(), true).await;
@@ -276,6 +280,7 @@ impl Session {
         let operation = Operation {
             context: context.decoded.clone(),
             footprint,
+            nonce: rand::random(),
             work,
         };
         let voted = self.order(&operation, routed.rows(), true).await?;
@@ -309,6 +314,7 @@ impl Session {
         let operation = Operation {
             context: begun.context.decoded.clone(),
             footprint,
+            nonce: rand::random(),
             work,
         };
         let voted = self.order(&operation, routed.rows(), true).await?;
@@ -355,6 +361,7 @@ impl Session {
         let operation = Operation {
             context,
             footprint,
+            nonce: rand::random(),
             work: Work::Abort { transaction },
         };
         let client = Arc::clone(&self.shared.client);

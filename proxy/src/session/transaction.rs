@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ordering::identifiers::{Digest, Order};
-use ordering::message::{CHAIN_START, DirectTransaction, chain};
+use ordering::message::{CHAIN_START, DirectKind, DirectTransaction, chain};
 use sql::footprint::{Footprint, Mode};
 use sql::operation::{Isolation, TransactionId, TransactionWrite};
 use sql::statement::TransactionModes;
@@ -192,7 +192,7 @@ impl Begun {
             number: self.id.number,
             writes_before: self.count,
             chain: self.chain,
-            write,
+            kind: if write { DirectKind::Write } else { DirectKind::Read },
         }
     }
 }

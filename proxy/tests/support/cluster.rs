@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use ordering::identifiers::{MachineId, Order};
-use ordering::message::{CHAIN_START, ClientMessage, Direct, Outcome, ResultKey, ResultMessage, chain};
+use ordering::message::{CHAIN_START, ClientMessage, Direct, DirectKind, Outcome, ResultKey, ResultMessage, chain};
 use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
 use sql::operation::{
     Exchange, ExchangeResult, Isolation, Operation, SessionContext, Step, TransactionId, TransactionWrite, Work,
@@ -118,6 +118,7 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
                         tokio::spawn(cluster.clone().ordered(request.number, Order(order), operation));
                     }
                 }
+                ToNode::Client(ClientMessage::KeepAlive) => {}
                 ToNode::Client(ClientMessage::Direct(direct)) => {
                     let Destination::Machines(machines) = destination else {
                         panic!("direct to all")
@@ -157,6 +158,8 @@ pub fn kind(work: &Work) -> &'static str {
         Work::Extend { .. } => "extend",
         Work::Commit { .. } => "commit",
         Work::Abort { .. } => "abort",
+        Work::Abandon { .. } => "abandon",
+        Work::Nothing => "nothing",
     }
 }
 
@@ -231,7 +234,7 @@ impl Cluster {
                         Some(open) => {
                             let mut open = open.lock().await;
                             assert_eq!((open.count, open.chain), (place.writes_before, place.chain), "place");
-                            if place.write {
+                            if place.kind == DirectKind::Write {
                                 open.count += 1;
                                 open.chain = chain(&open.chain, &direct.exchange);
                             }
@@ -291,6 +294,7 @@ impl Cluster {
                 isolation,
                 read_only,
                 exchanges,
+                ..
             } => {
                 let mut backend = self.backend().await;
                 backend.settings(context).await;
@@ -333,7 +337,9 @@ impl Cluster {
                 open.ordered.insert(order.0, vec![exchange]);
                 done(result)
             }
-            Work::Commit { transaction, writes } => {
+            Work::Commit {
+                transaction, writes, ..
+            } => {
                 let open = self.transactions.lock().await.remove(&transaction).unwrap();
                 let mut open = open.lock().await;
                 let mut listed = CHAIN_START;
@@ -350,6 +356,7 @@ impl Cluster {
                 assert_eq!(listed, open.chain, "COMMIT lists exactly what was written");
                 done(open.backend.simple("COMMIT").await)
             }
+            Work::Abandon { .. } | Work::Nothing => panic!("proxies order no such thing"),
             Work::Abort { transaction } => {
                 let open = self.transactions.lock().await.remove(&transaction);
                 if let Some(open) = open {

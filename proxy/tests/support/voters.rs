@@ -48,6 +48,10 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
     (ClusterPort { to, from }, faults)
 }
 
+fn machine_key(machine: u8) -> ed25519_dalek::SigningKey {
+    ed25519_dalek::SigningKey::from_bytes(&[machine; 32])
+}
+
 fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> VoterConfig {
     VoterConfig {
         machine,
@@ -56,6 +60,11 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> Voter
         groups: 1,
         rules,
         postgres: server.config(),
+        signing_key: machine_key(machine.0),
+        voter_keys: (1..=3)
+            .map(|id| (MachineId(id), machine_key(id).verifying_key()))
+            .collect(),
+        node_clients: BTreeMap::new(),
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from(["postgres".into(), "application".into()]))]),
         limits: VoterLimits {
             transactions_max: 20,
@@ -165,6 +174,7 @@ async fn sequence(
                     let _ = input.send(VoterInput::Recall { client, key }).await;
                 }
             }
+            (ToNode::Client(ClientMessage::KeepAlive), _) => {}
             (ToNode::Client(_), Destination::All) => panic!("direct to all"),
         }
     }

@@ -105,17 +105,28 @@ impl Owner<'_> {
                 isolation,
                 read_only,
                 exchanges,
+                ..
             } => {
                 let context = &operation.context;
                 let ordered = (order, time_us, *isolation, *read_only, exchanges.clone());
-                self.feed_begin(asker, *transaction, context, footprint, ordered, bytes)
-                    .await;
+                self.feed_begin(
+                    asker,
+                    *transaction,
+                    (context, operation.nonce),
+                    footprint,
+                    ordered,
+                    bytes,
+                )
+                .await;
             }
             Work::Extend {
                 transaction, exchange, ..
             } => self.feed_extend(asker, *transaction, footprint, exchange.clone()).await,
-            Work::Commit { transaction, writes } => self.feed_end(asker, *transaction, Some(writes)).await,
+            Work::Commit {
+                transaction, writes, ..
+            } => self.feed_end(asker, *transaction, Some(writes)).await,
             Work::Abort { transaction } => self.feed_end(asker, *transaction, None).await,
+            Work::Abandon { .. } | Work::Nothing => self.finished(order),
         }
     }
 
@@ -129,7 +140,7 @@ impl Owner<'_> {
         &mut self,
         asker: Asker,
         id: TransactionId,
-        context: &SessionContext,
+        (context, nonce): (&SessionContext, [u8; 16]),
         footprint: &Footprint,
         (order, time_us, isolation, read_only, exchanges): (u64, u64, Isolation, bool, Vec<bytes::Bytes>),
         bytes: usize,
@@ -144,6 +155,7 @@ impl Owner<'_> {
             isolation,
             read_only,
             context.clone(),
+            nonce,
             exchanges,
         );
         self.transactions.insert(id, OpenTransaction { ordered, slot: None });
@@ -300,7 +312,7 @@ impl Owner<'_> {
 
 fn transaction_of(work: &Work) -> Option<TransactionId> {
     match work {
-        Work::OneShot { .. } => None,
+        Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing => None,
         Work::Read { transaction, .. } => *transaction,
         Work::Begin { transaction, .. }
         | Work::Extend { transaction, .. }
@@ -317,5 +329,7 @@ fn class(work: &Work) -> &'static str {
         Work::Extend { .. } => "extend",
         Work::Commit { .. } => "commit",
         Work::Abort { .. } => "abort",
+        Work::Abandon { .. } => "abandon",
+        Work::Nothing => "nothing",
     }
 }

@@ -52,7 +52,7 @@ impl Owner<'_> {
                 self.grant_extend(asker, grant, *transaction, exchange, *writes_before)
                     .await
             }
-            Work::Commit { .. } | Work::Abort { .. } => {}
+            Work::Commit { .. } | Work::Abort { .. } | Work::Abandon { .. } | Work::Nothing => {}
         }
     }
 
@@ -91,7 +91,7 @@ impl Owner<'_> {
         }
         let clock = Clock {
             time_us,
-            seed: seed(grant.order, 0),
+            seed: seed(&operation.nonce, grant.order, 0),
         };
         let job = match self.check(exchange, operation, Place::OneShot, footprint, clock) {
             Ok(job) => job,
@@ -151,7 +151,7 @@ impl Owner<'_> {
     async fn grant_read(&mut self, asker: Asker, time_us: u64, operation: &Operation, exchange: &[u8]) {
         let clock = Clock {
             time_us,
-            seed: seed(asker.order, 0),
+            seed: seed(&operation.nonce, asker.order, 0),
         };
         let job = match self.check_read(exchange, operation, Place::Read, clock) {
             Ok(job) => job,
@@ -188,7 +188,7 @@ impl Owner<'_> {
         };
         let clock = Clock {
             time_us: open.ordered.time_us,
-            seed: seed(open.ordered.began, writes_before),
+            seed: seed(&open.ordered.nonce, open.ordered.began, writes_before),
         };
         if let Err(refused) = self.check_read(exchange, operation, place, clock) {
             return self.refuse(asker, refused).await;

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use ed25519_dalek::SigningKey;
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{
-    CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectTransaction, Outcome, Request, ResultKey, ResultMessage, chain,
+    CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Outcome, Request, ResultKey,
+    ResultMessage, chain,
 };
 use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
 use sql::operation::{
@@ -37,6 +39,11 @@ pub(crate) struct Rig {
     log: Arc<Mutex<Log>>,
     number: u64,
     pub(crate) settings: Vec<(String, String)>,
+}
+
+/// A machine's key.
+pub(crate) fn machine_key(machine: u8) -> SigningKey {
+    SigningKey::from_bytes(&[machine; 32])
 }
 
 /// Tables `account(shop, ...)` are partitioned by shop.
@@ -138,6 +145,11 @@ impl Rig {
             groups: 1,
             rules: rules(),
             postgres: self.server.config(),
+            signing_key: machine_key(1),
+            voter_keys: (1..=3)
+                .map(|id| (MachineId(id), machine_key(id).verifying_key()))
+                .collect(),
+            node_clients: BTreeMap::new(),
             client_roles: BTreeMap::from([(CLIENT, BTreeSet::from([APPLICATION.to_owned()]))]),
             limits: VoterLimits {
                 direct_wait: Duration::from_millis(400),
@@ -212,6 +224,7 @@ impl Rig {
         let operation = Operation {
             context: self.context(),
             footprint,
+            nonce: [7; 16],
             work,
         };
         let number = self.last_order() + 1;
@@ -223,6 +236,7 @@ impl Rig {
         let operation = Operation {
             context: self.context(),
             footprint: Footprint::everything(),
+            nonce: [7; 16],
             work: Work::OneShot {
                 exchange: simple(text).encode(),
             },
@@ -341,6 +355,7 @@ impl Rig {
             transaction: transaction.id,
             isolation,
             read_only: false,
+            live: u64::MAX,
             exchanges: vec![exchange.encode()],
         };
         let order = self.order(transaction.footprint.clone(), work).await;
@@ -361,7 +376,7 @@ impl Rig {
             number: transaction.id.number,
             writes_before: transaction.count,
             chain: transaction.chain,
-            write,
+            kind: if write { DirectKind::Write } else { DirectKind::Read },
         });
         let direct = Direct {
             number: 1000 + self.number,
@@ -413,6 +428,7 @@ impl Rig {
         let work = Work::Commit {
             transaction: transaction.id,
             writes: transaction.writes.clone(),
+            words: Vec::new(),
         };
         self.order(transaction.footprint.clone(), work).await
     }
