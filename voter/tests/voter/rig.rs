@@ -482,7 +482,7 @@ async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<Vote
                     }
                 });
             }
-            VoterOutput::FetchRequest { .. } => {}
+            VoterOutput::FetchRequest { .. } | VoterOutput::Order { .. } => {}
         }
     }
 }
