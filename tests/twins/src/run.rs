@@ -68,9 +68,10 @@ impl Weather {
 
 /// Runs a seed on servers; what was violated.
 pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Vec<String> {
+    let started = std::time::Instant::now();
     let database = format!("seed_{seed}");
-    servers.remove(&database).await;
     servers.create(&database).await;
+    let created = started.elapsed();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let liar = (options.topics.has(Topic::LyingVoter) && random.random_ratio(1, 4)).then(|| random.random_range(1..=3));
     let network = Network::new(liar, seed, options.trace);
@@ -78,10 +79,12 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Vec<St
     network.note(|| format!("seed {seed}: lying voter {liar:?}, floor every {floor} ms"));
     let floor = Duration::from_millis(floor);
     let world = World::start(network, Arc::clone(servers), database.clone(), options.words, floor).await;
+    world.network.note(|| format!("created after {created:?}, started after {:?}", started.elapsed()));
     let records = Records::default();
     let actors = clients(&world, &mut random, options, &records);
     let weather = Weather::draw(&mut random, &options.topics);
     drive(&world, actors, random, weather).await;
+    world.network.note(|| format!("clients are done after {:?}", started.elapsed()));
     match world.settle(SETTLE).await {
         Ok(()) => {
             let told = records.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -89,6 +92,7 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Vec<St
         }
         Err(stuck) => world.violation(stuck),
     }
+    world.network.note(|| format!("checked after {:?}", started.elapsed()));
     world.stop().await;
     servers.remove(&database).await;
     world.violations()
