@@ -77,13 +77,18 @@ fn whole(outcome: &Outcome) -> Option<ExchangeResult> {
 /// The messages of a result as (type, body).
 pub fn messages(result: &ExchangeResult) -> Vec<(u8, &[u8])> {
     let messages = sql::result::messages(&result.messages);
-    messages.map_while(Result::ok).map(|(tag, message)| (tag, &message[5..])).collect()
+    messages
+        .map_while(Result::ok)
+        .map(|(tag, message)| (tag, &message[5..]))
+        .collect()
 }
 
 /// The SQLSTATE of the error in a result.
 pub fn error(result: &ExchangeResult) -> Option<String> {
     let (_, body) = messages(result).into_iter().find(|(tag, _)| *tag == b'E')?;
-    let code = body.split(|byte| *byte == 0).find(|field| field.first() == Some(&b'C'))?;
+    let code = body
+        .split(|byte| *byte == 0)
+        .find(|field| field.first() == Some(&b'C'))?;
     Some(String::from_utf8_lossy(&code[1..]).into_owned())
 }
 

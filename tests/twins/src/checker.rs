@@ -25,14 +25,18 @@ const SHOWN_MAX: usize = 6;
 async fn column(world: &World, machine: u8, text: &str) -> Vec<String> {
     let rows = world.query(machine, text).await;
     let rows = rows.unwrap_or_else(|error| panic!("m{machine}: {text}: {error:?}"));
-    rows.into_iter().map(|row| row.into_iter().next().flatten().unwrap_or_default()).collect()
+    rows.into_iter()
+        .map(|row| row.into_iter().next().flatten().unwrap_or_default())
+        .collect()
 }
 
 async fn dump(world: &World, machine: u8) -> Dump {
     let mut dump = Dump::new();
     let tables = column(world, machine, TABLES).await;
     let sequences = column(world, machine, SEQUENCES).await;
-    let of_tables = tables.iter().map(|name| format!("SELECT '{name}', t::text FROM {name} t"));
+    let of_tables = tables
+        .iter()
+        .map(|name| format!("SELECT '{name}', t::text FROM {name} t"));
     let of_sequences = sequences
         .iter()
         .map(|name| format!("SELECT 'position of {name}', last_value || ' ' || is_called FROM {name}"));
@@ -60,7 +64,9 @@ pub async fn check(world: &World, records: &[Record]) {
     for machine in machines() {
         dumps.push((machine, dump(world, machine).await));
     }
-    let Some(((_, first), others)) = dumps.split_first() else { return };
+    let Some(((_, first), others)) = dumps.split_first() else {
+        return;
+    };
     for (machine, other) in others {
         compare(world, first, *machine, other);
     }

@@ -130,7 +130,11 @@ impl Honest {
     pub async fn run(mut self) {
         for _ in 0..self.programs {
             match self.session.random.random_range(0..10) {
-                0..=2 => self.autocommit().await,
+                0..=1 => {
+                    self.session.turn.take().await;
+                    self.autocommit(None).await;
+                }
+                2 => self.series().await,
                 3 if self.session.topics.has(Topic::Reads) => self.read_back().await,
                 _ => self.transaction().await,
             }
@@ -166,16 +170,27 @@ impl Honest {
         self.session.world.refresh_analyzer().await;
     }
 
-    /// One statement outside a transaction.
-    async fn autocommit(&mut self) {
-        self.session.turn.take().await;
+    /// Several statements, each outside a transaction.
+    async fn series(&mut self) {
+        let session = &mut self.session;
+        for statement in menu::series(&mut session.random, &mut session.names, &session.topics) {
+            self.session.turn.take().await;
+            self.autocommit(Some(statement)).await;
+        }
+    }
+
+    /// One statement outside a transaction: this one, or any.
+    async fn autocommit(&mut self, statement: Option<Statement>) {
         let record = self.new_record();
         let shop = self.session.random.random_range(1..=3);
-        let statement = match self.session.random.random_range(0..3) {
-            0 => self.draw(),
-            _ => menu::ledger(&mut self.session.random, shop, record.number, 0),
+        let statement = match (statement, self.session.random.random_range(0..3)) {
+            (Some(statement), _) => statement,
+            (None, 0) => self.draw(),
+            (None, _) => menu::ledger(&mut self.session.random, shop, record.number, 0),
         };
-        let [exchange] = statement.exchanges.as_slice() else { return };
+        let [exchange] = statement.exchanges.as_slice() else {
+            return;
+        };
         let Some(analysis) = self.analyse(exchange) else { return };
         if statement.savepoint.is_some() || analysis.effect <= Effect::Session {
             return;
@@ -187,12 +202,15 @@ impl Honest {
     }
 
     async fn one_shot(&mut self, statement: Statement, analysis: &ExchangeAnalysis, mut record: Record) {
-        let Some(exchange) = statement.exchanges.first() else { return };
+        let Some(exchange) = statement.exchanges.first() else {
+            return;
+        };
         let work = Work::OneShot {
             exchange: exchange.encode(),
         };
         let (order, key) = self.session.order(analysis.footprint.clone(), work);
-        self.session.note(|| format!("one-shot {order} {} {}", analysis.footprint, statement.brief()));
+        self.session
+            .note(|| format!("one-shot {order} {} {}", analysis.footprint, statement.brief()));
         record.rows.extend(statement.ledger);
         record.order = order;
         let verdict = self.session.verdict(key, ORDERED_WITHIN).await;
@@ -208,7 +226,9 @@ impl Honest {
             record.items.push((note.clone(), id));
         }
         self.record(record);
-        if analysis.effect == Effect::Ddl || verdict.is_some_and(|(_, verdict)| verdict == Verdict::Refused("BF003".into())) {
+        if analysis.effect == Effect::Ddl
+            || verdict.is_some_and(|(_, verdict)| verdict == Verdict::Refused("BF003".into()))
+        {
             self.catalog_may_have_changed().await;
         }
     }
@@ -228,7 +248,9 @@ impl Honest {
         self.session.turn.take().await;
         let known: Vec<Record> = {
             let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-            let told = records.iter().filter(|record| record.fate != Fate::Unknown && !record.rows.is_empty());
+            let told = records
+                .iter()
+                .filter(|record| record.fate != Fate::Unknown && !record.rows.is_empty());
             told.cloned().collect()
         };
         let Some(record) = known.choose(&mut self.session.random).cloned() else {
@@ -236,7 +258,9 @@ impl Honest {
             self.autocommit_read(&statement).await;
             return;
         };
-        let Some((shop, transaction, _)) = record.rows.first().copied() else { return };
+        let Some((shop, transaction, _)) = record.rows.first().copied() else {
+            return;
+        };
         let committed = record.rows.iter().filter(|row| row.0 == shop).count();
         let expected = if record.fate == Fate::Committed { committed } else { 0 };
         let statement = menu::count_ledger(shop, transaction);
@@ -245,9 +269,10 @@ impl Honest {
             && answer::value(&result) != Some(expected.to_string())
         {
             let said = answer::brief(&result);
-            self.session
-                .world
-                .violation(format!("stale read: {} rows of {record:?} are read as {said}", expected));
+            self.session.world.violation(format!(
+                "stale read: {} rows of {record:?} are read as {said}",
+                expected
+            ));
         }
     }
 
@@ -256,7 +281,8 @@ impl Honest {
         let analysis = self.analyse(exchange)?;
         if analysis.footprint.entries().len() <= 1 {
             let number = self.session.direct_number();
-            self.session.note(|| format!("direct read {number} {}", statement.brief()));
+            self.session
+                .note(|| format!("direct read {number} {}", statement.brief()));
             for machine in machines() {
                 self.session.send_direct(machine, number, None, exchange.encode()).await;
             }
@@ -276,7 +302,8 @@ impl Honest {
             exchange: exchange.encode(),
         };
         let (order, key) = self.session.order(analysis.footprint.clone(), work);
-        self.session.note(|| format!("ordered read {order} {}", statement.brief()));
+        self.session
+            .note(|| format!("ordered read {order} {}", statement.brief()));
         match self.session.verdict(key, ORDERED_WITHIN).await {
             Some((_, Verdict::Done(result))) => Some(result),
             _ => None,
@@ -361,7 +388,11 @@ impl Honest {
                 ..Statement::of(menu::simple("ROLLBACK TO s"))
             };
         }
+        if open.snapshot() && step > 0 && self.session.random.random_ratio(1, 3) {
+            return menu::sum(&mut self.session.random, &mut self.session.names);
+        }
         match self.session.random.random_range(0..10) {
+            4..=5 if open.snapshot() && open.began.is_none() => menu::read(&mut self.session.random),
             0..=3 => menu::ledger(&mut self.session.random, shop, open.record.number, step),
             4 => menu::read(&mut self.session.random),
             5 if !open.snapshot() => menu::count_ledger(shop, open.record.number),
@@ -374,7 +405,8 @@ impl Honest {
         for (at, exchange) in statement.exchanges.iter().enumerate() {
             let Some(analysis) = self.analyse(exchange) else {
                 // The proxy refuses it, and the application's transaction has failed.
-                self.session.note(|| format!("refused by the proxy: {}", statement.brief()));
+                self.session
+                    .note(|| format!("refused by the proxy: {}", statement.brief()));
                 return if open.began.is_some() { Err(Broken) } else { Ok(()) };
             };
             if analysis.effect == Effect::Maintenance {
@@ -436,7 +468,8 @@ impl Honest {
             return Ok(None);
         }
         let number = self.session.direct_number();
-        self.session.note(|| format!("read within {number} {}", statement.brief()));
+        self.session
+            .note(|| format!("read within {number} {}", statement.brief()));
         let result = self.direct(open, number, DirectKind::Read, exchange.encode()).await?;
         if let Some((shop, transaction)) = statement.counts
             && !open.failed
@@ -469,7 +502,8 @@ impl Honest {
         }
         if open.held.covers(&footprint) {
             let number = self.session.direct_number();
-            self.session.note(|| format!("direct {number} {}", menu::brief(exchange)));
+            self.session
+                .note(|| format!("direct {number} {}", menu::brief(exchange)));
             let result = self.direct(open, number, DirectKind::Write, encoded.clone()).await;
             open.sent.push((open.ran.clone(), encoded.clone()));
             open.ran.add(&encoded);
@@ -482,7 +516,8 @@ impl Honest {
             exchange: encoded.clone(),
         };
         let (order, key) = self.session.order(footprint.clone(), work);
-        self.session.note(|| format!("extend {order} {footprint} {}", menu::brief(exchange)));
+        self.session
+            .note(|| format!("extend {order} {footprint} {}", menu::brief(exchange)));
         let verdict = self.ordered_live(open, key).await;
         open.ran.add(&encoded);
         open.listed.push(TransactionWrite::Ordered(order));
@@ -508,7 +543,9 @@ impl Honest {
         };
         // The first version opens a snapshot without locks.
         let bare = !self.session.world.words && open.snapshot() && exchanges.len() == 1;
-        let reads = self.analyse(exchange).is_some_and(|analysis| analysis.effect <= Effect::Read);
+        let reads = self
+            .analyse(exchange)
+            .is_some_and(|analysis| analysis.effect <= Effect::Read);
         open.held = if bare && reads { Footprint::empty() } else { footprint };
         let work = Work::Begin {
             transaction: open.id,
@@ -521,7 +558,11 @@ impl Honest {
         self.session.note(|| {
             let texts: Vec<_> = exchanges.iter().map(menu::brief).collect();
             let (id, isolation, live) = (open.id.number, open.isolation, &open.live);
-            format!("begin {id} at {order} {isolation:?} {} live {live:?}: {}", open.held, texts.join(" | "))
+            format!(
+                "begin {id} at {order} {isolation:?} {} live {live:?}: {}",
+                open.held,
+                texts.join(" | ")
+            )
         });
         open.began = Some(order);
         encoded.iter().for_each(|exchange| open.ran.add(exchange));
@@ -549,7 +590,10 @@ impl Honest {
             return Some(verdict);
         }
         self.join_all(open).await;
-        self.session.verdict(key, ORDERED_WITHIN).await.map(|(_, verdict)| verdict)
+        self.session
+            .verdict(key, ORDERED_WITHIN)
+            .await
+            .map(|(_, verdict)| verdict)
     }
 
     /// Makes all voters run what the transaction has sent so far.
@@ -598,7 +642,9 @@ impl Honest {
 
     async fn abort(&mut self, open: Open) {
         if open.began.is_some() {
-            let (order, key) = self.session.order(open.held.clone(), Work::Abort { transaction: open.id });
+            let (order, key) = self
+                .session
+                .order(open.held.clone(), Work::Abort { transaction: open.id });
             self.session.note(|| format!("abort {} at {order}", open.id.number));
             self.session.verdict(key, PATIENCE).await;
         }
@@ -711,7 +757,11 @@ fn given_words(answers: &Answers, id: TransactionId, began: u64, list: &[u8; 32]
         })
         .collect();
     words.iter().find_map(|word| {
-        let same: Vec<Word> = words.iter().filter(|other| other.answers == word.answers).cloned().collect();
+        let same: Vec<Word> = words
+            .iter()
+            .filter(|other| other.answers == word.answers)
+            .cloned()
+            .collect();
         (same.len() >= QUORUM).then_some(Some(same))
     })
 }

@@ -102,7 +102,11 @@ impl Liar {
 
     async fn transaction(&mut self) {
         let topics = &self.session.topics;
-        let tricks: Vec<Trick> = TRICKS.iter().filter(|(topic, _)| topics.has(*topic)).map(|(_, trick)| *trick).collect();
+        let tricks: Vec<Trick> = TRICKS
+            .iter()
+            .filter(|(topic, _)| topics.has(*topic))
+            .map(|(_, trick)| *trick)
+            .collect();
         if tricks.is_empty() {
             return;
         }
@@ -121,7 +125,11 @@ impl Liar {
         let id = self.session.new_transaction();
         let topics = &self.session.topics;
         let repeatable = topics.has(Topic::Repeatable) && self.session.random.random_ratio(1, 5);
-        let isolation = if repeatable { Isolation::RepeatableRead } else { Isolation::ReadCommitted };
+        let isolation = if repeatable {
+            Isolation::RepeatableRead
+        } else {
+            Isolation::ReadCommitted
+        };
         let mut held = Footprint::of(Resource::Table("public.other".into()), Mode::Exclusive);
         if self.session.random.random_ratio(1, 2) {
             held.add(Resource::Table("public.plain".into()), Mode::Exclusive);
@@ -137,6 +145,10 @@ impl Liar {
         if self.session.random.random_ratio(1, 3) {
             exchanges.insert(0, simple("SAVEPOINT s"));
         }
+        if self.session.topics.has(Topic::Settings) && self.session.random.random_ratio(1, 4) {
+            exchanges.insert(0, simple("SET transaction_isolation = 'repeatable read'"));
+            held = Footprint::of(Resource::Table("public.other".into()), Mode::Exclusive);
+        }
         let encoded: Vec<Bytes> = exchanges.iter().map(Exchange::encode).collect();
         let live = self.some_machines();
         let work = Work::Begin {
@@ -149,15 +161,19 @@ impl Liar {
         let (order, key) = self.session.order(held.clone(), work);
         self.session.note(|| {
             let texts: Vec<_> = exchanges.iter().map(menu::brief).collect();
-            format!("begin {} at {order} {isolation:?} {held} live {live:?}: {}", id.number, texts.join(" | "))
+            format!(
+                "begin {} at {order} {isolation:?} {held} live {live:?}: {}",
+                id.number,
+                texts.join(" | ")
+            )
         });
         let mut ran = Ran::default();
         encoded.iter().for_each(|exchange| ran.add(exchange));
-        let mut list: Vec<_> = encoded.into_iter().map(|exchange| (TransactionWrite::Ordered(order), exchange)).collect();
-        if list.len() > 1 {
-            // An order is listed once, and stands for all its exchanges.
-            list = vec![(TransactionWrite::Ordered(order), list[0].1.clone()), list[1].clone()];
-        }
+        // An order is listed once, and stands for all its exchanges.
+        let list = encoded
+            .into_iter()
+            .map(|exchange| (TransactionWrite::Ordered(order), exchange))
+            .collect();
         self.session.heard_from(key, &live, PATIENCE).await;
         Open {
             id,
@@ -192,7 +208,8 @@ impl Liar {
     async fn send(&mut self, open: &mut Open, kind: DirectKind, exchange: &Exchange, to: &BTreeSet<u8>) -> ResultKey {
         let number = self.session.direct_number();
         let encoded = exchange.encode();
-        self.session.note(|| format!("{kind:?} {number} to {to:?}: {}", menu::brief(exchange)));
+        self.session
+            .note(|| format!("{kind:?} {number} to {to:?}: {}", menu::brief(exchange)));
         for machine in to {
             let ran = open.ran.entry(*machine).or_default();
             let place = Some((open.id, &*ran, kind));
@@ -251,10 +268,16 @@ impl Liar {
                 self.write(open, &insert).await;
             }
             Trick::FetchAsRead => {
-                self.write(open, &simple("DECLARE d CURSOR FOR SELECT k, v FROM plain ORDER BY k FOR UPDATE")).await;
+                self.write(
+                    open,
+                    &simple("DECLARE d CURSOR FOR SELECT k, v FROM plain ORDER BY k FOR UPDATE"),
+                )
+                .await;
                 self.write(open, &simple("FETCH 1 FROM d")).await;
-                self.send(open, DirectKind::Read, &simple("FETCH 2 FROM d"), &some).await;
-                self.write(open, &simple("UPDATE plain SET v = v + 1 WHERE CURRENT OF d")).await;
+                self.send(open, DirectKind::Read, &simple("FETCH 2 FROM d"), &some)
+                    .await;
+                self.write(open, &simple("UPDATE plain SET v = v + 1 WHERE CURRENT OF d"))
+                    .await;
             }
             Trick::PortalAsRead => {
                 let n = self.session.names.unique();
@@ -283,13 +306,22 @@ impl Liar {
                     _ => simple("SELECT set_config('search_path', 'side', true)"),
                 };
                 self.write(open, &exchange).await;
-                self.write(open, &simple("UPDATE plain SET v = v * 2 WHERE k = 3")).await;
+                let update = simple("UPDATE plain SET v = v * 2 WHERE k = 3");
+                self.send(open, DirectKind::Write, &update, &some).await;
+                self.one_shot("UPDATE side.plain SET v = v + 1 WHERE k = 3").await;
+                let others = machines().filter(|machine| !some.contains(machine)).collect();
+                self.send(open, DirectKind::Write, &update, &others).await;
+                open.list(&update);
             }
             Trick::IsolationInList => {
-                self.write(open, &simple("SET transaction_isolation = 'repeatable read'")).await;
+                // In a transaction that has begun so, some voters keep the snapshot, and some run the list again.
                 self.one_shot("UPDATE plain SET v = v + 7 WHERE k = 4").await;
                 let insert = self.insert("(SELECT v::text FROM plain WHERE k = 4)");
-                self.write(open, &insert).await;
+                let mut footprint = Footprint::of(Resource::Table("public.plain".into()), Mode::Shared);
+                footprint.add(Resource::Table("public.other".into()), Mode::Exclusive);
+                self.extend(open, &insert, footprint).await;
+                let fails = extended("SELECT 1 / (k - k) FROM other", &[]);
+                self.send(open, DirectKind::Read, &fails, &some).await;
             }
             Trick::WriteToSome => {
                 let exchange = self.any();
@@ -328,20 +360,28 @@ impl Liar {
             Trick::JoinAndCancel if self.session.world.words => {
                 let number = self.session.direct_number();
                 for machine in &some {
-                    let kind = *[DirectKind::Join, DirectKind::Cancel].choose(&mut self.session.random).unwrap();
+                    let kind = *[DirectKind::Join, DirectKind::Cancel]
+                        .choose(&mut self.session.random)
+                        .unwrap();
                     let ran = match self.session.random.random_range(0..3) {
                         0 => Ran::default(),
                         1 => open.listed(),
                         _ => open.ran.get(machine).cloned().unwrap_or_default(),
                     };
-                    self.session.note(|| format!("{kind:?} to m{machine} after {}", ran.count));
+                    self.session
+                        .note(|| format!("{kind:?} to m{machine} after {}", ran.count));
                     let place = Some((open.id, &ran, kind));
                     self.session.send_direct(*machine, number, place, Bytes::new()).await;
                 }
             }
             Trick::JoinAndCancel => {}
             Trick::VolatileAsRead => {
-                let texts = ["SELECT steady(3)", "SELECT draw()", "SELECT nextval('ticket')", "SELECT touch(2)"];
+                let texts = [
+                    "SELECT steady(3)",
+                    "SELECT draw()",
+                    "SELECT nextval('ticket')",
+                    "SELECT touch(2)",
+                ];
                 let text = texts.choose(&mut self.session.random).unwrap();
                 self.send(open, DirectKind::Read, &extended(text, &[]), &some).await;
             }
@@ -363,20 +403,25 @@ impl Liar {
                         footprint.extend(&analysis.footprint);
                     }
                 }
-                let work = Work::Extend {
-                    transaction: open.id,
-                    writes_before: open.listed().count,
-                    exchange: exchange.encode(),
-                };
-                let (order, key) = self.session.order(footprint.clone(), work);
-                self.session.note(|| format!("extend {order} {footprint} {}", menu::brief(&exchange)));
-                let encoded = exchange.encode();
-                open.ran.values_mut().for_each(|ran| ran.add(&encoded));
-                open.list.push((TransactionWrite::Ordered(order), encoded));
-                open.held.extend(&footprint);
-                self.session.heard_from(key, &machines().collect(), PATIENCE).await;
+                self.extend(open, &exchange, footprint).await;
             }
         }
+    }
+
+    async fn extend(&mut self, open: &mut Open, exchange: &Exchange, footprint: Footprint) {
+        let encoded = exchange.encode();
+        let work = Work::Extend {
+            transaction: open.id,
+            writes_before: open.listed().count,
+            exchange: encoded.clone(),
+        };
+        let (order, key) = self.session.order(footprint.clone(), work);
+        self.session
+            .note(|| format!("extend {order} {footprint} {}", menu::brief(exchange)));
+        open.ran.values_mut().for_each(|ran| ran.add(&encoded));
+        open.list.push((TransactionWrite::Ordered(order), encoded));
+        open.held.extend(&footprint);
+        self.session.heard_from(key, &machines().collect(), PATIENCE).await;
     }
 
     async fn end(&mut self, open: Open) {
@@ -390,7 +435,9 @@ impl Liar {
             return self.session.world.leave_open(left);
         }
         if self.session.random.random_ratio(1, 8) {
-            let (order, _) = self.session.order(open.held.clone(), Work::Abort { transaction: open.id });
+            let (order, _) = self
+                .session
+                .order(open.held.clone(), Work::Abort { transaction: open.id });
             return self.session.note(|| format!("abort {} at {order}", open.id.number));
         }
         let words = self.words(&open).await;
@@ -432,7 +479,11 @@ impl Liar {
         let listed = open.listed();
         for machine in machines() {
             let own = open.ran.get(&machine).cloned().unwrap_or_default();
-            let ran = if self.session.random.random_ratio(3, 4) { &listed } else { &own };
+            let ran = if self.session.random.random_ratio(3, 4) {
+                &listed
+            } else {
+                &own
+            };
             let place = Some((open.id, ran, DirectKind::Word));
             self.session.send_direct(machine, number, place, Bytes::new()).await;
         }

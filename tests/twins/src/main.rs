@@ -140,6 +140,9 @@ async fn campaign(arguments: &Arguments) -> u64 {
     let failures = failures.load(Ordering::Relaxed);
     let ran = next.load(Ordering::Relaxed).min(end) - arguments.from;
     let seconds = started.elapsed().as_secs_f64();
-    println!("{failures} of {ran} seeds violate something ({:.2} s each)", seconds / ran.max(1) as f64);
+    println!(
+        "{failures} of {ran} seeds violate something ({:.2} s each)",
+        seconds / ran.max(1) as f64
+    );
     failures
 }

@@ -127,7 +127,9 @@ pub fn extended(text: &str, parameters: &[&str]) -> Exchange {
 
 /// Bind of statement 0.
 pub fn bind(portal: &str, parameters: &[&str], result_formats: &[i16]) -> Step {
-    let parameters = parameters.iter().map(|value| Some(Bytes::copy_from_slice(value.as_bytes())));
+    let parameters = parameters
+        .iter()
+        .map(|value| Some(Bytes::copy_from_slice(value.as_bytes())));
     Step::Bind {
         portal: portal.into(),
         statement: 0,
@@ -181,7 +183,10 @@ pub fn ledger(random: &mut impl Rng, shop: i32, transaction: i32, step: i32) -> 
     let values = [shop.to_string(), transaction.to_string(), step.to_string()];
     let exchange = match random.random_range(0..3) {
         0 => simple(&format!("INSERT INTO ledger VALUES ({})", values.join(", "))),
-        1 => extended("INSERT INTO ledger VALUES ($1, $2, $3)", &[&values[0], &values[1], &values[2]]),
+        1 => extended(
+            "INSERT INTO ledger VALUES ($1, $2, $3)",
+            &[&values[0], &values[1], &values[2]],
+        ),
         _ => simple(&format!(
             "INSERT INTO ledger VALUES ({}); UPDATE account SET balance = balance + 1 WHERE shop = {shop} AND id = 1",
             values.join(", ")
@@ -202,6 +207,17 @@ pub fn count_ledger(shop: i32, transaction: i32) -> Statement {
         counts: Some((shop, transaction)),
         ..Statement::of(extended(text, &[&shop_text, &transaction_text]))
     }
+}
+
+/// A write that depends on which snapshot it reads.
+pub fn sum(random: &mut impl Rng, names: &mut Names) -> Statement {
+    let n = names.unique();
+    let texts = [
+        format!("INSERT INTO other SELECT {n}, sum(v) FROM plain"),
+        format!("INSERT INTO other SELECT {n}, sum(balance) FROM account"),
+        "UPDATE plain SET v = v + 100 WHERE v > 100".into(),
+    ];
+    Statement::of(simple(texts.choose(random).unwrap()))
 }
 
 /// A read of plain tables.
@@ -226,6 +242,52 @@ pub fn write(random: &mut impl Rng, names: &mut Names, topics: &Topics) -> State
             return of_topic(topic, random, names);
         }
     }
+}
+
+/// Statements that mean something one after the other, each outside a transaction; none if no topic has any.
+pub fn series(random: &mut impl Rng, names: &mut Names, topics: &Topics) -> Vec<Statement> {
+    let known = [
+        Topic::Cached,
+        Topic::Deferred,
+        Topic::Currval,
+        Topic::Temporary,
+        Topic::Poison,
+    ];
+    let known: Vec<Topic> = known.into_iter().filter(|topic| topics.has(*topic)).collect();
+    let Some(topic) = known.choose(random) else {
+        return Vec::new();
+    };
+    let other = |names: &mut Names, value: &str| {
+        let n = names.unique();
+        simple(&format!("INSERT INTO other VALUES ({n}, {value})"))
+    };
+    let exchanges = match topic {
+        Topic::Cached => vec![
+            simple("CREATE SEQUENCE IF NOT EXISTS block CACHE 10"),
+            other(names, "nextval('block')::text"),
+            other(names, "nextval('block')::text"),
+            other(names, "nextval('block')::text"),
+        ],
+        Topic::Deferred => vec![
+            simple("INSERT INTO ranking (place) VALUES (1)"),
+            simple("INSERT INTO ranking (place) VALUES (2)"),
+            simple(&format!("INSERT INTO ranking (place) VALUES ({})", names.unique())),
+        ],
+        Topic::Currval => vec![
+            other(names, "nextval('ticket')::text"),
+            other(names, "currval('ticket')::text"),
+        ],
+        Topic::Temporary => vec![
+            of_topic(Some(Topic::Temporary), random, names).exchanges[0].clone(),
+            simple("UPDATE plain SET v = v * 3 WHERE k = 7"),
+            simple("UPDATE plain SET v = v + 3 WHERE k = 7"),
+        ],
+        _ => vec![
+            of_topic(Some(Topic::Poison), random, names).exchanges[0].clone(),
+            other(names, "'after the poison'"),
+        ],
+    };
+    exchanges.into_iter().map(Statement::of).collect()
 }
 
 /// What [`write`] draws from, as often as each stands here.
@@ -348,7 +410,10 @@ fn base(random: &mut impl Rng, n: i32, k: i32) -> Statement {
         8 => Statement::of(simple(&format!(
             "INSERT INTO plain VALUES ({k}, 1) ON CONFLICT (k) DO UPDATE SET v = plain.v + 10"
         ))),
-        _ => Statement::of(extended("SELECT v FROM plain WHERE k = $1 FOR UPDATE", &[&k.to_string()])),
+        _ => Statement::of(extended(
+            "SELECT v FROM plain WHERE k = $1 FOR UPDATE",
+            &[&k.to_string()],
+        )),
     }
 }
 
@@ -364,7 +429,9 @@ fn sequence(random: &mut impl Rng, n: i32) -> Statement {
     match random.random_range(0..5) {
         0 | 1 => item(&format!("item {n}")),
         2 => Statement::of(simple("SELECT nextval('ticket')")),
-        3 => Statement::of(simple(&format!("INSERT INTO other VALUES ({n}, nextval('ticket')::text)"))),
+        3 => Statement::of(simple(&format!(
+            "INSERT INTO other VALUES ({n}, nextval('ticket')::text)"
+        ))),
         _ => Statement::of(simple(&format!(
             "SELECT nextval('ticket'); INSERT INTO other VALUES ({n}, currval('ticket')::text)"
         ))),
@@ -392,7 +459,9 @@ fn copy(random: &mut impl Rng, n: i32) -> Statement {
     let start = Exchange::CopyStart {
         text: "COPY other FROM STDIN".into(),
     };
-    let data = Exchange::CopyData { data: Bytes::from(data) };
+    let data = Exchange::CopyData {
+        data: Bytes::from(data),
+    };
     Statement {
         exchanges: vec![start, data, Exchange::CopyEnd { failure }],
         ..Statement::of(simple(""))
@@ -430,7 +499,10 @@ fn failing(random: &mut impl Rng, n: i32) -> Statement {
     match random.random_range(0..6) {
         0 => Statement::of(simple("INSERT INTO plain VALUES (1, 1)")),
         1 => Statement::of(simple("INSERT INTO item (note) VALUES (NULL)")),
-        2 => Statement::of(extended("INSERT INTO plain SELECT $1::int, 1 / (k - k) FROM plain", &["1"])),
+        2 => Statement::of(extended(
+            "INSERT INTO plain SELECT $1::int, 1 / (k - k) FROM plain",
+            &["1"],
+        )),
         3 => Statement::of(simple("SELECT 1 / (k - 3) FROM plain FOR UPDATE")),
         4 => Statement::of(simple("INSERT INTO nowhere VALUES (1)")),
         _ => Statement::of(simple(&format!("INSERT INTO item (note) VALUES ('x{n}'), (NULL)"))),
@@ -448,7 +520,9 @@ fn poison(random: &mut impl Rng, n: i32) -> Statement {
         ],
     );
     let exchange = match random.random_range(0..8) {
-        0 => simple(&format!("INSERT INTO other SELECT {n}, to_tsvector(0::regconfig, 'x')::text")),
+        0 => simple(&format!(
+            "INSERT INTO other SELECT {n}, to_tsvector(0::regconfig, 'x')::text"
+        )),
         1 => unfit,
         2 => raise("58000"),
         3 => raise("53200"),

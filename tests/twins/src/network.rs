@@ -225,7 +225,11 @@ impl Network {
         };
         self.note(|| {
             let (key, order) = (message.key, message.order.0);
-            format!("      m{machine} to {}: {key:?} at {order}: {}", client.0, brief(&message.outcome))
+            format!(
+                "      m{machine} to {}: {key:?} at {order}: {}",
+                client.0,
+                brief(&message.outcome)
+            )
         });
         let mut state = self.state();
         let answers = state.answers.entry((client, message.key)).or_default();

@@ -79,12 +79,16 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Vec<St
     network.note(|| format!("seed {seed}: lying voter {liar:?}, floor every {floor} ms"));
     let floor = Duration::from_millis(floor);
     let world = World::start(network, Arc::clone(servers), database.clone(), options.words, floor).await;
-    world.network.note(|| format!("created after {created:?}, started after {:?}", started.elapsed()));
+    world
+        .network
+        .note(|| format!("created after {created:?}, started after {:?}", started.elapsed()));
     let records = Records::default();
     let actors = clients(&world, &mut random, options, &records);
     let weather = Weather::draw(&mut random, &options.topics);
     drive(&world, actors, random, weather).await;
-    world.network.note(|| format!("clients are done after {:?}", started.elapsed()));
+    world
+        .network
+        .note(|| format!("clients are done after {:?}", started.elapsed()));
     match world.settle(SETTLE).await {
         Ok(()) => {
             let told = records.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -144,7 +148,9 @@ async fn drive(world: &Arc<World>, mut actors: Vec<Actor>, mut random: ChaCha8Rn
             alive = tokio::time::Instant::now();
             keep_alive(world).await;
         }
-        let ready: Vec<usize> = (0..actors.len()).filter(|at| actors[*at].phase() == Phase::Ready).collect();
+        let ready: Vec<usize> = (0..actors.len())
+            .filter(|at| actors[*at].phase() == Phase::Ready)
+            .collect();
         if let Some(at) = ready.choose(&mut random) {
             change_weather(world, &mut random, &mut weather).await;
             actors[*at].act(TURN).await;
@@ -172,7 +178,10 @@ async fn drive(world: &Arc<World>, mut actors: Vec<Actor>, mut random: ChaCha8Rn
 async fn keep_alive(world: &World) {
     for machine in machines() {
         for client in [HONEST, LIAR] as [ClientId; 2] {
-            world.network.client_message(machine, client, ClientMessage::KeepAlive).await;
+            world
+                .network
+                .client_message(machine, client, ClientMessage::KeepAlive)
+                .await;
         }
     }
 }
@@ -184,7 +193,7 @@ async fn change_weather(world: &Arc<World>, random: &mut ChaCha8Rng, weather: &m
         world.network.note(|| format!("m{machine} lags: {held}"));
         world.network.hold(machine, held);
     }
-    if weather.restarts && random.random_ratio(1, 20) {
+    if weather.restarts && random.random_ratio(1, 12) {
         world.network.note(|| format!("m{machine}'s voter restarts"));
         world.stop_voter(machine).await;
         world.start_voter(machine).await;
@@ -209,7 +218,11 @@ async fn change_weather(world: &Arc<World>, random: &mut ChaCha8Rng, weather: &m
 }
 
 async fn crash(world: &Arc<World>, machine: u8, ending: Ending) {
-    world.network.note(|| format!("m{machine}'s server crashes: {ending:?}"));
+    world
+        .network
+        .note(|| format!("m{machine}'s server crashes: {ending:?}"));
     let servers = Arc::clone(&world.servers);
-    tokio::task::spawn_blocking(move || servers.of(machine).end(ending)).await.unwrap();
+    tokio::task::spawn_blocking(move || servers.of(machine).end(ending))
+        .await
+        .unwrap();
 }

@@ -73,9 +73,20 @@ impl Server {
         if let Some((uid, gid)) = unprivileged() {
             std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).unwrap();
         }
-        let options = ["-U", "postgres", "--auth=trust", "--locale=C", "--encoding=UTF8", "-N", "-D"];
+        let options = [
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "--locale=C",
+            "--encoding=UTF8",
+            "-N",
+            "-D",
+        ];
         let mut initdb = command("initdb");
-        initdb.args(options).arg(directory.path().join("data")).stdout(Stdio::null());
+        initdb
+            .args(options)
+            .arg(directory.path().join("data"))
+            .stdout(Stdio::null());
         assert!(initdb.status().unwrap().success(), "initdb fails");
         let server = Self {
             directory,
@@ -84,8 +95,16 @@ impl Server {
         server.start_again();
         server.psql("postgres", "postgres", &format!("CREATE ROLE {APPLICATION} LOGIN"));
         server.psql("postgres", "postgres", &format!("CREATE DATABASE {TEMPLATE}"));
-        server.psql(TEMPLATE, "postgres", &format!("GRANT ALL ON SCHEMA public TO {APPLICATION}"));
-        server.psql(TEMPLATE, "postgres", &format!("GRANT CREATE ON DATABASE {TEMPLATE} TO {APPLICATION}"));
+        server.psql(
+            TEMPLATE,
+            "postgres",
+            &format!("GRANT ALL ON SCHEMA public TO {APPLICATION}"),
+        );
+        server.psql(
+            TEMPLATE,
+            "postgres",
+            &format!("GRANT CREATE ON DATABASE {TEMPLATE} TO {APPLICATION}"),
+        );
         server.psql(TEMPLATE, APPLICATION, schema);
         server
     }
@@ -114,7 +133,10 @@ impl Server {
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         let mut postgres = command("postgres");
         postgres.arg("-D").arg(self.directory.path().join("data"));
-        postgres.arg("-k").arg(self.directory.path()).args(["-p", &PORT.to_string()]);
+        postgres
+            .arg("-k")
+            .arg(self.directory.path())
+            .args(["-p", &PORT.to_string()]);
         for setting in settings {
             postgres.args(["-c", setting]);
         }
@@ -128,14 +150,18 @@ impl Server {
 
     /// Ends the server.
     pub fn end(&self, ending: Ending) {
-        let Some(mut process) = self.process().take() else { return };
+        let Some(mut process) = self.process().take() else {
+            return;
+        };
         let id = process.id();
         match ending {
             Ending::Quit => signal(&id.to_string(), Signal::SIGQUIT),
             Ending::Kill => {
                 let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
                 signal(&id.to_string(), Signal::SIGKILL);
-                children.split_whitespace().for_each(|child| signal(child, Signal::SIGKILL));
+                children
+                    .split_whitespace()
+                    .for_each(|child| signal(child, Signal::SIGKILL));
             }
         }
         let _ = process.wait();
@@ -144,7 +170,18 @@ impl Server {
 
     fn try_psql(&self, database: &str, role: &str, text: &str) -> std::process::Output {
         let mut psql = command("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", role, "-d", database]);
+        psql.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            role,
+            "-d",
+            database,
+        ]);
         psql.arg("-h").arg(self.directory.path());
         psql.args(["-p", &PORT.to_string(), "-c", text]).output().unwrap()
     }
@@ -160,7 +197,11 @@ impl Server {
     /// When the server is not there.
     pub async fn connect(&self, database: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(self.directory.path()).port(PORT).user("postgres").dbname(database);
+        config
+            .host_path(self.directory.path())
+            .port(PORT)
+            .user("postgres")
+            .dbname(database);
         let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         Ok(client)

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ordering::identifiers::{ClientId, Digest, Order};
-use ordering::message::{
-    CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, ResultKey, chain,
-};
+use ordering::message::{CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, ResultKey, chain};
 use rand_chacha::ChaCha8Rng;
 use sql::footprint::Footprint;
 use sql::operation::{Operation, SessionContext, TransactionId, Work};
@@ -89,7 +87,9 @@ impl Session {
 
     /// Says what it does, if the run is traced.
     pub fn note(&self, text: impl FnOnce() -> String) {
-        self.world.network.note(|| format!("{}.{}: {}", self.client.0, self.session, text()));
+        self.world
+            .network
+            .note(|| format!("{}.{}: {}", self.client.0, self.session, text()));
     }
 
     /// Orders an operation; its order and the key of its result.
@@ -152,13 +152,16 @@ impl Session {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut digest_only = false;
             let slice = left.min(Duration::from_millis(300));
-            let waited = self.world.network.wait(self.client, key, slice, |answers| match verdict(answers) {
-                Some((_, Verdict::Digest)) => {
-                    digest_only = true;
-                    Some(None)
-                }
-                other => other.map(Some),
-            });
+            let waited = self
+                .world
+                .network
+                .wait(self.client, key, slice, |answers| match verdict(answers) {
+                    Some((_, Verdict::Digest)) => {
+                        digest_only = true;
+                        Some(None)
+                    }
+                    other => other.map(Some),
+                });
             if let Some(Some(found)) = waited.await {
                 return Some(found);
             }
@@ -174,7 +177,9 @@ impl Session {
 
     /// The machines that answered something, or the time is over.
     pub async fn heard_from(&self, key: ResultKey, wanted: &BTreeSet<u8>, within: Duration) {
-        let all = |answers: &crate::network::Answers| wanted.iter().all(|machine| answers.contains_key(machine)).then_some(());
+        let all = |answers: &crate::network::Answers| {
+            wanted.iter().all(|machine| answers.contains_key(machine)).then_some(())
+        };
         self.world.network.wait(self.client, key, within, all).await;
     }
 }

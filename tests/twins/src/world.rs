@@ -54,7 +54,9 @@ pub struct Servers(Vec<Server>);
 impl Servers {
     /// Starts three servers.
     pub fn start() -> Arc<Self> {
-        let started: Vec<_> = machines().map(|_| std::thread::spawn(|| Server::start(SCHEMA))).collect();
+        let started: Vec<_> = machines()
+            .map(|_| std::thread::spawn(|| Server::start(SCHEMA)))
+            .collect();
         Arc::new(Self(started.into_iter().map(|server| server.join().unwrap()).collect()))
     }
 
@@ -65,12 +67,14 @@ impl Servers {
 
     /// A new database on all servers.
     pub async fn create(&self, database: &str) {
-        self.on_all(&format!("CREATE DATABASE {database} TEMPLATE {TEMPLATE}")).await;
+        self.on_all(&format!("CREATE DATABASE {database} TEMPLATE {TEMPLATE}"))
+            .await;
     }
 
     /// Removes a database from all servers.
     pub async fn remove(&self, database: &str) {
-        self.on_all(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await;
+        self.on_all(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)"))
+            .await;
     }
 
     async fn on_all(&self, statement: &str) {
@@ -256,9 +260,7 @@ impl World {
         let client = self.servers.of(machine).connect(&self.database).await?;
         let rows = client.simple_query(text).await?;
         let rows = rows.into_iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect())
-            }
+            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
             _ => None,
         });
         Ok(rows.collect())
@@ -267,7 +269,10 @@ impl World {
     /// Notes that something must not be.
     pub fn violation(&self, what: String) {
         self.network.note(|| format!("VIOLATION {what}"));
-        self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+        self.violations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(what);
     }
 
     /// What must not be, and was.
@@ -352,6 +357,8 @@ impl World {
             return;
         }
         let servers = Arc::clone(&self.servers);
-        tokio::task::spawn_blocking(move || servers.of(machine).start_again()).await.unwrap();
+        tokio::task::spawn_blocking(move || servers.of(machine).start_again())
+            .await
+            .unwrap();
     }
 }
