@@ -109,9 +109,13 @@ pub enum DirectKind {
     /// From now on run the statements as they come: those that were ordered at once, the direct ones are sent again. The
     /// exchange is empty, and there is no answer.
     Join,
-    /// Stop whatever runs or waits beyond `writes_before`: it will not be listed. The voter forgets what it ran, and runs the
-    /// list when it is joined again. The exchange is empty, and there is no answer.
-    Cancel,
+    /// Stop whatever runs or waits beyond `writes_before`: it will not be listed. The voter forgets what it ran beyond that.
+    /// The exchange is empty, and there is no answer.
+    Cancel {
+        /// The number of the request that ordered the cancelled Extend, so that the voter does not run it when it is granted
+        /// later; 0 if the statement was sent directly.
+        request: u64,
+    },
     /// Give the word on the transaction: [`Outcome::Word`], or the error of a deferred constraint. The exchange is empty.
     Word,
 }

@@ -21,12 +21,14 @@ pub struct ServerError {
 }
 
 impl ServerError {
-    /// Whether the error speaks of the server rather than of the statement (DESIGN.md section 7): no result. What a user's
-    /// function raises by itself is always a result.
+    /// Whether the error speaks of the server rather than of the statement (DESIGN.md section 3): no result. All else is a
+    /// result, 08P01 of a Bind that does not fit and class XX included: every server says so alike. So is what a function
+    /// raises by itself, whatever its class.
     pub fn is_server_fault(&self) -> bool {
         let class = self.sqlstate.get(..2).unwrap_or_default();
-        let fault =
-            matches!(class, "08" | "53" | "57" | "58" | "XX") || matches!(self.sqlstate.as_str(), "40P01" | "55P03");
+        let code = self.sqlstate.as_str();
+        let fault = (matches!(class, "08" | "53" | "57" | "58") && code != "08P01")
+            || matches!(code, "40001" | "40P01" | "55P03");
         fault && self.routine != "exec_stmt_raise"
     }
 }
@@ -211,10 +213,12 @@ mod tests {
 
     #[test]
     fn what_a_function_raises_is_a_result_whatever_its_class() {
-        let native = error_fields(b"CXX000\0Mbroken\0Relog\0\0");
-        let raised = error_fields(b"CXX000\0Mbroken\0Rexec_stmt_raise\0\0");
+        let native = error_fields(b"C53100\0Mdisk full\0Relog\0\0");
+        let raised = error_fields(b"C53100\0Mdisk full\0Rexec_stmt_raise\0\0");
         assert!(native.is_server_fault());
         assert!(!raised.is_server_fault());
-        assert!(!error_fields(b"C23505\0\0").is_server_fault());
+        for result in [&b"C23505\0\0"[..], b"CXX000\0\0", b"C08P01\0\0"] {
+            assert!(!error_fields(result).is_server_fault());
+        }
     }
 }

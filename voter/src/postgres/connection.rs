@@ -68,6 +68,8 @@ pub struct Connection {
     message_bytes_max: usize,
     /// Bytes of an oversized message that are still to be thrown away.
     skip: usize,
+    /// The number of the server's process for this connection.
+    process: i32,
 }
 
 impl Connection {
@@ -89,6 +91,7 @@ impl Connection {
             outgoing: BytesMut::new(),
             message_bytes_max,
             skip: 0,
+            process: 0,
         };
         let mut parameters = vec![
             ("user", role),
@@ -110,10 +113,19 @@ impl Connection {
                 b'R' => return Err(PostgresError::Unfit("it asks the voter's role for a password".into())),
                 b'E' => return Err(error_fields(message.body()).into()),
                 b'Z' => return Ok(()),
-                b'S' | b'K' | b'N' => {}
+                b'K' => {
+                    let number = message.body().first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes));
+                    self.process = number.unwrap_or_default();
+                }
+                b'S' | b'N' => {}
                 other => return Err(PostgresError::protocol(format!("type {other} during startup"))),
             }
         }
+    }
+
+    /// The number of the server's process for this connection.
+    pub fn process(&self) -> i32 {
+        self.process
     }
 
     /// Where messages to the server are put; they are written while [`Connection::message`] waits.

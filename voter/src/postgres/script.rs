@@ -8,7 +8,7 @@ use postgres_protocol::message::frontend;
 
 use super::PostgresError;
 use super::capture::{Capture, ServerError, error_fields};
-use super::connection::{Connection, Message};
+use super::connection::{Connection, HEADER_BYTES, Message};
 use super::prepared::PreparedKey;
 
 /// One frontend message whose answer is awaited.
@@ -19,6 +19,8 @@ enum Awaited {
     Close,
     DescribeStatement,
     DescribePortal,
+    /// Describe of a portal on behalf of a simple Query, which says nothing where there are no rows.
+    DescribeRows,
     Execute,
     Query,
     /// A Query that opens COPY FROM STDIN: ends at CopyInResponse.
@@ -26,6 +28,8 @@ enum Awaited {
     Sync,
     /// The client gets these bytes though the server is not asked.
     Synthetic(&'static [u8]),
+    /// The next exchange's answers begin.
+    Cut,
 }
 
 /// Frontend messages with what they are expected to bring.
@@ -46,19 +50,53 @@ pub enum Part {
     Client,
 }
 
-/// What a script brought.
+/// The answers to one exchange of a script.
 #[derive(Debug)]
-pub struct Played {
+pub struct Segment {
     /// The client's part.
     pub capture: Capture,
     /// The first error, and whose message it answered.
     pub error: Option<(ServerError, Part)>,
     /// The transaction status of the last ReadyForQuery.
     pub status: u8,
+}
+
+/// What a script brought.
+#[derive(Debug)]
+pub struct Played {
+    /// The answers of each exchange, in order; at least one.
+    pub segments: Vec<Segment>,
     /// Statements that the server has prepared.
     pub prepared: Vec<(PreparedKey, String)>,
-    /// First columns of the rows that the voter's own statements brought.
-    pub own_rows: Vec<Bytes>,
+    /// The tag of the last command that succeeded.
+    pub tag: Bytes,
+}
+
+impl Segment {
+    fn new(bytes_max: usize) -> Self {
+        Self {
+            capture: Capture::new(bytes_max),
+            error: None,
+            status: b'I',
+        }
+    }
+}
+
+impl Played {
+    /// The transaction status of the last ReadyForQuery.
+    pub fn status(&self) -> u8 {
+        self.segments.last().map_or(b'E', |segment| segment.status)
+    }
+
+    /// The first error of all.
+    pub fn error(&self) -> Option<&(ServerError, Part)> {
+        self.segments.iter().find_map(|segment| segment.error.as_ref())
+    }
+
+    /// The only exchange's answers.
+    pub fn into_segment(mut self, bytes_max: usize) -> Segment {
+        self.segments.pop().unwrap_or_else(|| Segment::new(bytes_max))
+    }
 }
 
 /// The voter's parameters are text.
@@ -130,6 +168,18 @@ impl Script {
         Ok(())
     }
 
+    /// Describe of a portal on behalf of a simple Query.
+    pub fn describe_rows(&mut self, name: &str) -> std::io::Result<()> {
+        frontend::describe(b'P', name, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::DescribeRows, Part::Client));
+        Ok(())
+    }
+
+    /// The answers of another exchange follow. To be called only after a Sync or a Query.
+    pub fn cut(&mut self) {
+        self.awaited.push_back((Awaited::Cut, Part::Own));
+    }
+
     /// Execute.
     pub fn execute(&mut self, part: Part, portal: &str, max_rows: u32) -> std::io::Result<()> {
         let max_rows = i32::try_from(max_rows).unwrap_or(i32::MAX);
@@ -175,20 +225,22 @@ impl Script {
         Ok(())
     }
 
-    /// Runs one of the voter's own statements that are prepared since the connection was opened.
-    pub fn own(&mut self, part: Part, statement: &str, parameters: &[&str]) -> std::io::Result<()> {
+    /// Runs one of the voter's own statements with parameters, unnamed: no PREPARE or DEALLOCATE of an application can put
+    /// another one in its place, and no view of running queries shows its parameters.
+    pub fn own(&mut self, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
         let parameters: Vec<_> = parameters
             .iter()
-            .map(|value| Some(Bytes::copy_from_slice(value.as_bytes())))
+            .map(|value| value.map(|value| Bytes::copy_from_slice(value.as_bytes())))
             .collect();
-        self.bind(part, "", statement, &[TEXT], &parameters, &[TEXT])?;
-        self.execute(part, "", 0)
+        self.parse(Part::Own, "", text, &[], None)?;
+        self.bind(Part::Own, "", "", &[TEXT], &parameters, &[TEXT])?;
+        self.execute(Part::Own, "", 0)
     }
 
     /// Whether a Sync is due before a simple Query.
     pub fn ends_without_sync(&self) -> bool {
         let last = self.awaited.back();
-        last.is_some_and(|(awaited, _)| !matches!(awaited, Awaited::Sync | Awaited::Query))
+        last.is_some_and(|(awaited, _)| !matches!(awaited, Awaited::Sync | Awaited::Query | Awaited::Cut))
     }
 
     /// Bytes that will be written.
@@ -214,13 +266,11 @@ impl Script {
     ) -> Result<Played, PostgresError> {
         connection.outgoing().unsplit(std::mem::take(&mut self.buffer));
         let mut played = Played {
-            capture: Capture::new(bytes_max),
-            error: None,
-            status: b'I',
+            segments: vec![Segment::new(bytes_max)],
             prepared: Vec::new(),
-            own_rows: Vec::new(),
+            tag: Bytes::new(),
         };
-        while self.advance(&mut played) {
+        while self.advance(&mut played, bytes_max) {
             let message = connection.message().await?;
             self.take(&message, &mut played)?;
             if message.tag == b'Z' && !self.awaited.is_empty() {
@@ -231,12 +281,20 @@ impl Script {
     }
 
     /// Answers what needs no server; whether more is awaited.
-    fn advance(&mut self, played: &mut Played) -> bool {
-        while let Some((Awaited::Synthetic(bytes), _)) = self.awaited.front() {
-            played.capture.add_bytes(bytes);
+    fn advance(&mut self, played: &mut Played, bytes_max: usize) -> bool {
+        loop {
+            match self.awaited.front() {
+                Some((Awaited::Synthetic(bytes), _)) => {
+                    if let Some(segment) = played.segments.last_mut() {
+                        segment.capture.add_bytes(bytes);
+                    }
+                }
+                Some((Awaited::Cut, _)) => played.segments.push(Segment::new(bytes_max)),
+                Some(_) => return true,
+                None => return false,
+            }
             self.awaited.pop_front();
         }
-        !self.awaited.is_empty()
     }
 
     fn take(&mut self, message: &Message, played: &mut Played) -> Result<(), PostgresError> {
@@ -248,24 +306,26 @@ impl Script {
             }
             _ => {}
         }
-        let Some((awaited, part)) = self.awaited.front() else {
+        let (Some((awaited, part)), Some(segment)) = (self.awaited.front(), played.segments.last_mut()) else {
             return Err(PostgresError::protocol("an answer to nothing"));
         };
         let (part, tag) = (*part, message.tag);
         let (keep, done) = match (awaited, tag) {
             (_, b'N') => (true, false),
             (Awaited::Sync | Awaited::Query | Awaited::CopyStart, b'Z') => {
-                played.status = message.body().first().copied().unwrap_or(b'E');
+                segment.status = message.body().first().copied().unwrap_or(b'E');
                 (false, true)
             }
             (Awaited::Parse(_), b'1') | (Awaited::Bind, b'2') | (Awaited::Close, b'3') => (true, true),
             (Awaited::DescribeStatement, b't') => (true, false),
             (Awaited::DescribeStatement | Awaited::DescribePortal, b'T' | b'n') => (true, true),
+            (Awaited::DescribeRows, b'T') => (true, true),
+            (Awaited::DescribeRows, b'n') => (false, true),
             (Awaited::Execute, b'C' | b'I' | b's') => (true, true),
             (Awaited::Execute | Awaited::Query, b'D' | b'H' | b'd' | b'c') => (true, false),
             (Awaited::Query, b'T' | b'C' | b'I') => (true, false),
             (Awaited::CopyStart, b'G') => {
-                played.status = b'T';
+                segment.status = b'T';
                 (true, true)
             }
             (_, other) => {
@@ -274,10 +334,11 @@ impl Script {
                 )));
             }
         };
+        if tag == b'C' {
+            played.tag = message.frame.slice(message.frame.len().min(HEADER_BYTES)..);
+        }
         if keep && part == Part::Client {
-            played.capture.add(message);
-        } else if tag == b'D' {
-            played.own_rows.push(message.frame.clone());
+            segment.capture.add(message);
         }
         if done && let Some((Awaited::Parse(Some(noted)), _)) = self.awaited.pop_front() {
             played.prepared.push(noted);
@@ -288,9 +349,11 @@ impl Script {
     /// An error: kept whoever caused it (the caller decides), and what follows is skipped as the server skips it.
     fn take_error(&mut self, message: &Message, played: &mut Played) {
         let part = self.awaited.front().map_or(Part::Own, |(_, part)| *part);
-        if played.error.is_none() {
-            played.error = Some((error_fields(message.body()), part));
-            played.capture.add(message);
+        if let Some(segment) = played.segments.last_mut()
+            && segment.error.is_none()
+        {
+            segment.error = Some((error_fields(message.body()), part));
+            segment.capture.add(message);
         }
         while let Some((awaited, _)) = self.awaited.front() {
             if matches!(awaited, Awaited::Sync | Awaited::Query | Awaited::CopyStart) {

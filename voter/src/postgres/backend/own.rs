@@ -1,29 +1,48 @@
 //! What a voter itself runs in the application's transactions.
+//!
+//! Nothing of it is named: code of applications can define and drop prepared statements, and would otherwise put its own
+//! in their place. BEGIN, COMMIT and ROLLBACK are simple Queries; what has secret parameters is an unnamed statement,
+//! whose parameters no view of running queries shows.
 
-/// Statements of the voter's own, prepared when a connection is opened: name and text.
-pub(super) const OWN_STATEMENTS: &[(&str, &str)] = &[
-    ("begin", "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
-    ("begin_repeatable", "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE"),
-    ("begin_snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-    ("begin_read_only", "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"),
-    ("commit", "COMMIT"),
-    ("rollback", "ROLLBACK"),
-    ("snapshot", "SELECT 1"),
-    (
-        "clock",
-        "SELECT pg_catalog.set_config('cloudbft.time_us', $1::pg_catalog.text, true), \
-         pg_catalog.set_config('cloudbft.seed', $2::pg_catalog.text, true)",
-    ),
-    (
-        "applied",
-        "SELECT cloudbft.set_applied($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.int8, $4::pg_catalog.int8)",
-    ),
-    (
-        "record_sequences",
-        "SELECT cloudbft.record_sequences($1::pg_catalog.text, $2::pg_catalog.text[])",
-    ),
-    (
-        "restore_sequences",
-        "SELECT cloudbft.restore_sequences($1::pg_catalog.text, $2::pg_catalog.text[])",
-    ),
-];
+/// READ COMMITTED, for SERIALIZABLE too: locks make it so.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+
+/// REPEATABLE READ with its snapshot.
+pub(super) const BEGIN_REPEATABLE: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SELECT 1";
+
+/// READ ONLY with its snapshot.
+pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1";
+
+/// For what has locked nothing exclusively, and so must write nothing.
+pub(super) const BEGIN_READ_ONLY: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
+
+pub(super) const COMMIT: &str = "COMMIT";
+
+pub(super) const ROLLBACK: &str = "ROLLBACK";
+
+/// Before a read that is not known to be harmless: it cannot write.
+pub(super) const GUARD: &str = "SAVEPOINT cloudbft_guard; SET LOCAL transaction_read_only = on";
+
+/// After such a read.
+pub(super) const UNGUARD: &str = "ROLLBACK TO SAVEPOINT cloudbft_guard; RELEASE SAVEPOINT cloudbft_guard";
+
+/// What would run at COMMIT runs now.
+pub(super) const CONSTRAINTS: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+
+/// A cursor runs code when it is closed by COMMIT.
+pub(super) const CLOSE_ALL: &str = "CLOSE ALL";
+
+/// No later transaction on this backend sees `currval` of an earlier one.
+pub(super) const DISCARD_SEQUENCES: &str = "DISCARD SEQUENCES";
+
+/// Code that ran before may have changed how string constants are read.
+pub(super) const PLAIN_STRINGS: &str = "SET LOCAL standard_conforming_strings = on";
+
+pub(super) const APPLIED: &str = "SELECT cloudbft.set_applied($1::pg_catalog.text, $2::pg_catalog.text, \
+    $3::pg_catalog.int8, $4::pg_catalog.int8)";
+
+pub(super) const RECORD_SEQUENCES: &str =
+    "SELECT cloudbft.record_sequences($1::pg_catalog.text, $2::pg_catalog.text[])";
+
+pub(super) const RESTORE_SEQUENCES: &str =
+    "SELECT cloudbft.restore_sequences($1::pg_catalog.text, $2::pg_catalog.text[])";
