@@ -518,11 +518,36 @@ impl Honest {
         let (order, key) = self.session.order(footprint.clone(), work);
         self.session
             .note(|| format!("extend {order} {footprint} {}", menu::brief(exchange)));
+        if let Some(cancelled) = self.may_cancel(open, key).await {
+            return Ok(cancelled);
+        }
         let verdict = self.ordered_live(open, key).await;
         open.ran.add(&encoded);
         open.listed.push(TransactionWrite::Ordered(order));
         open.held.extend(&footprint);
         self.done(verdict).await
+    }
+
+    /// Now and then the application cancels a statement that waits for locks: COMMIT will not list it.
+    async fn may_cancel(&mut self, open: &mut Open, key: ResultKey) -> Option<ExchangeResult> {
+        let ResultKey::Request(request) = key else { return None };
+        let wants = self.session.world.words && self.session.random.random_ratio(1, 3);
+        if !wants || self.session.verdict(key, PATIENCE).await.is_some() {
+            return None;
+        }
+        self.session
+            .note(|| format!("cancel {} request {request}", open.id.number));
+        let number = self.session.direct_number();
+        for machine in machines() {
+            let place = Some((open.id, &open.ran, DirectKind::Cancel { request }));
+            self.session.send_direct(machine, number, place, Bytes::new()).await;
+        }
+        // They may have forgotten everything: they are told again before the next statement.
+        open.live.clear();
+        Some(ExchangeResult {
+            messages: Bytes::new(),
+            status: b'E',
+        })
     }
 
     async fn begin(
@@ -623,6 +648,9 @@ impl Honest {
         exchange: Bytes,
     ) -> Result<ExchangeResult, Broken> {
         let key = ResultKey::Direct(number);
+        if open.live.is_empty() {
+            self.join_all(open).await;
+        }
         for machine in open.live.clone() {
             let place = Some((open.id, &open.ran, kind));
             self.session.send_direct(machine, number, place, exchange.clone()).await;
@@ -685,6 +713,9 @@ impl Honest {
         let key = ResultKey::Direct(number);
         let began = open.began?;
         let (id, list) = (open.id, open.ran.chain);
+        if open.live.is_empty() {
+            self.join_all(open).await;
+        }
         for machine in open.live.clone() {
             let place = Some((id, &open.ran, DirectKind::Word));
             self.session.send_direct(machine, number, place, Bytes::new()).await;

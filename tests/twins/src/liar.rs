@@ -360,7 +360,8 @@ impl Liar {
             Trick::JoinAndCancel if self.session.world.words => {
                 let number = self.session.direct_number();
                 for machine in &some {
-                    let kind = *[DirectKind::Join, DirectKind::Cancel]
+                    let request = self.session.random.random_range(0..30);
+                    let kind = *[DirectKind::Join, DirectKind::Cancel { request }]
                         .choose(&mut self.session.random)
                         .unwrap();
                     let ran = match self.session.random.random_range(0..3) {
