@@ -112,10 +112,12 @@ async fn campaign(arguments: &Arguments) -> u64 {
     let started = Instant::now();
     let next = Arc::new(AtomicU64::new(arguments.from));
     let failures = Arc::new(AtomicU64::new(0));
+    let fates: Arc<[AtomicU64; 3]> = Arc::default();
     let end = arguments.from + arguments.seeds;
     let mut jobs = tokio::task::JoinSet::new();
     for _ in 0..arguments.jobs {
         let (next, failures, options) = (Arc::clone(&next), Arc::clone(&failures), arguments.options.clone());
+        let fates = Arc::clone(&fates);
         let failures_max = arguments.failures;
         jobs.spawn(async move {
             let servers = tokio::task::spawn_blocking(Servers::start).await.unwrap();
@@ -124,7 +126,12 @@ async fn campaign(arguments: &Arguments) -> u64 {
                 if seed >= end || failures.load(Ordering::Relaxed) >= failures_max {
                     return;
                 }
-                let violations = run(&servers, seed, &options).await;
+                let outcome = run(&servers, seed, &options).await;
+                let counts = [outcome.committed, outcome.absent, outcome.unknown];
+                for (fate, count) in fates.iter().zip(counts) {
+                    fate.fetch_add(count as u64, Ordering::Relaxed);
+                }
+                let violations = outcome.violations;
                 if violations.is_empty() {
                     continue;
                 }

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::checker;
-use crate::honest::{Honest, Records};
+use crate::honest::{Fate, Honest, Records};
 use crate::liar::Liar;
 use crate::menu::Names;
 use crate::network::Network;
@@ -66,8 +66,21 @@ impl Weather {
     }
 }
 
-/// Runs a seed on servers; what was violated.
-pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Vec<String> {
+/// What a seed came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What was violated.
+    pub violations: Vec<String>,
+    /// Transactions of honest clients that they were told to be committed.
+    pub committed: usize,
+    /// Those that were not, by their client's wish or not.
+    pub absent: usize,
+    /// Those of which their clients were told nothing.
+    pub unknown: usize,
+}
+
+/// Runs a seed on servers.
+pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Outcome {
     let started = std::time::Instant::now();
     let database = format!("seed_{seed}");
     servers.create(&database).await;
@@ -89,17 +102,21 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Vec<St
     world
         .network
         .note(|| format!("clients are done after {:?}", started.elapsed()));
+    let told = records.lock().unwrap_or_else(PoisonError::into_inner).clone();
     match world.settle(SETTLE).await {
-        Ok(()) => {
-            let told = records.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            checker::check(&world, &told).await;
-        }
+        Ok(()) => checker::check(&world, &told).await,
         Err(stuck) => world.violation(stuck),
     }
     world.network.note(|| format!("checked after {:?}", started.elapsed()));
     world.stop().await;
     servers.remove(&database).await;
-    world.violations()
+    let count = |fate: Fate| told.iter().filter(|record| record.fate == fate).count();
+    Outcome {
+        violations: world.violations(),
+        committed: count(Fate::Committed),
+        absent: count(Fate::Absent),
+        unknown: count(Fate::Unknown),
+    }
 }
 
 fn clients(world: &Arc<World>, random: &mut ChaCha8Rng, options: &Options, records: &Records) -> Vec<Actor> {
