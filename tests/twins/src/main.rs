@@ -147,6 +147,8 @@ async fn campaign(arguments: &Arguments) -> u64 {
     let failures = failures.load(Ordering::Relaxed);
     let ran = next.load(Ordering::Relaxed).min(end) - arguments.from;
     let seconds = started.elapsed().as_secs_f64();
+    let [committed, absent, unknown] = [0, 1, 2].map(|at: usize| fates[at].load(Ordering::Relaxed));
+    println!("honest transactions: {committed} committed, {absent} not, {unknown} unknown");
     println!(
         "{failures} of {ran} seeds violate something ({:.2} s each)",
         seconds / ran.max(1) as f64

@@ -132,6 +132,20 @@ impl Server {
             "autovacuum=off",
             "log_min_messages=fatal",
         ];
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.try_psql("postgres", "postgres", "SELECT 1").status.success() {
+            assert!(Instant::now() < deadline, "the server does not start");
+            // It gives up while a backend that was killed with the last one has not ended.
+            let is_alive = matches!(self.process().as_mut().map(Child::try_wait), Some(Ok(None)));
+            if !is_alive {
+                let _ = std::fs::remove_file(self.directory.path().join("data/postmaster.pid"));
+                *self.process() = Some(self.spawn(&settings));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn spawn(&self, settings: &[&str]) -> Child {
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         let mut postgres = command("postgres");
         postgres.arg("-D").arg(self.directory.path().join("data"));
@@ -142,12 +156,7 @@ impl Server {
         for setting in settings {
             postgres.args(["-c", setting]);
         }
-        *self.process() = Some(postgres.stdout(Stdio::null()).stderr(log).spawn().unwrap());
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.try_psql("postgres", "postgres", "SELECT 1").status.success() {
-            assert!(Instant::now() < deadline, "the server does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        postgres.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
     /// Ends the server.
