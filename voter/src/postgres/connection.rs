@@ -114,7 +114,10 @@ impl Connection {
                 b'E' => return Err(error_fields(message.body()).into()),
                 b'Z' => return Ok(()),
                 b'K' => {
-                    let number = message.body().first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes));
+                    let number = message
+                        .body()
+                        .first_chunk::<4>()
+                        .map(|bytes| i32::from_be_bytes(*bytes));
                     self.process = number.unwrap_or_default();
                 }
                 b'S' | b'N' => {}
