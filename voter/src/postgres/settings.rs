@@ -8,6 +8,8 @@ const REFUSED_SETTINGS: &[&str] = &[
     "array_nulls",
     "backslash_quote",
     "client_encoding",
+    "exit_on_error",
+    "gin_fuzzy_search_limit",
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",
     "jit",
