@@ -247,6 +247,10 @@ fn b8_columns_that_are_filled_by_each_server() {
         ("ALTER TABLE plain ADD n int DEFAULT change_it(1)", "BF002 rule 8"),
         ("ALTER TABLE plain ADD CONSTRAINT k CHECK (id > 0)", "Ddl {all X}"),
         ("ALTER TABLE plain ADD n int DEFAULT 1", "Ddl {all X}"),
+        (
+            "ALTER TABLE plain ADD n numeric(4, 2) DEFAULT abs(1) NOT NULL CHECK (n > 0) REFERENCES item (i_id)",
+            "Ddl {all X}",
+        ),
         ("CREATE TABLE x (n serial PRIMARY KEY)", "Ddl {all X}"),
     ]);
 }

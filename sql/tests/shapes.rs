@@ -326,6 +326,7 @@ fn foreign_code() {
         "TRUNCATE triggered",
         "MERGE INTO plain USING child ON plain.id = child.id WHEN MATCHED THEN DELETE",
         "FETCH c",
+        "COMMIT",
         "EXECUTE p",
         "VACUUM plain",
     ] {

@@ -132,10 +132,44 @@ fn draws_for_rows(schema: &Schema, action: Words<'_>) -> bool {
     if ahead.is_end() || ahead.accept_one(&["constraint", "primary", "unique", "check", "foreign", "exclude"]) {
         return false;
     }
-    let fills = ahead.contains_any(&["default", "generated"]);
+    let default = default_of(ahead);
     ahead.contains_any(&NUMBERED)
         || ahead.contains_any(&["identity"])
-        || (fills && (ahead.contains_any(functions::PER_CALL) || calls_unknown_function(schema, ahead)))
+        || default.contains_any(functions::PER_CALL)
+        || calls_unknown_function(schema, default)
+}
+
+/// The expression after DEFAULT, up to the next constraint of the column.
+fn default_of(column: Words<'_>) -> Words<'_> {
+    let ends = [
+        "check",
+        "collate",
+        "constraint",
+        "generated",
+        "not",
+        "null",
+        "primary",
+        "references",
+        "unique",
+    ];
+    let mut ahead = column;
+    while !ahead.is_end() && !ahead.accept("default") {
+        ahead.skip();
+    }
+    let mut depth = 0_usize;
+    let length = ahead.rest().iter().position(|token| {
+        if token.is_punctuation(b'(') {
+            depth += 1;
+        } else if token.is_punctuation(b')') {
+            depth = depth.saturating_sub(1);
+        }
+        depth == 0 && ends.iter().any(|word| token.is_word(column.text, word))
+    });
+    let tokens = ahead.rest();
+    Words::new(
+        column.text,
+        tokens.get(..length.unwrap_or(tokens.len())).unwrap_or_default(),
+    )
 }
 
 /// `'now'` and the like where Postgres reads it when the statement runs, and stores each server's own time (rule 4).

@@ -21,24 +21,27 @@ const MISREAD: [&str; 2] = ["isnull", "notnull"];
 
 /// Words after which a string is a value, or of which it is a value. After any other name, as in `SELECT posint '5'`, Postgres
 /// reads a value of that type, and the parser an alias.
-const BEFORE_STRING: [&str; 59] = [
+const BEFORE_STRING: [&str; 69] = [
     "all",
     "and",
     "any",
+    "asymmetric",
     "between",
     "bigint",
     "bit",
     "bool",
     "boolean",
     "both",
-    "bytea",
     "by",
+    "bytea",
     "case",
     "char",
     "cidr",
+    "content",
     "date",
     "default",
     "distinct",
+    "document",
     "else",
     "escape",
     "float8",
@@ -65,12 +68,15 @@ const BEFORE_STRING: [&str; 59] = [
     "offset",
     "on",
     "or",
+    "placing",
+    "precision",
     "real",
     "returning",
     "select",
     "similar",
     "smallint",
     "some",
+    "symmetric",
     "text",
     "then",
     "time",
@@ -78,9 +84,13 @@ const BEFORE_STRING: [&str; 59] = [
     "timestamptz",
     "timetz",
     "to",
+    "trailing",
     "uuid",
+    "varchar",
     "when",
     "where",
+    "xml",
+    "zone",
 ];
 
 /// The tree of one statement; `None` when the parser cannot read it, or is known to misread it.
@@ -108,10 +118,7 @@ fn is_typed_string(text: &str, pair: &[Token]) -> bool {
     );
     let is_name = match name.kind {
         TokenKind::QuotedIdentifier => true,
-        TokenKind::Word => {
-            let known = BEFORE_STRING.iter().chain(&["trailing", "zone", "xml"]);
-            !known.into_iter().any(|word| name.is_word(text, word))
-        }
+        TokenKind::Word => !BEFORE_STRING.iter().any(|word| name.is_word(text, word)),
         _ => false,
     };
     is_string && is_name

@@ -216,11 +216,9 @@ fn is_short_control(class: &StatementClass) -> bool {
 /// PREPARE names outlives the statement.
 fn may_run_code(class: &StatementClass) -> bool {
     match class {
-        StatementClass::Empty
-        | StatementClass::TransactionControl(_)
-        | StatementClass::Setting(_)
-        | StatementClass::Cursor(Cursor::Close(_)) => false,
-        // COMMIT runs deferred triggers, but a commit is never a statement of an exchange.
+        // COMMIT runs deferred triggers.
+        StatementClass::TransactionControl(control) => matches!(control, TransactionControl::Commit { .. }),
+        StatementClass::Empty | StatementClass::Setting(_) | StatementClass::Cursor(Cursor::Close(_)) => false,
         _ => true,
     }
 }

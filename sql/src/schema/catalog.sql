@@ -116,9 +116,10 @@ WITH RECURSIVE namespaces AS (
     UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid, i.indrelid FROM pg_catalog.pg_index i
   ) o
   JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) o.class AND d.objid OPERATOR(pg_catalog.=) o.oid
-  WHERE EXISTS (SELECT FROM code c WHERE c.class OPERATOR(pg_catalog.=) d.refclassid AND c.oid OPERATOR(pg_catalog.=) d.refobjid)
-    OR (d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_type'::pg_catalog.regclass
-      AND EXISTS (SELECT FROM coded_types x WHERE x.oid OPERATOR(pg_catalog.=) d.refobjid))
+  JOIN (
+    SELECT code.class, code.oid FROM code
+    UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, coded_types.oid FROM coded_types
+  ) c ON c.class OPERATOR(pg_catalog.=) d.refclassid AND c.oid OPERATOR(pg_catalog.=) d.refobjid
 ), table_expressions AS (
   -- What a write computes beyond the defaults of columns: checks, expressions and conditions of indexes.
   SELECT e.relation, pg_catalog.jsonb_agg(e.expression ORDER BY e.expression COLLATE pg_catalog."C") AS expressions FROM (
