@@ -20,6 +20,9 @@ const PINNED: &[(&str, &[&str])] = &[
     ("max_parallel_workers_per_gather", &["0"]),
     ("client_encoding", &["utf8", "utf-8", "unicode"]),
     ("lc_messages", &["c"]),
+    ("exit_on_error", &["off", "false", "0", "no"]),
+    ("gin_fuzzy_search_limit", &["0"]),
+    ("idle_session_timeout", &["0"]),
 ];
 
 /// List settings of which the elements are identifiers.
