@@ -7,6 +7,7 @@ pub mod front;
 pub mod hex;
 pub mod http;
 pub mod identity;
+mod incarnation;
 pub mod link;
 pub mod log;
 pub mod metrics;

@@ -17,6 +17,7 @@ use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 
 use super::measures::Measures;
+use super::own_client::Undecided;
 use super::receiver::Arrival;
 use super::status::StatusBoard;
 use super::{NodeError, history};
@@ -44,6 +45,8 @@ pub(super) struct Owner<H> {
     pub(super) replicas: Vec<Peer>,
     /// All other machines that hold voters.
     pub(super) voters: Vec<Peer>,
+    /// What this machine has asked to have ordered itself.
+    pub(super) undecided: Undecided,
     pub(super) board: StatusBoard,
     pub(super) clock: Clock,
     /// Everything up to this position is durable.
@@ -187,6 +190,7 @@ impl<H: Hosted> Owner<H> {
     /// A decision: whole to the own voter, digests to the others.
     fn deliver(&mut self, message: CommitDb) {
         self.measures.decided(&message);
+        self.undecided.decided(&message);
         let mut digests = message.clone();
         digests.entries.iter_mut().for_each(|entry| entry.request = None);
         self.links
