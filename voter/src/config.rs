@@ -49,6 +49,11 @@ pub struct VoterLimits {
     pub direct_wait: Duration,
     /// How often the floor is written while orders are executed.
     pub floor_interval: Duration,
+    /// A client that has sent nothing for so long is dead: its open transactions are to be abandoned. Clients send something
+    /// every second.
+    pub client_silence_max: Duration,
+    /// A transaction that has been open for so long is to be abandoned, whatever its client says.
+    pub transaction_time_max: Duration,
 }
 
 impl Default for VoterLimits {
@@ -65,6 +70,8 @@ impl Default for VoterLimits {
             kept_result_bytes_max: 32 << 20,
             direct_wait: Duration::from_secs(2),
             floor_interval: Duration::from_secs(1),
+            client_silence_max: Duration::from_secs(5),
+            transaction_time_max: Duration::from_secs(60),
         }
     }
 }

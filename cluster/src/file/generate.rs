@@ -204,10 +204,13 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
     );
     let _ = write!(
         text,
-        "\n[timeouts]\nstatement_ms = {}\ntransaction_ms = {}\nrequest_ms = {}\nclock_skew_ms_max = {}\n\
+        "\n[timeouts]\nstatement_ms = {}\ntransaction_ms = {}\n\
+         # The open transactions of a proxy that has been silent for this long are aborted.\n\
+         client_silence_ms = {}\nrequest_ms = {}\nclock_skew_ms_max = {}\n\
          heartbeat_ms = {}\n",
         timeouts.statement_ms,
         timeouts.transaction_ms,
+        timeouts.client_silence_ms,
         timeouts.request_ms,
         timeouts.clock_skew_ms_max,
         timeouts.heartbeat_ms,

@@ -24,6 +24,8 @@ pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Ro
 pub const FAULTS_MAX: usize = 10;
 /// The smallest `log_bytes_max`.
 pub const LOG_BYTES_MIN: u64 = 1 << 20;
+/// The least that a client may be silent before it counts as dead, in milliseconds: it sends something every second.
+pub const CLIENT_SILENCE_MS_MIN: u64 = 2_000;
 /// The most groups.
 pub const GROUPS_MAX: u16 = 256;
 

@@ -398,6 +398,8 @@ fn peers(file: &ClusterFile, me: MachineId) -> Vec<PeerAddress> {
 fn limits(file: &ClusterFile) -> VoterLimits {
     VoterLimits {
         transactions_max: file.tunables.limits.open_transactions_max,
+        client_silence_max: Duration::from_millis(file.tunables.timeouts.client_silence_ms),
+        transaction_time_max: Duration::from_millis(file.tunables.timeouts.transaction_ms),
         ..VoterLimits::default()
     }
 }
