@@ -16,6 +16,7 @@ use crate::http;
 use crate::identity::{Identity, IdentityError};
 use crate::incarnation::next_incarnation;
 use crate::link::{Frame, Links, Peer, PeerAddress, Receiver};
+use crate::private;
 use crate::tls::TlsError;
 
 /// Messages between the front and the links that wait at most.
@@ -125,6 +126,7 @@ fn configuration(
 
 fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, FrontError> {
     let refused = |error: &dyn std::fmt::Display| FrontError::Certificate(error.to_string());
+    private::check_key(&tls.key).map_err(|error| refused(&error))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&tls.certificate)
         .map_err(|error| refused(&error))?
         .collect();
@@ -188,5 +190,31 @@ impl Receiver for FrontReceiver {
             let incoming = self.incoming.clone();
             tokio::spawn(async move { incoming.send(event).await });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_tls_key_that_others_can_read_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let pair = rcgen::generate_simple_self_signed(vec![String::from("localhost")]).unwrap();
+        let tls = ApplicationTls {
+            certificate: directory.path().join("certificate.pem"),
+            key: directory.path().join("key.pem"),
+            required: true,
+        };
+        fs::write(&tls.certificate, pair.cert.pem()).unwrap();
+        fs::write(&tls.key, pair.signing_key.serialize_pem()).unwrap();
+        fs::set_permissions(&tls.key, fs::Permissions::from_mode(0o644)).unwrap();
+        let refused = application_tls(&tls).unwrap_err().to_string();
+        assert!(refused.contains("chmod 600"), "{refused}");
+        fs::set_permissions(&tls.key, fs::Permissions::from_mode(0o600)).unwrap();
+        application_tls(&tls).unwrap();
     }
 }

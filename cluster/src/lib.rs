@@ -13,5 +13,6 @@ pub mod log;
 pub mod metrics;
 pub mod node;
 pub mod postgres;
+mod private;
 pub mod tls;
 mod warrants;

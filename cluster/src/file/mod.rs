@@ -118,6 +118,19 @@ impl ClusterFile {
         raw::parse(path, text)?.resolve()
     }
 
+    /// Lets nobody but its owner read a cluster file: it holds verifiers of passwords. (Earlier builds wrote it readable.)
+    ///
+    /// # Errors
+    /// When it is somebody else's.
+    pub fn restrict(path: &Path) -> Result<(), FileError> {
+        crate::private::restrict_file(path).map_err(|error| FileError {
+            path: path.to_owned(),
+            line: 0,
+            message: format!("others can read it, and that cannot be changed: {error}"),
+            remedy: String::from("run `cloudbft up` as the owner of the file"),
+        })
+    }
+
     /// The machine with a number.
     pub fn machine(&self, id: MachineId) -> Option<&Machine> {
         self.machines.get(usize::from(id.0))

@@ -171,3 +171,15 @@ fn a_client_may_be_silent_for_two_seconds_at_least() {
         "a file of an earlier build"
     );
 }
+
+#[test]
+fn only_its_owner_may_read_a_cluster_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = generated(directory.path()).path;
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    ClusterFile::restrict(&path).unwrap();
+    assert_eq!(mode(), 0o600);
+}
