@@ -17,6 +17,7 @@ mod own_client;
 mod owner;
 mod receiver;
 mod status;
+mod voter_queue;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -53,6 +54,7 @@ use own_client::{OwnClient, Undecided};
 use owner::Owner;
 use receiver::{Arrival, NodeReceiver};
 use status::StatusBoard;
+use voter_queue::VoterQueue;
 
 /// Inputs that wait for the owner task at most.
 const ARRIVALS_MAX: usize = 4096;
@@ -195,9 +197,10 @@ impl<H: Hosted> Node<H> {
         let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
         let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let addresses = peers(file, me);
-        let voter_input = voter.as_ref().map(VoterHandle::input);
+        let queue = |voter: &VoterHandle| Arc::new(VoterQueue::new(me, voter.input(), addresses.len()));
+        let voter_queue = voter.as_ref().map(queue);
         let everybody = addresses.iter().map(|address| address.peer);
-        let receiver = NodeReceiver::<H>::new(directory.clone(), owner_inputs.clone(), voter_input.clone(), everybody);
+        let receiver = NodeReceiver::<H>::new(directory.clone(), owner_inputs.clone(), voter_queue.clone(), everybody);
         let links = Arc::new(Links::start(
             Peer::Machine(me),
             &identity,
@@ -222,7 +225,7 @@ impl<H: Hosted> Node<H> {
             log: Arc::new(log),
             index: restored.index,
             links,
-            voter: voter_input,
+            voter: voter_queue,
             others,
             replicas,
             voters,

@@ -50,7 +50,7 @@ async fn first_decision<H: Hosted>(agreement: Agreement) -> Arc<Request> {
         };
         let mut node = Node::<H>::assemble(&file, machine.id, start_voter).await.unwrap();
         if machine.id == MachineId(2) {
-            node.owner.voter = Some(decisions.clone());
+            node.owner.voter = Some(Arc::new(VoterQueue::new(machine.id, decisions.clone(), 4)));
         }
         nodes.spawn(node.run(std::future::pending()));
     }
