@@ -52,6 +52,7 @@ impl Proxy {
         let client = Client::new(&config, port.to);
         let shared = Arc::new(Shared::new(config, Arc::clone(&client))?);
         let dispatcher = tokio::spawn(Arc::clone(&client).dispatch(port.from));
+        let keeper = tokio::spawn(Arc::clone(&client).keep_alive());
         let loaders: Vec<_> = shared
             .catalogs
             .values()
@@ -93,6 +94,7 @@ impl Proxy {
         };
         let _ = tokio::time::timeout(DRAIN_LIMIT, drained).await;
         loaders.iter().for_each(tokio::task::JoinHandle::abort);
+        keeper.abort();
         dispatcher.abort();
         Ok(())
     }
@@ -145,5 +147,49 @@ impl Acceptor {
                 shared.metrics.connections.decrement(1.0);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use ordering::identifiers::{ClientId, MachineId};
+    use ordering::message::ClientMessage;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::RoleConfig;
+    use crate::port::{Destination, ToNode};
+
+    #[tokio::test]
+    async fn an_idle_proxy_shows_the_voters_that_it_lives() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = ProxyConfig::new(ClientId(0), SigningKey::from_bytes(&[1; 32]), 1, 1);
+        config.databases = vec!["app".into()];
+        config.roles = vec![RoleConfig {
+            name: "app".into(),
+            verifier: None,
+        }];
+        let (to, mut sent) = mpsc::channel(64);
+        let (_nodes, from) = mpsc::channel(64);
+        let running = tokio::spawn(Proxy::run(
+            listener,
+            config,
+            ClusterPort { to, from },
+            std::future::pending(),
+        ));
+        let voters: MachineSet = [1, 2, 3].map(MachineId).into_iter().collect();
+        let mut signs = 0;
+        let three = async {
+            while signs < 3 {
+                let (destination, message) = sent.recv().await.unwrap();
+                if message == ToNode::Client(ClientMessage::KeepAlive) {
+                    assert_eq!(destination, Destination::Machines(voters));
+                    signs += 1;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(4), three).await.unwrap();
+        running.abort();
     }
 }

@@ -89,7 +89,7 @@ async fn startup_is_as_postgres_does_it() {
         "integer_datetimes\0on",
         "standard_conforming_strings\0on",
         "application_name\0test",
-        "is_superuser\0on",
+        "is_superuser\0off",
         "session_authorization\0postgres",
         "in_hot_standby\0off",
         "default_transaction_read_only\0off",

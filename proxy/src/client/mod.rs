@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use ordering::identifiers::{ClientId, MachineId, Order};
-use ordering::message::ResultKey;
+use ordering::message::{ClientMessage, ResultKey};
 use sql::operation::ExchangeResult;
 use sql::result::ResultDigests;
 use tokio::sync::{Notify, mpsc};
@@ -36,6 +36,9 @@ pub(crate) use health::Preference;
 
 /// How long other voters may take to say in which order the rows come, when f+1 agree on all but that.
 const ROWS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the client shows the voters that it lives.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many results the dispatcher takes at once.
 const DISPATCH_BATCH: usize = 256;
@@ -219,6 +222,20 @@ impl Client {
         }
     }
 
+    /// Shows the voters every second that this client lives, until the channel ends: the open transactions of a client that
+    /// is silent are abandoned.
+    pub(crate) async fn keep_alive(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(KEEP_ALIVE_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let message = ToNode::Client(ClientMessage::KeepAlive);
+            if self.send(Destination::Machines(self.voter_set), message).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn send(&self, destination: Destination, message: ToNode) -> Result<(), Failure> {
         self.to
             .send((destination, message))
@@ -227,7 +244,7 @@ impl Client {
     }
 
     async fn recall(&self, key: ResultKey, machine: MachineId) -> Result<(), Failure> {
-        let message = ToNode::Client(ordering::message::ClientMessage::Recall(key));
+        let message = ToNode::Client(ClientMessage::Recall(key));
         metrics::counter!("cloudbft_recalls_total").increment(1);
         self.send(Destination::Machines(MachineSet::one(machine)), message)
             .await
