@@ -52,6 +52,7 @@ impl Proxy {
         let client = Client::new(&config, port.to);
         let shared = Arc::new(Shared::new(config, Arc::clone(&client))?);
         let dispatcher = tokio::spawn(Arc::clone(&client).dispatch(port.from));
+        let keep_alive = tokio::spawn(Arc::clone(&client).keep_alive());
         let loaders: Vec<_> = shared
             .catalogs
             .values()
@@ -93,6 +94,7 @@ impl Proxy {
         };
         let _ = tokio::time::timeout(DRAIN_LIMIT, drained).await;
         loaders.iter().for_each(tokio::task::JoinHandle::abort);
+        keep_alive.abort();
         dispatcher.abort();
         Ok(())
     }

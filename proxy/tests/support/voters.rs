@@ -12,7 +12,7 @@ use sql::rules::PartitionRules;
 use tokio::sync::mpsc;
 use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
 
-use super::cluster::Faults;
+use super::cluster::{Faults, machine_key};
 use super::postgres::Postgres;
 
 type Log = Arc<Mutex<Vec<CommitDbEntry>>>;
@@ -48,10 +48,6 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
     (ClusterPort { to, from }, faults)
 }
 
-fn machine_key(machine: u8) -> ed25519_dalek::SigningKey {
-    ed25519_dalek::SigningKey::from_bytes(&[machine; 32])
-}
-
 fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> VoterConfig {
     VoterConfig {
         machine,
@@ -60,9 +56,9 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> Voter
         groups: 1,
         rules,
         postgres: server.config(),
-        signing_key: machine_key(machine.0),
+        signing_key: machine_key(machine),
         voter_keys: (1..=3)
-            .map(|id| (MachineId(id), machine_key(id).verifying_key()))
+            .map(|id| (MachineId(id), machine_key(MachineId(id)).verifying_key()))
             .collect(),
         node_clients: BTreeMap::new(),
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from(["postgres".into(), "application".into()]))]),
@@ -158,7 +154,7 @@ async fn sequence(
             }
             (ToNode::Client(ClientMessage::Direct(direct)), Destination::Machines(machines)) => {
                 if asked.insert(direct.number) {
-                    faults.see(if direct.transaction.is_some() { "direct" } else { "read" });
+                    faults.see(super::cluster::direct_kind(&direct));
                 }
                 for input in of(machines) {
                     let _ = input
