@@ -238,6 +238,11 @@ impl Client {
         }
     }
 
+    /// Whether the links to the cluster have ended: nothing will be answered any more.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.to.is_closed()
+    }
+
     /// Tells the voters that this proxy lives, for ever: they have the transactions of a silent one aborted.
     pub(crate) async fn keep_alive(self: Arc<Self>) {
         let mut interval = tokio::time::interval(KEEP_ALIVE_INTERVAL);

@@ -398,10 +398,14 @@ impl Session {
             (_, true) if begun.has_room(routed.encoded.len()) => self.write_directly(routed).await,
             _ => self.extend(routed, footprint).await,
         };
+        let result = match result {
+            Err(Failure::Unavailable) => Err(Failure::transaction_lost()),
+            result => result,
+        };
         match &result {
             Ok(_) => {}
             Err(Failure::Cancelled) if !routed.copies => self.cancel_within().await,
-            Err(_) if plain_read => {}
+            Err(_) if plain_read && (covered || !locks_reads) => {}
             // Whether it ran is not known, or the voters have given the whole transaction up.
             Err(_) => self.doom(),
         }
@@ -585,6 +589,7 @@ impl Session {
                     .await;
                 match outcome {
                     Ok(_) | Err(Failure::Refused(_)) => return,
+                    Err(_) if client.is_cut_off() => return,
                     Err(failure) => tracing::debug!(?failure, "an abort is not acknowledged yet"),
                 }
                 tokio::time::sleep(ABORT_PAUSE).await;
