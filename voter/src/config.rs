@@ -49,6 +49,10 @@ pub struct VoterLimits {
     pub direct_wait: Duration,
     /// How often the floor is written while orders are executed.
     pub floor_interval: Duration,
+    /// A client that says nothing for so long has its open transactions abandoned (if f+1 nodes say so).
+    pub client_silence_max: Duration,
+    /// A transaction that is open for longer is abandoned (if f+1 nodes say so).
+    pub transaction_time_max: Duration,
 }
 
 impl Default for VoterLimits {
@@ -65,6 +69,8 @@ impl Default for VoterLimits {
             kept_result_bytes_max: 32 << 20,
             direct_wait: Duration::from_secs(2),
             floor_interval: Duration::from_secs(1),
+            client_silence_max: Duration::from_secs(5),
+            transaction_time_max: Duration::from_secs(90),
         }
     }
 }

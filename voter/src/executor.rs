@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::config::VoterConfig;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Job, Record};
+use crate::postgres::backend::{Answer, Backend, Job, Record, Sequences, sequence_names};
 use crate::postgres::bootstrap::Bookkeeper;
 use crate::postgres::pool::{Pool, Purpose};
 use crate::results::{ResultStore, without_whole};
@@ -31,9 +31,17 @@ pub(crate) enum Event {
     Finished(u64, Option<sql::analysis::Analyzer>),
     /// The floor is durable.
     FloorWritten(u64),
+    /// A connection was lost: the server may be.
+    Suspect,
     /// The server is lost, or cannot do its work.
     Lost(String),
 }
+
+/// How long a backend that is asked to end may take.
+const TERMINATE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often it is looked after.
+const TERMINATE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What all tasks of one life of the database connection share.
 pub(crate) struct Shared {
@@ -41,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<VoterConfig>,
     /// Backends.
     pub(crate) pool: Arc<Pool>,
+    /// The token of the bookkeeping functions.
+    pub(crate) token: Arc<str>,
     /// The voter's own connection.
     pub(crate) bookkeeper: tokio::sync::Mutex<Bookkeeper>,
     /// Results.
@@ -61,6 +71,45 @@ impl Shared {
     /// When the connection is lost.
     pub(crate) async fn reload(&self) -> Result<sql::analysis::Analyzer, PostgresError> {
         self.bookkeeper.lock().await.analyzer(&self.config).await
+    }
+
+    /// Ends a backend, whatever it runs, and waits until the server has let go of what it held.
+    ///
+    /// # Errors
+    /// When the server is lost, or does not end it.
+    pub(crate) async fn terminate(&self, process: i32) -> Result<(), PostgresError> {
+        let deadline = Instant::now() + TERMINATE_PATIENCE;
+        while !self.bookkeeper.lock().await.terminate(process).await? {
+            if Instant::now() > deadline {
+                return Err(PostgresError::Unfit(format!("its process {process} does not end")));
+            }
+            tokio::time::sleep(TERMINATE_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Sets sequences back to where the last commit left them.
+    ///
+    /// # Errors
+    /// When the server is lost.
+    pub(crate) async fn restore_sequences(&self, sequences: &Sequences) -> Result<(), PostgresError> {
+        let Some(names) = sequence_names(sequences) else {
+            return Ok(());
+        };
+        let mut bookkeeper = self.bookkeeper.lock().await;
+        bookkeeper.restore_sequences(&self.token, names.as_deref()).await
+    }
+
+    /// Whether the database has what was recorded with exactly this position.
+    ///
+    /// # Errors
+    /// When the server is lost.
+    pub(crate) async fn is_applied(&self, record: &Record) -> Result<bool, PostgresError> {
+        let Some((home, position)) = &record.applied else {
+            return Ok(false);
+        };
+        let applied = self.bookkeeper.lock().await.applied_at(home).await?;
+        Ok(applied == Some(*position))
     }
 }
 
@@ -177,21 +226,18 @@ pub(crate) async fn run_one_shot(shared: Arc<Shared>, work: OneShot) {
 async fn try_one_shot(shared: &Shared, work: &OneShot) -> Result<Option<sql::analysis::Analyzer>, PostgresError> {
     let started = Instant::now();
     for attempt in 1..=ATTEMPTS_MAX {
-        let answer = one_shot_once(shared, work).await?;
-        if let Answer::Fault(fault) = &answer {
-            tracing::warn!(
-                order = work.asker.order,
-                attempt,
-                fault,
-                "the server could not run a one-shot"
-            );
-            tokio::time::sleep(RETRY_DELAY).await;
-            continue;
-        }
+        let outcome = match one_shot_once(shared, work).await? {
+            Some(outcome) => outcome,
+            // It changes no data: a voter on which it fails says so and goes on.
+            None if outside(&work.job.analysis) => Outcome::Unavailable,
+            None => {
+                tracing::warn!(order = work.asker.order, attempt, "the server could not run a one-shot");
+                tokio::time::sleep(RETRY_DELAY).await;
+                continue;
+            }
+        };
         observe("one_shot", started);
-        if let Some(outcome) = outcome(answer) {
-            work.asker.answer(&shared.reporter, outcome).await;
-        }
+        work.asker.answer(&shared.reporter, outcome).await;
         return if work.changes_catalog {
             shared.reload().await.map(Some)
         } else {
@@ -201,25 +247,44 @@ async fn try_one_shot(shared: &Shared, work: &OneShot) -> Result<Option<sql::ana
     Err(PostgresError::Unfit("it cannot run an ordered operation".into()))
 }
 
-async fn one_shot_once(shared: &Shared, work: &OneShot) -> Result<Answer, PostgresError> {
+/// One attempt; `None` when the server could not.
+async fn one_shot_once(shared: &Shared, work: &OneShot) -> Result<Option<Outcome>, PostgresError> {
     let context = &work.context;
     let mut borrowed = shared
         .pool
         .borrow(Purpose::OneShot, &context.role, &context.settings)
         .await?;
-    let backend = &mut borrowed.backend;
-    let answer = match backend.prepare(&context.settings, work.catalog.generation).await? {
-        Some(answer) => answer,
-        None if outside(&work.job.analysis) => backend.outside_transaction(&work.job).await?,
-        None => backend.one_shot(&work.job, &work.record).await?,
-    };
-    if changes_settings(&work.job.analysis) {
-        backend.forget_settings();
+    match one_shot_on(&mut borrowed.backend, work).await {
+        Ok(answer) => {
+            if changes_settings(&work.job.analysis) {
+                borrowed.backend.forget_settings();
+            }
+            let outcome = outcome(answer);
+            if outcome.is_some() {
+                borrowed.give_back();
+            }
+            Ok(outcome)
+        }
+        Err(error) => {
+            tracing::warn!(order = work.asker.order, %error, "a one-shot lost its backend");
+            let process = borrowed.backend.process();
+            drop(borrowed);
+            shared.terminate(process).await?;
+            if shared.is_applied(&work.record).await? {
+                return Ok(Some(Outcome::Executed));
+            }
+            shared.restore_sequences(&work.record.sequences).await?;
+            Ok(None)
+        }
     }
-    if !matches!(answer, Answer::Fault(_)) {
-        borrowed.give_back();
+}
+
+async fn one_shot_on(backend: &mut Backend, work: &OneShot) -> Result<Answer, PostgresError> {
+    match backend.prepare(&work.context.settings, work.catalog.generation).await? {
+        Some(answer) => Ok(answer),
+        None if outside(&work.job.analysis) => backend.outside_transaction(&work.job).await,
+        None => backend.one_shot(&work.job, &work.record).await,
     }
-    Ok(answer)
 }
 
 /// An ordered read outside transactions, ready to run.
@@ -234,39 +299,57 @@ pub(crate) struct OrderedRead {
     pub(crate) catalog: Catalog,
 }
 
+/// How long an ordered read waits for a backend: what it waits for keeps later writes from starting.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs an ordered read: tells the owner when its snapshot is open, and when it has finished.
 pub(crate) async fn run_read(shared: Arc<Shared>, work: OrderedRead) {
     let order = work.asker.order;
     let started = Instant::now();
-    match try_read(&shared, &work).await {
-        Ok(answer) => {
-            observe("read", started);
-            let outcome = outcome(answer).unwrap_or(Outcome::Unavailable);
-            work.asker.answer(&shared.reporter, outcome).await;
-            shared.tell(Event::Finished(order, None));
-        }
-        Err(error) => shared.tell(Event::Lost(format!("order {order}: {error}"))),
-    }
+    let answer = read_on(&shared, Purpose::OrderedRead, &work.context, &work.catalog, async |backend| {
+        backend
+            .snapshot_read(&work.job, || shared.tell(Event::SnapshotOpen(order)))
+            .await
+    });
+    let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
+    observe("read", started);
+    work.asker.answer(&shared.reporter, outcome).await;
+    shared.tell(Event::Finished(order, None));
 }
 
-async fn try_read(shared: &Shared, work: &OrderedRead) -> Result<Answer, PostgresError> {
-    let context = &work.context;
-    let order = work.asker.order;
-    let mut borrowed = shared
-        .pool
-        .borrow(Purpose::OrderedRead, &context.role, &context.settings)
-        .await?;
-    let backend = &mut borrowed.backend;
-    let answer = match backend.prepare(&context.settings, work.catalog.generation).await? {
-        Some(answer) => answer,
-        None => {
-            backend
-                .snapshot_read(&work.job, || shared.tell(Event::SnapshotOpen(order)))
-                .await?
+/// Runs a read on a backend of its own; `None` when this server cannot.
+async fn read_on(
+    shared: &Shared,
+    purpose: Purpose,
+    context: &SessionContext,
+    catalog: &Catalog,
+    read: impl AsyncFnOnce(&mut Backend) -> Result<Answer, PostgresError>,
+) -> Option<Answer> {
+    let borrowed = shared.pool.borrow(purpose, &context.role, &context.settings);
+    let borrowed = tokio::time::timeout(READ_PATIENCE, borrowed).await.ok()?;
+    let answer = match borrowed {
+        Err(error) => Err(error),
+        Ok(mut borrowed) => {
+            let backend = &mut borrowed.backend;
+            let answer = match backend.prepare(&context.settings, catalog.generation).await {
+                Ok(None) => read(backend).await,
+                Ok(Some(refused)) => Ok(refused),
+                Err(error) => Err(error),
+            };
+            if answer.is_ok() {
+                borrowed.give_back();
+            }
+            answer
         }
     };
-    borrowed.give_back();
-    Ok(answer)
+    match answer {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            tracing::info!(%error, "a read lost its backend");
+            shared.tell(Event::Suspect);
+            None
+        }
+    }
 }
 
 /// A direct read outside transactions.
@@ -290,13 +373,10 @@ pub(crate) struct DirectRead {
 /// Runs a direct read and answers.
 pub(crate) async fn run_direct_read(shared: Arc<Shared>, work: DirectRead) {
     let started = Instant::now();
-    let outcome = match try_direct_read(&shared, &work).await {
-        Ok(answer) => outcome(answer).unwrap_or(Outcome::Unavailable),
-        Err(error) => {
-            shared.tell(Event::Lost(format!("direct read: {error}")));
-            Outcome::Unavailable
-        }
-    };
+    let answer = read_on(&shared, Purpose::DirectRead, &work.context, &work.catalog, async |backend| {
+        backend.read(&work.job).await
+    });
+    let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
     observe("direct_read", started);
     let message = ResultMessage {
         key: ResultKey::Direct(work.number),
@@ -304,21 +384,6 @@ pub(crate) async fn run_direct_read(shared: Arc<Shared>, work: DirectRead) {
         outcome,
     };
     shared.reporter.report(work.client, message, work.whole).await;
-}
-
-async fn try_direct_read(shared: &Shared, work: &DirectRead) -> Result<Answer, PostgresError> {
-    let context = &work.context;
-    let mut borrowed = shared
-        .pool
-        .borrow(Purpose::DirectRead, &context.role, &context.settings)
-        .await?;
-    let backend = &mut borrowed.backend;
-    let answer = match backend.prepare(&context.settings, work.catalog.generation).await? {
-        Some(answer) => answer,
-        None => backend.read(&work.job).await?,
-    };
-    borrowed.give_back();
-    Ok(answer)
 }
 
 /// Notes how long a stage of execution took.

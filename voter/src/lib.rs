@@ -17,5 +17,4 @@ pub mod voter;
 pub mod work;
 
 pub use config::{PostgresConfig, VoterConfig, VoterLimits};
-pub use owner::REPLICAS_CLIENT;
 pub use voter::{Voter, VoterHandle, VoterInput, VoterOutput, VoterState};

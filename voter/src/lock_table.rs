@@ -39,6 +39,8 @@ pub struct Grant {
     pub order: u64,
     /// The order that let it run.
     pub granted: u64,
+    /// An Extend of a transaction with a snapshot, which now holds a resource that was written since the snapshot.
+    pub written_since: bool,
 }
 
 impl Grant {
@@ -58,9 +60,7 @@ pub enum LockRefusal {
     NoTransaction,
     /// The transaction's id is in use.
     TransactionExists,
-    /// An Extend of the same transaction waits; the protocol between proxy and voter allows one at a time.
-    Busy,
-    /// The Extend closes a cycle: its transaction is aborted.
+    /// The Extend closes a cycle. Nothing changes: its transaction holds what it held, to its ordered end.
     Deadlock,
     /// Too many operations wait, or too many transactions are open.
     TooMany,
@@ -94,6 +94,13 @@ pub struct Ended {
     pub held: Option<Footprint>,
     /// Begin or Extend of the transaction that still waited, and never runs.
     pub cancelled: Option<u64>,
+}
+
+/// What the lock table needs to know of a Begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BeginKind {
+    /// Whether the transaction reads one snapshot of its Begin (REPEATABLE READ).
+    pub snapshot: bool,
 }
 
 /// The lock table.
@@ -142,22 +149,34 @@ impl LockTable {
         order: u64,
         transaction: TransactionId,
         footprint: &Footprint,
+        kind: BeginKind,
         bytes: usize,
     ) -> Result<(), LockRefusal> {
-        self.logical.wait_or_grant(order, Some(transaction), footprint, bytes)
+        self.logical.wait_or_grant(order, Some((transaction, kind)), footprint, bytes)
     }
 
-    /// An Extend: waits only for transactions that hold locks.
+    /// An Extend: waits only for transactions that hold locks. It takes the place of an earlier one of its transaction that
+    /// still waits, whose order is given back: that one never runs.
     ///
     /// # Errors
-    /// On [`LockRefusal::Deadlock`] the caller must end the transaction at this order.
-    pub fn extend(&mut self, order: u64, transaction: TransactionId, footprint: &Footprint) -> Result<(), LockRefusal> {
+    /// [`LockRefusal::NoTransaction`], [`LockRefusal::Deadlock`].
+    pub fn extend(
+        &mut self,
+        order: u64,
+        transaction: TransactionId,
+        footprint: &Footprint,
+    ) -> (Option<u64>, Result<(), LockRefusal>) {
         self.logical.extend(order, transaction, footprint)
     }
 
     /// The end of a transaction at an order: releases its locks, logically.
     pub fn end(&mut self, order: u64, transaction: TransactionId) -> Ended {
         self.logical.end(order, transaction)
+    }
+
+    /// Whether a transaction is open, or its Begin waits.
+    pub fn is_open(&self, transaction: TransactionId) -> bool {
+        self.logical.is_open(transaction)
     }
 
     /// The next operation that was granted, in the order of grants.
@@ -180,12 +199,23 @@ impl LockTable {
             Node::Read { transaction: Some(id) } => self.join(id, order),
             Node::End { transaction } => self.transaction_nodes.remove(&transaction).unwrap_or_default(),
         };
+        self.start(order, node, footprint, &before)
+    }
+
+    /// Starts the ends of several transactions at one order, which together held this.
+    pub fn run_ends(&mut self, order: u64, transactions: &[TransactionId], footprint: &Footprint) -> bool {
+        let nodes = transactions.iter().filter_map(|id| self.transaction_nodes.remove(id));
+        let before: Vec<_> = nodes.flatten().collect();
+        self.physical.start(order, NodeKind::Access, &locks_of(footprint), &before)
+    }
+
+    fn start(&mut self, order: u64, node: Node, footprint: &Footprint, before: &[u64]) -> bool {
         let kind = match node {
             Node::OneShot | Node::End { .. } => NodeKind::Access,
             Node::Within { snapshot, .. } => NodeKind::Within { snapshot },
             Node::Read { .. } => NodeKind::Barrier,
         };
-        self.physical.start(order, kind, &locks_of(footprint), &before)
+        self.physical.start(order, kind, &locks_of(footprint), before)
     }
 
     fn chain(&mut self, transaction: TransactionId, order: u64) -> Vec<u64> {

@@ -1,5 +1,6 @@
 //! The owner task: holds the pure state, feeds it, and starts work. One life of it per connection to the database.
 
+mod abandon;
 mod direct;
 mod feed;
 mod floor;
@@ -31,7 +32,7 @@ use crate::work::{Catalog, Refused};
 
 use direct::EarlyDirect;
 pub(crate) use direct::send_unavailable;
-pub use feed::REPLICAS_CLIENT;
+use abandon::OwnOrders;
 use floor::{FloorState, Floors};
 
 /// Granted operations that have not finished, at most; further orders wait in the vote counter.
@@ -74,12 +75,26 @@ enum Start {
     Read(Box<OrderedRead>),
     /// In a transaction's task. The transaction may have left the table meanwhile: its end follows.
     Slot(SlotHandle, Box<Command>),
+    /// The ends of several transactions at one order.
+    Slots(Vec<(SlotHandle, Command)>),
 }
 
 struct OpenTransaction {
     ordered: OrderedTransaction,
     /// `None` until its Begin is granted, and when all of it was over before this life began.
     slot: Option<SlotHandle>,
+    /// When this voter came to know of it.
+    since: Instant,
+}
+
+impl OpenTransaction {
+    fn new(ordered: OrderedTransaction) -> Self {
+        Self {
+            ordered,
+            slot: None,
+            since: Instant::now(),
+        }
+    }
 }
 
 /// What stays of the voter when the database is lost.
@@ -102,6 +117,10 @@ pub(crate) struct Owner<'a> {
     fed: BTreeMap<u64, Fed>,
     blocked: BTreeMap<u64, Start>,
     transactions: BTreeMap<TransactionId, OpenTransaction>,
+    /// Open transactions that nodes have said to be abandoned, with the nodes.
+    abandoned: BTreeMap<TransactionId, BTreeSet<MachineId>>,
+    /// What this machine orders by itself.
+    own: OwnOrders,
     early: Vec<EarlyDirect>,
     direct_reads: Arc<Semaphore>,
     catalog: Catalog,
@@ -141,9 +160,11 @@ impl<'a> Owner<'a> {
             None => (0, FloorState::default()),
         };
         let (events_sender, events) = mpsc::unbounded_channel();
-        let pool = Pool::new(Arc::clone(&config), Arc::from(found.token));
+        let token: Arc<str> = Arc::from(found.token);
+        let pool = Pool::new(Arc::clone(&config), Arc::clone(&token));
         let shared = Shared {
             config: Arc::clone(&config),
+            token,
             pool: Arc::new(pool),
             bookkeeper: tokio::sync::Mutex::new(bookkeeper),
             reporter: outside.reporter.clone(),
@@ -167,6 +188,8 @@ impl<'a> Owner<'a> {
             fed: BTreeMap::new(),
             blocked: BTreeMap::new(),
             transactions: BTreeMap::new(),
+            abandoned: state.abandoned,
+            own: OwnOrders::new(now),
             early: Vec::new(),
             direct_reads: Arc::new(Semaphore::new(config.limits.direct_queue_max)),
             catalog: Catalog {
@@ -178,7 +201,7 @@ impl<'a> Owner<'a> {
             unfinished: BTreeSet::new(),
             last_fed: floor,
             executed: Arc::new(AtomicU64::new(floor)),
-            floors: Floors::new(floor, state.refused, now),
+            floors: Floors::new(floor, now),
             resumed_from: floor,
             decided: Order(0),
             logs_begin: BTreeMap::new(),
@@ -199,6 +222,7 @@ impl<'a> Owner<'a> {
             from: self.votes.next_order(),
         })
         .await;
+        self.order_nothing().await;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let end = loop {
@@ -240,11 +264,17 @@ impl<'a> Owner<'a> {
                 let executed = Order(self.executed.load(Ordering::Relaxed));
                 send_unavailable(&self.outside.reporter, client, direct.number, executed).await;
             }
-            VoterInput::Direct { client, direct } => self.direct(client, direct).await,
+            VoterInput::Direct { client, direct } => {
+                self.heard(client);
+                self.direct(client, direct).await
+            }
             VoterInput::LogBegins { from, first } => self.log_begins(from, first),
-            VoterInput::KeepAlive(_) => {}
+            VoterInput::KeepAlive(client) => self.heard(client),
             VoterInput::Decided(order) => self.decided = order.max(self.decided),
-            VoterInput::Recall { client, key } => recall(&self.outside.reporter, client, key).await,
+            VoterInput::Recall { client, key } => {
+                self.heard(client);
+                recall(&self.outside.reporter, client, key).await
+            }
         }
     }
 
@@ -297,12 +327,12 @@ impl<'a> Owner<'a> {
                 self.finished(order);
                 if self.stalled_by == Some(order) {
                     self.stalled_by = None;
-                    self.floor_after_catalog_change().await;
                 }
                 self.advance().await;
                 self.retry_early().await;
             }
             Event::FloorWritten(order) => self.floors.written(order),
+            Event::Suspect => self.ping_now(),
             Event::Lost(reason) => return Some(End::Lost(reason)),
         }
         None
@@ -354,12 +384,24 @@ impl<'a> Owner<'a> {
             Start::Read(work) => {
                 self.tasks.spawn(crate::executor::run_read(shared, *work));
             }
-            // A task that has ended runs nothing more; what it does not run must not hold up what follows.
-            Start::Slot(slot, command) => {
-                if let Some(order) = slot.send(*command).and_then(|unsent| unsent.order()) {
-                    self.shared.tell(Event::Finished(order, None));
+            Start::Slot(slot, command) => self.send_to(&slot, *command),
+            Start::Slots(ends) => {
+                for (slot, command) in ends {
+                    self.send_to(&slot, command);
                 }
             }
+        }
+    }
+
+    /// A task that has ended runs nothing more; what it does not run must not hold up what follows.
+    fn send_to(&self, slot: &SlotHandle, command: Command) {
+        let order = match slot.send(command) {
+            None => return,
+            Some(Command::Abort(finish, _)) => finish.reached(),
+            Some(unsent) => unsent.order(),
+        };
+        if let Some(order) = order {
+            self.shared.tell(Event::Finished(order, None));
         }
     }
 
@@ -379,6 +421,7 @@ impl<'a> Owner<'a> {
         self.fetch_missing().await;
         self.expire_early().await;
         self.consider_floor();
+        self.abandon_silent().await;
         self.ping();
         let executed = self.executed.load(Ordering::Relaxed);
         metrics::gauge!("cloudbft_voter_lag_entries").set(self.behind_by() as f64);
@@ -399,6 +442,10 @@ impl<'a> Owner<'a> {
         if self.last_ping.elapsed() < PING_INTERVAL {
             return;
         }
+        self.ping_now();
+    }
+
+    fn ping_now(&mut self) {
         self.last_ping = Instant::now();
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move {

@@ -1,9 +1,15 @@
 //! The task of one open interactive transaction: it holds the backend, and runs what belongs to the transaction one
 //! after the other.
+//!
+//! A *live* voter runs statements as they come. A *lazy* one keeps what was ordered and runs nothing before the Commit,
+//! unless the client joins it. Either can run the list of what has run again at any time, on another backend: whatever
+//! is not known to be exactly that list is thrown away.
 
 pub(crate) mod ending;
+mod running;
+pub(crate) mod signal;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -12,16 +18,17 @@ use bytes::Bytes;
 use ordering::identifiers::{ClientId, Order};
 use ordering::message::{Direct, DirectKind, DirectTransaction, Outcome, ResultKey, ResultMessage};
 use sql::footprint::Footprint;
-use sql::operation::Exchange;
-use sql::statement::Effect;
+use sql::operation::{ExchangeResult, Word};
 use tokio::sync::mpsc;
 
 use crate::executor::{Asker, Event, Shared, observe, outcome};
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Clock, Job, Record};
-use crate::postgres::pool::{Borrowed, Purpose};
-use crate::transactions::{OrderedTransaction, Progress, Turn};
-use crate::work::{Catalog, Place, Refused, changes_catalog, changes_settings, check, decode, seed};
+use crate::postgres::backend::{Answer, Record};
+use crate::postgres::capture::command_complete;
+use crate::postgres::pool::Borrowed;
+use crate::transactions::{History, OrderedTransaction, Turn};
+use crate::work::{Catalog, Refused};
+use signal::{End, Signal};
 
 /// Direct statements that wait in one transaction, at most.
 const DIRECT_QUEUE_MAX: usize = 256;
@@ -29,35 +36,80 @@ const DIRECT_QUEUE_MAX: usize = 256;
 /// Bytes of direct statements that wait in one transaction, at most.
 const DIRECT_QUEUE_BYTES_MAX: usize = 32 << 20;
 
+/// Cancelled Extends that are remembered, at most.
+const CANCELLED_MAX: usize = 1024;
+
 /// What the owner asks of a transaction's task. The owner bounds direct statements by [`SlotHandle::direct`]; of the
 /// others at most one Extend, and what ends the transaction, is on its way, and reads up to the client's window.
 pub(crate) enum Command {
-    /// Opens the transaction and runs Begin's exchanges; tells the owner.
+    /// Begin has its locks: a live voter opens the transaction and runs Begin's exchanges.
     Begin(Asker),
     /// A direct statement.
     Direct(ClientId, Direct, DirectTransaction),
     /// An Extend that has its locks, with what the transaction holds now.
     Extend(Asker, Bytes, u32, Footprint),
+    /// An Extend that is refused, alike on all voters; what the transaction holds now.
+    Refused(Asker, Refused, Footprint),
     /// An ordered read in this transaction.
     Read(Asker, Bytes, u32),
     /// The end of the transaction is ordered, and follows: what is still missing is not waited for.
     Ending,
-    /// Commits exactly these writes.
-    Commit(Asker, Vec<Bytes>, Record, Footprint),
-    /// Rolls back; tells the owner that this order has finished. The client is answered if it asked.
-    Abort(u64, Option<Asker>),
+    /// Commits exactly this list.
+    Commit(Box<Commit>),
+    /// Rolls back; tells the owner that its order has finished. The client is answered if it asked.
+    Abort(Finish, Option<Asker>),
+}
+
+/// The end of an order that ends one transaction or several.
+pub(crate) struct Finish {
+    order: u64,
+    left: Arc<AtomicUsize>,
+}
+
+impl Finish {
+    /// The end of one transaction.
+    pub(crate) fn of(order: u64) -> Self {
+        Self::last_of(order, &Arc::new(AtomicUsize::new(1)))
+    }
+
+    /// The end of one of the transactions that are counted in `left`.
+    pub(crate) fn last_of(order: u64, left: &Arc<AtomicUsize>) -> Self {
+        Self {
+            order,
+            left: Arc::clone(left),
+        }
+    }
+
+    /// The transaction has ended; the order, if all have.
+    pub(crate) fn reached(&self) -> Option<u64> {
+        (self.left.fetch_sub(1, Ordering::AcqRel) == 1).then_some(self.order)
+    }
+}
+
+/// A Commit.
+pub(crate) struct Commit {
+    /// Whom to answer.
+    pub(crate) asker: Asker,
+    /// The list.
+    pub(crate) listed: Vec<Bytes>,
+    /// The words.
+    pub(crate) words: Vec<Word>,
+    /// What to record.
+    pub(crate) record: Record,
+    /// What the transaction holds.
+    pub(crate) held: Footprint,
 }
 
 impl Command {
-    /// The order that is finished with it; none for a direct statement.
+    /// The order that is finished with it; none for a direct statement, and for what several tasks finish together.
     pub(crate) fn order(&self) -> Option<u64> {
         match self {
-            Command::Direct(..) | Command::Ending => None,
+            Command::Direct(..) | Command::Ending | Command::Abort(..) => None,
             Command::Begin(asker)
             | Command::Extend(asker, ..)
-            | Command::Read(asker, ..)
-            | Command::Commit(asker, ..) => Some(asker.order),
-            Command::Abort(order, _) => Some(*order),
+            | Command::Refused(asker, ..)
+            | Command::Read(asker, ..) => Some(asker.order),
+            Command::Commit(commit) => Some(commit.asker.order),
         }
     }
 }
@@ -66,6 +118,7 @@ impl Command {
 #[derive(Clone)]
 pub(crate) struct SlotHandle {
     sender: mpsc::UnboundedSender<Command>,
+    signal: Arc<Signal>,
     queued: Arc<AtomicUsize>,
     queued_bytes: Arc<AtomicUsize>,
 }
@@ -76,8 +129,9 @@ impl SlotHandle {
         self.sender.send(command).err().map(|unsent| unsent.0)
     }
 
-    /// The end of the transaction is ordered.
-    pub(crate) fn end(&self) {
+    /// The end of the transaction is ordered: what runs and does not belong to it is stopped.
+    pub(crate) fn end(&self, end: End) {
+        self.signal.end(end);
         let _ = self.sender.send(Command::Ending);
     }
 
@@ -87,6 +141,9 @@ impl SlotHandle {
         let queued = self.queued.load(Ordering::Relaxed);
         let queued_bytes = self.queued_bytes.load(Ordering::Relaxed);
         if queued >= DIRECT_QUEUE_MAX || queued_bytes.saturating_add(bytes) > DIRECT_QUEUE_BYTES_MAX {
+            return false;
+        }
+        if matches!(place.kind, DirectKind::Cancel { .. }) && !self.signal.cancel(place.writes_before) {
             return false;
         }
         self.queued.fetch_add(1, Ordering::Relaxed);
@@ -107,57 +164,91 @@ pub(crate) struct Slot {
     catalog: Catalog,
     held: Footprint,
     executed: Arc<AtomicU64>,
+    signal: Arc<Signal>,
     queued: Arc<AtomicUsize>,
     queued_bytes: Arc<AtomicUsize>,
-    progress: Progress,
+    /// Statements run as they come.
+    live: bool,
+    /// Ordered commands of a lazy voter, whose orders are over for the owner.
+    kept: Vec<Command>,
+    /// Requests whose Extend was cancelled by the client.
+    cancelled: BTreeSet<u64>,
+    /// The listed exchanges that have run.
+    history: History,
+    backend: Option<Borrowed>,
+    /// The backend's open transaction has run exactly `history`.
+    built: bool,
+    /// A read has run that may have left something in the backend: it does not commit.
+    tainted: bool,
     /// A read failed, so that the backend's transaction has failed though no write has.
     failed_by_read: bool,
+    /// The snapshot of Begin is gone; what runs again has a newer one.
+    snapshot_lost: bool,
+    /// This voter cannot follow: a statement that the others have run failed here. It runs the list at the Commit.
+    lost: bool,
+    /// Everything listed so far is short.
+    all_short: bool,
+    /// A listed exchange has changed the search path or the role.
+    names_changed: bool,
     /// Statements of this transaction may have changed the catalog: nothing stays prepared.
     catalog_changed: bool,
     /// Settings of the backend may have been changed by statements.
-    settings_unknown: bool,
-    backend: Option<Borrowed>,
+    settings_changed: bool,
     /// Its Begin has had its turn. Before, nothing that it waits for can be said to be missing.
     begun: bool,
-    /// Its end is ordered.
-    ending: bool,
     waiting: VecDeque<Waiting>,
 }
 
-/// Starts the task of a transaction. `stale`: its Begin is not run (it is being replayed); its Commit runs everything.
+/// What a transaction's task starts with.
+pub(crate) struct Start {
+    /// What all voters know of it.
+    pub(crate) transaction: OrderedTransaction,
+    /// The catalog of its Begin.
+    pub(crate) catalog: Catalog,
+    /// What it holds.
+    pub(crate) held: Footprint,
+    /// Whether its statements run as they come.
+    pub(crate) live: bool,
+}
+
+/// Starts the task of a transaction.
 pub(crate) fn start(
     shared: Arc<Shared>,
-    transaction: OrderedTransaction,
-    catalog: Catalog,
-    held: Footprint,
+    start: Start,
     executed: Arc<AtomicU64>,
-    stale: bool,
     tasks: &mut tokio::task::JoinSet<()>,
 ) -> SlotHandle {
     let (sender, commands) = mpsc::unbounded_channel();
     let handle = SlotHandle {
         sender,
+        signal: Arc::default(),
         queued: Arc::default(),
         queued_bytes: Arc::default(),
     };
     let slot = Slot {
         shared,
-        transaction,
-        catalog,
-        held,
+        transaction: start.transaction,
+        catalog: start.catalog,
+        held: start.held,
         executed,
+        signal: Arc::clone(&handle.signal),
         queued: Arc::clone(&handle.queued),
         queued_bytes: Arc::clone(&handle.queued_bytes),
-        progress: Progress {
-            stale,
-            ..Progress::default()
-        },
-        failed_by_read: false,
-        catalog_changed: false,
-        settings_unknown: false,
+        live: start.live,
+        kept: Vec::new(),
+        cancelled: BTreeSet::new(),
+        history: History::default(),
         backend: None,
+        built: false,
+        tainted: false,
+        failed_by_read: false,
+        snapshot_lost: false,
+        lost: false,
+        all_short: true,
+        names_changed: false,
+        catalog_changed: false,
+        settings_changed: false,
         begun: false,
-        ending: false,
         waiting: VecDeque::new(),
     };
     tasks.spawn(slot.run(commands));
@@ -173,9 +264,7 @@ impl Slot {
                 Some(deadline) => match tokio::time::timeout_at(deadline.into(), commands.recv()).await {
                     Ok(command) => command,
                     Err(_) => {
-                        if let Err(error) = self.expire().await {
-                            return shared.tell(Event::Lost(error.to_string()));
-                        }
+                        self.expire().await;
                         continue;
                     }
                 },
@@ -206,40 +295,134 @@ impl Slot {
     async fn take(&mut self, command: Command) -> Result<bool, PostgresError> {
         match command {
             Command::Begin(asker) => {
-                self.begin(asker).await?;
                 self.begun = true;
+                if self.live {
+                    let outcome = self.begin(Some(asker.order)).await?;
+                    self.answer(Command::Begin(asker), outcome).await;
+                } else {
+                    self.shared.tell(Event::Finished(asker.order, None));
+                    self.kept.push(Command::Begin(asker));
+                }
                 // Statements that came while the Begin waited for what was before it.
                 let deadline = self.missing_at();
                 self.waiting.iter_mut().for_each(|waiting| waiting.deadline = deadline);
+                if !self.waiting.is_empty() {
+                    self.join().await?;
+                }
                 self.run_waiting().await?;
             }
-            Command::Ending => {
-                self.ending = true;
+            Command::Ending => self.drop_waiting().await,
+            Command::Commit(commit) => {
                 self.drop_waiting().await;
-            }
-            Command::Commit(asker, listed, record, held) => {
-                self.drop_waiting().await;
-                self.commit(asker, &listed, &record, &held).await?;
+                self.commit(*commit).await?;
                 return Ok(false);
             }
-            Command::Abort(order, asker) => {
+            Command::Abort(finish, asker) => {
                 self.drop_waiting().await;
-                self.abort(order, asker).await?;
+                self.abort(&finish, asker).await?;
                 return Ok(false);
             }
-            other => self.wait_or_run(other).await?,
+            Command::Refused(asker, refused, held) => {
+                self.held = held;
+                asker.answer(&self.shared.reporter, refused.into()).await;
+                self.shared.tell(Event::Finished(asker.order, None));
+            }
+            Command::Direct(client, direct, place) => self.direct(client, direct, place).await?,
+            Command::Extend(asker, exchange, before, held) => {
+                self.held = held.clone();
+                let extend = Command::Extend(asker, exchange, before, held);
+                if self.live {
+                    self.wait_or_run(extend).await?;
+                } else {
+                    self.shared.tell(Event::Finished(asker.order, None));
+                    self.kept.push(extend);
+                }
+            }
+            Command::Read(asker, ..) if !self.live => self.shared.tell(Event::Finished(asker.order, None)),
+            Command::Read(..) => self.wait_or_run(command).await?,
         }
         Ok(true)
     }
 
+    async fn direct(&mut self, client: ClientId, direct: Direct, place: DirectTransaction) -> Result<(), PostgresError> {
+        match place.kind {
+            DirectKind::Cancel { request } => {
+                self.count_direct(&direct);
+                self.signal.cancelled();
+                self.cancel(place.writes_before, request).await
+            }
+            DirectKind::Join => {
+                self.count_direct(&direct);
+                self.join().await?;
+                self.run_waiting().await
+            }
+            DirectKind::Read | DirectKind::Write | DirectKind::Word => {
+                self.join().await?;
+                self.wait_or_run(Command::Direct(client, direct, place)).await
+            }
+        }
+    }
+
+    fn count_direct(&self, direct: &Direct) {
+        self.queued.fetch_sub(1, Ordering::Relaxed);
+        self.queued_bytes.fetch_sub(direct.exchange.len(), Ordering::Relaxed);
+    }
+
+    /// From now on runs statements as they come: first what was ordered.
+    async fn join(&mut self) -> Result<(), PostgresError> {
+        if self.live || !self.begun {
+            return Ok(());
+        }
+        self.live = true;
+        for command in std::mem::take(&mut self.kept) {
+            match command {
+                Command::Begin(asker) => {
+                    let outcome = self.begin(None).await?;
+                    asker.answer(&self.shared.reporter, outcome).await;
+                }
+                Command::Extend(asker, ..) if self.cancelled.contains(&asker.number) => {}
+                extend => {
+                    let deadline = self.missing_at();
+                    self.waiting.push_back(Waiting {
+                        command: extend,
+                        deadline,
+                    });
+                }
+            }
+        }
+        self.run_waiting().await
+    }
+
+    /// The client has given up what comes after these many listed exchanges.
+    async fn cancel(&mut self, writes_before: u32, request: u64) -> Result<(), PostgresError> {
+        if request != 0 && self.cancelled.len() < CANCELLED_MAX {
+            self.cancelled.insert(request);
+        }
+        let beyond = |command: &Command| match command {
+            Command::Direct(_, _, place) => place.writes_before >= writes_before,
+            Command::Extend(asker, ..) => asker.number == request,
+            _ => false,
+        };
+        let (cancelled, kept) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting: &Waiting| beyond(&waiting.command));
+        self.waiting = kept;
+        for waiting in cancelled {
+            self.refuse(waiting.command).await;
+        }
+        self.kept.retain(|command| !beyond(command));
+        if self.history.len() > writes_before {
+            self.history.truncate(writes_before);
+            self.built = false;
+        }
+        Ok(())
+    }
+
     /// Runs a statement whose turn it is, and then those that waited for it.
     async fn wait_or_run(&mut self, command: Command) -> Result<(), PostgresError> {
-        if let Command::Extend(_, _, _, held) = &command {
-            self.held.extend(held);
-        }
         match self.turn(&command) {
             Turn::Never => self.refuse(command).await,
-            Turn::Later if self.ending => self.refuse(command).await,
+            Turn::Later if self.signal.is_ending() || self.lost => self.refuse(command).await,
             Turn::Later => {
                 let deadline = self.missing_at();
                 self.waiting.push_back(Waiting { command, deadline });
@@ -258,7 +441,9 @@ impl Slot {
             let turn = |waiting: &Waiting| slot.turn(&waiting.command) != Turn::Later;
             slot.waiting.iter().position(turn)
         };
-        while let Some(waiting) = due(self).and_then(|at| self.waiting.remove(at)) {
+        while self.begun
+            && let Some(waiting) = due(self).and_then(|at| self.waiting.remove(at))
+        {
             match self.turn(&waiting.command) {
                 Turn::Now => self.run_now(waiting.command).await?,
                 Turn::Later | Turn::Never => self.refuse(waiting.command).await,
@@ -269,15 +454,16 @@ impl Slot {
 
     fn turn(&self, command: &Command) -> Turn {
         match command {
-            Command::Direct(_, _, place) => self.progress.turn(place.writes_before, Some(&place.chain)),
-            Command::Extend(_, _, before, _) | Command::Read(_, _, before) => self.progress.turn(*before, None),
-            Command::Begin(_) | Command::Ending | Command::Commit(..) | Command::Abort(..) => Turn::Now,
+            _ if !self.begun => Turn::Later,
+            Command::Direct(_, _, place) => self.history.turn(place.writes_before, Some(&place.chain)),
+            Command::Extend(asker, ..) if self.cancelled.contains(&asker.number) => Turn::Never,
+            Command::Extend(_, _, before, _) | Command::Read(_, _, before) => self.history.turn(*before, None),
+            _ => Turn::Now,
         }
     }
 
-    /// Statements that waited too long: the writes before them are not coming. A write that this voter misses makes its
-    /// transaction stale.
-    async fn expire(&mut self) -> Result<(), PostgresError> {
+    /// Statements that waited too long: the writes before them are not coming. A voter that misses a write does not follow.
+    async fn expire(&mut self) {
         let now = Instant::now();
         while let Some(at) = self.waiting.iter().position(|waiting| waiting.deadline <= now) {
             let Some(waiting) = self.waiting.remove(at) else { break };
@@ -286,12 +472,9 @@ impl Slot {
                 Command::Extend(..) => true,
                 _ => false,
             };
-            if write {
-                self.become_stale().await?;
-            }
+            self.lost |= write;
             self.refuse(waiting.command).await;
         }
-        Ok(())
     }
 
     async fn drop_waiting(&mut self) {
@@ -305,11 +488,11 @@ impl Slot {
         self.answer(command, Outcome::Unavailable).await;
     }
 
+    /// Answers a command. Its order is over for the owner (which may have been told before).
     async fn answer(&self, command: Command, outcome: Outcome) {
         match command {
             Command::Direct(client, direct, _) => {
-                self.queued.fetch_sub(1, Ordering::Relaxed);
-                self.queued_bytes.fetch_sub(direct.exchange.len(), Ordering::Relaxed);
+                self.count_direct(&direct);
                 let message = ResultMessage {
                     key: ResultKey::Direct(direct.number),
                     order: Order(self.executed.load(Ordering::Relaxed)),
@@ -317,205 +500,64 @@ impl Slot {
                 };
                 self.shared.reporter.report(client, message, direct.whole).await;
             }
-            Command::Begin(asker)
-            | Command::Extend(asker, ..)
-            | Command::Read(asker, ..)
-            | Command::Commit(asker, ..) => {
+            Command::Begin(asker) | Command::Extend(asker, ..) | Command::Refused(asker, ..) | Command::Read(asker, ..) => {
                 asker.answer(&self.shared.reporter, outcome).await;
                 self.shared.tell(Event::Finished(asker.order, None));
             }
-            Command::Abort(order, _) => self.shared.tell(Event::Finished(order, None)),
-            Command::Ending => {}
-        }
-    }
-
-    async fn become_stale(&mut self) -> Result<(), PostgresError> {
-        self.progress.stale = true;
-        if let Some(borrowed) = self.backend.as_mut()
-            && borrowed.backend.status() != b'I'
-        {
-            let sequences = crate::work::sequences(&self.held);
-            borrowed.backend.roll_back(&sequences).await?;
-        }
-        Ok(())
-    }
-
-    async fn begin(&mut self, asker: Asker) -> Result<(), PostgresError> {
-        if self.progress.stale {
-            self.refuse(Command::Begin(asker)).await;
-            return Ok(());
-        }
-        let started = Instant::now();
-        let mut last = self.open(Some(asker.order)).await?;
-        if last.is_none() {
-            for exchange in self.transaction.first_exchanges().to_vec() {
-                last = Some(self.run_write(&exchange).await?);
-                if self.progress.stale {
-                    break;
-                }
+            Command::Commit(commit) => {
+                commit.asker.answer(&self.shared.reporter, outcome).await;
+                self.shared.tell(Event::Finished(commit.asker.order, None));
             }
-        }
-        observe("begin", started);
-        let outcome = last.unwrap_or(Outcome::Unavailable);
-        self.answer(Command::Begin(asker), outcome).await;
-        Ok(())
-    }
-
-    /// Borrows a backend if there is none, and opens the transaction on it. Settings that the server refuses are a result.
-    async fn open(&mut self, announce: Option<u64>) -> Result<Option<Outcome>, PostgresError> {
-        let context = &self.transaction.context;
-        let mut borrowed = match self.backend.take() {
-            Some(borrowed) => borrowed,
-            None => {
-                self.shared
-                    .pool
-                    .borrow(Purpose::Transaction, &context.role, &context.settings)
-                    .await?
-            }
-        };
-        let refused = borrowed
-            .backend
-            .prepare(&context.settings, self.catalog.generation)
-            .await?;
-        if refused.is_none() {
-            let announced = || {
-                if let Some(order) = announce {
-                    self.shared.tell(Event::SnapshotOpen(order));
-                }
-            };
-            borrowed
-                .backend
-                .begin(self.transaction.isolation, self.transaction.read_only, announced)
-                .await?;
-        }
-        self.backend = Some(borrowed);
-        match refused {
-            Some(answer) => {
-                self.progress.stale = true;
-                Ok(Some(outcome(answer).unwrap_or(Outcome::Unavailable)))
-            }
-            None => Ok(None),
+            Command::Abort(..) | Command::Ending => {}
         }
     }
 
     async fn run_now(&mut self, command: Command) -> Result<(), PostgresError> {
         let started = Instant::now();
         let (outcome, stage) = match &command {
-            Command::Direct(_, direct, place) if place.kind == DirectKind::Write => {
-                (self.run_write(&direct.exchange.clone()).await?, "direct_write")
-            }
-            Command::Direct(_, direct, _) => (self.run_read(&direct.exchange.clone()).await?, "direct"),
+            Command::Direct(_, direct, place) => match place.kind {
+                DirectKind::Write => (self.run_write(&direct.exchange.clone()).await?, "direct_write"),
+                DirectKind::Word => (self.word().await?, "word"),
+                _ => (self.run_read(&direct.exchange.clone()).await?, "direct"),
+            },
             Command::Extend(_, exchange, ..) => (self.run_write(&exchange.clone()).await?, "extend"),
             Command::Read(_, exchange, _) => (self.run_read(&exchange.clone()).await?, "read"),
-            Command::Begin(_) | Command::Ending | Command::Commit(..) | Command::Abort(..) => return Ok(()),
+            _ => return Ok(()),
         };
         observe(stage, started);
         self.answer(command, outcome).await;
         Ok(())
     }
 
-    fn place(&self) -> Place {
-        Place::Transaction {
-            isolation: self.transaction.isolation,
-            read_only: self.transaction.read_only,
-        }
-    }
-
-    /// The exchange as the next one of this transaction.
-    fn job(&mut self, exchange: &[u8]) -> Result<Job, Refused> {
-        let exchange = decode(exchange)?;
-        let copies = matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. });
-        if copies != self.copying() {
-            return Err(Refused::new(
-                "08P01",
-                "COPY data and nothing else must follow COPY FROM STDIN",
-            ));
-        }
-        let context = &self.transaction.context;
-        let analysis = check(&self.catalog.analyzer, &exchange, context, self.place(), &self.held)?;
-        self.settings_unknown |= changes_settings(&analysis);
-        self.catalog_changed |= changes_catalog(&analysis);
-        let clock = Clock {
-            time_us: self.transaction.time_us,
-            seed: seed(&self.transaction.nonce, self.transaction.began, self.progress.writes),
-        };
-        Ok(Job {
-            exchange,
-            analysis,
-            clock,
-        })
-    }
-
-    /// Runs an exchange that counts as a write. A refusal leaves the transaction as it was.
-    async fn run_write(&mut self, exchange: &[u8]) -> Result<Outcome, PostgresError> {
-        let job = match self.job(exchange) {
-            Ok(job) => job,
-            Err(refused) => return Ok(refused.into()),
-        };
-        let still_failed = self.failed_by_read;
-        let answer = self.within(&job).await?;
-        self.progress.wrote(exchange);
-        self.failed_by_read = still_failed && self.status() == b'E';
-        if self.failed_by_read {
-            // The others ran this write in a healthy transaction.
-            self.become_stale().await?;
+    /// Runs Begin's exchanges; the last one's outcome. `announce`: the order of a Begin whose snapshot the owner waits for.
+    async fn begin(&mut self, announce: Option<u64>) -> Result<Outcome, PostgresError> {
+        let started = Instant::now();
+        if self.signal.is_ending() {
             return Ok(Outcome::Unavailable);
         }
-        self.finish_statement(answer).await
-    }
-
-    async fn run_read(&mut self, exchange: &[u8]) -> Result<Outcome, PostgresError> {
-        let job = match self.job(exchange) {
-            Ok(job) if job.analysis.effect <= Effect::Read => job,
-            Ok(_) => return Ok(Refused::new("25006", "a direct read must not write").into()),
-            Err(refused) => return Ok(refused.into()),
-        };
-        let before = self.status();
-        let answer = self.within(&job).await?;
-        self.failed_by_read |= before == b'T' && self.status() == b'E';
-        self.finish_statement(answer).await
-    }
-
-    fn copying(&self) -> bool {
-        self.backend.as_ref().is_some_and(|borrowed| borrowed.backend.copying())
-    }
-
-    fn status(&self) -> u8 {
-        self.backend.as_ref().map_or(b'I', |borrowed| borrowed.backend.status())
-    }
-
-    async fn within(&mut self, job: &Job) -> Result<Answer, PostgresError> {
-        let Some(borrowed) = self.backend.as_mut() else {
-            return Ok(Answer::Fault("no backend".into()));
-        };
-        if self.catalog_changed {
-            borrowed.backend.forget_prepared();
+        if let Some(refused) = self.open(announce).await? {
+            return Ok(refused);
         }
-        borrowed.backend.within(job).await
-    }
-
-    async fn finish_statement(&mut self, answer: Answer) -> Result<Outcome, PostgresError> {
-        match outcome(answer) {
-            Some(outcome) => Ok(outcome),
-            None => {
-                self.become_stale().await?;
-                Ok(Outcome::Unavailable)
+        // A Begin without an exchange opens the snapshot.
+        let mut last = begun();
+        for exchange in self.transaction.first_exchanges().to_vec() {
+            let before = self.history.len();
+            last = self.run_write(&exchange).await?;
+            if self.history.len() == before {
+                break;
             }
         }
+        observe("begin", started);
+        Ok(last)
     }
+}
 
-    fn give_back(&mut self) {
-        let Some(mut borrowed) = self.backend.take() else {
-            return;
-        };
-        if self.settings_unknown {
-            borrowed.backend.forget_settings();
-        }
-        if self.catalog_changed {
-            borrowed.backend.forget_prepared();
-        }
-        borrowed.give_back();
-    }
+fn begun() -> Outcome {
+    let result = ExchangeResult {
+        messages: command_complete("BEGIN"),
+        status: b'T',
+    };
+    outcome(Answer::Result(result)).unwrap_or(Outcome::Unavailable)
 }
 
 /// How long a task sleeps before it tries a Commit again.

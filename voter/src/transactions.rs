@@ -1,17 +1,23 @@
-//! Open interactive transactions: what their Commit has to do (DESIGN.md section 3, step 4). Pure.
+//! Open interactive transactions: what has run, and what their Commit has to do (DESIGN.md section 3). Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use ordering::identifiers::{ClientId, Digest};
+use ed25519_dalek::{Signature, VerifyingKey};
+use ordering::identifiers::{ClientId, Digest, MachineId};
 use ordering::message::{CHAIN_START, chain};
-use sql::operation::{Isolation, SessionContext, TransactionWrite};
+use sql::operation::{Isolation, SessionContext, TransactionId, TransactionWrite, Word, word_digest};
 
 use crate::work::Refused;
+
+/// A Commit that does not carry the words it needs.
+pub const WORDS_MISSING: &str = "BF007";
 
 /// What all voters know alike of an open transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderedTransaction {
+    /// The transaction.
+    pub id: TransactionId,
     /// The client that opened it.
     pub client: ClientId,
     /// The order of its Begin.
@@ -22,6 +28,8 @@ pub struct OrderedTransaction {
     pub isolation: Isolation,
     /// READ ONLY.
     pub read_only: bool,
+    /// The machines whose voters run its statements as they come, as a mask.
+    pub live: u64,
     /// Who asked.
     pub context: SessionContext,
     /// The random bytes of its Begin.
@@ -31,29 +39,57 @@ pub struct OrderedTransaction {
     bytes: usize,
 }
 
+/// A Begin, as ordered.
+#[derive(Clone, Debug)]
+pub struct Begin {
+    /// The transaction.
+    pub id: TransactionId,
+    /// The client.
+    pub client: ClientId,
+    /// Its order.
+    pub order: u64,
+    /// The primary's time.
+    pub time_us: u64,
+    /// The isolation that was asked for.
+    pub isolation: Isolation,
+    /// READ ONLY.
+    pub read_only: bool,
+    /// The machines whose voters run its statements as they come, as a mask.
+    pub live: u64,
+    /// Who asked.
+    pub context: SessionContext,
+    /// The random bytes.
+    pub nonce: [u8; 16],
+    /// Its exchanges.
+    pub exchanges: Vec<Bytes>,
+}
+
 impl OrderedTransaction {
     /// A transaction as its Begin opens it.
-    pub fn new(
-        client: ClientId,
-        began: (u64, u64),
-        isolation: Isolation,
-        read_only: bool,
-        context: SessionContext,
-        nonce: [u8; 16],
-        exchanges: Vec<Bytes>,
-    ) -> Self {
-        let bytes = exchanges.iter().map(Bytes::len).sum();
+    pub fn new(begin: Begin) -> Self {
         Self {
-            client,
-            began: began.0,
-            time_us: began.1,
-            isolation,
-            read_only,
-            context,
-            nonce,
-            ordered: BTreeMap::from([(began.0, exchanges)]),
-            bytes,
+            id: begin.id,
+            client: begin.client,
+            began: begin.order,
+            time_us: begin.time_us,
+            isolation: begin.isolation,
+            read_only: begin.read_only,
+            live: begin.live,
+            context: begin.context,
+            nonce: begin.nonce,
+            bytes: begin.exchanges.iter().map(Bytes::len).sum(),
+            ordered: BTreeMap::from([(begin.order, begin.exchanges)]),
         }
+    }
+
+    /// Whether its statements read the snapshot of its Begin.
+    pub fn reads_snapshot(&self) -> bool {
+        self.read_only || self.isolation == Isolation::RepeatableRead
+    }
+
+    /// Whether a machine's voter runs its statements as they come.
+    pub fn is_live(&self, machine: MachineId) -> bool {
+        self.live.checked_shr(u32::from(machine.0)).is_some_and(|mask| mask & 1 == 1)
     }
 
     /// Notes the exchange of an Extend, for Commits that name it.
@@ -77,16 +113,17 @@ impl OrderedTransaction {
     /// The exchanges that a Commit lists, in order.
     ///
     /// # Errors
-    /// When it names an order that is not one of this transaction.
+    /// When it names an order that is not one of this transaction, or one twice.
     pub fn listed(&self, writes: &[TransactionWrite]) -> Result<Vec<Bytes>, Refused> {
         let mut listed = Vec::with_capacity(writes.len());
+        let mut named = BTreeSet::new();
         for write in writes {
             match write {
                 TransactionWrite::Direct(exchange) => listed.push(exchange.clone()),
                 TransactionWrite::Ordered(order) => {
-                    let exchanges = self.ordered.get(order);
-                    let exchanges =
-                        exchanges.ok_or_else(|| Refused::new("08P01", "the Commit lists a foreign order"))?;
+                    let exchanges = self.ordered.get(order).filter(|_| named.insert(*order));
+                    let exchanges = exchanges
+                        .ok_or_else(|| Refused::new("08P01", "the Commit lists a foreign order, or one twice"))?;
                     listed.extend(exchanges.iter().cloned());
                 }
             }
@@ -95,26 +132,67 @@ impl OrderedTransaction {
     }
 }
 
-/// How far a transaction has come on this voter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Writes that have run.
-    pub writes: u32,
-    /// The chain over them.
-    pub chain: Digest,
-    /// Whether the backend's state is not the one that the chain tells (a statement failed that the other voters did not
-    /// run, or something is missing).
-    pub stale: bool,
+/// The chain over a list of exchanges, or of digests of answers.
+pub fn chain_over<'links>(links: impl IntoIterator<Item = &'links [u8]>) -> Digest {
+    links
+        .into_iter()
+        .fold(CHAIN_START, |previous, link| chain(&previous, link))
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        Self {
-            writes: 0,
-            chain: CHAIN_START,
-            stale: false,
+/// What f+1 voters answered to the list, by their words; `None` if the Commit carries no words.
+///
+/// # Errors
+/// When the words are not those of f+1 different voters, over this list, with equal answers.
+pub fn certificate(
+    words: &[Word],
+    voters: &BTreeMap<MachineId, VerifyingKey>,
+    faults: usize,
+    transaction: TransactionId,
+    began: u64,
+    list: &Digest,
+) -> Result<Option<Digest>, Refused> {
+    let Some(first) = words.first() else {
+        return Ok(None);
+    };
+    let refused = |why: &str| {
+        Err(Refused {
+            detail: why.into(),
+            ..Refused::new(WORDS_MISSING, "the words of the voters do not certify the transaction")
+        })
+    };
+    let mut machines = BTreeSet::new();
+    for word in words {
+        let Some(key) = voters.get(&MachineId(word.machine)) else {
+            return refused("a word of a machine that holds no voter");
+        };
+        if word.answers != first.answers || !machines.insert(word.machine) {
+            return refused("two words differ, or are of one voter");
+        }
+        let signed = word_digest(transaction, began, list, &word.answers);
+        if key.verify_strict(&signed, &Signature::from_bytes(&word.signature)).is_err() {
+            return refused("a word is not signed by its voter");
         }
     }
+    if machines.len() <= faults {
+        return refused("too few words");
+    }
+    Ok(Some(first.answers))
+}
+
+/// A listed exchange that has run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ran {
+    exchange: Bytes,
+    answer: Digest,
+    /// The chains after it.
+    list: Digest,
+    answers: Digest,
+}
+
+/// The listed exchanges of a transaction that have run on this voter, in order, and what they answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    ran: Vec<Ran>,
 }
 
 /// How a direct statement's place compares with how far this voter is.
@@ -128,56 +206,75 @@ pub enum Turn {
     Never,
 }
 
-/// What a Commit has to do here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommitPlan {
-    /// Run the writes from this index on, then commit: what ran is a prefix of the list.
-    RunFrom(usize),
-    /// Roll back, run the whole list, then commit.
-    RunAll,
-}
+impl History {
+    /// How many exchanges have run.
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.ran.len()).unwrap_or(u32::MAX)
+    }
 
-impl Progress {
-    /// Counts a write.
-    pub fn wrote(&mut self, exchange: &[u8]) {
-        self.writes = self.writes.saturating_add(1);
-        self.chain = chain(&self.chain, exchange);
+    /// Whether none has run.
+    pub fn is_empty(&self) -> bool {
+        self.ran.is_empty()
+    }
+
+    /// The chain over the exchanges.
+    pub fn list(&self) -> Digest {
+        self.ran.last().map_or(CHAIN_START, |ran| ran.list)
+    }
+
+    /// The chain over the answers.
+    pub fn answers(&self) -> Digest {
+        self.ran.last().map_or(CHAIN_START, |ran| ran.answers)
+    }
+
+    /// The exchanges.
+    pub fn exchanges(&self) -> Vec<Bytes> {
+        self.ran.iter().map(|ran| ran.exchange.clone()).collect()
+    }
+
+    /// Counts an exchange with its answer.
+    pub fn push(&mut self, exchange: Bytes, answer: Digest) {
+        let ran = Ran {
+            list: chain(&self.list(), &exchange),
+            answers: chain(&self.answers(), &answer),
+            exchange,
+            answer,
+        };
+        self.ran.push(ran);
+    }
+
+    /// Forgets all but the first exchanges.
+    pub fn truncate(&mut self, count: u32) {
+        self.ran.truncate(usize::try_from(count).unwrap_or(usize::MAX));
     }
 
     /// Whether it is the turn of a statement after these many writes with this chain.
     pub fn turn(&self, writes_before: u32, expected: Option<&Digest>) -> Turn {
-        if self.stale || writes_before < self.writes {
+        if writes_before < self.len() {
             return Turn::Never;
         }
-        if writes_before > self.writes {
+        if writes_before > self.len() {
             return Turn::Later;
         }
-        if expected.is_none_or(|expected| *expected == self.chain) {
+        if expected.is_none_or(|expected| *expected == self.list()) {
             Turn::Now
         } else {
             Turn::Never
         }
     }
 
-    /// What a Commit of this list has to do.
-    pub fn commit_plan(&self, listed: &[Bytes]) -> CommitPlan {
-        let done = usize::try_from(self.writes).unwrap_or(usize::MAX);
-        let Some(prefix) = listed.get(..done).filter(|_| !self.stale) else {
-            return CommitPlan::RunAll;
-        };
-        let over_prefix = prefix
-            .iter()
-            .fold(CHAIN_START, |previous, exchange| chain(&previous, exchange));
-        if over_prefix == self.chain {
-            CommitPlan::RunFrom(done)
-        } else {
-            CommitPlan::RunAll
-        }
+    /// Whether what ran, and `next` if something more runs now, is how the list begins.
+    pub fn begins(&self, listed: &[Bytes], next: Option<&Bytes>) -> bool {
+        let ran = self.ran.iter().map(|ran| &ran.exchange).chain(next);
+        let count = self.ran.len() + usize::from(next.is_some());
+        listed.len() >= count && ran.eq(listed.iter().take(count))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::{Signer, SigningKey};
+
     use super::*;
 
     fn list(texts: &[&str]) -> Vec<Bytes> {
@@ -187,52 +284,106 @@ mod tests {
             .collect()
     }
 
-    #[test]
-    fn a_voter_that_ran_the_list_commits_and_one_that_misses_the_end_runs_it() {
-        let mut progress = Progress::default();
-        progress.wrote(b"a");
-        progress.wrote(b"b");
-        assert_eq!(progress.commit_plan(&list(&["a", "b"])), CommitPlan::RunFrom(2));
-        assert_eq!(progress.commit_plan(&list(&["a", "b", "c"])), CommitPlan::RunFrom(2));
+    fn history(texts: &[&str]) -> History {
+        let mut history = History::default();
+        for exchange in list(texts) {
+            history.push(exchange, [1; 32]);
+        }
+        history
     }
 
     #[test]
-    fn a_voter_that_ran_something_else_runs_all() {
-        let mut progress = Progress::default();
-        progress.wrote(b"a");
-        assert_eq!(progress.commit_plan(&list(&["b"])), CommitPlan::RunAll);
-        assert_eq!(progress.commit_plan(&[]), CommitPlan::RunAll);
-        let stale = Progress {
-            stale: true,
-            ..Progress::default()
-        };
-        assert_eq!(stale.commit_plan(&list(&["a"])), CommitPlan::RunAll);
+    fn what_ran_is_compared_with_the_list() {
+        let ran = history(&["a", "b"]);
+        assert!(ran.begins(&list(&["a", "b"]), None));
+        assert!(ran.begins(&list(&["a", "b", "c"]), Some(&Bytes::from("c"))));
+        assert!(!ran.begins(&list(&["a", "b", "c"]), Some(&Bytes::from("d"))));
+        assert!(!ran.begins(&list(&["a", "x", "c"]), None));
+        assert!(!ran.begins(&list(&["a"]), None));
+        let list = list(&["a", "b"]);
+        assert_eq!(ran.list(), chain_over(list.iter().map(Bytes::as_ref)));
     }
 
     #[test]
-    fn a_direct_statement_waits_for_the_writes_before_it() {
-        let mut progress = Progress::default();
-        let after_a = chain(&CHAIN_START, b"a");
-        assert_eq!(progress.turn(1, Some(&after_a)), Turn::Later);
-        progress.wrote(b"a");
-        assert_eq!(progress.turn(1, Some(&after_a)), Turn::Now);
-        assert_eq!(progress.turn(1, Some(&CHAIN_START)), Turn::Never);
-        assert_eq!(progress.turn(0, None), Turn::Never);
+    fn a_statement_has_its_turn_after_exactly_the_writes_before_it() {
+        let mut ran = history(&["a"]);
+        let after = ran.list();
+        assert_eq!(ran.turn(1, Some(&after)), Turn::Now);
+        assert_eq!(ran.turn(1, Some(&CHAIN_START)), Turn::Never);
+        assert_eq!(ran.turn(2, None), Turn::Later);
+        assert_eq!(ran.turn(0, None), Turn::Never);
+        ran.truncate(0);
+        assert_eq!(ran.turn(0, Some(&CHAIN_START)), Turn::Now);
+    }
+
+    fn transaction() -> OrderedTransaction {
+        OrderedTransaction::new(Begin {
+            id: TransactionId {
+                client: 1,
+                session: 1,
+                number: 1,
+            },
+            client: ClientId(1),
+            order: 5,
+            time_us: 0,
+            isolation: Isolation::ReadCommitted,
+            read_only: false,
+            live: 0b110,
+            context: SessionContext::default(),
+            nonce: [0; 16],
+            exchanges: list(&["a"]),
+        })
     }
 
     #[test]
-    fn a_commit_cannot_name_foreign_orders() {
-        let context = SessionContext::default();
-        let transaction = OrderedTransaction::new(
-            ClientId(1),
-            (5, 0),
-            Isolation::ReadCommitted,
-            false,
-            context,
-            [0; 16],
-            list(&["a"]),
-        );
-        assert_eq!(transaction.listed(&[TransactionWrite::Ordered(5)]), Ok(list(&["a"])));
+    fn a_commit_names_orders_of_its_own_and_each_once() {
+        let transaction = transaction();
+        let own = TransactionWrite::Ordered(5);
+        assert_eq!(transaction.listed(std::slice::from_ref(&own)), Ok(list(&["a"])));
+        assert!(transaction.listed(&[own.clone(), own]).is_err(), "bounded by what was ordered");
         assert!(transaction.listed(&[TransactionWrite::Ordered(6)]).is_err());
+    }
+
+    #[test]
+    fn the_mask_names_the_live_voters() {
+        let transaction = transaction();
+        let live = [0, 1, 2, 3, 64, 255].map(|machine| transaction.is_live(MachineId(machine)));
+        assert_eq!(live, [false, true, true, false, false, false]);
+    }
+
+    fn key(machine: u8) -> SigningKey {
+        SigningKey::from_bytes(&[machine; 32])
+    }
+
+    fn word(machine: u8, answers: Digest, list: &Digest) -> Word {
+        let signed = word_digest(transaction().id, 5, list, &answers);
+        Word {
+            machine,
+            answers,
+            signature: key(machine).sign(&signed).to_bytes(),
+        }
+    }
+
+    #[test]
+    fn only_the_equal_words_of_enough_voters_over_this_list_certify() {
+        let keys: BTreeMap<_, _> = (1..=3).map(|id| (MachineId(id), key(id).verifying_key())).collect();
+        let list = [9; 32];
+        let check = |words: &[Word]| certificate(words, &keys, 1, transaction().id, 5, &list);
+        assert_eq!(check(&[]), Ok(None));
+        assert_eq!(check(&[word(1, [1; 32], &list), word(3, [1; 32], &list)]), Ok(Some([1; 32])));
+        for bad in [
+            vec![word(1, [1; 32], &list)],
+            vec![word(1, [1; 32], &list), word(1, [1; 32], &list)],
+            vec![word(1, [1; 32], &list), word(2, [2; 32], &list)],
+            vec![word(1, [1; 32], &list), word(2, [1; 32], &[8; 32])],
+            vec![word(1, [1; 32], &list), word(4, [1; 32], &list)],
+        ] {
+            assert!(check(&bad).is_err(), "{bad:?}");
+        }
+        let forged = Word {
+            machine: 2,
+            ..word(1, [1; 32], &list)
+        };
+        assert!(check(&[word(1, [1; 32], &list), forged]).is_err());
     }
 }

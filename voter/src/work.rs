@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ordering::message::Outcome;
 use sql::analysis::{Analyzer, ExchangeAnalysis};
 use sql::footprint::{Footprint, Mode, Resource};
-use sql::operation::{Exchange, Isolation, SessionContext, Step};
+use sql::operation::{Exchange, SessionContext, Step};
 use sql::refusal::Refusal;
 use sql::statement::{Effect, Setting, StatementClass, TransactionControl};
 
@@ -44,6 +44,15 @@ impl Refused {
 
     fn malformed(what: &str) -> Self {
         Self::new("08P01", format!("malformed operation: {what}"))
+    }
+
+    /// 40001 of a transaction that reads a snapshot.
+    pub fn written_since() -> Self {
+        Self {
+            detail: "The statement uses data that another transaction has changed since this one's snapshot.".into(),
+            hint: "Retry the transaction.".into(),
+            ..Self::new("40001", "could not serialize access due to concurrent update")
+        }
     }
 
     /// BF003.
@@ -86,7 +95,6 @@ impl From<LockRefusal> for Refused {
         match refusal {
             LockRefusal::NoTransaction => Self::new("25P01", "the transaction is not open"),
             LockRefusal::TransactionExists => Self::malformed("the transaction exists"),
-            LockRefusal::Busy => Self::malformed("an earlier Extend of the transaction waits"),
             LockRefusal::Deadlock => Self {
                 detail: "The statement would close a cycle of transactions that wait for each other.".into(),
                 hint: "Retry the transaction.".into(),
@@ -107,13 +115,10 @@ pub enum Place {
     OneShot,
     /// A read outside transactions.
     Read,
-    /// Within an interactive transaction.
-    Transaction {
-        /// Its isolation.
-        isolation: Isolation,
-        /// READ ONLY.
-        read_only: bool,
-    },
+    /// Within an interactive transaction, and listed by its Commit: whatever it touches, it reads included, must be held.
+    Listed,
+    /// Within an interactive transaction, and not listed: it must be a read by itself.
+    Unlisted,
 }
 
 /// Whether a client may use the role, the database and the settings that an operation names.
@@ -242,16 +247,52 @@ pub fn check(
         }
     }
     let copying = matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. });
-    if copying && !matches!(place, Place::Transaction { .. }) {
-        return Err(Refused::malformed("COPY data outside a transaction"));
+    if copying && place != Place::Listed {
+        return Err(Refused::malformed("COPY data that no Commit lists"));
     }
-    if place == Place::OneShot && analysis.effect == Effect::Maintenance && outside(&analysis) && !alone(&analysis) {
-        return Err(Refused::new("25001", "the statement cannot run together with others"));
+    match place {
+        Place::OneShot if analysis.effect == Effect::Maintenance => {
+            if outside(&analysis) && !alone(&analysis) {
+                return Err(Refused::new("25001", "the statement cannot run together with others"));
+            }
+        }
+        Place::OneShot if !analysis.short => {
+            return Err(Refused {
+                hint: "The proxy runs it in a transaction that voters certify.".into(),
+                ..Refused::new(NOT_SHORT, "the statement cannot be ordered to run by itself")
+            });
+        }
+        Place::Read | Place::Unlisted if analysis.effect > Effect::Read || !binds_what_it_runs(exchange) => {
+            return Err(Refused::new("25006", "a read must not write"));
+        }
+        _ => {}
     }
-    if needs_cover(&analysis, place) && !held.covers(&analysis.footprint) {
+    let needs_cover = matches!(place, Place::OneShot | Place::Listed);
+    if needs_cover && !held.covers(&analysis.footprint) {
         return Err(Refused::too_small(&analysis.footprint, held));
     }
     Ok(analysis)
+}
+
+/// A one-shot whose time, size or outcome its shape does not bound.
+pub const NOT_SHORT: &str = "BF006";
+
+/// Whether an exchange executes only portals that it bound itself.
+fn binds_what_it_runs(exchange: &Exchange) -> bool {
+    let Exchange::Extended { steps, .. } = exchange else {
+        return true;
+    };
+    let mut bound = std::collections::BTreeSet::new();
+    steps.iter().all(|step| match step {
+        Step::Bind { portal, .. } => {
+            bound.insert(portal.as_str());
+            true
+        }
+        Step::Execute { portal, .. } | Step::DescribePortal { portal } | Step::ClosePortal { portal } => {
+            bound.contains(portal.as_str())
+        }
+        Step::Parse { .. } | Step::DescribeStatement { .. } => true,
+    })
 }
 
 /// Whether the statement with this index is bound, and so may run.
@@ -265,12 +306,16 @@ fn runs(exchange: &Exchange, index: usize) -> bool {
     }
 }
 
-/// Reads see a snapshot or are voted as they are; whatever else an exchange touches must be held.
-fn needs_cover(analysis: &ExchangeAnalysis, place: Place) -> bool {
-    match place {
-        Place::OneShot => true,
-        Place::Read | Place::Transaction { .. } => analysis.effect > Effect::Read,
-    }
+/// Whether names mean something else after the exchange than under the operation's context.
+pub fn changes_names(analysis: &ExchangeAnalysis) -> bool {
+    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
+    statements.any(|statement| match &statement.class {
+        StatementClass::Setting(
+            Setting::Set { name, .. } | Setting::SetConfig { name, .. } | Setting::Reset(name),
+        ) => matches!(name.as_str(), "search_path" | "role" | "session_authorization"),
+        StatementClass::Setting(Setting::ResetAll) => true,
+        _ => false,
+    })
 }
 
 /// Whether Postgres refuses the exchange inside a transaction block.
@@ -292,9 +337,8 @@ fn alone(analysis: &ExchangeAnalysis) -> bool {
 
 /// Whether the exchange may leave settings of the backend changed.
 pub fn changes_settings(analysis: &ExchangeAnalysis) -> bool {
-    let everything = is_everything(&analysis.footprint);
     let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
-    everything || statements.any(|statement| matches!(statement.class, StatementClass::Setting(_)))
+    statements.any(|statement| matches!(statement.class, StatementClass::Setting(_)))
 }
 
 /// Whether the exchange may have changed the catalog.
@@ -308,21 +352,27 @@ pub fn is_everything(footprint: &Footprint) -> bool {
 }
 
 fn check_class(class: &StatementClass, exchange: &Exchange, place: Place) -> Result<(), Refused> {
-    let in_transaction = matches!(place, Place::Transaction { .. });
+    let listed = place == Place::Listed;
     let allowed = match class {
         StatementClass::Refused(refusal) => return Err(refusal.clone().into()),
-        StatementClass::TransactionControl(control) => in_transaction && divides(control),
+        StatementClass::TransactionControl(control) => listed && divides(control),
         StatementClass::Prepare { .. } | StatementClass::Execute { .. } | StatementClass::Deallocate(_) => false,
+        StatementClass::Setting(Setting::Show(_) | Setting::ShowAll) => true,
         StatementClass::Setting(Setting::DiscardAll | Setting::DiscardOther) => false,
         StatementClass::Setting(Setting::Set { name, .. } | Setting::SetConfig { name, .. }) => {
             let pair = [(name.clone(), String::new())];
-            place != Place::Read && (settings::refused(&pair).is_none() || name == "transaction_isolation")
+            matches!(place, Place::OneShot | Place::Listed) && settings::refused(&pair).is_none()
         }
-        StatementClass::Cursor(_) => in_transaction,
-        StatementClass::CopyFrom => in_transaction && matches!(exchange, Exchange::CopyStart { .. }),
+        StatementClass::Setting(Setting::Reset(_) | Setting::ResetAll) => {
+            matches!(place, Place::OneShot | Place::Listed)
+        }
+        StatementClass::Cursor(_) => listed,
+        StatementClass::CopyFrom => listed && matches!(exchange, Exchange::CopyStart { .. }),
         StatementClass::Maintenance { .. } => place == Place::OneShot,
-        StatementClass::Write | StatementClass::Ddl | StatementClass::LockingRead => place != Place::Read,
-        StatementClass::Empty | StatementClass::Read | StatementClass::CopyTo | StatementClass::Setting(_) => true,
+        StatementClass::Write | StatementClass::Ddl | StatementClass::LockingRead => {
+            matches!(place, Place::OneShot | Place::Listed)
+        }
+        StatementClass::Empty | StatementClass::Read | StatementClass::CopyTo => true,
     };
     let copy = matches!(exchange, Exchange::CopyStart { .. })
         && !matches!(class, StatementClass::CopyFrom | StatementClass::Empty);

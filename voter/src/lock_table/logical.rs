@@ -7,7 +7,7 @@ use sql::footprint::{Footprint, Resource};
 use sql::operation::TransactionId;
 
 use super::mode::{ByMode, LockMode, Locks, locks_of};
-use super::{Ended, Grant, LockLimits, LockRefusal};
+use super::{BeginKind, Ended, Grant, LockLimits, LockRefusal};
 
 /// A transaction that holds locks, in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -20,6 +20,8 @@ pub struct OpenTransaction {
     pub held: Footprint,
     /// Its Extend that waits: order and footprint.
     pub extend: Option<(u64, Footprint)>,
+    /// The position of its snapshot (order of the grant, own order), if it reads one.
+    pub snapshot_at: Option<(u64, u64)>,
 }
 
 /// A one-shot or a Begin that waits, in a snapshot.
@@ -27,8 +29,8 @@ pub struct OpenTransaction {
 pub struct WaitingOperation {
     /// Its order.
     pub order: u64,
-    /// The transaction that it begins.
-    pub transaction: Option<TransactionId>,
+    /// The transaction that it begins, and whether that reads one snapshot.
+    pub transaction: Option<(TransactionId, bool)>,
     /// What it waits for.
     pub footprint: Footprint,
     /// Its size in bytes.
@@ -42,6 +44,9 @@ pub struct LogicalSnapshot {
     pub transactions: Vec<OpenTransaction>,
     /// Operations that wait, ascending by order.
     pub waiting: Vec<WaitingOperation>,
+    /// While a transaction with a snapshot is open: resources that were held exclusively (`true`) or had a child that was,
+    /// and the last position at which that ended; ascending.
+    pub written: Vec<(Resource, bool, (u64, u64))>,
 }
 
 #[derive(Debug)]
@@ -50,11 +55,12 @@ struct Open {
     held: Footprint,
     locks: BTreeMap<Resource, LockMode>,
     extend: Option<(u64, Footprint)>,
+    snapshot_at: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    transaction: Option<TransactionId>,
+    transaction: Option<(TransactionId, BeginKind)>,
     footprint: Footprint,
     locks: Locks,
     bytes: usize,
@@ -85,6 +91,10 @@ pub(super) struct Logical {
     waiting_extends: BTreeMap<u64, TransactionId>,
     waiting_bytes: usize,
     grants: VecDeque<Grant>,
+    /// [`LogicalSnapshot::written`]. Invariant: empty when no transaction with a snapshot is open.
+    written: BTreeMap<(Resource, bool), (u64, u64)>,
+    /// Open transactions with a snapshot.
+    snapshots: usize,
 }
 
 impl Logical {
@@ -98,17 +108,25 @@ impl Logical {
             waiting_extends: BTreeMap::new(),
             waiting_bytes: 0,
             grants: VecDeque::new(),
+            written: BTreeMap::new(),
+            snapshots: 0,
         };
         for open in &snapshot.transactions {
             table.hold(open.id, open.began, &open.held);
+            table.take_snapshot(open.id, open.snapshot_at);
             if let Some((order, footprint)) = &open.extend {
                 table.queue_extend(*order, open.id, footprint);
             }
         }
         for waiting in &snapshot.waiting {
             let bytes = usize::try_from(waiting.bytes).unwrap_or(usize::MAX);
-            table.queue(waiting.order, waiting.transaction, &waiting.footprint, bytes);
+            let transaction = waiting.transaction.map(|(id, snapshot)| (id, BeginKind { snapshot }));
+            table.queue(waiting.order, transaction, &waiting.footprint, bytes);
         }
+        let written = snapshot.written.iter();
+        table.written = written
+            .map(|(resource, exclusive, order)| ((resource.clone(), *exclusive), *order))
+            .collect();
         table
     }
 
@@ -118,17 +136,66 @@ impl Logical {
             began: open.began,
             held: open.held.clone(),
             extend: open.extend.clone(),
+            snapshot_at: open.snapshot_at,
         });
         let waiting = self.waiting.iter().map(|(order, waiting)| WaitingOperation {
             order: *order,
-            transaction: waiting.transaction,
+            transaction: waiting.transaction.map(|(id, kind)| (id, kind.snapshot)),
             footprint: waiting.footprint.clone(),
             bytes: waiting.bytes as u64,
         });
         LogicalSnapshot {
             transactions: transactions.collect(),
             waiting: waiting.collect(),
+            written: self
+                .written
+                .iter()
+                .map(|((resource, exclusive), order)| (resource.clone(), *exclusive, *order))
+                .collect(),
         }
+    }
+
+    pub(super) fn is_open(&self, transaction: TransactionId) -> bool {
+        self.transactions.contains_key(&transaction) || self.waiting_begins.contains_key(&transaction)
+    }
+
+    fn take_snapshot(&mut self, transaction: TransactionId, at: Option<(u64, u64)>) {
+        if let (Some(at), Some(open)) = (at, self.transactions.get_mut(&transaction)) {
+            open.snapshot_at = Some(at);
+            self.snapshots += 1;
+        }
+    }
+
+    /// Locks that were held for writing end at a position. Sequences are not read from a snapshot.
+    fn note_written<'locks>(&mut self, at: (u64, u64), locks: impl Iterator<Item = (&'locks Resource, LockMode)>) {
+        if self.snapshots == 0 {
+            return;
+        }
+        for (resource, mode) in locks {
+            let exclusive = match mode {
+                LockMode::Exclusive => true,
+                LockMode::IntentExclusive => false,
+                LockMode::IntentShared | LockMode::Shared => continue,
+            };
+            if !matches!(resource, Resource::Sequence(_)) {
+                self.written.insert((resource.clone(), exclusive), at);
+            }
+        }
+    }
+
+    /// Whether something in the footprint was written since the transaction's snapshot.
+    fn written_since(&self, transaction: TransactionId, footprint: &Footprint) -> bool {
+        let Some(since) = self.transactions.get(&transaction).and_then(|open| open.snapshot_at) else {
+            return false;
+        };
+        locks_of(footprint).into_iter().any(|(resource, mode)| {
+            [(true, LockMode::Exclusive), (false, LockMode::IntentExclusive)]
+                .into_iter()
+                .any(|(exclusive, written)| {
+                    let last = self.written.get(&(resource.clone(), exclusive));
+                    mode.conflicts(written) && last.is_some_and(|last| *last > since)
+                })
+        })
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -151,11 +218,11 @@ impl Logical {
     pub(super) fn wait_or_grant(
         &mut self,
         order: u64,
-        transaction: Option<TransactionId>,
+        transaction: Option<(TransactionId, BeginKind)>,
         footprint: &Footprint,
         bytes: usize,
     ) -> Result<(), LockRefusal> {
-        if let Some(id) = transaction {
+        if let Some((id, _)) = transaction {
             if self.transactions.contains_key(&id) || self.waiting_begins.contains_key(&id) {
                 return Err(LockRefusal::TransactionExists);
             }
@@ -165,10 +232,7 @@ impl Logical {
         }
         let locks = locks_of(footprint);
         if !self.must_wait(order, &locks) {
-            if let Some(id) = transaction {
-                self.hold(id, order, footprint);
-            }
-            self.grants.push_back(Grant { order, granted: order });
+            self.grant(order, order, transaction, footprint, &locks);
             return Ok(());
         }
         let full = self.waiting.len() >= self.limits.waiting_max;
@@ -177,6 +241,30 @@ impl Logical {
         }
         self.queue(order, transaction, footprint, bytes);
         Ok(())
+    }
+
+    /// Grants a one-shot or a Begin.
+    fn grant(
+        &mut self,
+        order: u64,
+        granted: u64,
+        transaction: Option<(TransactionId, BeginKind)>,
+        footprint: &Footprint,
+        locks: &Locks,
+    ) {
+        match transaction {
+            Some((id, kind)) => {
+                self.hold(id, order, footprint);
+                self.take_snapshot(id, kind.snapshot.then_some((granted, order)));
+            }
+            // A one-shot ends logically where it is granted.
+            None => self.note_written((granted, order), locks.iter().map(|(resource, mode)| (resource, *mode))),
+        }
+        self.grants.push_back(Grant {
+            order,
+            granted,
+            written_since: false,
+        });
     }
 
     /// Whether a one-shot or Begin must wait: for holders, for Extends that wait, and for what came before it.
@@ -194,7 +282,13 @@ impl Logical {
         })
     }
 
-    fn queue(&mut self, order: u64, transaction: Option<TransactionId>, footprint: &Footprint, bytes: usize) {
+    fn queue(
+        &mut self,
+        order: u64,
+        transaction: Option<(TransactionId, BeginKind)>,
+        footprint: &Footprint,
+        bytes: usize,
+    ) {
         let locks = locks_of(footprint);
         for (resource, mode) in &locks {
             self.resources
@@ -204,7 +298,7 @@ impl Logical {
                 .of(*mode)
                 .insert(order);
         }
-        if let Some(id) = transaction {
+        if let Some((id, _)) = transaction {
             self.waiting_begins.insert(id, order);
         }
         self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
@@ -223,7 +317,7 @@ impl Logical {
     fn unqueue(&mut self, order: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&order)?;
         self.waiting_bytes = self.waiting_bytes.saturating_sub(waiting.bytes);
-        if let Some(id) = waiting.transaction {
+        if let Some((id, _)) = waiting.transaction {
             self.waiting_begins.remove(&id);
         }
         for (resource, mode) in &waiting.locks {
@@ -250,6 +344,7 @@ impl Logical {
             held: Footprint::empty(),
             locks: BTreeMap::new(),
             extend: None,
+            snapshot_at: None,
         });
         open.held.extend(footprint);
         for (resource, mode) in locks_of(footprint) {
@@ -264,22 +359,34 @@ impl Logical {
         order: u64,
         transaction: TransactionId,
         footprint: &Footprint,
-    ) -> Result<(), LockRefusal> {
-        let open = self.transactions.get(&transaction).ok_or(LockRefusal::NoTransaction)?;
-        if open.extend.is_some() {
-            return Err(LockRefusal::Busy);
+    ) -> (Option<u64>, Result<(), LockRefusal>) {
+        let Some(began) = self.transactions.get(&transaction).map(|open| open.began) else {
+            return (None, Err(LockRefusal::NoTransaction));
+        };
+        let replaced = self.unqueue_extend(transaction);
+        let outcome = if self.blockers(transaction, footprint).is_empty() {
+            self.grant_extend(order, order, transaction, began, footprint);
+            Ok(())
+        } else if self.closes_cycle(transaction, footprint) {
+            Err(LockRefusal::Deadlock)
+        } else {
+            self.queue_extend(order, transaction, footprint);
+            Ok(())
+        };
+        if let Some((_, footprint)) = &replaced {
+            self.regrant(order, &locks_of(footprint));
         }
-        if self.blockers(transaction, footprint).is_empty() {
-            let began = open.began;
-            self.hold(transaction, began, footprint);
-            self.grants.push_back(Grant { order, granted: order });
-            return Ok(());
-        }
-        if self.closes_cycle(transaction, footprint) {
-            return Err(LockRefusal::Deadlock);
-        }
-        self.queue_extend(order, transaction, footprint);
-        Ok(())
+        (replaced.map(|(replaced, _)| replaced), outcome)
+    }
+
+    fn grant_extend(&mut self, order: u64, granted: u64, id: TransactionId, began: u64, footprint: &Footprint) {
+        let written_since = self.written_since(id, footprint);
+        self.hold(id, began, footprint);
+        self.grants.push_back(Grant {
+            order,
+            granted,
+            written_since,
+        });
     }
 
     fn queue_extend(&mut self, order: u64, transaction: TransactionId, footprint: &Footprint) {
@@ -356,6 +463,13 @@ impl Logical {
             return Ended::default();
         };
         let mut released: BTreeMap<_, _> = open.locks.clone();
+        if open.snapshot_at.is_some() {
+            self.snapshots = self.snapshots.saturating_sub(1);
+            if self.snapshots == 0 {
+                self.written.clear();
+            }
+        }
+        self.note_written((order, 0), released.iter().map(|(resource, mode)| (resource, *mode)));
         for (resource, _) in open.locks {
             self.change(&resource, |state| {
                 state.holders.remove(&transaction);
@@ -387,10 +501,7 @@ impl Logical {
                 continue;
             }
             let Some(waiting) = self.unqueue(order) else { continue };
-            if let Some(id) = waiting.transaction {
-                self.hold(id, order, &waiting.footprint);
-            }
-            self.grants.push_back(Grant { order, granted });
+            self.grant(order, granted, waiting.transaction, &waiting.footprint, &waiting.locks);
             self.add_candidates(&waiting.locks, order, &mut candidates);
         }
     }
@@ -407,8 +518,7 @@ impl Logical {
             };
             if self.blockers(id, &footprint).is_empty() {
                 self.unqueue_extend(id);
-                self.hold(id, began, &footprint);
-                self.grants.push_back(Grant { order, granted });
+                self.grant_extend(order, granted, id, began, &footprint);
             }
         }
     }

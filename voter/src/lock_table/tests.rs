@@ -6,6 +6,10 @@ use sql::operation::TransactionId;
 
 use super::*;
 
+const READ_COMMITTED: BeginKind = BeginKind { snapshot: false };
+
+const SNAPSHOT: BeginKind = BeginKind { snapshot: true };
+
 fn partition(value: i64) -> Resource {
     Resource::Partition(PartitionKey {
         family: "warehouse".into(),
@@ -42,7 +46,7 @@ fn grants(table: &mut LockTable) -> Vec<(u64, u64)> {
 #[test]
 fn a_one_shot_waits_for_a_transaction_and_is_granted_by_its_end() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
+    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
     table.one_shot(2, &exclusive(&[1]), 0).unwrap();
     table.one_shot(3, &exclusive(&[2]), 0).unwrap();
     assert_eq!(grants(&mut table), vec![(1, 1), (3, 3)]);
@@ -53,7 +57,7 @@ fn a_one_shot_waits_for_a_transaction_and_is_granted_by_its_end() {
 #[test]
 fn what_conflicts_with_something_that_waits_does_not_overtake_it() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
+    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
     table.one_shot(2, &exclusive(&[1, 2]), 0).unwrap();
     table.one_shot(3, &exclusive(&[2]), 0).unwrap();
     table.one_shot(4, &Footprint::everything(), 0).unwrap();
@@ -70,7 +74,7 @@ fn the_end_of_a_transaction_waits_for_its_ordered_reads() {
         transaction: transaction(number),
         snapshot: false,
     };
-    table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
+    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
     assert!(table.run(1, within(1), &exclusive(&[1])));
     assert!(table.run(2, Node::OneShot, &exclusive(&[2])));
     let read = Node::Read {
@@ -89,20 +93,17 @@ fn the_end_of_a_transaction_waits_for_its_ordered_reads() {
 #[test]
 fn an_extend_overtakes_what_waits_and_a_cycle_is_refused() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
-    table.begin(2, transaction(2), &exclusive(&[2]), 0).unwrap();
+    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
+    table.begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0).unwrap();
     table.one_shot(3, &exclusive(&[1, 3]), 0).unwrap();
-    table.extend(4, transaction(1), &exclusive(&[3])).unwrap();
+    table.extend(4, transaction(1), &exclusive(&[3])).1.unwrap();
     assert_eq!(grants(&mut table), vec![(1, 1), (2, 2), (4, 4)]);
-    table.extend(5, transaction(1), &exclusive(&[2])).unwrap();
+    table.extend(5, transaction(1), &exclusive(&[2])).1.unwrap();
     assert_eq!(
-        table.extend(6, transaction(1), &exclusive(&[9])),
-        Err(LockRefusal::Busy)
-    );
-    assert_eq!(
-        table.extend(7, transaction(2), &exclusive(&[1])),
+        table.extend(7, transaction(2), &exclusive(&[1])).1,
         Err(LockRefusal::Deadlock)
     );
+    assert_eq!(grants(&mut table), vec![], "a refusal changes no lock");
     table.end(7, transaction(2));
     assert_eq!(grants(&mut table), vec![(5, 7)]);
     table.end(8, transaction(1));
@@ -110,13 +111,52 @@ fn an_extend_overtakes_what_waits_and_a_cycle_is_refused() {
 }
 
 #[test]
+fn an_extend_takes_the_place_of_an_earlier_one_that_waits() {
+    let mut table = LockTable::new(LockLimits::default());
+    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
+    table.begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0).unwrap();
+    assert_eq!(table.extend(3, transaction(1), &exclusive(&[2])), (None, Ok(())));
+    table.one_shot(4, &exclusive(&[2, 5]), 0).unwrap();
+    assert_eq!(table.extend(5, transaction(1), &exclusive(&[3])), (Some(3), Ok(())));
+    assert_eq!(grants(&mut table), vec![(1, 1), (2, 2), (5, 5)]);
+    table.end(6, transaction(2));
+    assert_eq!(grants(&mut table), vec![(4, 6)], "the first Extend waits no more");
+}
+
+fn written_since(table: &mut LockTable) -> Vec<u64> {
+    let grants = std::iter::from_fn(|| table.next_grant());
+    grants.filter(|grant| grant.written_since).map(|grant| grant.order).collect()
+}
+
+#[test]
+fn a_transaction_with_a_snapshot_learns_what_was_written_since() {
+    let mut table = LockTable::new(LockLimits::default());
+    table.one_shot(1, &exclusive(&[1]), 0).unwrap();
+    table.begin(2, transaction(1), &Footprint::empty(), SNAPSHOT, 0).unwrap();
+    table.begin(3, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0).unwrap();
+    table.one_shot(4, &exclusive(&[3]), 0).unwrap();
+    table.end(5, transaction(2));
+    table.extend(6, transaction(1), &exclusive(&[1])).1.unwrap();
+    assert_eq!(written_since(&mut table), Vec::<u64>::new(), "written before the snapshot");
+    table.extend(7, transaction(1), &shared(2)).1.unwrap();
+    assert_eq!(written_since(&mut table), vec![7]);
+    let mut table = LockTable::restore(LockLimits::default(), &table.snapshot());
+    table.extend(8, transaction(1), &shared(3)).1.unwrap();
+    assert_eq!(written_since(&mut table), vec![8], "a restart forgets nothing");
+    table.extend(9, transaction(1), &exclusive(&[4])).1.unwrap();
+    assert_eq!(written_since(&mut table), Vec::<u64>::new());
+    table.end(10, transaction(1));
+    assert!(table.snapshot().written.is_empty(), "nothing is kept without a snapshot");
+}
+
+#[test]
 fn two_readers_that_both_want_to_write_deadlock() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &shared(1), 0).unwrap();
-    table.begin(2, transaction(2), &shared(1), 0).unwrap();
-    table.extend(3, transaction(1), &exclusive(&[1])).unwrap();
+    table.begin(1, transaction(1), &shared(1), READ_COMMITTED, 0).unwrap();
+    table.begin(2, transaction(2), &shared(1), READ_COMMITTED, 0).unwrap();
+    table.extend(3, transaction(1), &exclusive(&[1])).1.unwrap();
     assert_eq!(
-        table.extend(4, transaction(2), &exclusive(&[1])),
+        table.extend(4, transaction(2), &exclusive(&[1])).1,
         Err(LockRefusal::Deadlock)
     );
 }
@@ -124,14 +164,14 @@ fn two_readers_that_both_want_to_write_deadlock() {
 #[test]
 fn an_abort_cancels_a_begin_and_an_extend_that_wait() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
-    table.begin(2, transaction(2), &exclusive(&[1, 2]), 0).unwrap();
+    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
+    table.begin(2, transaction(2), &exclusive(&[1, 2]), READ_COMMITTED, 0).unwrap();
     table.one_shot(3, &exclusive(&[2]), 0).unwrap();
     grants(&mut table);
     assert_eq!(table.end(4, transaction(2)).cancelled, Some(2));
     assert_eq!(grants(&mut table), vec![(3, 4)]);
-    table.begin(5, transaction(3), &exclusive(&[3]), 0).unwrap();
-    table.extend(6, transaction(3), &exclusive(&[1])).unwrap();
+    table.begin(5, transaction(3), &exclusive(&[3]), READ_COMMITTED, 0).unwrap();
+    table.extend(6, transaction(3), &exclusive(&[1])).1.unwrap();
     let ended = table.end(7, transaction(3));
     assert_eq!((ended.cancelled, ended.held), (Some(6), Some(exclusive(&[3]))));
 }
@@ -170,13 +210,13 @@ fn the_limits_refuse() {
         waiting_bytes_max: 10,
     };
     let mut table = LockTable::new(limits);
-    table.begin(1, transaction(1), &exclusive(&[1]), 0).unwrap();
+    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
     assert_eq!(
-        table.begin(2, transaction(2), &exclusive(&[2]), 0),
+        table.begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0),
         Err(LockRefusal::TooMany)
     );
     assert_eq!(
-        table.begin(3, transaction(1), &exclusive(&[2]), 0),
+        table.begin(3, transaction(1), &exclusive(&[2]), READ_COMMITTED, 0),
         Err(LockRefusal::TransactionExists)
     );
     assert_eq!(table.one_shot(4, &exclusive(&[1]), 11), Err(LockRefusal::TooMany));
@@ -323,8 +363,8 @@ impl Model {
                 }
             }
             Step::Extend(id, footprint) => {
-                let busy = self.extends.values().any(|(other, _)| other == id);
-                if self.held.contains_key(id) && !busy {
+                if self.held.contains_key(id) {
+                    self.extends.retain(|_, (other, _)| other != id);
                     if self.reaches(&self.blockers(*id, footprint), *id, 0) {
                         self.end(*id);
                     } else {
@@ -447,11 +487,11 @@ impl Running {
             Step::Read(footprint) => self.run(order, Node::Read { transaction: None }, footprint.clone()),
             Step::Begin(id, footprint) => {
                 self.footprints.insert(order, (Some(*id), footprint.clone()));
-                let _ = self.table.begin(order, transaction(*id), footprint, 1);
+                let _ = self.table.begin(order, transaction(*id), footprint, READ_COMMITTED, 1);
             }
             Step::Extend(id, footprint) => {
                 self.footprints.insert(order, (Some(*id), footprint.clone()));
-                if self.table.extend(order, transaction(*id), footprint) == Err(LockRefusal::Deadlock) {
+                if self.table.extend(order, transaction(*id), footprint).1 == Err(LockRefusal::Deadlock) {
                     self.end(order, *id);
                 }
             }

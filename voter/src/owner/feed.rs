@@ -3,23 +3,30 @@
 use std::sync::Arc;
 
 use borsh::BorshDeserialize;
-use ordering::identifiers::ClientId;
 use ordering::message::{Outcome, Request};
 use sql::footprint::Footprint;
-use sql::operation::{Isolation, Operation, SessionContext, TransactionId, TransactionWrite, Work};
+use sql::operation::{Operation, TransactionId, TransactionWrite, Word, Work};
 
 use super::{Asker, Fed, OpenTransaction, Owner, Start};
 use crate::client_window::Admission;
-use crate::lock_table::{Grant, LockRefusal, Node};
+use crate::lock_table::{BeginKind, Grant, LockRefusal, Node, Position};
 use crate::postgres::backend::Record;
 use crate::slot::ending::rolled_back;
-use crate::slot::{Command, SlotHandle};
-use crate::transactions::OrderedTransaction;
+use crate::slot::signal::End;
+use crate::slot::{Command, Commit, Finish, SlotHandle};
+use crate::transactions::{Begin, OrderedTransaction};
 use crate::vote::Decided;
 use crate::work::{Refused, check_context, is_everything, recorded_home, sequences};
 
-/// The client under which replicas order the Abort of a transaction whose client has gone: f+1 of them must have said so.
-pub const REPLICAS_CLIENT: ClientId = ClientId(u32::MAX);
+/// What ended a transaction.
+pub(super) enum Asked {
+    /// Its client's Commit of a list.
+    Commit(Asker, Vec<bytes::Bytes>, Vec<Word>),
+    /// Its client's Abort.
+    Abort(Asker),
+    /// Nobody: the voters refuse its Commit, alike.
+    Voters,
+}
 
 impl Owner<'_> {
     /// Feeds one decided order.
@@ -33,7 +40,8 @@ impl Owner<'_> {
             return self.finished(order);
         };
         let asker = self.asker(order, &request);
-        let known = self.config.client_roles.contains_key(&request.client) || request.client == REPLICAS_CLIENT;
+        let node = self.config.node_clients.get(&request.client).copied();
+        let known = self.config.client_roles.contains_key(&request.client) || node.is_some();
         if !known || self.windows.admit(request.client, request.number, request.floor) != Admission::New {
             metrics::counter!("cloudbft_voter_operations_total", "class" => "duplicate").increment(1);
             return self.finished(order);
@@ -54,12 +62,20 @@ impl Owner<'_> {
                 )
                 .await;
         }
+        if let Some(node) = node {
+            return self.feed_node(order, node, &operation).await;
+        }
+        self.heard(request.client);
         let ends = matches!(operation.work, Work::Abort { .. });
         if let Err(refused) = check_context(&self.config, request.client, &operation.context)
             && !ends
         {
             return self.refuse(asker, refused).await;
         }
+        let asker = Asker {
+            whole: self.sends_whole(order, &operation.work).unwrap_or(asker.whole),
+            ..asker
+        };
         let fed = Fed {
             asker,
             time_us: decided.time_us,
@@ -80,13 +96,27 @@ impl Owner<'_> {
         }
     }
 
+    /// Whether this voter sends the whole result of a statement of a transaction: one of the live voters does, in turns.
+    fn sends_whole(&self, order: u64, work: &Work) -> Option<bool> {
+        let live = match work {
+            Work::Begin { live, .. } => *live,
+            Work::Extend { transaction, .. } => self.transactions.get(transaction)?.ordered.live,
+            _ => return None,
+        };
+        let voters = self.config.voter_keys.keys().map(|machine| machine.0);
+        let live: Vec<u8> = voters
+            .filter(|machine| live.checked_shr(u32::from(*machine)).is_some_and(|mask| mask & 1 == 1))
+            .collect();
+        let picked = usize::try_from(order).unwrap_or(0).checked_rem(live.len())?;
+        Some(live.get(picked) == Some(&self.config.machine.0))
+    }
+
     async fn feed_operation(&mut self, asker: Asker, operation: &Operation, time_us: u64) {
         let order = asker.order;
         let footprint = &operation.footprint;
         let bytes = self.fed.get(&order).map_or(0, |fed| fed.bytes);
         metrics::counter!("cloudbft_voter_operations_total", "class" => class(&operation.work)).increment(1);
-        let foreign = transaction_of(&operation.work).is_some_and(|id| id.client != asker.client.0);
-        if foreign && !(asker.client == REPLICAS_CLIENT && matches!(operation.work, Work::Abort { .. })) {
+        if transaction_of(&operation.work).is_some_and(|id| id.client != asker.client.0) {
             return self
                 .refuse(
                     asker,
@@ -99,34 +129,48 @@ impl Owner<'_> {
                 let fed = self.locks.one_shot(order, footprint, bytes);
                 self.refuse_unless(asker, fed).await;
             }
-            Work::Read { .. } => self.granted(Grant { order, granted: order }).await,
+            Work::Read { .. } => {
+                let grant = Grant {
+                    order,
+                    granted: order,
+                    written_since: false,
+                };
+                self.granted(grant).await
+            }
             Work::Begin {
                 transaction,
                 isolation,
                 read_only,
+                live,
                 exchanges,
-                ..
             } => {
-                let context = &operation.context;
-                let ordered = (order, time_us, *isolation, *read_only, exchanges.clone());
-                self.feed_begin(
-                    asker,
-                    *transaction,
-                    (context, operation.nonce),
-                    footprint,
-                    ordered,
-                    bytes,
-                )
-                .await;
+                let begin = Begin {
+                    id: *transaction,
+                    client: asker.client,
+                    order,
+                    time_us,
+                    isolation: *isolation,
+                    read_only: *read_only,
+                    live: *live,
+                    context: operation.context.clone(),
+                    nonce: operation.nonce,
+                    exchanges: exchanges.clone(),
+                };
+                self.feed_begin(asker, begin, footprint, bytes).await;
             }
             Work::Extend {
                 transaction, exchange, ..
             } => self.feed_extend(asker, *transaction, footprint, exchange.clone()).await,
             Work::Commit {
-                transaction, writes, ..
-            } => self.feed_end(asker, *transaction, Some(writes)).await,
-            Work::Abort { transaction } => self.feed_end(asker, *transaction, None).await,
-            Work::Abandon { .. } | Work::Nothing => self.finished(order),
+                transaction,
+                writes,
+                words,
+            } => self.feed_commit(asker, *transaction, writes, words).await,
+            Work::Abort { transaction } => self.end_transaction(order, *transaction, Asked::Abort(asker)).await,
+            Work::Abandon { .. } | Work::Nothing => {
+                let refused = Refused::new("42501", "only nodes order such an operation");
+                self.refuse(asker, refused).await;
+            }
         }
     }
 
@@ -136,85 +180,58 @@ impl Owner<'_> {
         }
     }
 
-    async fn feed_begin(
-        &mut self,
-        asker: Asker,
-        id: TransactionId,
-        (context, nonce): (&SessionContext, [u8; 16]),
-        footprint: &Footprint,
-        (order, time_us, isolation, read_only, exchanges): (u64, u64, Isolation, bool, Vec<bytes::Bytes>),
-        bytes: usize,
-    ) {
-        if let Err(refusal) = self.locks.begin(order, id, footprint, bytes) {
+    async fn feed_begin(&mut self, asker: Asker, begin: Begin, footprint: &Footprint, bytes: usize) {
+        let (order, id) = (begin.order, begin.id);
+        let ordered = OrderedTransaction::new(begin);
+        let kind = BeginKind {
+            snapshot: ordered.reads_snapshot(),
+        };
+        if let Err(refusal) = self.locks.begin(order, id, footprint, kind, bytes) {
             return self.refuse(asker, refusal).await;
         }
         self.floors.begun(order);
-        let ordered = OrderedTransaction::new(
-            asker.client,
-            (order, time_us),
-            isolation,
-            read_only,
-            context.clone(),
-            nonce,
-            exchanges,
-        );
-        self.transactions.insert(id, OpenTransaction { ordered, slot: None });
+        self.transactions.insert(id, OpenTransaction::new(ordered));
     }
 
+    /// An Extend. Whatever becomes of it, the transaction holds its locks to its ordered end.
     async fn feed_extend(&mut self, asker: Asker, id: TransactionId, footprint: &Footprint, exchange: bytes::Bytes) {
         if let Some(open) = self.transactions.get_mut(&id)
             && let Err(refused) = open
                 .ordered
                 .extend(asker.order, exchange, self.config.limits.transaction_bytes_max)
         {
-            return self.abort_refused(asker, id, asker.order, refused).await;
+            return self.refuse(asker, refused).await;
         }
-        match self.locks.extend(asker.order, id, footprint) {
-            Ok(()) => {}
-            Err(LockRefusal::Deadlock) => {
-                self.abort_refused(asker, id, asker.order, LockRefusal::Deadlock.into())
-                    .await
-            }
-            Err(refusal) => self.refuse(asker, refusal).await,
+        let (replaced, waits) = self.locks.extend(asker.order, id, footprint);
+        if let Some(replaced) = replaced.and_then(|order| self.fed.get(&order)).map(|fed| fed.asker) {
+            let refused = Refused::new("57014", "canceling statement due to user request");
+            self.refuse(replaced, refused).await;
         }
+        self.refuse_unless(asker, waits).await;
     }
 
-    /// Refuses an operation of a transaction, which ends with it: at `at`, on all voters alike. The operation's order stands
-    /// for the rollback in Postgres.
-    pub(super) async fn abort_refused(&mut self, asker: Asker, id: TransactionId, at: u64, refused: Refused) {
-        asker.answer(&self.outside.reporter, refused.into()).await;
-        self.end_transaction(at, asker.order, id, None).await;
-    }
-
-    /// A Commit (with its list) or an Abort.
-    async fn feed_end(&mut self, asker: Asker, id: TransactionId, writes: Option<&Vec<TransactionWrite>>) {
-        let order = asker.order;
-        let Some(writes) = writes else {
-            return self.end_transaction(order, order, id, Some((asker, None))).await;
-        };
+    async fn feed_commit(&mut self, asker: Asker, id: TransactionId, writes: &[TransactionWrite], words: &[Word]) {
         let listed = match self.transactions.get(&id) {
             Some(open) => open.ordered.listed(writes),
             None => Ok(Vec::new()),
         };
         match listed {
             Ok(listed) => {
-                self.end_transaction(order, order, id, Some((asker, Some(listed))))
-                    .await
+                let asked = Asked::Commit(asker, listed, words.to_vec());
+                self.end_transaction(asker.order, id, asked).await
             }
-            Err(refused) => self.abort_refused(asker, id, order, refused).await,
+            Err(refused) => {
+                asker.answer(&self.outside.reporter, refused.into()).await;
+                self.end_transaction(asker.order, id, Asked::Voters).await;
+            }
         }
     }
 
-    /// Ends a transaction at `at`: releases its locks, and commits or rolls back in Postgres as the work of order `order`.
-    /// `asked`: who asked for it, and for a Commit the writes that it lists.
-    pub(super) async fn end_transaction(
-        &mut self,
-        at: u64,
-        order: u64,
-        id: TransactionId,
-        asked: Option<(Asker, Option<Vec<bytes::Bytes>>)>,
-    ) {
-        let ended = self.locks.end(at, id);
+    /// Takes an open transaction out of all tables at an order, and releases its locks; what it held, and its task, if it has
+    /// run here.
+    pub(super) async fn leave(&mut self, order: u64, id: TransactionId) -> Option<(Footprint, SlotHandle)> {
+        let ended = self.locks.end(order, id);
+        self.abandoned.remove(&id);
         let waited = ended.cancelled.filter(|cancelled| *cancelled != order);
         if let Some(asker) = waited
             .and_then(|cancelled| self.fed.get(&cancelled))
@@ -226,27 +243,57 @@ impl Owner<'_> {
             )
             .await;
         }
-        let open = self.transactions.remove(&id);
-        if let Some(open) = &open {
-            self.floors.ending(open.ordered.began, order);
-        }
-        let settled = ended.held.is_some() && open.is_none();
-        let (Some(held), Some(OpenTransaction { slot: Some(slot), .. })) = (ended.held, open) else {
-            return self.ended_without_work(order, asked, settled).await;
+        let open = self.transactions.remove(&id)?;
+        self.floors.ending(open.ordered.began, order);
+        Some((ended.held?, open.slot?))
+    }
+
+    /// Ends a transaction at an order: releases its locks, and commits or rolls back in Postgres as the work of that order.
+    pub(super) async fn end_transaction(&mut self, order: u64, id: TransactionId, asked: Asked) {
+        let over = self.locks.held(id).is_some() && !self.transactions.contains_key(&id);
+        let Some((held, slot)) = self.leave(order, id).await else {
+            return self.ended_without_work(order, asked, over).await;
         };
-        let command = match asked {
-            Some((asker, Some(listed))) => match self.commit_command(asker, listed, &held, waited.is_some()) {
-                Some(command) => command,
-                None => return self.already_committed(asker, slot, id, &held).await,
-            },
-            Some((asker, None)) => Command::Abort(order, Some(asker)),
-            None => Command::Abort(order, None),
+        let (command, end) = match asked {
+            Asked::Commit(asker, listed, words) => {
+                let position = Position {
+                    granted: order,
+                    order: 0,
+                };
+                let applied = recorded_home(&held).map(|home| (home, position));
+                if let Some((home, position)) = &applied
+                    && self.survived(home, *position)
+                {
+                    let outcome = self.survivor(home, *position);
+                    asker.answer(&self.outside.reporter, outcome).await;
+                    (Command::Abort(Finish::of(order), None), End::Abort)
+                } else {
+                    let end = End::Commit {
+                        listed: listed.clone(),
+                        certified: !words.is_empty(),
+                    };
+                    let record = Record {
+                        applied,
+                        sequences: sequences(&held),
+                    };
+                    let commit = Commit {
+                        asker,
+                        listed,
+                        words,
+                        record,
+                        held: held.clone(),
+                    };
+                    (Command::Commit(Box::new(commit)), end)
+                }
+            }
+            Asked::Abort(asker) => (Command::Abort(Finish::of(order), Some(asker)), End::Abort),
+            Asked::Voters => (Command::Abort(Finish::of(order), None), End::Abort),
         };
+        slot.end(end);
         self.run_end(order, id, &held, slot, command);
     }
 
     fn run_end(&mut self, order: u64, id: TransactionId, held: &Footprint, slot: SlotHandle, command: Command) {
-        slot.end();
         if is_everything(held) && matches!(command, Command::Commit(..)) {
             self.stalled_by = Some(order);
         }
@@ -258,54 +305,13 @@ impl Owner<'_> {
         }
     }
 
-    /// The Commit as the transaction's task runs it; `None` when it survived a crash and must not run again.
-    fn commit_command(
-        &self,
-        asker: Asker,
-        listed: Vec<bytes::Bytes>,
-        held: &Footprint,
-        cancelled: bool,
-    ) -> Option<Command> {
-        if cancelled {
-            // An Extend still waited: the client broke the protocol, and nothing of the transaction happens.
-            return Some(Command::Abort(asker.order, Some(asker)));
-        }
-        let position = Grant {
-            order: 0,
-            granted: asker.order,
-        }
-        .position();
-        let applied = recorded_home(held).map(|home| (home, position));
-        if applied
-            .as_ref()
-            .is_some_and(|(home, position)| self.survived(home, *position))
-        {
-            return None;
-        }
-        let record = Record {
-            applied,
-            sequences: sequences(held),
-        };
-        Some(Command::Commit(asker, listed, record, held.clone()))
-    }
-
-    async fn already_committed(&mut self, asker: Asker, slot: SlotHandle, id: TransactionId, held: &Footprint) {
-        asker.answer(&self.outside.reporter, Outcome::Unavailable).await;
-        self.run_end(asker.order, id, held, slot, Command::Abort(asker.order, None));
-    }
-
     /// The transaction never ran here: unknown, refused, cancelled, or over before this life of the voter began.
-    async fn ended_without_work(
-        &mut self,
-        order: u64,
-        asked: Option<(Asker, Option<Vec<bytes::Bytes>>)>,
-        settled: bool,
-    ) {
+    async fn ended_without_work(&mut self, order: u64, asked: Asked, over: bool) {
         match asked {
-            Some((asker, _)) if settled => self.settle(asker, Outcome::Unavailable).await,
-            Some((asker, Some(_))) => self.refuse(asker, LockRefusal::NoTransaction).await,
-            Some((asker, None)) => self.settle(asker, rolled_back()).await,
-            None => self.finished(order),
+            Asked::Commit(asker, ..) | Asked::Abort(asker) if over => self.settle(asker, Outcome::Unavailable).await,
+            Asked::Commit(asker, ..) => self.refuse(asker, LockRefusal::NoTransaction).await,
+            Asked::Abort(asker) => self.settle(asker, rolled_back()).await,
+            Asked::Voters => self.finished(order),
         }
     }
 }

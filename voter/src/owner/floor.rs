@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use ordering::identifiers::MachineId;
 use sql::operation::TransactionId;
 
 use super::Owner;
@@ -25,8 +26,8 @@ const CANDIDATES_MAX: usize = 16;
 pub(crate) struct FloorState {
     pub(crate) windows: ClientWindows,
     pub(crate) locks: LogicalSnapshot,
-    /// Begins and Extends that waited there, and were refused when they were granted.
-    pub(crate) refused: BTreeMap<u64, TransactionId>,
+    /// Open transactions that nodes have said to be abandoned, with the nodes.
+    pub(crate) abandoned: BTreeMap<TransactionId, BTreeSet<MachineId>>,
 }
 
 impl FloorState {
@@ -50,13 +51,12 @@ pub(super) struct Floors {
     open: BTreeSet<u64>,
     /// Begins of open transactions.
     begun: BTreeSet<u64>,
-    /// The Begin whose transaction is over when this order has finished.
-    ends: BTreeMap<u64, u64>,
-    refused: BTreeMap<u64, TransactionId>,
+    /// The Begins whose transactions are over when this order has finished.
+    ends: BTreeMap<u64, Vec<u64>>,
 }
 
 impl Floors {
-    pub(super) fn new(floor: u64, refused: BTreeMap<u64, TransactionId>, now: Instant) -> Self {
+    pub(super) fn new(floor: u64, now: Instant) -> Self {
         Self {
             floor,
             writing: false,
@@ -65,7 +65,6 @@ impl Floors {
             open: BTreeSet::new(),
             begun: BTreeSet::new(),
             ends: BTreeMap::new(),
-            refused,
         }
     }
 
@@ -83,25 +82,17 @@ impl Floors {
 
     /// The transaction that began at `began` is over when `order` has finished.
     pub(super) fn ending(&mut self, began: u64, order: u64) {
-        self.ends.insert(order, began);
+        self.ends.entry(order).or_default().push(began);
     }
 
     pub(super) fn finished(&mut self, order: u64) {
-        if let Some(began) = self.ends.remove(&order) {
+        for began in self.ends.remove(&order).unwrap_or_default() {
             self.begun.remove(&began);
             self.open.remove(&began);
         }
         if !self.begun.contains(&order) {
             self.open.remove(&order);
         }
-    }
-
-    pub(super) fn refused_at_grant(&mut self, order: u64, transaction: TransactionId) {
-        self.refused.insert(order, transaction);
-    }
-
-    pub(super) fn refused_before(&self, order: u64) -> Option<TransactionId> {
-        self.refused.get(&order).copied()
     }
 
     pub(super) fn written(&mut self, order: u64) {
@@ -124,19 +115,7 @@ impl Floors {
         {
             ready = self.candidates.pop_front();
         }
-        let mut candidate = ready?;
-        let waited = candidate.state.locks.waiting.iter().map(|waiting| waiting.order);
-        let extended = candidate
-            .state
-            .locks
-            .transactions
-            .iter()
-            .filter_map(|open| open.extend.as_ref().map(|(order, _)| *order));
-        let refused = waited
-            .chain(extended)
-            .filter_map(|order| self.refused.get(&order).map(|id| (order, *id)));
-        candidate.state.refused = refused.collect();
-        Some(candidate)
+        ready
     }
 }
 
@@ -172,21 +151,11 @@ impl Owner<'_> {
             state: FloorState {
                 windows: self.windows.clone(),
                 locks: self.locks.snapshot(),
-                refused: BTreeMap::new(),
+                abandoned: self.abandoned.clone(),
             },
         }
     }
 
-    /// After a change of the catalog: a replay must not check older operations against the new catalog, so the floor is
-    /// written before anything else runs, if everything is over.
-    pub(super) async fn floor_after_catalog_change(&mut self) {
-        if self.floors.is_over(self.last_fed) && !self.floors.writing {
-            let candidate = self.candidate();
-            self.floors.candidates.clear();
-            self.floors.writing = true;
-            write(Arc::clone(&self.shared), candidate).await;
-        }
-    }
 }
 
 async fn write(shared: Arc<Shared>, candidate: Candidate) {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ordering::message::Outcome;
-use sql::footprint::Footprint;
-use sql::operation::{Isolation, Operation, TransactionId, Work};
+use sql::footprint::{Footprint, Resource};
+use sql::operation::{Operation, TransactionId, Work};
 use sql::rules::MultiPartition;
 use sql::statement::Effect;
 
@@ -23,9 +23,6 @@ impl Owner<'_> {
     /// Runs, or refuses, what the lock table has granted.
     pub(super) async fn granted(&mut self, grant: Grant) {
         if grant.order <= self.resumed_from {
-            if let Some(id) = self.floors.refused_before(grant.order) {
-                self.locks.end(grant.granted, id);
-            }
             return;
         }
         let Some(fed) = self.fed.get(&grant.order) else { return };
@@ -48,10 +45,7 @@ impl Owner<'_> {
                 transaction,
                 writes_before,
                 exchange,
-            } => {
-                self.grant_extend(asker, grant, *transaction, exchange, *writes_before)
-                    .await
-            }
+            } => self.grant_extend(asker, grant, *transaction, exchange, *writes_before),
             Work::Commit { .. } | Work::Abort { .. } | Work::Abandon { .. } | Work::Nothing => {}
         }
     }
@@ -87,7 +81,8 @@ impl Owner<'_> {
             .as_ref()
             .is_some_and(|(home, position)| self.survived(home, *position))
         {
-            return self.settle(asker, Outcome::Unavailable).await;
+            let outcome = applied.map_or(Outcome::Unavailable, |(home, position)| self.survivor(&home, position));
+            return self.settle(asker, outcome).await;
         }
         let clock = Clock {
             time_us,
@@ -124,9 +119,28 @@ impl Owner<'_> {
         }
     }
 
-    /// Whether the operation at a position survived the crash after which this life of the voter began.
+    /// Whether the operation at a position was over before this life of the voter began, and must not run: something later on
+    /// its home has survived, or something later on everything, before which all else had ended.
     pub(super) fn survived(&self, home: &str, position: Position) -> bool {
-        self.survived.get(home).is_some_and(|survived| *survived >= position)
+        let everything = Resource::Everything.to_string();
+        let later = |home: &str| self.survived.get(home).is_some_and(|survived| *survived >= position);
+        later(home) || later(&everything)
+    }
+
+    /// What can be said of an operation that was over before this life of the voter began: if it is the last of its home, it
+    /// was committed; else it may have been refused.
+    pub(super) fn survivor(&self, home: &str, position: Position) -> Outcome {
+        if self.survived.get(home) == Some(&position) {
+            Outcome::Executed
+        } else {
+            Outcome::Unavailable
+        }
+    }
+
+    /// Whether an ordered read would see what came after its order.
+    fn is_past(&self, order: u64) -> bool {
+        let mut survived = self.survived.values();
+        survived.any(|position| position.granted.max(position.order) > order)
     }
 
     fn run(&mut self, order: u64, node: Node, footprint: &Footprint, start: Start) {
@@ -157,6 +171,9 @@ impl Owner<'_> {
             Ok(job) => job,
             Err(refused) => return self.refuse(asker, refused).await,
         };
+        if self.is_past(asker.order) {
+            return self.settle(asker, Outcome::Unavailable).await;
+        }
         let work = OrderedRead {
             asker,
             context: operation.context.clone(),
@@ -182,15 +199,11 @@ impl Owner<'_> {
             };
             return self.settle(asker, outcome).await;
         };
-        let place = Place::Transaction {
-            isolation: open.ordered.isolation,
-            read_only: open.ordered.read_only,
-        };
         let clock = Clock {
             time_us: open.ordered.time_us,
             seed: seed(&open.ordered.nonce, open.ordered.began, writes_before),
         };
-        if let Err(refused) = self.check_read(exchange, operation, place, clock) {
+        if let Err(refused) = self.check_read(exchange, operation, Place::Unlisted, clock) {
             return self.refuse(asker, refused).await;
         }
         let Some(slot) = open.slot.clone() else {
@@ -207,18 +220,20 @@ impl Owner<'_> {
         let Some(held) = self.locks.held(id).cloned() else {
             return;
         };
-        if let Err(refused) = self.check_all(exchanges, &ordered, &held) {
-            self.floors.refused_at_grant(grant.order, id);
-            return self.abort_refused(asker, id, grant.granted, refused).await;
-        }
-        let snapshot = ordered.read_only || ordered.isolation == Isolation::RepeatableRead;
+        let refused = self.check_all(exchanges, &ordered, &held).err();
+        let snapshot = ordered.reads_snapshot();
+        let behind = self.behind_by() > BEHIND_ORDERS_MAX;
+        let live = ordered.is_live(self.config.machine);
+        let start = crate::slot::Start {
+            transaction: ordered,
+            catalog: self.catalog.clone(),
+            held: held.clone(),
+            live: live && !behind && refused.is_none(),
+        };
         let slot = crate::slot::start(
             Arc::clone(&self.shared),
-            ordered,
-            self.catalog.clone(),
-            held.clone(),
+            start,
             Arc::clone(&self.executed),
-            self.behind_by() > BEHIND_ORDERS_MAX,
             &mut self.tasks,
         );
         if let Some(open) = self.transactions.get_mut(&id) {
@@ -228,12 +243,16 @@ impl Owner<'_> {
             transaction: id,
             snapshot,
         };
-        self.run(
-            grant.order,
-            node,
-            &held,
-            Start::Slot(slot, Box::new(Command::Begin(asker))),
-        );
+        let command = match refused {
+            Some(refused) => Command::Refused(asker, refused, held.clone()),
+            None => {
+                if live && behind {
+                    asker.answer(&self.outside.reporter, Outcome::Unavailable).await;
+                }
+                Command::Begin(asker)
+            }
+        };
+        self.run(grant.order, node, &held, Start::Slot(slot, Box::new(command)));
         self.retry_early().await;
     }
 
@@ -243,42 +262,35 @@ impl Owner<'_> {
         ordered: &crate::transactions::OrderedTransaction,
         held: &Footprint,
     ) -> Result<(), Refused> {
-        let place = Place::Transaction {
-            isolation: ordered.isolation,
-            read_only: ordered.read_only,
-        };
-        if exchanges.is_empty() {
+        if exchanges.is_empty() && !ordered.reads_snapshot() {
             return Err(Refused::new("08P01", "a Begin without an exchange"));
         }
         for bytes in exchanges {
             let exchange = decode(bytes)?;
-            check(&self.catalog.analyzer, &exchange, &ordered.context, place, held)?;
+            check(&self.catalog.analyzer, &exchange, &ordered.context, Place::Listed, held)?;
         }
         Ok(())
     }
 
-    async fn grant_extend(&mut self, asker: Asker, grant: Grant, id: TransactionId, exchange: &Bytes, before: u32) {
+    fn grant_extend(&mut self, asker: Asker, grant: Grant, id: TransactionId, exchange: &Bytes, before: u32) {
         let Some(open) = self.transactions.get(&id) else {
-            return self.settle(asker, Outcome::Unavailable).await;
+            return self.finished(asker.order);
         };
-        let Some(held) = self.locks.held(id).cloned() else {
-            return;
+        let (Some(held), Some(slot)) = (self.locks.held(id).cloned(), open.slot.clone()) else {
+            return self.finished(asker.order);
         };
-        if let Err(refused) = self.check_all(std::slice::from_ref(exchange), &open.ordered, &held) {
-            self.floors.refused_at_grant(grant.order, id);
-            return self.abort_refused(asker, id, grant.granted, refused).await;
-        }
-        let Some(slot) = open.slot.clone() else {
-            return self.settle(asker, Outcome::Unavailable).await;
+        let checked = match grant.written_since {
+            true => Err(Refused::written_since()),
+            false => self.check_all(std::slice::from_ref(exchange), &open.ordered, &held),
         };
         let node = Node::Within {
             transaction: id,
             snapshot: false,
         };
-        let start = Start::Slot(
-            slot,
-            Box::new(Command::Extend(asker, exchange.clone(), before, held.clone())),
-        );
-        self.run(grant.order, node, &held, start);
+        let command = match checked {
+            Ok(()) => Command::Extend(asker, exchange.clone(), before, held.clone()),
+            Err(refused) => Command::Refused(asker, refused, held.clone()),
+        };
+        self.run(grant.order, node, &held, Start::Slot(slot, Box::new(command)));
     }
 }

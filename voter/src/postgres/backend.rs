@@ -6,16 +6,16 @@ mod steps;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
+use std::collections::BTreeSet;
+
 use sql::analysis::ExchangeAnalysis;
 use sql::operation::{Exchange, ExchangeResult, Isolation};
-
-use own::OWN_STATEMENTS;
+use sql::statement::{Setting, StatementClass};
 
 use super::PostgresError;
-use super::capture::command_complete;
 use super::connection::Connection;
 use super::prepared::Prepared;
-use super::script::{Part, Played, Script};
+use super::script::{Part, Played, Script, Segment};
 use super::settings;
 use crate::config::VoterConfig;
 use crate::lock_table::Position;
@@ -91,17 +91,24 @@ pub struct Backend {
     /// What has been set; `None` when a statement may have changed settings behind our back.
     settings: Option<Vec<(String, String)>>,
     settings_hash: u64,
+    /// Settings with a dot in their name that were ever set here: a reset leaves them empty, which is not the same as
+    /// never set.
+    custom_settings: BTreeSet<String>,
     prepared: Prepared,
     /// The catalog's generation under which `prepared` was filled.
     catalog: u64,
     status: u8,
     drop_prepared: bool,
+    /// Sequences may have been drawn from: `currval` tells so until they are discarded.
+    drew: bool,
+    /// Code that is not ours has run: nobody else may be served here, since nothing in the backend can be trusted.
+    foreign: bool,
     copying: bool,
     result_bytes_max: usize,
 }
 
 impl Backend {
-    /// Opens a connection and prepares the voter's own statements.
+    /// Opens a connection.
     ///
     /// # Errors
     /// When the server refuses.
@@ -112,16 +119,7 @@ impl Backend {
         };
         let extra = [("default_transaction_read_only", read_only)];
         let result_bytes_max = config.limits.result_bytes_max;
-        let mut connection = Connection::open(&config.postgres, role, &extra, result_bytes_max).await?;
-        let mut script = Script::default();
-        for (name, text) in OWN_STATEMENTS {
-            script.parse(Part::Own, name, text, &[], None)?;
-        }
-        script.sync();
-        let played = script.play(&mut connection, result_bytes_max, || {}).await?;
-        if let Some((error, _)) = played.error {
-            return Err(error.into());
-        }
+        let connection = Connection::open(&config.postgres, role, &extra, result_bytes_max).await?;
         Ok(Self {
             connection,
             kind,
@@ -129,10 +127,13 @@ impl Backend {
             token: Arc::clone(token),
             settings: Some(Vec::new()),
             settings_hash: settings::hash(&[]),
+            custom_settings: BTreeSet::new(),
             prepared: Prepared::default(),
             catalog: 0,
             status: b'I',
             drop_prepared: false,
+            drew: false,
+            foreign: false,
             copying: false,
             result_bytes_max,
         })
@@ -148,6 +149,11 @@ impl Backend {
         &self.role
     }
 
+    /// The number of the server's process that serves it.
+    pub fn process(&self) -> i32 {
+        self.connection.process()
+    }
+
     /// The settings that it has, if known.
     pub fn settings(&self) -> Option<&[(String, String)]> {
         self.settings.as_deref()
@@ -156,6 +162,22 @@ impl Backend {
     /// The transaction status after the last exchange.
     pub fn status(&self) -> u8 {
         self.status
+    }
+
+    /// Whether code that is not ours has run in it.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
+    }
+
+    /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
+    pub fn is_reusable(&self) -> bool {
+        !self.foreign && !self.copying && self.status == b'I'
+    }
+
+    /// Whether an operation with these settings sees nothing of settings that others had.
+    pub fn serves(&self, wants: &[(String, String)]) -> bool {
+        let wanted = |name: &String| wants.iter().any(|(other, _)| other.eq_ignore_ascii_case(name));
+        self.custom_settings.iter().all(wanted)
     }
 
     /// Brings the backend to an operation's settings and catalog. A setting that the server refuses is the operation's
@@ -172,11 +194,16 @@ impl Backend {
             }
             script.sync();
         }
+        if std::mem::take(&mut self.drew) {
+            script.query(Part::Own, own::DISCARD_SEQUENCES)?;
+        }
         if let Some(text) = settings::difference(self.settings.as_deref(), wants) {
+            let custom = wants.iter().map(|(name, _)| name).filter(|name| name.contains('.'));
+            self.custom_settings.extend(custom.map(|name| name.to_ascii_lowercase()));
             self.settings = None;
             script.query(Part::Silent, &text)?;
             let played = self.play(script, || {}).await?;
-            if played.error.is_some() {
+            if played.error().is_some() {
                 return Ok(Some(self.answer(played)));
             }
             self.settings = Some(wants.to_vec());
@@ -187,7 +214,7 @@ impl Backend {
         Ok(None)
     }
 
-    /// Notes that settings may have changed behind the voter's back.
+    /// Notes that the voter's settings may have changed behind its back.
     pub fn forget_settings(&mut self) {
         self.settings = None;
     }
@@ -209,7 +236,6 @@ impl Backend {
     pub async fn read(&mut self, job: &Job) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
         self.add_exchange(&mut script, job)?;
-        self.sync_extended(&mut script, job);
         self.run(script, || {}).await
     }
 
@@ -217,18 +243,19 @@ impl Backend {
     ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn snapshot_read(&mut self, job: &Job, open: impl FnMut()) -> Result<Answer, PostgresError> {
+    pub async fn snapshot_read(&mut self, job: &Job, open: impl FnOnce()) -> Result<Answer, PostgresError> {
+        let mut open = Some(open);
         let mut script = Script::default();
-        script.own(Part::Own, "begin_snapshot", &[])?;
-        self.add_clock(&mut script, job)?;
-        script.own(Part::Own, "snapshot", &[])?;
-        script.sync();
-        self.add_exchange_without_clock(&mut script, job)?;
-        script.own(Part::Silent, "commit", &[])?;
-        script.sync();
-        let answer = self.run(script, open).await?;
-        self.roll_back_if_open(&Sequences::None).await?;
-        Ok(idle(answer))
+        script.query(Part::Own, &with_clock(own::BEGIN_SNAPSHOT, job))?;
+        self.add_exchange(&mut script, job)?;
+        script.query(Part::Own, own::COMMIT)?;
+        let opened = || {
+            if let Some(open) = open.take() {
+                open();
+            }
+        };
+        let answer = self.run(script, opened).await?;
+        Ok(self.ended(answer))
     }
 
     /// A one-shot: everything in one pipeline, committed with its position, or not at all.
@@ -238,15 +265,28 @@ impl Backend {
     pub async fn one_shot(&mut self, job: &Job, record: &Record) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
         let begin = if record.applied.is_some() {
-            "begin"
+            own::BEGIN
         } else {
-            "begin_read_only"
+            own::BEGIN_READ_ONLY
         };
-        script.own(Part::Own, begin, &[])?;
+        self.drew |= record.sequences != Sequences::None;
+        script.query(Part::Own, &with_clock(begin, job))?;
         self.add_exchange(&mut script, job)?;
-        self.add_commit(&mut script, record)?;
-        let answer = self.run(script, || {}).await?;
-        self.roll_back_if_open(&record.sequences).await?;
+        script.cut();
+        self.add_record(&mut script, record)?;
+        script.query(Part::Silent, own::COMMIT)?;
+        let mut played = self.play_and_note(script, || {}).await?;
+        let committed = played.tag.starts_with(COMMIT_TAG);
+        let at_commit = played.segments.pop();
+        let ran = self.answer_segment(played.into_segment(self.result_bytes_max));
+        let failed = at_commit.filter(|segment| segment.error.is_some());
+        let answer = match (&ran, failed) {
+            (Answer::Result(result), Some(failed)) if !has_error(&result.messages) => self.answer_segment(failed),
+            _ => ran,
+        };
+        if !committed {
+            self.roll_back(&record.sequences).await?;
+        }
         Ok(idle(answer))
     }
 
@@ -256,8 +296,7 @@ impl Backend {
     /// When the connection is lost.
     pub async fn outside_transaction(&mut self, job: &Job) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
-        self.add_exchange_without_clock(&mut script, job)?;
-        self.sync_extended(&mut script, job);
+        self.add_exchange(&mut script, job)?;
         self.run(script, || {}).await
     }
 
@@ -272,16 +311,12 @@ impl Backend {
         open: impl FnOnce(),
     ) -> Result<(), PostgresError> {
         let mut script = Script::default();
-        let statement = match (isolation, read_only) {
-            (_, true) => "begin_snapshot",
-            (Isolation::RepeatableRead, false) => "begin_repeatable",
-            (Isolation::ReadCommitted | Isolation::Serializable, false) => "begin",
+        let text = match (isolation, read_only) {
+            (_, true) => own::BEGIN_SNAPSHOT,
+            (Isolation::RepeatableRead, false) => own::BEGIN_REPEATABLE,
+            (Isolation::ReadCommitted | Isolation::Serializable, false) => own::BEGIN,
         };
-        script.own(Part::Own, statement, &[])?;
-        if statement != "begin" {
-            script.own(Part::Own, "snapshot", &[])?;
-        }
-        script.sync();
+        script.query(Part::Own, text)?;
         let played = self.play(script, || {}).await?;
         open();
         own_error(played)
@@ -296,26 +331,78 @@ impl Backend {
         match &job.exchange {
             Exchange::CopyData { data } => return self.copy_data(data).await,
             Exchange::CopyStart { .. } => {
+                self.note(job);
                 let text = job.analysis.texts.first().map_or("", |text| text.executable());
-                self.add_clock(&mut script, job)?;
-                if !script.is_empty() {
-                    script.sync();
-                }
+                add_clock(&mut script, job)?;
                 script.copy_start(text)?;
                 let answer = self.run(script, || {}).await?;
-                self.copying = matches!(&answer, Answer::Result(_)) && self.status == b'T';
+                let failed = matches!(&answer, Answer::Result(result) if has_error(&result.messages));
+                self.copying = matches!(&answer, Answer::Result(_)) && !failed && self.status == b'T';
                 return Ok(answer);
             }
             Exchange::CopyEnd { failure } => {
                 self.copying = false;
                 script.copy_end(failure.as_deref())?;
             }
-            Exchange::Simple { .. } | Exchange::Extended { .. } => {
-                self.add_exchange(&mut script, job)?;
-                self.sync_extended(&mut script, job);
-            }
+            Exchange::Simple { .. } | Exchange::Extended { .. } => self.add_within(&mut script, job)?,
         }
-        self.run(script, || {}).await
+        let answer = self.run(script, || {}).await?;
+        Ok(self.still_open(answer))
+    }
+
+    /// A read within the open transaction that is not known to be harmless: nothing that it does to data stays.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn guarded(&mut self, job: &Job) -> Result<Answer, PostgresError> {
+        let mut script = Script::default();
+        script.query(Part::Own, own::GUARD)?;
+        self.add_within(&mut script, job)?;
+        script.cut();
+        script.query(Part::Own, own::UNGUARD)?;
+        let mut played = self.play_and_note(script, || {}).await?;
+        if let Some(Segment { error: Some(_), .. }) = played.segments.pop() {
+            return Ok(Answer::Fault("a read's savepoint is gone".into()));
+        }
+        let answer = self.answer_segment(played.into_segment(self.result_bytes_max));
+        Ok(self.still_open(answer))
+    }
+
+    /// Exchanges within the open transaction, none of which is a COPY FROM STDIN, in one pipeline; an answer for each.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn list(&mut self, jobs: &[Job]) -> Result<Vec<Answer>, PostgresError> {
+        let mut script = Script::default();
+        for (index, job) in jobs.iter().enumerate() {
+            if index > 0 {
+                script.cut();
+            }
+            self.add_within(&mut script, job)?;
+        }
+        let played = self.play_and_note(script, || {}).await?;
+        let closed = played.segments.iter().any(|segment| segment.status == b'I');
+        let answers: Vec<_> = played
+            .segments
+            .into_iter()
+            .map(|segment| self.answer_segment(segment))
+            .collect();
+        if closed {
+            return Ok(vec![Answer::Fault(CLOSED.into())]);
+        }
+        Ok(answers)
+    }
+
+    /// Runs what would run at COMMIT: an error is the result of the COMMIT.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn settle(&mut self) -> Result<Answer, PostgresError> {
+        let mut script = Script::default();
+        script.query(Part::Silent, own::CONSTRAINTS)?;
+        script.query(Part::Silent, own::CLOSE_ALL)?;
+        let answer = self.run(script, || {}).await?;
+        Ok(self.still_open(answer))
     }
 
     async fn copy_data(&mut self, data: &Bytes) -> Result<Answer, PostgresError> {
@@ -330,32 +417,25 @@ impl Backend {
         }))
     }
 
-    /// Commits the open transaction with its position.
+    /// Commits the open transaction with its position: the result is COMMIT's own, or its error.
     ///
     /// # Errors
-    /// When the connection is lost.
+    /// When the connection is lost: whether it committed is then known only from `cloudbft.applied`.
     pub async fn commit(&mut self, record: &Record) -> Result<Answer, PostgresError> {
-        if self.status != b'T' {
-            self.roll_back(&record.sequences).await?;
-            return Ok(Answer::Result(ExchangeResult {
-                messages: command_complete("ROLLBACK"),
-                status: b'I',
-            }));
-        }
         let mut script = Script::default();
-        self.add_commit(&mut script, record)?;
-        let answer = self.run(script, || {}).await?;
-        self.roll_back_if_open(&record.sequences).await?;
-        Ok(match idle(answer) {
-            Answer::Result(result) if result.messages.is_empty() => Answer::Result(ExchangeResult {
-                messages: command_complete("COMMIT"),
-                status: b'I',
-            }),
-            other => other,
-        })
+        self.drew |= record.sequences != Sequences::None;
+        self.add_record(&mut script, record)?;
+        script.query(Part::Client, own::COMMIT)?;
+        let played = self.play_and_note(script, || {}).await?;
+        let committed = played.tag.starts_with(COMMIT_TAG);
+        let answer = self.answer(played);
+        if !committed {
+            self.roll_back(&record.sequences).await?;
+        }
+        Ok(idle(answer))
     }
 
-    /// Ends the open transaction without effect, and sets its sequences back.
+    /// Ends the open transaction, if there is one, without effect, and sets its sequences back.
     ///
     /// # Errors
     /// When the connection is lost.
@@ -366,98 +446,111 @@ impl Backend {
             self.play(script, || {}).await?;
             script = Script::default();
         }
-        script.own(Part::Own, "rollback", &[])?;
-        script.sync();
+        if self.status != b'I' {
+            script.query(Part::Own, own::ROLLBACK)?;
+        }
         if let Some(names) = sequence_names(sequences) {
-            let token = Arc::clone(&self.token);
-            self.own_with_names(&mut script, "restore_sequences", &token, &names)?;
+            self.drew = true;
+            script.own(own::RESTORE_SEQUENCES, &[Some(&*self.token), names.as_deref()])?;
             script.sync();
+        }
+        if script.is_empty() {
+            return Ok(());
         }
         own_error(self.play(script, || {}).await?)
     }
 
-    async fn roll_back_if_open(&mut self, sequences: &Sequences) -> Result<(), PostgresError> {
-        let failed = self.status != b'I';
-        if failed {
-            self.roll_back(sequences).await
-        } else {
-            Ok(())
-        }
-    }
-
-    fn own_with_names(
-        &self,
-        script: &mut Script,
-        statement: &str,
-        token: &str,
-        names: &Option<String>,
-    ) -> Result<(), PostgresError> {
-        let value = |text: &str| Some(Bytes::copy_from_slice(text.as_bytes()));
-        let parameters = [value(token), names.as_deref().and_then(value)];
-        script.bind(Part::Own, "", statement, &[0], &parameters, &[0])?;
-        script.execute(Part::Own, "", 0)?;
-        Ok(())
-    }
-
-    fn add_commit(&self, script: &mut Script, record: &Record) -> Result<(), PostgresError> {
+    fn add_record(&self, script: &mut Script, record: &Record) -> Result<(), PostgresError> {
         if let Some((home, position)) = &record.applied {
             if let Some(names) = sequence_names(&record.sequences) {
-                self.own_with_names(script, "record_sequences", &self.token, &names)?;
+                script.own(own::RECORD_SEQUENCES, &[Some(&*self.token), names.as_deref()])?;
             }
             let (granted, order) = (position.granted.to_string(), position.order.to_string());
-            script.own(Part::Own, "applied", &[&self.token, home, &granted, &order])?;
-        }
-        script.own(Part::Silent, "commit", &[])?;
-        script.sync();
-        Ok(())
-    }
-
-    fn add_clock(&self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
-        if job.analysis.needs_clock {
-            script.own(Part::Own, "clock", &[&job.clock.time_us.to_string(), &job.clock.seed])?;
+            let parameters = [Some(&*self.token), Some(home), Some(&granted), Some(&order)];
+            script.own(own::APPLIED, &parameters)?;
+            script.sync();
         }
         Ok(())
     }
 
-    fn add_exchange(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
-        self.add_clock(script, job)?;
-        self.add_exchange_without_clock(script, job)
+    /// An exchange of an open transaction, with its clock.
+    fn add_within(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
+        add_clock(script, job)?;
+        if self.foreign && statements(job) > 1 {
+            script.query(Part::Own, own::PLAIN_STRINGS)?;
+        }
+        self.add_exchange(script, job)
+    }
+
+    /// Notes what an exchange may leave behind in the backend.
+    fn note(&mut self, job: &Job) {
+        self.foreign |= job.analysis.foreign_code || sets_custom(&job.analysis);
     }
 
     async fn play(&mut self, script: Script, between: impl FnMut()) -> Result<Played, PostgresError> {
         let played = script
             .play(&mut self.connection, self.result_bytes_max, between)
             .await?;
-        self.status = played.status;
+        self.status = played.status();
         Ok(played)
     }
 
-    async fn run(&mut self, script: Script, between: impl FnMut()) -> Result<Answer, PostgresError> {
+    async fn play_and_note(&mut self, script: Script, between: impl FnMut()) -> Result<Played, PostgresError> {
         let mut played = self.play(script, between).await?;
         for (key, name) in std::mem::take(&mut played.prepared) {
             self.prepared.insert(key, &name);
         }
+        Ok(played)
+    }
+
+    async fn run(&mut self, script: Script, between: impl FnMut()) -> Result<Answer, PostgresError> {
+        let played = self.play_and_note(script, between).await?;
         Ok(self.answer(played))
     }
 
     fn answer(&self, played: Played) -> Answer {
-        if let Some((error, part)) = &played.error
+        self.answer_segment(played.into_segment(self.result_bytes_max))
+    }
+
+    fn answer_segment(&self, segment: Segment) -> Answer {
+        if let Some((error, part)) = &segment.error
             && (error.is_server_fault() || (*part == Part::Own && error.sqlstate != IN_FAILED_TRANSACTION))
         {
             return Answer::Fault(format!("{}: {}", error.sqlstate, error.message));
         }
-        match played.capture.finish(self.status) {
+        match segment.capture.finish(segment.status) {
             Some(result) => Answer::Result(result),
             None => Answer::TooLarge,
         }
     }
+
+    /// An exchange within a transaction must leave it open; else nothing is known of what was committed.
+    fn still_open(&self, answer: Answer) -> Answer {
+        match self.status {
+            b'I' => Answer::Fault(CLOSED.into()),
+            _ => answer,
+        }
+    }
+
+    /// Something that leaves no transaction open. One that is open all the same is code's that is not ours.
+    fn ended(&mut self, answer: Answer) -> Answer {
+        self.foreign |= self.status != b'I';
+        idle(answer)
+    }
 }
+
+/// What is said of a transaction that an exchange has ended.
+const CLOSED: &str = "a statement ended the transaction behind the voter's back";
+
+/// The tag of a COMMIT that committed.
+const COMMIT_TAG: &[u8] = b"COMMIT";
 
 /// The SQLSTATE of a statement in a transaction that has failed.
 const IN_FAILED_TRANSACTION: &str = "25P02";
 
 fn own_error(played: Played) -> Result<(), PostgresError> {
-    played.error.map_or(Ok(()), |(error, _)| Err(error.into()))
+    let error = played.segments.into_iter().find_map(|segment| segment.error);
+    error.map_or(Ok(()), |(error, _)| Err(error.into()))
 }
 
 /// A result of something that leaves no transaction open, whatever the status was when it failed.
@@ -468,8 +561,52 @@ fn idle(answer: Answer) -> Answer {
     }
 }
 
+/// Whether a result holds an ErrorResponse.
+pub fn has_error(messages: &[u8]) -> bool {
+    sql::result::messages(messages).any(|message| matches!(message, Ok((b'E', _)) | Err(_)))
+}
+
+fn statements(job: &Job) -> usize {
+    match &job.exchange {
+        Exchange::Simple { .. } => job.analysis.texts.iter().map(|text| text.statements.len()).sum(),
+        _ => 1,
+    }
+}
+
+/// Whether a statement sets a setting that has a dot in its name.
+fn sets_custom(analysis: &ExchangeAnalysis) -> bool {
+    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
+    statements.any(|statement| match &statement.class {
+        StatementClass::Setting(Setting::Set { name, .. } | Setting::SetConfig { name, .. }) => name.contains('.'),
+        _ => false,
+    })
+}
+
+/// The clock and the seed of an exchange, as a Query of the voter's own.
+fn clock_text(job: &Job) -> Option<String> {
+    job.analysis.needs_clock.then(|| {
+        let time = settings::literal(&job.clock.time_us.to_string());
+        let seed = settings::literal(&job.clock.seed);
+        format!("SET LOCAL cloudbft.time_us = {time}; SET LOCAL cloudbft.seed = {seed}")
+    })
+}
+
+fn add_clock(script: &mut Script, job: &Job) -> Result<(), PostgresError> {
+    match clock_text(job) {
+        Some(text) => Ok(script.query(Part::Own, &text)?),
+        None => Ok(()),
+    }
+}
+
+fn with_clock(begin: &str, job: &Job) -> String {
+    match clock_text(job) {
+        Some(text) => format!("{begin}; {text}"),
+        None => begin.to_owned(),
+    }
+}
+
 /// The names as an array constant, `Some(None)` for all; `None` when nothing is to be done.
-fn sequence_names(sequences: &Sequences) -> Option<Option<String>> {
+pub fn sequence_names(sequences: &Sequences) -> Option<Option<String>> {
     match sequences {
         Sequences::None => None,
         Sequences::All => Some(None),

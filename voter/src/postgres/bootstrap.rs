@@ -180,6 +180,37 @@ impl Bookkeeper {
         self.query(&statement).await.map(|_| ())
     }
 
+    /// Ends a backend of the voter's, whatever it runs: its process is asked to end. True when it has gone.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn terminate(&mut self, process: i32) -> Result<bool, PostgresError> {
+        let asked = format!(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = {process} \
+             AND application_name = {}",
+            literal(APPLICATION_NAME)
+        );
+        Ok(self.query(&asked).await?.is_empty())
+    }
+
+    /// Sets sequences (of [`super::backend::sequence_names`]) back to where the last commit left them.
+    ///
+    /// # Errors
+    /// When the connection is lost or the server refuses.
+    pub async fn restore_sequences(&mut self, token: &str, names: Option<&str>) -> Result<(), PostgresError> {
+        let names = names.map_or_else(|| "NULL".into(), literal);
+        let text = format!("SELECT cloudbft.restore_sequences({}, {names})", literal(token));
+        self.query(&text).await.map(|_| ())
+    }
+
+    /// The last position of a home, if it has one.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn applied_at(&mut self, home: &str) -> Result<Option<Position>, PostgresError> {
+        Ok(self.applied().await?.remove(home))
+    }
+
     /// Reads the catalog.
     ///
     /// # Errors

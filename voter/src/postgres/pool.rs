@@ -86,13 +86,15 @@ impl Pool {
 
     fn take_idle(&self, kind: Kind, role: &str, settings: &[(String, String)]) -> Option<Backend> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |backend: &Backend| backend.kind() == kind && backend.role() == role;
+        let fits = |backend: &Backend| backend.kind() == kind && backend.role() == role && backend.serves(settings);
         let same = idle
             .iter()
             .rposition(|backend| fits(backend) && backend.settings() == Some(settings));
         match same.or_else(|| idle.iter().rposition(fits)) {
             Some(at) => Some(idle.remove(at)),
             None => {
+                // Those of the role that have settings of others would never be used again by it.
+                idle.retain(|backend| backend.kind() != kind || backend.role() != role || backend.serves(&[]));
                 // A new one will be opened: the server's connections are for those in use.
                 if self.connections(idle.len()) >= self.config.limits.backends_max() && !idle.is_empty() {
                     idle.remove(0);
@@ -117,8 +119,11 @@ impl Pool {
 }
 
 impl Borrowed {
-    /// Gives the backend back, for the next operation of its role.
+    /// Gives the backend back, for the next operation of its role; closes it if it cannot serve another.
     pub fn give_back(self) {
+        if !self.backend.is_reusable() {
+            return;
+        }
         let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push(self.backend);
         drop(self.permit);

@@ -24,6 +24,8 @@ pub struct Prepared {
     by_use: BTreeMap<u64, PreparedKey>,
     clock: u64,
     last_name: u64,
+    /// Names of statements that another one of the same text has replaced.
+    replaced: Vec<u64>,
 }
 
 impl Prepared {
@@ -50,15 +52,16 @@ impl Prepared {
             return;
         };
         self.clock += 1;
-        if let Some((_, used)) = self.names.insert(key.clone(), (number, self.clock)) {
+        if let Some((before, used)) = self.names.insert(key.clone(), (number, self.clock)) {
             self.by_use.remove(&used);
+            self.replaced.push(before);
         }
         self.by_use.insert(self.clock, key);
     }
 
     /// Statements that are to be closed, so that no more than [`PREPARED_MAX`] stay.
     pub fn evict(&mut self) -> Vec<String> {
-        let mut closed = Vec::new();
+        let mut closed: Vec<_> = self.replaced.drain(..).map(name_of).collect();
         while self.names.len() > PREPARED_MAX {
             let Some((_, key)) = self.by_use.pop_first() else { break };
             closed.extend(self.names.remove(&key).map(|(name, _)| name_of(name)));
@@ -70,6 +73,7 @@ impl Prepared {
     pub fn clear(&mut self) -> Vec<String> {
         self.by_use.clear();
         let mut names: Vec<_> = self.names.drain().map(|(_, (name, _))| name).collect();
+        names.append(&mut self.replaced);
         names.sort_unstable();
         names.into_iter().map(name_of).collect()
     }

@@ -68,8 +68,8 @@ pub struct Played {
     pub segments: Vec<Segment>,
     /// Statements that the server has prepared.
     pub prepared: Vec<(PreparedKey, String)>,
-    /// The tag of the last of the voter's own commands that succeeded.
-    pub own_tag: Bytes,
+    /// The tag of the last command that succeeded.
+    pub tag: Bytes,
 }
 
 impl Segment {
@@ -180,7 +180,8 @@ impl Script {
         self.awaited.push_back((Awaited::Cut, Part::Own));
     }
 
-    /// Execute.&mut self, part: Part, portal: &str, max_rows: u32) -> std::io::Result<()> {
+    /// Execute.
+    pub fn execute(&mut self, part: Part, portal: &str, max_rows: u32) -> std::io::Result<()> {
         let max_rows = i32::try_from(max_rows).unwrap_or(i32::MAX);
         frontend::execute(portal, max_rows, &mut self.buffer)?;
         self.awaited.push_back((Awaited::Execute, part));
@@ -267,7 +268,7 @@ impl Script {
         let mut played = Played {
             segments: vec![Segment::new(bytes_max)],
             prepared: Vec::new(),
-            own_tag: Bytes::new(),
+            tag: Bytes::new(),
         };
         while self.advance(&mut played, bytes_max) {
             let message = connection.message().await?;
@@ -333,10 +334,11 @@ impl Script {
                 )));
             }
         };
+        if tag == b'C' {
+            played.tag = message.frame.slice(message.frame.len().min(HEADER_BYTES)..);
+        }
         if keep && part == Part::Client {
             segment.capture.add(message);
-        } else if part == Part::Own && tag == b'C' {
-            played.own_tag = message.frame.slice(message.frame.len().min(HEADER_BYTES)..);
         }
         if done && let Some((Awaited::Parse(Some(noted)), _)) = self.awaited.pop_front() {
             played.prepared.push(noted);

@@ -3,34 +3,67 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use ed25519_dalek::Signer;
+use ordering::identifiers::Digest;
 use ordering::message::Outcome;
-use sql::footprint::Footprint;
-use sql::operation::ExchangeResult;
+use sql::operation::{ExchangeResult, word_digest};
 
-use super::{RETRY_DELAY, Slot};
+use super::running::{ListRan, Played, Stop, Task, words_missing};
+use super::{Commit, Finish, RETRY_DELAY, Slot};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Record};
+use crate::postgres::backend::{Answer, Record, has_error};
 use crate::postgres::capture::command_complete;
-use crate::transactions::{CommitPlan, Progress};
+use crate::transactions::{certificate, chain_over};
 use crate::work::{Refused, is_everything};
 
+/// What became of one attempt to commit.
+enum Attempt {
+    Ended(Outcome),
+    /// This server could not.
+    Failed,
+    /// It answers otherwise than f+1 voters have said under their signatures.
+    Contradicted,
+}
+
 impl Slot {
+    /// Gives this voter's word on what has run, or the error of what would have run at COMMIT.
+    pub(super) async fn word(&mut self) -> Result<Outcome, PostgresError> {
+        if !self.ensure_built(true).await? || self.status() != b'T' || self.copying() {
+            return Ok(Outcome::Unavailable);
+        }
+        let Played::Answers(mut answers) = self.play(Task::Settle, Stop::Statement(None)).await? else {
+            return Ok(Outcome::Unavailable);
+        };
+        let settled = answers.pop().and_then(outcome);
+        match settled {
+            Some(Outcome::Done { whole: Some(whole), .. }) if self.status() == b'T' && !failed(&whole) => {}
+            Some(failed) => {
+                self.built = false;
+                return Ok(failed);
+            }
+            None => {
+                self.built = false;
+                return Ok(Outcome::Unavailable);
+            }
+        }
+        let answers = self.history.answers();
+        let (id, began) = (self.transaction.id, self.transaction.began);
+        let signed = word_digest(id, began, &self.history.list(), &answers);
+        let signature = self.shared.config.signing_key.sign(&signed).to_bytes();
+        Ok(Outcome::Word { answers, signature })
+    }
+
     /// Commits, answers, and tells the owner with the catalog if it may have changed.
-    pub(super) async fn commit(
-        &mut self,
-        asker: Asker,
-        listed: &[Bytes],
-        record: &Record,
-        held: &Footprint,
-    ) -> Result<(), PostgresError> {
+    pub(super) async fn commit(&mut self, commit: Commit) -> Result<(), PostgresError> {
         let started = Instant::now();
-        self.held = held.clone();
-        let outcome = self.try_commit(listed, record).await?;
+        let asker = commit.asker;
+        self.held = commit.held.clone();
+        let outcome = self.try_commit(&commit).await?;
         observe("commit", started);
         asker.answer(&self.shared.reporter, outcome).await;
-        self.give_back();
-        let analyzer = if is_everything(held) {
+        self.close().await?;
+        let analyzer = if is_everything(&self.held) && self.catalog_changed {
             Some(self.shared.reload().await?)
         } else {
             None
@@ -39,99 +72,105 @@ impl Slot {
         Ok(())
     }
 
-    async fn try_commit(&mut self, listed: &[Bytes], record: &Record) -> Result<Outcome, PostgresError> {
+    async fn try_commit(&mut self, commit: &Commit) -> Result<Outcome, PostgresError> {
+        let list = chain_over(commit.listed.iter().map(Bytes::as_ref));
+        let (id, began) = (self.transaction.id, self.transaction.began);
+        let config = std::sync::Arc::clone(&self.shared.config);
+        let certified = match certificate(&commit.words, &config.voter_keys, config.faults, id, began, &list) {
+            Ok(certified) => certified,
+            Err(refused) => return Ok(refused.into()),
+        };
+        let mut contradicted = false;
         for attempt in 1..=ATTEMPTS_MAX {
-            let from = self.plan(listed);
-            let from = match from {
-                Some(from) => from,
-                None => match self.start_again().await? {
-                    None => 0,
-                    Some(refused) => return Ok(refused),
-                },
-            };
-            if let Some(answer) = self.commit_from(listed, from, record).await? {
-                return Ok(answer);
+            match self.commit_once(commit, &list, certified).await? {
+                Attempt::Ended(outcome) => return Ok(outcome),
+                Attempt::Failed => contradicted = false,
+                Attempt::Contradicted => contradicted = true,
             }
-            tracing::warn!(
-                attempt,
-                began = self.transaction.began,
-                "the server could not run a commit"
-            );
-            self.progress.stale = true;
+            tracing::warn!(attempt, began, contradicted, "the server could not run a commit");
+            metrics::counter!("cloudbft_voter_commit_failures_total").increment(1);
+            self.close().await?;
             tokio::time::sleep(RETRY_DELAY).await;
         }
-        Err(PostgresError::Unfit("it cannot run an ordered commit".into()))
+        Err(PostgresError::Unfit(if contradicted {
+            "its database answers otherwise than f+1 voters have certified: it has to be repaired".into()
+        } else {
+            "it cannot run an ordered commit".into()
+        }))
     }
 
-    /// The index of the first write that is still to run; `None` to start again.
-    fn plan(&self, listed: &[Bytes]) -> Option<usize> {
-        let unusable = self.failed_by_read || self.backend.is_none() || self.status() == b'I';
-        match self.progress.commit_plan(listed) {
-            CommitPlan::RunFrom(from) if !unusable => Some(from),
-            CommitPlan::RunFrom(_) | CommitPlan::RunAll => None,
-        }
-    }
-
-    async fn start_again(&mut self) -> Result<Option<Outcome>, PostgresError> {
-        metrics::counter!("cloudbft_voter_commit_reruns_total").increment(1);
-        self.progress.stale = false;
-        self.become_stale().await?;
-        self.progress = Progress::default();
-        self.failed_by_read = false;
-        if self.settings_unknown
-            && let Some(borrowed) = self.backend.as_mut()
-        {
-            borrowed.backend.forget_settings();
-        }
-        self.open(None).await
-    }
-
-    /// Runs the writes from an index on, and commits; `None` when the server could not.
-    async fn commit_from(
+    async fn commit_once(
         &mut self,
-        listed: &[Bytes],
-        from: usize,
-        record: &Record,
-    ) -> Result<Option<Outcome>, PostgresError> {
-        for exchange in listed.iter().skip(from) {
-            let before = self.progress.writes;
-            let ran = self.run_write(exchange).await?;
-            if self.progress.stale {
-                return Ok(None);
+        commit: &Commit,
+        list: &Digest,
+        certified: Option<Digest>,
+    ) -> Result<Attempt, PostgresError> {
+        let in_place = self.built
+            && !self.lost
+            && !self.tainted
+            && !self.failed_by_read
+            && self.status() == b'T'
+            && !self.copying()
+            && self.history.list() == *list
+            && certified.is_none_or(|answers| answers == self.history.answers());
+        if !in_place {
+            metrics::counter!("cloudbft_voter_commit_reruns_total").increment(1);
+            match self.run_list(&commit.listed, Stop::Never, certified.is_none()).await? {
+                (Some(Outcome::Unavailable), _) | (None, ListRan::Failed) => return Ok(Attempt::Failed),
+                (Some(refused), _) => return Ok(Attempt::Ended(refused)),
+                (None, ListRan::Refused(refused)) => return Ok(Attempt::Ended(refused.into())),
+                (None, ListRan::All) => {}
             }
-            if self.progress.writes == before {
-                // Refused, alike on every voter: nothing of the transaction happens.
-                self.become_stale().await?;
-                return Ok(Some(ran));
+            if self.copying() {
+                let refused = Refused::new("08P01", "the Commit lists a COPY without its end");
+                return Ok(Attempt::Ended(refused.into()));
             }
         }
-        if self.copying() {
-            self.become_stale().await?;
-            return Ok(Some(
-                Refused::new("08P01", "the Commit lists a COPY without its end").into(),
-            ));
+        if certified.is_none() && !self.all_short {
+            return Ok(Attempt::Ended(words_missing().into()));
         }
-        let Some(borrowed) = self.backend.as_mut() else {
-            return Ok(None);
+        if certified.is_some_and(|answers| answers != self.history.answers()) {
+            return Ok(Attempt::Contradicted);
+        }
+        if self.status() != b'T' {
+            // The list itself has failed, and so has the transaction.
+            self.close().await?;
+            return Ok(Attempt::Ended(rolled_back()));
+        }
+        self.record_commit(&commit.record).await
+    }
+
+    async fn record_commit(&mut self, record: &Record) -> Result<Attempt, PostgresError> {
+        let played = self.play(Task::Commit(record), Stop::Never).await?;
+        self.built = false;
+        let answer = match played {
+            Played::Answers(mut answers) => answers.pop().and_then(outcome),
+            Played::Stopped => None,
+            // Whether it committed before it was lost is in the database.
+            Played::Lost => match self.shared.is_applied(record).await? {
+                true => Some(Outcome::Executed),
+                false => None,
+            },
         };
-        Ok(outcome(borrowed.backend.commit(record).await?))
+        Ok(answer.map_or(Attempt::Failed, Attempt::Ended))
     }
 
     /// Rolls back, answers a client that asked for it, and tells the owner.
-    pub(super) async fn abort(&mut self, order: u64, asker: Option<Asker>) -> Result<(), PostgresError> {
-        if let Some(borrowed) = self.backend.as_mut()
-            && borrowed.backend.status() != b'I'
-        {
-            let sequences = crate::work::sequences(&self.held);
-            borrowed.backend.roll_back(&sequences).await?;
-        }
-        self.give_back();
+    pub(super) async fn abort(&mut self, finish: &Finish, asker: Option<Asker>) -> Result<(), PostgresError> {
+        self.close().await?;
         if let Some(asker) = asker {
             asker.answer(&self.shared.reporter, rolled_back()).await;
         }
-        self.shared.tell(Event::Finished(order, None));
+        if let Some(order) = finish.reached() {
+            self.shared.tell(Event::Finished(order, None));
+        }
         Ok(())
     }
+}
+
+/// Whether an encoded result holds an error.
+fn failed(whole: &[u8]) -> bool {
+    borsh::from_slice::<ExchangeResult>(whole).is_ok_and(|result| has_error(&result.messages))
 }
 
 /// The result of an Abort.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{Signer, SigningKey};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{
     CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Outcome, Request, ResultKey,
@@ -14,7 +14,7 @@ use ordering::message::{
 use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
 use sql::operation::{
     Exchange, ExchangeResult, Isolation, Operation, SessionContext, StatementText, Step, TransactionId,
-    TransactionWrite, Work,
+    TransactionWrite, Word, Work, word_digest,
 };
 use sql::rules::{Family, PartitionRules};
 use tokio::sync::mpsc;
@@ -23,6 +23,9 @@ use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutpu
 use crate::server::{APPLICATION, Server};
 
 pub(crate) const CLIENT: ClientId = ClientId(7);
+
+/// The client under which the voter's machine orders.
+const NODE: ClientId = ClientId(1_000);
 
 #[derive(Default)]
 struct Log {
@@ -149,7 +152,7 @@ impl Rig {
             voter_keys: (1..=3)
                 .map(|id| (MachineId(id), machine_key(id).verifying_key()))
                 .collect(),
-            node_clients: BTreeMap::new(),
+            node_clients: BTreeMap::from([(NODE, MachineId(1))]),
             client_roles: BTreeMap::from([(CLIENT, BTreeSet::from([APPLICATION.to_owned()]))]),
             limits: VoterLimits {
                 direct_wait: Duration::from_millis(400),
@@ -245,26 +248,13 @@ impl Rig {
     }
 
     async fn order_as(&mut self, number: u64, operation: Operation) -> u64 {
-        let order = self.last_order() + 1;
-        let request = Request {
-            client: CLIENT,
-            number,
-            floor: 0,
-            home: operation.footprint.home().home_number(),
-            operation: Bytes::from(borsh::to_vec(&operation).unwrap()),
-            signature: [0; 64],
-        };
-        let entry = CommitDbEntry {
-            order: Order(order),
-            time_us: 1_700_000_000_000_000 + order,
-            digest: request.digest(),
-            request: Some(Arc::new(request)),
-        };
-        self.log.lock().unwrap().entries.push(entry.clone());
+        let home = operation.footprint.home().home_number();
+        let encoded = Bytes::from(borsh::to_vec(&operation).unwrap());
+        let entry = append(&self.log, CLIENT, Some(number), encoded, home);
         if let Some(handle) = &self.handle {
             send(&handle.input(), &entry).await;
         }
-        order
+        entry.order.0
     }
 
     /// The (first) result of an ordered operation.
@@ -324,9 +314,21 @@ impl Rig {
         self.whole(ResultKey::Request(order)).await
     }
 
-    /// A one-shot on everything.
+    /// A statement on everything, in a transaction of its own that is certified.
     pub(crate) async fn run(&mut self, text: &str) -> ExchangeResult {
-        self.one_shot(Footprint::everything(), &simple(text)).await
+        let mut transaction = self.new_transaction(Footprint::everything());
+        let exchange = simple(text);
+        let order = self.begin(&mut transaction, Isolation::ReadCommitted, &exchange).await;
+        let result = self.whole(ResultKey::Request(order)).await;
+        if sqlstate(&result).is_some() {
+            let order = self.abort(&transaction).await;
+            self.result(order).await;
+            return result;
+        }
+        let order = self.commit(&transaction).await;
+        let committed = self.whole(ResultKey::Request(order)).await;
+        assert_eq!(tags(&committed), "C", "{text}");
+        result
     }
 
     pub(crate) fn new_transaction(&mut self, footprint: Footprint) -> Transaction {
@@ -370,13 +372,24 @@ impl Rig {
         exchange: &Exchange,
         write: bool,
     ) -> ResultKey {
+        let kind = if write { DirectKind::Write } else { DirectKind::Read };
+        self.send_place(transaction, exchange.encode(), kind).await
+    }
+
+    /// Sends a direct message of any kind.
+    pub(crate) async fn send_place(
+        &mut self,
+        transaction: Option<&Transaction>,
+        exchange: Bytes,
+        kind: DirectKind,
+    ) -> ResultKey {
         self.number += 1;
         let place = transaction.map(|transaction| DirectTransaction {
             session: transaction.id.session,
             number: transaction.id.number,
             writes_before: transaction.count,
             chain: transaction.chain,
-            kind: if write { DirectKind::Write } else { DirectKind::Read },
+            kind,
         });
         let direct = Direct {
             number: 1000 + self.number,
@@ -384,7 +397,7 @@ impl Rig {
             context: Bytes::from(borsh::to_vec(&self.context()).unwrap()),
             transaction: place,
             not_before: Order(0),
-            exchange: exchange.encode(),
+            exchange,
         };
         let key = ResultKey::Direct(direct.number);
         let input = self.handle.as_ref().unwrap().input();
@@ -424,11 +437,44 @@ impl Rig {
         order
     }
 
+    /// Asks for the voter's word; with the one of another voter that says the same, if it gives one.
+    pub(crate) async fn words(&mut self, transaction: &Transaction) -> Vec<Word> {
+        let key = self
+            .send_place(Some(transaction), Bytes::new(), DirectKind::Word)
+            .await;
+        let Outcome::Word { answers, signature } = self.direct_outcome(key).await else {
+            return Vec::new();
+        };
+        let began = match transaction.writes.first() {
+            Some(TransactionWrite::Ordered(order)) => *order,
+            other => panic!("no Begin: {other:?}"),
+        };
+        let signed = word_digest(transaction.id, began, &transaction.chain, &answers);
+        let other = Word {
+            machine: 2,
+            answers,
+            signature: machine_key(2).sign(&signed).to_bytes(),
+        };
+        vec![
+            Word {
+                machine: 1,
+                answers,
+                signature,
+            },
+            other,
+        ]
+    }
+
     pub(crate) async fn commit(&mut self, transaction: &Transaction) -> u64 {
+        let words = self.words(transaction).await;
+        self.commit_with(transaction, words).await
+    }
+
+    pub(crate) async fn commit_with(&mut self, transaction: &Transaction, words: Vec<Word>) -> u64 {
         let work = Work::Commit {
             transaction: transaction.id,
             writes: transaction.writes.clone(),
-            words: Vec::new(),
+            words,
         };
         self.order(transaction.footprint.clone(), work).await
     }
@@ -443,6 +489,28 @@ impl Rig {
     pub(crate) async fn psql(&self, text: &str) -> String {
         self.server.psql("test", text)
     }
+}
+
+/// Orders a request; its number is its order unless one is given.
+fn append(log: &Mutex<Log>, client: ClientId, number: Option<u64>, operation: Bytes, home: u64) -> CommitDbEntry {
+    let mut log = log.lock().unwrap();
+    let order = log.entries.len() as u64 + 1;
+    let request = Request {
+        client,
+        number: number.unwrap_or(order),
+        floor: 0,
+        home,
+        operation,
+        signature: [0; 64],
+    };
+    let entry = CommitDbEntry {
+        order: Order(order),
+        time_us: 1_700_000_000_000_000 + order,
+        digest: request.digest(),
+        request: Some(Arc::new(request)),
+    };
+    log.entries.push(entry.clone());
+    entry
 }
 
 async fn send(input: &mpsc::Sender<VoterInput>, entry: &CommitDbEntry) {
@@ -482,7 +550,11 @@ async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<Vote
                     }
                 });
             }
-            VoterOutput::FetchRequest { .. } | VoterOutput::Order { .. } => {}
+            VoterOutput::Order { operation, home } => {
+                let entry = append(&log, NODE, None, operation, home);
+                send(&input, &entry).await;
+            }
+            VoterOutput::FetchRequest { .. } => {}
         }
     }
 }

@@ -13,7 +13,11 @@ use crate::postgres::script::{Part, Script};
 type Names = Vec<Option<String>>;
 
 impl Backend {
-    pub(super) fn add_exchange_without_clock(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
+    /// The messages of an exchange, with the Sync that ends it.
+    ///
+    /// A text of one statement runs by the extended protocol, in which the server itself takes no second one.
+    pub(super) fn add_exchange(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
+        self.note(job);
         if std::mem::take(&mut self.drop_prepared) {
             for name in self.prepared.clear() {
                 script.close(Part::Own, b'S', &name)?;
@@ -34,17 +38,19 @@ impl Backend {
                     script.sync();
                 }
                 let text = job.analysis.texts.first().map_or("", |text| text.executable());
-                script.query(Part::Client, text)?;
+                let single = job.analysis.texts.first().is_some_and(|text| text.statements.len() == 1);
+                if !single {
+                    script.query(Part::Client, text)?;
+                    return Ok(());
+                }
+                script.parse(Part::Silent, "", text, &[], None)?;
+                script.bind(Part::Silent, "", "", &[], &[], &[])?;
+                script.describe_rows("")?;
+                script.execute(Part::Client, "", 0)?;
             }
         }
+        script.sync();
         Ok(())
-    }
-
-    /// The Sync that ends an extended exchange (a simple one ends by itself).
-    pub(super) fn sync_extended(&self, script: &mut Script, job: &Job) {
-        if matches!(job.exchange, Exchange::Extended { .. }) {
-            script.sync();
-        }
     }
 
     fn add_step(

@@ -1,0 +1,463 @@
+//! Runs exchanges of a transaction in its backend, and builds the transaction again where the backend cannot be trusted.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ordering::identifiers::Digest;
+use ordering::message::Outcome;
+use sql::footprint::Footprint;
+use sql::operation::Exchange;
+
+use super::Slot;
+use crate::executor::{Event, outcome};
+use crate::postgres::PostgresError;
+use crate::postgres::backend::{Answer, Backend, Clock, Job, Record};
+use crate::postgres::pool::{Borrowed, Purpose};
+use crate::transactions::{History, WORDS_MISSING};
+use crate::work::{Place, Refused, changes_catalog, changes_names, changes_settings, check, decode, seed, sequences};
+
+/// Exchanges of a list that go out in one pipeline, at most.
+const PIPELINE_MAX: usize = 64;
+
+/// Bytes of such exchanges, at most (more only if one is larger).
+const PIPELINE_BYTES_MAX: usize = 1 << 20;
+
+/// The answer to a listed exchange whose result is too large to keep, as it enters the chain of answers.
+const TOO_LARGE: Digest = [0xff; 32];
+
+/// What a backend is asked.
+pub(super) enum Task<'job> {
+    Within(&'job Job),
+    Guarded(&'job Job),
+    List(&'job [Job]),
+    Settle,
+    Commit(&'job Record),
+}
+
+/// What may stop it.
+pub(super) enum Stop<'exchange> {
+    /// Nothing.
+    Never,
+    /// The ordered end of the transaction.
+    AtEnd,
+    /// The end, and the client's cancel: a listed exchange (and whether it is short), or a read.
+    Statement(Option<(&'exchange Bytes, bool)>),
+}
+
+/// What became of it.
+pub(super) enum Played {
+    Answers(Vec<Answer>),
+    /// It was stopped. Nothing of it stays, and the backend is gone.
+    Stopped,
+    /// The backend was lost.
+    Lost,
+}
+
+/// What became of a list.
+pub(super) enum ListRan {
+    /// Everything has run; the history says what was answered.
+    All,
+    /// An exchange is refused, alike on every voter.
+    Refused(Refused),
+    /// This server could not, or it was stopped.
+    Failed,
+}
+
+impl Slot {
+    pub(super) fn status(&self) -> u8 {
+        self.backend.as_ref().map_or(b'I', |borrowed| borrowed.backend.status())
+    }
+
+    pub(super) fn copying(&self) -> bool {
+        self.backend.as_ref().is_some_and(|borrowed| borrowed.backend.copying())
+    }
+
+    fn must_stop(&self, stop: &Stop<'_>) -> bool {
+        match stop {
+            Stop::Never => false,
+            Stop::AtEnd => self.signal.is_ending(),
+            Stop::Statement(next) => {
+                let (exchange, short) = (next.map(|next| next.0), next.is_some_and(|next| next.1));
+                self.signal.stops(&self.history, exchange, short)
+            }
+        }
+    }
+
+    /// Asks the backend, and stops it when that is wanted.
+    pub(super) async fn play(&mut self, task: Task<'_>, stop: Stop<'_>) -> Result<Played, PostgresError> {
+        let Some(mut borrowed) = self.backend.take() else {
+            return Ok(Played::Lost);
+        };
+        let signal = Arc::clone(&self.signal);
+        let performed = {
+            let performing = perform(&mut borrowed.backend, &task);
+            tokio::pin!(performing);
+            loop {
+                if self.must_stop(&stop) {
+                    break None;
+                }
+                tokio::select! {
+                    performed = &mut performing => break Some(performed),
+                    () = signal.changed() => {}
+                }
+            }
+        };
+        match performed {
+            Some(Ok(answers)) => {
+                self.backend = Some(borrowed);
+                Ok(Played::Answers(answers))
+            }
+            Some(Err(error)) => {
+                tracing::info!(began = self.transaction.began, %error, "a transaction lost its backend");
+                self.shared.tell(Event::Suspect);
+                self.discard(borrowed).await?;
+                Ok(Played::Lost)
+            }
+            None => {
+                self.discard(borrowed).await?;
+                Ok(Played::Stopped)
+            }
+        }
+    }
+
+    /// Ends a backend that cannot be given back, with its transaction; when this returns, the server has let go of all
+    /// locks. Sequences are set back.
+    pub(super) async fn discard(&mut self, borrowed: Borrowed) -> Result<(), PostgresError> {
+        self.built = false;
+        let process = borrowed.backend.process();
+        drop(borrowed);
+        self.shared.terminate(process).await?;
+        self.shared.restore_sequences(&sequences(&self.held)).await
+    }
+
+    /// Ends the open transaction, if there is one, and gives the backend back if it can be trusted.
+    pub(super) async fn close(&mut self) -> Result<(), PostgresError> {
+        let Some(mut borrowed) = self.backend.take() else {
+            return Ok(());
+        };
+        self.built = false;
+        if borrowed.backend.status() == b'I' && !borrowed.backend.copying() {
+            self.give_back(borrowed);
+            return Ok(());
+        }
+        if borrowed.backend.is_foreign() {
+            return self.discard(borrowed).await;
+        }
+        match borrowed.backend.roll_back(&sequences(&self.held)).await {
+            Ok(()) => {
+                self.give_back(borrowed);
+                Ok(())
+            }
+            Err(_) => self.discard(borrowed).await,
+        }
+    }
+
+    pub(super) fn give_back(&mut self, mut borrowed: Borrowed) {
+        if self.settings_changed {
+            borrowed.backend.forget_settings();
+        }
+        if self.catalog_changed {
+            borrowed.backend.forget_prepared();
+        }
+        borrowed.give_back();
+    }
+
+    /// Opens the transaction on a backend. Settings that the server refuses are a result. `announce`: the order of a Begin
+    /// whose snapshot the owner waits for.
+    pub(super) async fn open(&mut self, announce: Option<u64>) -> Result<Option<Outcome>, PostgresError> {
+        self.close().await?;
+        let context = &self.transaction.context;
+        let borrowed = self
+            .shared
+            .pool
+            .borrow(Purpose::Transaction, &context.role, &context.settings)
+            .await;
+        let mut borrowed = match borrowed {
+            Ok(borrowed) => borrowed,
+            Err(error) => {
+                tracing::info!(began = self.transaction.began, %error, "a transaction got no backend");
+                self.shared.tell(Event::Suspect);
+                self.lost = true;
+                return Ok(Some(Outcome::Unavailable));
+            }
+        };
+        let opened = self.open_on(&mut borrowed.backend, announce).await;
+        match opened {
+            Ok(None) => {
+                self.backend = Some(borrowed);
+                self.built = true;
+                self.tainted = false;
+                self.failed_by_read = false;
+                self.names_changed = false;
+                self.all_short = true;
+                Ok(None)
+            }
+            Ok(Some(refused)) => {
+                self.give_back(borrowed);
+                Ok(Some(refused))
+            }
+            Err(error) => {
+                tracing::info!(began = self.transaction.began, %error, "a transaction cannot be opened");
+                self.shared.tell(Event::Suspect);
+                self.lost = true;
+                self.discard(borrowed).await?;
+                Ok(Some(Outcome::Unavailable))
+            }
+        }
+    }
+
+    async fn open_on(&self, backend: &mut Backend, announce: Option<u64>) -> Result<Option<Outcome>, PostgresError> {
+        let settings = &self.transaction.context.settings;
+        if let Some(answer) = backend.prepare(settings, self.catalog.generation).await? {
+            return Ok(Some(outcome(answer).unwrap_or(Outcome::Unavailable)));
+        }
+        let announced = || {
+            if let Some(order) = announce {
+                self.shared.tell(Event::SnapshotOpen(order));
+            }
+        };
+        backend
+            .begin(self.transaction.isolation, self.transaction.read_only, announced)
+            .await?;
+        Ok(None)
+    }
+
+    /// Makes sure that the backend's transaction is exactly what has run here. `fresh`: also that nothing else has run in the
+    /// backend. False when that cannot be had.
+    pub(super) async fn ensure_built(&mut self, fresh: bool) -> Result<bool, PostgresError> {
+        if self.lost {
+            return Ok(false);
+        }
+        let usable = self.built && self.backend.is_some() && !self.failed_by_read;
+        if usable && !(fresh && self.tainted) {
+            return Ok(true);
+        }
+        let ran = std::mem::take(&mut self.history);
+        let rebuilt = matches!(
+            self.run_list(&ran.exchanges(), Stop::AtEnd, false).await?,
+            (None, ListRan::All)
+        );
+        let same = rebuilt && self.history.answers() == ran.answers();
+        if !same {
+            tracing::info!(
+                began = self.transaction.began,
+                "a transaction ran again with another outcome, or could not"
+            );
+            self.lost = true;
+            self.close().await?;
+        }
+        self.history = ran;
+        Ok(same)
+    }
+
+    /// Opens the transaction again and runs a list; the refusal of its settings if there is one.
+    ///
+    /// `only_short`: nobody has seen the list's end, so nothing is run that its shape does not bound.
+    pub(super) async fn run_list(
+        &mut self,
+        listed: &[Bytes],
+        stop: Stop<'_>,
+        only_short: bool,
+    ) -> Result<(Option<Outcome>, ListRan), PostgresError> {
+        self.snapshot_lost |= self.transaction.reads_snapshot() && self.begun_running();
+        self.history = History::default();
+        if let Some(refused) = self.open(None).await? {
+            return Ok((Some(refused), ListRan::Failed));
+        }
+        let mut rest = listed;
+        while !rest.is_empty() {
+            let (ran, count) = self.run_piece(rest, &stop, only_short).await?;
+            if !matches!(ran, ListRan::All) {
+                return Ok((None, ran));
+            }
+            rest = rest.get(count..).unwrap_or_default();
+        }
+        Ok((None, ListRan::All))
+    }
+
+    /// Whether a snapshot of this transaction has ever been taken here.
+    fn begun_running(&self) -> bool {
+        self.live
+    }
+
+    /// Runs the first exchanges of a list: as many as go out in one pipeline, or one of a COPY.
+    async fn run_piece(
+        &mut self,
+        listed: &[Bytes],
+        stop: &Stop<'_>,
+        only_short: bool,
+    ) -> Result<(ListRan, usize), PostgresError> {
+        let (mut jobs, mut bytes) = (Vec::new(), 0);
+        let index = self.history.len();
+        for (offset, exchange) in (0_u32..).zip(listed) {
+            let decoded = match decode(exchange) {
+                Ok(decoded) => decoded,
+                Err(refused) => return Ok((ListRan::Refused(refused), 0)),
+            };
+            let copies = !matches!(decoded, Exchange::Simple { .. } | Exchange::Extended { .. });
+            let full = jobs.len() >= PIPELINE_MAX || bytes > PIPELINE_BYTES_MAX;
+            if !jobs.is_empty() && (copies || full) {
+                break;
+            }
+            bytes += exchange.len();
+            match self.job(decoded, Place::Listed, index.saturating_add(offset)) {
+                Ok(job) if only_short && !job.analysis.short => return Ok((ListRan::Refused(words_missing()), 0)),
+                Ok(job) => jobs.push(job),
+                Err(refused) => return Ok((ListRan::Refused(refused), 0)),
+            }
+            if copies {
+                break;
+            }
+        }
+        let task = match jobs.as_slice() {
+            [job] => Task::Within(job),
+            jobs => Task::List(jobs),
+        };
+        let count = jobs.len();
+        let stop = match stop {
+            Stop::Never => Stop::Never,
+            _ => Stop::AtEnd,
+        };
+        let Played::Answers(answers) = self.play(task, stop).await? else {
+            return Ok((ListRan::Failed, 0));
+        };
+        if answers.len() != count {
+            return Ok((ListRan::Failed, 0));
+        }
+        for (exchange, answer) in listed.iter().zip(answers) {
+            match digest_of(outcome(answer)) {
+                Some(digest) => self.history.push(exchange.clone(), digest),
+                None => return Ok((ListRan::Failed, 0)),
+            }
+        }
+        Ok((ListRan::All, count))
+    }
+
+    /// An exchange as it runs in this transaction, as its `index`-th listed one or a read after as many.
+    pub(super) fn job(&mut self, exchange: Exchange, place: Place, index: u32) -> Result<Job, Refused> {
+        let copies = matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. });
+        if copies != self.copying() {
+            return Err(Refused::new(
+                "08P01",
+                "COPY data and nothing else must follow COPY FROM STDIN",
+            ));
+        }
+        let context = &self.transaction.context;
+        let analysis = check(&self.catalog.analyzer, &exchange, context, place, &self.held)?;
+        if place == Place::Listed {
+            if self.names_changed && !analysis.footprint.is_empty() && !self.held.covers(&Footprint::everything()) {
+                return Err(Refused::too_small(&Footprint::everything(), &self.held));
+            }
+            self.all_short &= analysis.short;
+            self.names_changed |= changes_names(&analysis);
+        }
+        self.settings_changed |= changes_settings(&analysis);
+        self.catalog_changed |= changes_catalog(&analysis);
+        let clock = Clock {
+            time_us: self.transaction.time_us,
+            seed: seed(&self.transaction.nonce, self.transaction.began, index),
+        };
+        if self.catalog_changed
+            && let Some(borrowed) = self.backend.as_mut()
+        {
+            borrowed.backend.forget_prepared();
+        }
+        Ok(Job {
+            exchange,
+            analysis,
+            clock,
+        })
+    }
+
+    /// Runs an exchange that is listed. A refusal leaves the transaction as it was.
+    pub(super) async fn run_write(&mut self, exchange: &Bytes) -> Result<Outcome, PostgresError> {
+        if !self.ensure_built(false).await? {
+            return Ok(Outcome::Unavailable);
+        }
+        let job = decode(exchange).and_then(|decoded| self.job(decoded, Place::Listed, self.history.len()));
+        let job = match job {
+            Ok(job) => job,
+            Err(refused) => return Ok(refused.into()),
+        };
+        let short = job.analysis.short;
+        let stop = Stop::Statement(Some((exchange, short)));
+        let answer = match self.play(Task::Within(&job), stop).await? {
+            Played::Answers(mut answers) => answers.pop(),
+            Played::Stopped => return Ok(Outcome::Unavailable),
+            Played::Lost => None,
+        };
+        let outcome = answer.and_then(outcome);
+        match digest_of_ref(outcome.as_ref()) {
+            Some(digest) => self.history.push(exchange.clone(), digest),
+            None => {
+                // The others have run it.
+                self.lost = true;
+                self.close().await?;
+            }
+        }
+        Ok(outcome.unwrap_or(Outcome::Unavailable))
+    }
+
+    /// Runs a read that is not listed.
+    pub(super) async fn run_read(&mut self, exchange: &Bytes) -> Result<Outcome, PostgresError> {
+        if self.snapshot_lost || !self.ensure_built(false).await? {
+            return Ok(Outcome::Unavailable);
+        }
+        if self.snapshot_lost {
+            return Ok(Outcome::Unavailable);
+        }
+        let job = decode(exchange).and_then(|decoded| self.job(decoded, Place::Unlisted, self.history.len()));
+        let job = match job {
+            Ok(job) => job,
+            Err(refused) => return Ok(refused.into()),
+        };
+        let before = self.status();
+        let task = if job.analysis.plain_read {
+            Task::Within(&job)
+        } else {
+            self.tainted = true;
+            Task::Guarded(&job)
+        };
+        let Played::Answers(mut answers) = self.play(task, Stop::Statement(None)).await? else {
+            self.snapshot_lost |= self.transaction.reads_snapshot();
+            return Ok(Outcome::Unavailable);
+        };
+        self.failed_by_read |= before == b'T' && self.status() == b'E';
+        let outcome = answers.pop().and_then(outcome);
+        if outcome.is_none() {
+            self.built = false;
+        }
+        Ok(outcome.unwrap_or(Outcome::Unavailable))
+    }
+}
+
+async fn perform(backend: &mut Backend, task: &Task<'_>) -> Result<Vec<Answer>, PostgresError> {
+    Ok(match task {
+        Task::Within(job) => vec![backend.within(job).await?],
+        Task::Guarded(job) => vec![backend.guarded(job).await?],
+        Task::List(jobs) => backend.list(jobs).await?,
+        Task::Settle => vec![backend.settle().await?],
+        Task::Commit(record) => vec![backend.commit(record).await?],
+    })
+}
+
+/// A Commit without words that lists more than what is short.
+pub(super) fn words_missing() -> Refused {
+    Refused {
+        hint: "The proxy asks voters for their words before it commits what is not short.".into(),
+        ..Refused::new(WORDS_MISSING, "the transaction needs the words of f+1 voters to be committed")
+    }
+}
+
+/// What enters the chain of answers; `None` for what is no answer.
+fn digest_of(outcome: Option<Outcome>) -> Option<Digest> {
+    digest_of_ref(outcome.as_ref())
+}
+
+fn digest_of_ref(outcome: Option<&Outcome>) -> Option<Digest> {
+    match outcome? {
+        Outcome::Done { multiset, .. } => Some(*multiset),
+        Outcome::Refused { .. } => Some(TOO_LARGE),
+        Outcome::Executed | Outcome::Word { .. } | Outcome::Unavailable => None,
+    }
+}

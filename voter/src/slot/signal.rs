@@ -1,0 +1,142 @@
+//! What must reach a transaction's task at once, also while a statement runs in its backend.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::transactions::History;
+
+/// How a transaction ends.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// Without effect.
+    Abort,
+    /// With exactly this list. `certified`: f+1 voters have run it to its end.
+    Commit {
+        /// The listed exchanges.
+        listed: Vec<Bytes>,
+        /// Whether the Commit carries words.
+        certified: bool,
+    },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Cancels that the task has not come to yet: what is listed ends before these.
+    cancels: VecDeque<u32>,
+    end: Option<End>,
+}
+
+/// Wishes to stop what runs.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// Cancels that are on their way to one transaction's task, at most.
+pub(super) const CANCELS_MAX: usize = 64;
+
+impl Signal {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client gives up what comes after these many listed exchanges; false when it says so too often.
+    pub(super) fn cancel(&self, writes_before: u32) -> bool {
+        let mut state = self.state();
+        if state.cancels.len() >= CANCELS_MAX {
+            return false;
+        }
+        state.cancels.push_back(writes_before);
+        drop(state);
+        self.changed.notify_one();
+        true
+    }
+
+    /// The task has come to the oldest cancel.
+    pub(super) fn cancelled(&self) {
+        self.state().cancels.pop_front();
+    }
+
+    /// The end is ordered.
+    pub(super) fn end(&self, end: End) {
+        self.state().end = Some(end);
+        self.changed.notify_one();
+    }
+
+    /// Whether the end is ordered.
+    pub(super) fn is_ending(&self) -> bool {
+        self.state().end.is_some()
+    }
+
+    /// Whether a statement that runs after what has run here must stop: a read, or the listed exchange `next`.
+    pub(super) fn stops(&self, history: &History, next: Option<&Bytes>, short: bool) -> bool {
+        let state = self.state();
+        if state.cancels.iter().any(|before| *before <= history.len()) {
+            return true;
+        }
+        match (&state.end, next) {
+            (None, _) => false,
+            (Some(End::Abort), _) | (Some(End::Commit { .. }), None) => true,
+            // It ends by itself: f+1 voters have seen its end, or its shape says so.
+            (Some(End::Commit { listed, certified }), Some(_)) => {
+                !(history.begins(listed, next) && (*certified || short))
+            }
+        }
+    }
+
+    /// Waits until something has changed.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn what_is_not_listed_stops_and_what_is_listed_ends_by_itself() {
+        let signal = Signal::default();
+        let mut history = History::default();
+        history.push(bytes("a"), [0; 32]);
+        assert!(!signal.stops(&history, Some(&bytes("b")), false));
+        signal.end(End::Commit {
+            listed: vec![bytes("a"), bytes("b")],
+            certified: true,
+        });
+        assert!(!signal.stops(&history, Some(&bytes("b")), false));
+        assert!(signal.stops(&history, Some(&bytes("c")), true));
+        assert!(signal.stops(&history, None, true), "a read is not listed");
+        signal.end(End::Commit {
+            listed: vec![bytes("a"), bytes("b")],
+            certified: false,
+        });
+        assert!(signal.stops(&history, Some(&bytes("b")), false));
+        assert!(!signal.stops(&history, Some(&bytes("b")), true));
+        signal.end(End::Abort);
+        assert!(signal.stops(&history, Some(&bytes("b")), true));
+    }
+
+    #[test]
+    fn a_cancel_stops_what_is_beyond_it_until_the_task_has_come_to_it() {
+        let signal = Signal::default();
+        let mut history = History::default();
+        history.push(bytes("a"), [0; 32]);
+        assert!(signal.cancel(2));
+        assert!(!signal.stops(&history, Some(&bytes("b")), false));
+        history.push(bytes("b"), [0; 32]);
+        assert!(signal.stops(&history, Some(&bytes("c")), false));
+        signal.cancelled();
+        assert!(!signal.stops(&history, Some(&bytes("c")), false));
+        assert!((0..CANCELS_MAX).all(|_| signal.cancel(9)));
+        assert!(!signal.cancel(9), "bounded");
+    }
+}
