@@ -25,6 +25,8 @@ pub(crate) struct Live {
     transaction: TransactionId,
     /// The encoded context of Begin.
     context: Bytes,
+    /// Those that Begin named live: one of them sends the whole result of a Begin or an Extend, in turns.
+    named: MachineSet,
     machines: MachineSet,
     preference: Preference,
     place: Place,
@@ -40,6 +42,7 @@ impl Live {
         Self {
             transaction,
             context,
+            named: machines,
             machines,
             preference: Preference::default(),
             place: Place {
@@ -59,6 +62,11 @@ impl Live {
     /// The live voters.
     pub(crate) fn machines(&self) -> MachineSet {
         self.machines
+    }
+
+    /// Those that Begin named live.
+    pub(super) fn named(&self) -> MachineSet {
+        self.named
     }
 
     /// Which of them to ask first.

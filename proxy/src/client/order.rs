@@ -63,6 +63,8 @@ struct Ordering<'call> {
     request: Request,
     key: ResultKey,
     nature: Nature,
+    /// Whether the voters that Begin named live take turns with the whole result, rather than all.
+    live_in_turns: bool,
 }
 
 impl Client {
@@ -134,6 +136,7 @@ impl Client {
             request,
             key,
             nature: Nature::of(&operation.work),
+            live_in_turns: matches!(operation.work, Work::Begin { .. } | Work::Extend { .. }),
         };
         let wait = self.await_order(&ordering, live);
         tokio::select! {
@@ -158,7 +161,10 @@ impl Client {
             let standing = waiting.call.collect().standing();
             if let Some((agreed, supporters, order)) = &standing.agreed {
                 self.acknowledged.fetch_max(order.0, Atomic::Relaxed);
-                let first = self.picked_whole(*order, *supporters, live.as_deref());
+                let named = live.as_deref().filter(|_| ordering.live_in_turns).map(Live::named);
+                let first = self.picked_whole(*order, *supporters, named.unwrap_or(self.voter_set));
+                let running = live.as_deref().map_or(self.voter_set, Live::machines);
+                let first = first.filter(|machine| running.contains(*machine));
                 let result = self.whole(&waiting.call, *key, agreed, *supporters, first).await?;
                 let differing = match standing.conflict {
                     true => standing.answered.without(*supporters),
@@ -283,13 +289,10 @@ impl Client {
     }
 
     /// The voter that sends the result at this order whole, unasked.
-    fn picked_whole(&self, order: Order, supporters: MachineSet, of: Option<&Live>) -> Option<MachineId> {
-        let count = u64::try_from(self.voters.len()).unwrap_or(1).max(1);
-        let picked = self.voters.get(usize::try_from(order.0 % count).unwrap_or(0)).copied();
-        // A voter that is not live in the transaction sends nothing.
-        let running = of.map_or(self.voter_set, Live::machines);
+    fn picked_whole(&self, order: Order, supporters: MachineSet, senders: MachineSet) -> Option<MachineId> {
+        let count = u64::try_from(senders.len()).unwrap_or(1).max(1);
+        let picked = senders.iter().nth(usize::try_from(order.0 % count).unwrap_or(0));
         let live = self.health.live();
-        let picked = picked.filter(|machine| running.contains(*machine));
         // One that has not answered yet may still come.
         picked.filter(|machine| supporters.contains(*machine) || live.contains(*machine))
     }
