@@ -405,3 +405,123 @@ async fn a_transaction_goes_on_after_a_cancelled_statement() {
         .unwrap();
     assert_eq!(row.get::<_, &str>(0), "7,0");
 }
+
+/// Three real voters, with a table whose rows are partitions of their own.
+async fn real() -> (World, Client) {
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    client
+        .batch_execute("CREATE TABLE warehouse (w_id int PRIMARY KEY, w_ytd int); CREATE TABLE t (id int)")
+        .await
+        .unwrap();
+    client
+        .batch_execute("INSERT INTO warehouse VALUES (1, 0), (2, 0)")
+        .await
+        .unwrap();
+    (world, client)
+}
+
+async fn settled(world: &World) -> String {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world
+        .everywhere("SELECT string_agg(w_ytd::text, ',' ORDER BY w_id) FROM warehouse")
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_voters_join_a_transaction_under_way() {
+    let (world, client) = real().await;
+    let update = "UPDATE warehouse SET w_ytd = w_ytd + 1 WHERE w_id = 1";
+    for machine in 1..=3_u8 {
+        client.batch_execute(&format!("BEGIN; {update}")).await.unwrap();
+        client.batch_execute(update).await.unwrap();
+        world.faults.mute(machine);
+        client.batch_execute(update).await.unwrap();
+        client
+            .batch_execute("UPDATE warehouse SET w_ytd = w_ytd + 1 WHERE w_id = 2")
+            .await
+            .unwrap();
+        let sum = "SELECT w_ytd::bigint FROM warehouse WHERE w_id = 1";
+        assert_eq!(number(&client, sum).await, i64::from(machine) * 3);
+        client.batch_execute("COMMIT").await.unwrap();
+        world.faults.heal();
+    }
+    assert_eq!(settled(&world).await, "9,3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_voters_go_on_after_a_cancelled_statement() {
+    let (world, client) = real().await;
+    let other = world.connect().await;
+    other
+        .batch_execute("BEGIN; UPDATE warehouse SET w_ytd = 100 WHERE w_id = 2")
+        .await
+        .unwrap();
+    let update = "UPDATE warehouse SET w_ytd = w_ytd + 1 WHERE w_id = 1";
+    client.batch_execute("SET statement_timeout = '700ms'").await.unwrap();
+    client
+        .batch_execute(&format!("BEGIN; {update}; SAVEPOINT s; {update}"))
+        .await
+        .unwrap();
+    // One that waits for locks, and one that runs without end.
+    for text in [
+        "UPDATE warehouse SET w_ytd = 50 WHERE w_id = 2",
+        "UPDATE warehouse SET w_ytd = (SELECT sum(x) FROM generate_series(1, 100000000000) x) WHERE w_id = 1",
+        "SELECT count(*) FROM generate_series(1, 100000000000)",
+    ] {
+        let start = Instant::now();
+        assert_eq!(code(&client, text).await, "57014", "{text}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        client.batch_execute("ROLLBACK TO s").await.unwrap();
+        client.batch_execute(update).await.unwrap();
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+    other.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(settled(&world).await, "2,100");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_voters_stop_a_cancelled_write_that_runs() {
+    let (world, client) = real().await;
+    client.batch_execute("SET statement_timeout = '300ms'").await.unwrap();
+    let endless = "INSERT INTO t SELECT x FROM generate_series(1, 100000000000) x";
+    assert_eq!(code(&client, endless).await, "57014");
+    client.batch_execute("SET statement_timeout = 0").await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    assert_eq!(number(&client, "SELECT count(*) FROM t").await, 1);
+    // The same as a direct statement of a transaction: it holds everything.
+    client.batch_execute("SET statement_timeout = '700ms'").await.unwrap();
+    client
+        .batch_execute("BEGIN; CREATE TABLE u (id int); SAVEPOINT s")
+        .await
+        .unwrap();
+    assert_eq!(code(&client, endless).await, "57014");
+    client
+        .batch_execute("ROLLBACK TO s; INSERT INTO u VALUES (7); COMMIT")
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let both = "SELECT (SELECT string_agg(id::text, ',') FROM t) || ';' || (SELECT string_agg(id::text, ',') FROM u)";
+    assert_eq!(world.everywhere(both).await, "1;7");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_voters_say_what_a_deferred_constraint_says() {
+    let (world, client) = real().await;
+    client
+        .batch_execute("CREATE TABLE child (id int REFERENCES warehouse DEFERRABLE INITIALLY DEFERRED)")
+        .await
+        .unwrap();
+    client
+        .batch_execute("BEGIN; INSERT INTO child VALUES (5)")
+        .await
+        .unwrap();
+    assert_eq!(code(&client, "COMMIT").await, "23503");
+    assert_eq!(code(&client, "INSERT INTO child VALUES (6)").await, "23503");
+    client.batch_execute("INSERT INTO child VALUES (1)").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(
+        world.everywhere("SELECT string_agg(id::text, ',') FROM child").await,
+        "1"
+    );
+}
