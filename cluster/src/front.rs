@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ed25519_dalek::VerifyingKey;
 use ordering::identifiers::{ClientId, MachineId};
 use proxy::{ClusterPort, Destination, FromNode, Proxy, ProxyConfig, RoleConfig, ToNode};
 use rustls::pki_types::pem::PemObject;
@@ -114,6 +115,13 @@ fn configuration(
     // The catalog is readable for every role; voters let a client be its own roles only.
     config.catalog_role = tunables.roles.first().map(|role| role.name.clone()).unwrap_or_default();
     config.rules = tunables.partitions.clone();
+    let voters = file
+        .machines
+        .iter()
+        .filter(|machine| config.voters.contains(&machine.id));
+    config.voter_keys = voters
+        .filter_map(|machine| Some((machine.id, VerifyingKey::from_bytes(&machine.identity).ok()?)))
+        .collect();
     if let Some(tls) = &tunables.tls {
         config.tls = Some(application_tls(tls)?);
         config.tls_required = tls.required;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use sql::analysis::ExchangeAnalysis;
 use sql::footprint::Resource;
-use sql::operation::{Exchange, ExchangeResult};
+use sql::operation::{Exchange, ExchangeResult, Step};
 use sql::refusal::Refusal;
-use sql::statement::Effect;
+use sql::statement::{Effect, StatementClass};
 
 use super::Session;
 use super::routing::{Kind, Routed};
@@ -124,6 +124,8 @@ impl Session {
             }
             let routed = Routed {
                 encoded: encoded.clone(),
+                several: runs_several(exchange, &analysis),
+                copies: matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. }),
                 analysis: &analysis,
                 kind,
             };
@@ -165,6 +167,24 @@ impl Session {
         if let Some(transaction) = &mut self.transaction {
             transaction.failed = true;
         }
+    }
+}
+
+/// Whether several statements of an exchange run: each may read another state.
+fn runs_several(exchange: &Exchange, analysis: &ExchangeAnalysis) -> bool {
+    match exchange {
+        Exchange::Simple { .. } => {
+            let statements = analysis.texts.iter().flat_map(|text| &text.statements);
+            statements
+                .filter(|statement| statement.class != StatementClass::Empty)
+                .count()
+                > 1
+        }
+        Exchange::Extended { steps, .. } => {
+            let executes = steps.iter().filter(|step| matches!(step, Step::Execute { .. }));
+            executes.count() > 1
+        }
+        _ => false,
     }
 }
 

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Connection, Stream};
 use super::pipeline::Pipeline;
-use super::routing::Kind;
+use super::routing::{Kind, UNENDED_MAX};
 use super::settings::{REPORTED, Settings};
 use super::tokens::quote_literal;
 use super::{End, Session};
@@ -178,6 +178,7 @@ async fn login(mut connection: Connection, startup: Startup, encrypted: bool, sh
         context: None,
         transaction: None,
         next_transaction: 1,
+        unended: Arc::new(Semaphore::new(UNENDED_MAX)),
         statements: HashMap::new(),
         portals: HashMap::new(),
         pipeline: Pipeline::default(),

@@ -21,7 +21,7 @@ mod transaction;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::cancels::Registered;
@@ -58,6 +58,8 @@ pub(crate) struct Session {
     context: Option<Arc<Context>>,
     transaction: Option<Transaction>,
     next_transaction: u64,
+    /// Room for transactions of this session that are open, or are not known to have ended.
+    unended: Arc<Semaphore>,
     statements: HashMap<String, Arc<Prepared>>,
     portals: HashMap<String, Portal>,
     pipeline: Pipeline,
