@@ -142,6 +142,64 @@ async fn startup_is_as_postgres_does_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_spelling_of_utf8_is_utf8() {
+    let world = World::start().await;
+    // The second one, with its quotes, is asyncpg's.
+    for spelling in ["UTF8", "'utf-8'", "unicode", "Utf_8", " utf 8 ", "\"UNICODE\"", "auto"] {
+        let mut raw = Raw::open(world.address).await;
+        raw.send(&startup(
+            3 << 16,
+            &[("user", "postgres"), ("client_encoding", spelling)],
+        ))
+        .await;
+        let answers = raw.until_ready().await;
+        assert_eq!(sqlstate(&answers), None, "{spelling}");
+        assert!(
+            answers.iter().any(|answer| answer.text() == "client_encoding\0UTF8"),
+            "{spelling}"
+        );
+    }
+    let mut raw = Raw::open(world.address).await;
+    raw.send(&startup(
+        3 << 16,
+        &[("user", "postgres"), ("options", "-c client_encoding='utf-8'")],
+    ))
+    .await;
+    assert_eq!(sqlstate(&raw.until_ready().await), None);
+    for text in [
+        "SET client_encoding TO 'utf-8'",
+        "SET client_encoding = UTF8",
+        "SET client_encoding = '''utf-8'''",
+        "SET NAMES 'Unicode'",
+        "SET NAMES 'utf_8'",
+        "RESET client_encoding",
+        "SET client_encoding TO DEFAULT",
+    ] {
+        assert_eq!(raw.tags(&query(text)).await, "CZ", "{text}");
+    }
+    for text in [
+        "SELECT set_config('client_encoding', 'utf-8', false)",
+        "SHOW client_encoding",
+    ] {
+        raw.send(&query(text)).await;
+        let answers = raw.until_ready().await;
+        assert_eq!(tags(&answers), "TDCZ", "{text}");
+        assert!(answers[1].body.ends_with(b"UTF8"), "{text}");
+    }
+    for text in ["SET client_encoding TO 'latin1'", "SET NAMES 'sql_ascii'"] {
+        assert_eq!(raw.tags(&query(text)).await, "EZ", "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asyncpg_works() {
+    let world = World::start().await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/asyncpg_transaction.py");
+    let dsn = format!("postgresql://postgres@{}/postgres", world.address);
+    assert_eq!(world.run("/usr/bin/python3", &[script, &dsn]).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pipelines_are_answered_in_order() {
     let world = World::start().await;
     let mut raw = Raw::login(world.address).await;
@@ -369,9 +427,11 @@ async fn tls_is_offered_when_configured() {
     .await;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate).unwrap();
-    let client = rustls::ClientConfig::builder()
+    let mut client = rustls::ClientConfig::builder()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    // As libpq does with sslnegotiation=direct, where it insists on the answer.
+    client.alpn_protocols = vec![b"postgresql".to_vec()];
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     for direct in [false, true] {
@@ -386,6 +446,7 @@ async fn tls_is_offered_when_configured() {
             assert_eq!(&answer, b"S");
         }
         let stream = connector.connect(name.clone(), raw.stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"postgresql"[..]));
         let mut raw = Raw::over(stream);
         raw.send(&startup(3 << 16, &[("user", "postgres")])).await;
         assert_eq!(raw.until_ready().await.last().unwrap().tag, b'Z');

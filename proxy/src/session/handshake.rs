@@ -204,20 +204,18 @@ fn check_startup(startup: &Startup, encrypted: bool, shared: &Shared) -> Result<
         ));
     }
     let encoding = startup.get("client_encoding").unwrap_or("UTF8");
-    if !is_utf8(encoding) {
+    if !is_utf8(encoding) && !encoding.eq_ignore_ascii_case("auto") {
         let message = format!("client_encoding \"{encoding}\" is not supported through the proxy");
         return Err(ApplicationError::fatal("0A000", message).hint("Use client_encoding UTF8."));
     }
     Ok(())
 }
 
-/// Whether an encoding's name means UTF-8. (`SQL_ASCII` converts nothing either.)
+/// Whether an encoding's name means UTF-8: as in Postgres (`pg_char_to_encoding`) only letters and digits count, in
+/// either case, so that `'utf-8'` with quotes inside the value, as asyncpg sends it, is UTF8.
 pub(super) fn is_utf8(name: &str) -> bool {
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
-    matches!(
-        name.to_ascii_lowercase().as_str(),
-        "utf8" | "unicode" | "auto" | "sqlascii"
-    )
+    matches!(name.to_ascii_lowercase().as_str(), "utf8" | "unicode")
 }
 
 async fn authenticate(
@@ -325,12 +323,6 @@ impl Session {
             None => self.read_defaults().await?,
         };
         for (name, value) in startup_settings(startup)? {
-            if name == "client_encoding" && !is_utf8(&value) {
-                return Err(ApplicationError::fatal(
-                    "0A000",
-                    "only client_encoding UTF8 is supported",
-                ));
-            }
             let text = format!("SET {name} TO {}", quote_literal(&value));
             if let Some(refusal) = self.catalog.current().analyzer.text(&text).refusal() {
                 return Err(refusal.clone().into());

@@ -112,7 +112,10 @@ impl Session {
             }
             Setting::SetConfig { local, name, value } => {
                 self.change_setting(name, Some(value.clone()), *local, true).await?;
-                let value = self.settings.get(name).unwrap_or(value).to_owned();
+                let value = match shown_default(name) {
+                    Some(_) => self.show(name),
+                    None => self.settings.get(name).unwrap_or(value).to_owned(),
+                };
                 Ok(Reply {
                     row: Some(("set_config".into(), value)),
                     tag: "SELECT 1".into(),

@@ -85,6 +85,7 @@ struct Cluster {
     faults: Faults,
     transactions: Arc<AsyncMutex<BTreeMap<TransactionId, Arc<AsyncMutex<Open>>>>>,
     idle: Arc<Mutex<Vec<Backend>>>,
+    aborted: Arc<Mutex<std::collections::HashSet<TransactionId>>>,
     kept: Arc<Mutex<HashMap<ResultKey, (Order, Outcome)>>>,
 }
 
@@ -99,6 +100,7 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
         faults: faults.clone(),
         transactions: Arc::default(),
         idle: Arc::default(),
+        aborted: Arc::default(),
         kept: Arc::default(),
     };
     tokio::spawn(async move {
@@ -317,6 +319,11 @@ impl Cluster {
                     result = Some(open.backend.exchange(&Exchange::decode(exchange).unwrap()).await);
                 }
                 open.ordered.insert(order.0, exchanges);
+                // Aborted while it waited for a lock.
+                if self.aborted.lock().unwrap().contains(&transaction) {
+                    open.backend.simple("ROLLBACK").await;
+                    return done(result.unwrap());
+                }
                 self.transactions
                     .lock()
                     .await
@@ -358,6 +365,7 @@ impl Cluster {
             }
             Work::Abandon { .. } | Work::Nothing => panic!("proxies order no such thing"),
             Work::Abort { transaction } => {
+                self.aborted.lock().unwrap().insert(transaction);
                 let open = self.transactions.lock().await.remove(&transaction);
                 if let Some(open) = open {
                     open.lock().await.backend.simple("ROLLBACK").await;
