@@ -155,7 +155,7 @@ async fn login(mut connection: Connection, startup: Startup, encrypted: bool, sh
             .hint("The databases that applications may use are in the cluster file.");
         return Err((connection, End::Told(error)));
     };
-    connection.reader.authenticated();
+    connection.authenticated();
     connection.out.authentication_ok();
     let key_bytes = if startup.minor >= PROTOCOL_LATEST_MINOR {
         LONG_KEY_BYTES
@@ -182,6 +182,7 @@ async fn login(mut connection: Connection, startup: Startup, encrypted: bool, sh
         portals: HashMap::new(),
         pipeline: Pipeline::default(),
         skip_to_sync: false,
+        is_gone: false,
         shared,
         connection,
     };
