@@ -201,3 +201,59 @@ async fn copy_data_passes_through_in_pieces_however_large_a_message_is() {
     raw.send(&query("SELECT count(*) FROM t")).await;
     assert!(raw.until_ready().await[1].body.ends_with(b"70"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_startup_packet_that_trickles_in_is_not_waited_for() {
+    let world = World::start().await;
+    let mut raw = Raw::open(world.address).await;
+    let start = std::time::Instant::now();
+    for byte in startup(3 << 16, &[("user", "postgres")]) {
+        // The end shows as an error of writing, or of reading.
+        if raw.stream.write_all(&[byte]).await.is_err() {
+            break;
+        }
+        let read = tokio::time::timeout(Duration::from_secs(1), raw.next()).await;
+        if read.is_ok() {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(15), "the proxy still waits");
+    }
+    assert!(start.elapsed() > Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// The salt and the iterations that a role's SCRAM exchange begins with.
+async fn salt_of(world: &World, role: &str) -> String {
+    let mut raw = Raw::open(world.address).await;
+    raw.send(&startup(3 << 16, &[("user", role)])).await;
+    raw.next().await.unwrap();
+    let first = b"n,,n=,r=abc";
+    let mut body = b"SCRAM-SHA-256\0".to_vec();
+    body.extend_from_slice(&(first.len() as u32).to_be_bytes());
+    body.extend_from_slice(first);
+    raw.send(&message(b'p', &body)).await;
+    let text = raw.next().await.unwrap().text();
+    text.split_once(",s=").unwrap().1.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_cannot_tell_which_roles_exist() {
+    let verifier = "SCRAM-SHA-256$9000:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
+                    $AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let start = || {
+        World::start_with(|config| {
+            config.authentication = Authentication::ScramSha256;
+            config.roles = vec![RoleConfig {
+                name: "postgres".into(),
+                verifier: Some(verifier.into()),
+            }];
+        })
+    };
+    let world = start().await;
+    let real = salt_of(&world, "postgres").await;
+    let made_up = salt_of(&world, "nobody").await;
+    assert_eq!(made_up.len(), real.len());
+    assert!(made_up.ends_with(",i=9000"), "{made_up}");
+    assert_ne!(made_up, real);
+    assert_eq!(made_up, salt_of(&world, "nobody").await);
+    assert_eq!(made_up, salt_of(&start().await, "nobody").await, "after a restart");
+}

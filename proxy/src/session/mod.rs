@@ -34,7 +34,7 @@ use crate::wire::{FrameError, Frontend};
 use connection::Connection;
 use context::Context;
 use pipeline::{Pipeline, Portal};
-use prepared::Prepared;
+use prepared::Statements;
 use settings::Settings;
 use transaction::Transaction;
 
@@ -59,7 +59,7 @@ pub(crate) struct Session {
     context: Option<Arc<Context>>,
     transaction: Option<Transaction>,
     next_transaction: u64,
-    statements: HashMap<String, Arc<Prepared>>,
+    statements: Statements,
     portals: HashMap<String, Portal>,
     pipeline: Pipeline,
     /// After an error in the extended protocol, everything up to Sync is skipped.
