@@ -19,12 +19,16 @@ use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
 impl Session {
     /// Takes one message of the extended protocol.
     pub(super) async fn extended(&mut self, message: Frontend) -> Result<(), End> {
+        let mut parses_unnamed = false;
         let outcome = match message {
             Frontend::Parse {
                 name,
                 text,
                 parameter_types,
-            } => self.parse(name, text, parameter_types),
+            } => {
+                parses_unnamed = name.is_empty();
+                self.parse(name, text, parameter_types)
+            }
             Frontend::Bind(bind) => self.bind(bind),
             Frontend::DescribeStatement(name) => self.describe_statement(&name),
             Frontend::DescribePortal(name) => self.describe_portal(name),
@@ -54,7 +58,13 @@ impl Session {
                 Ok(())
             }
             Ok(()) => Ok(()),
-            Err(error) => self.pipeline_error(&error).await,
+            Err(error) => {
+                let is_first = self.pipeline_error(&error).await?;
+                if is_first && parses_unnamed {
+                    self.forget_statement("");
+                }
+                Ok(())
+            }
         }
     }
 
@@ -93,7 +103,7 @@ impl Session {
             let statement = self.pipeline.index(&prepared);
             self.pipeline.steps.push(Step::Parse { statement });
         }
-        self.pipeline.changed(Undo::Statement(name, before));
+        self.pipeline.changed(Undo::Parse(name, before));
         Ok(())
     }
 
@@ -202,7 +212,7 @@ impl Session {
                 let (prepared, binary) = (Arc::clone(prepared), *binary);
                 self.execute_special(&prepared, binary).await
             }
-            None if !self.is_begun() => self.pipeline_error(&no_portal(&name)).await,
+            None if !self.is_begun() => self.pipeline_error(&no_portal(&name)).await.map(|_| ()),
             _ => {
                 self.pipeline.stateful |= max_rows > 0 || !self.pipeline.bound.contains(&name);
                 self.pipeline.bytes += name.len();
@@ -226,7 +236,7 @@ impl Session {
             self.begin_implicitly();
             return match self.copy_from(text).await? {
                 Ok(messages) => self.deliver_result(&messages).await,
-                Err(error) => self.pipeline_error(&error).await,
+                Err(error) => self.pipeline_error(&error).await.map(|_| ()),
             };
         }
         match self.run_special(&prepared.class, text).await {
@@ -240,14 +250,14 @@ impl Session {
                 self.connection.out.command_complete(&reply.tag);
                 Ok(())
             }
-            Err(error) => self.pipeline_error(&error).await,
+            Err(error) => self.pipeline_error(&error).await.map(|_| ()),
         }
     }
 
     fn close_statement(&mut self, name: String) {
         let before = self.forget_statement(&name);
         self.pipeline.insert(Backend::close_complete);
-        self.pipeline.changed(Undo::Statement(name, before));
+        self.pipeline.changed(Undo::Close(name, before));
     }
 
     fn close_portal(&mut self, name: String) {
@@ -360,7 +370,11 @@ impl Session {
         for (needs, undo) in undo.into_iter().rev().filter(|(needs, _)| *needs > completed) {
             debug_assert!(needs > completed);
             match undo {
-                Undo::Statement(name, before) => {
+                // A Parse of the unnamed statement that fails has removed the one before (as by Postgres).
+                Undo::Parse(name, _) if name.is_empty() && needs == completed + 1 => {
+                    self.forget_statement(&name);
+                }
+                Undo::Parse(name, before) | Undo::Close(name, before) => {
                     self.forget_statement(&name);
                     if let Some(before) = before {
                         self.statements.insert(name, before);
@@ -377,12 +391,25 @@ impl Session {
         }
     }
 
-    /// An error: what came before is run and answered first.
-    pub(super) async fn pipeline_error(&mut self, error: &ApplicationError) -> Result<(), End> {
+    /// An error: what came before is run and answered first. Gives whether that did not fail already.
+    pub(super) async fn pipeline_error(&mut self, error: &ApplicationError) -> Result<bool, End> {
         self.run_pipeline(false).await?;
-        if !self.skip_to_sync {
+        let is_first = !self.skip_to_sync;
+        if is_first {
             self.report(error);
             self.stop_pipeline();
+        }
+        // Applications may wait for an error without a Sync or Flush.
+        self.connection.flush().await?;
+        Ok(is_first)
+    }
+
+    /// The application pauses without a Sync: what it has sent runs, since it may be waiting for an error. Without an
+    /// error nothing is sent before a Flush or Sync.
+    pub(super) async fn run_paused_pipeline(&mut self) -> Result<(), End> {
+        self.run_pipeline(false).await?;
+        if self.skip_to_sync {
+            self.connection.flush().await?;
         }
         Ok(())
     }

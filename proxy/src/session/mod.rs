@@ -68,6 +68,10 @@ pub(crate) struct Session {
     is_gone: bool,
 }
 
+/// An application that sends nothing for this long, with neither Sync nor Flush behind what it sent, may be waiting for
+/// an error of it: Postgres runs each message as it comes.
+const PIPELINE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// Why a session ends.
 #[derive(Debug)]
 enum End {
@@ -137,8 +141,15 @@ impl Session {
         if self.is_gone {
             return Err(End::Gone);
         }
+        if !self.pipeline.is_empty() {
+            let pause = self.connection.message();
+            match tokio::time::timeout(PIPELINE_PAUSE, pause).await {
+                Ok(message) => return Ok(message?),
+                Err(_) => self.run_paused_pipeline().await?,
+            }
+        }
         let grace = self.shared.config.shutdown_grace;
-        let busy = self.transaction.is_some() || !self.pipeline.is_empty();
+        let busy = self.transaction.is_some();
         let (idle_limit, idle_end) = self.idle_limit();
         let deadline = idle_limit.map(|limit| Instant::now() + limit);
         let mut end_at = None;
@@ -183,7 +194,7 @@ impl Session {
             return Ok(());
         }
         if Frontend::is_extended(self.connection.last_tag) {
-            return self.pipeline_error(&error).await;
+            return self.pipeline_error(&error).await.map(|_| ());
         }
         self.report(&error);
         self.fail_transaction();

@@ -28,7 +28,10 @@ pub(super) enum Portal {
 /// What to take back when a pipeline fails before it.
 #[derive(Debug)]
 pub(super) enum Undo {
-    Statement(String, Option<Arc<Prepared>>),
+    /// A Parse; the statement of this name before.
+    Parse(String, Option<Arc<Prepared>>),
+    /// A Close; the statement of this name before.
+    Close(String, Option<Arc<Prepared>>),
     Portal(String, Option<Portal>),
 }
 
@@ -36,7 +39,9 @@ impl Undo {
     /// Bytes that are kept for it, nearly.
     fn bytes(&self) -> usize {
         match self {
-            Undo::Statement(name, before) => name.len() + before.as_ref().map_or(0, |before| before.bytes()),
+            Undo::Parse(name, before) | Undo::Close(name, before) => {
+                name.len() + before.as_ref().map_or(0, |before| before.bytes())
+            }
             Undo::Portal(name, Some(Portal::Special { prepared, .. })) => name.len() + prepared.bytes(),
             Undo::Portal(name, _) => name.len(),
         }

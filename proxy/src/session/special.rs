@@ -99,11 +99,8 @@ impl Session {
     async fn run_setting(&mut self, setting: &Setting, text: &str) -> Result<Reply, ApplicationError> {
         match setting {
             Setting::Set { local, name, value } => {
-                let outside = self
-                    .transaction
-                    .as_ref()
-                    .is_none_or(|transaction| !transaction.explicit);
-                if *local && outside {
+                // One of several statements of a text is in a block, too.
+                if *local && self.transaction.is_none() {
                     let warning = "SET LOCAL can only be used in transaction blocks";
                     self.connection.out.error(&ApplicationError::warning("25P01", warning));
                 }
