@@ -1,9 +1,10 @@
 //! What a proxy is told at its start.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId};
 use sql::rules::PartitionRules;
 
@@ -21,6 +22,9 @@ pub struct ProxyConfig {
     pub faults: usize,
     /// The machines that hold a voter: 2f+1 of them, ascending (m1..m(2f+1)).
     pub voters: Vec<MachineId>,
+    /// The keys with which the machines sign words. A word of a machine without a key here is taken unverified: a lying voter
+    /// can then make commits fail, and nothing worse, since the voters verify words themselves.
+    pub voter_keys: BTreeMap<MachineId, VerifyingKey>,
     /// The partition rules of the cluster file.
     pub rules: PartitionRules,
     /// The databases that applications may name.
@@ -75,6 +79,7 @@ impl ProxyConfig {
             incarnation,
             faults,
             voters: (1..=machines).map(MachineId).collect(),
+            voter_keys: BTreeMap::new(),
             rules: PartitionRules::default(),
             databases: vec!["postgres".into()],
             roles: vec![RoleConfig {

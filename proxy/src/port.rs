@@ -52,6 +52,11 @@ impl MachineSet {
         self.0.count_ones() as usize
     }
 
+    /// The set as a bit mask: bit `1 << machine`.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Whether no machine is in the set.
     pub fn is_empty(self) -> bool {
         self.0 == 0

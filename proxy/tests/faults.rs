@@ -103,14 +103,22 @@ async fn without_a_majority_the_application_is_told() {
         .unwrap();
     [1, 2].into_iter().for_each(|machine| world.faults.mute(machine));
     assert_eq!(code(&client, "SELECT * FROM t").await.as_deref(), Some("BF005"));
+    // Without words nothing is ordered to commit: the insertion is known to have no effect.
     assert_eq!(
         code(&client, "INSERT INTO t VALUES (1)").await.as_deref(),
-        Some("08007")
+        Some("BF005")
     );
     world.faults.heal();
-    client.batch_execute("BEGIN; INSERT INTO t VALUES (2)").await.unwrap();
-    [1, 2].into_iter().for_each(|machine| world.faults.mute(machine));
+    [1, 2]
+        .into_iter()
+        .for_each(|machine| world.faults.mute_at_commit(machine));
+    assert_eq!(
+        code(&client, "INSERT INTO t VALUES (2)").await.as_deref(),
+        Some("08007")
+    );
+    client.batch_execute("BEGIN; INSERT INTO t VALUES (3)").await.unwrap();
     assert_eq!(code(&client, "COMMIT").await.as_deref(), Some("08007"));
+    assert_eq!(code(&client, "VACUUM t").await.as_deref(), Some("08007"));
     world.faults.heal();
     client.batch_execute("SELECT 1").await.unwrap();
 }

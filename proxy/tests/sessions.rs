@@ -102,10 +102,10 @@ async fn statements_of_a_transaction_need_no_agreement() {
     transaction.execute(&update, &[&1]).await.unwrap();
     transaction.execute(&update, &[&2]).await.unwrap();
     transaction.commit().await.unwrap();
-    assert_eq!(
-        world.faults.take_seen(),
-        ["begin", "direct", "direct", "extend", "commit"]
-    );
+    let mut seen = world.faults.take_seen();
+    // Words are no agreement, and what is short needs none.
+    seen.retain(|kind| *kind != "word");
+    assert_eq!(seen, ["begin", "direct", "direct", "extend", "commit"]);
     // A voter that is a few milliseconds behind has a read ordered: on a busy machine, not at the first try.
     let mut seen = Vec::new();
     for _ in 0..20 {

@@ -9,9 +9,23 @@ use crate::port::MachineSet;
 /// What a voter said, as far as it enters the vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
-    Done { sequence: Digest, multiset: Digest },
+    Done {
+        sequence: Digest,
+        multiset: Digest,
+    },
     Refused(Refused),
+    /// The voter's word on a transaction.
+    Word(Digest),
+    /// It was committed before the voter's restart, and the result is gone there.
+    Executed,
     Unavailable,
+}
+
+impl Verdict {
+    /// Whether it says what happened, so that another voter may contradict it.
+    fn speaks(&self) -> bool {
+        !matches!(self, Verdict::Unavailable | Verdict::Executed)
+    }
 }
 
 /// A refusal by voters.
@@ -36,6 +50,8 @@ pub(crate) enum Agreed {
     Sequence(Digest),
     Multiset(Digest),
     Refused(Refused),
+    /// Words whose chains over the answers are this one.
+    Word(Digest),
 }
 
 /// What a group of voters agrees on, the voters, and the order that they name.
@@ -50,12 +66,21 @@ pub(crate) struct Standing {
     pub(crate) answered: MachineSet,
     /// Voters that could not say.
     pub(crate) unavailable: MachineSet,
+    /// Voters that had committed it before their restart, and have no result any more.
+    pub(crate) executed: MachineSet,
     /// The size of the largest group of equal answers.
     pub(crate) largest: usize,
     /// Enough voters agree on the rows and not on their order, which means something: others may decide it.
     pub(crate) order_open: bool,
     /// Whether two answers differ.
     pub(crate) conflict: bool,
+}
+
+impl Standing {
+    /// Whether voters that were asked contradict each other or cannot say, so that others have to be asked.
+    pub(crate) fn needs_others(&self) -> bool {
+        self.conflict || !self.unavailable.is_empty() || !self.executed.is_empty()
+    }
 }
 
 /// What the order of a result's rows means.
@@ -83,6 +108,8 @@ pub(crate) struct Collect {
     /// Voters whose whole result is welcome.
     whole_from: MachineSet,
     wholes: Vec<(MachineId, Bytes)>,
+    /// The signatures of words.
+    signatures: Vec<(MachineId, [u8; 64])>,
     /// Whether a result counts whose rows come in another order than from other voters.
     any_order: bool,
     /// Whether correct voters that are at different orders may answer differently.
@@ -100,6 +127,7 @@ impl Collect {
             answers: Vec::with_capacity(voters.len()),
             whole_from: MachineSet::EMPTY,
             wholes: Vec::new(),
+            signatures: Vec::new(),
             any_order: rows == Rows::Unordered,
             may_differ: false,
             differing: MachineSet::EMPTY,
@@ -122,10 +150,7 @@ impl Collect {
         let Some((_, supporters, _)) = self.standing().agreed else {
             return MachineSet::EMPTY;
         };
-        let spoken = self
-            .answers
-            .iter()
-            .filter(|answer| answer.verdict != Verdict::Unavailable);
+        let spoken = self.answers.iter().filter(|answer| answer.verdict.speaks());
         let agreed = |machine| supporters.contains(machine);
         let Some(one) = self.answers.iter().find(|answer| agreed(answer.machine)) else {
             return MachineSet::EMPTY;
@@ -185,7 +210,14 @@ impl Collect {
                 detail,
                 hint,
             }),
-            Outcome::Executed | Outcome::Word { .. } | Outcome::Unavailable => Verdict::Unavailable,
+            Outcome::Word { answers, signature } => {
+                if !self.signatures.iter().any(|(from, _)| *from == machine) {
+                    self.signatures.push((machine, signature));
+                }
+                Verdict::Word(answers)
+            }
+            Outcome::Executed => Verdict::Executed,
+            Outcome::Unavailable => Verdict::Unavailable,
         };
         let answer = Answer {
             machine,
@@ -199,10 +231,7 @@ impl Collect {
             None => self.answers.push(answer),
         }
         self.answers.len() >= self.needed.min(self.voters.len() / 2 + 1)
-            || self
-                .answers
-                .last()
-                .is_some_and(|last| last.verdict == Verdict::Unavailable)
+            || self.answers.last().is_some_and(|last| !last.verdict.speaks())
             || self.has_conflict()
     }
 
@@ -222,11 +251,46 @@ impl Collect {
         Some(self.wholes.swap_remove(at))
     }
 
-    fn has_conflict(&self) -> bool {
-        let mut spoken = self
-            .answers
+    /// The signatures of these voters' words.
+    pub(crate) fn signatures(&self, supporters: MachineSet) -> Vec<(MachineId, [u8; 64])> {
+        let of_supporters = self
+            .signatures
             .iter()
-            .filter(|answer| answer.verdict != Verdict::Unavailable);
+            .filter(|(machine, _)| supporters.contains(*machine));
+        of_supporters.copied().collect()
+    }
+
+    /// A voter's answer turned out to be worth nothing.
+    pub(crate) fn discard(&mut self, machine: MachineId) {
+        if let Some(answer) = self.answers.iter_mut().find(|answer| answer.machine == machine) {
+            answer.verdict = Verdict::Unavailable;
+        }
+        self.signatures.retain(|(from, _)| *from != machine);
+    }
+
+    /// The voters that have executed it at the same order: those whose results have this digest, and those whose result is gone.
+    pub(crate) fn executed_with(&self, result: &Digest) -> MachineSet {
+        let executed = |answer: &&Answer| match &answer.verdict {
+            Verdict::Done { sequence, .. } => sequence == result,
+            verdict => *verdict == Verdict::Executed,
+        };
+        let groups = self.answers.iter().map(|one| {
+            let same = self.answers.iter().filter(|answer| answer.order == one.order);
+            same.filter(executed)
+                .map(|answer| answer.machine)
+                .collect::<MachineSet>()
+        });
+        groups.max_by_key(|group| group.len()).unwrap_or_default()
+    }
+
+    /// The largest group of equal results, whether or not they are enough.
+    pub(crate) fn largest_result(&self) -> Option<(Agreed, MachineSet)> {
+        let (agreed, members, _) = self.largest_group(Self::same_sequence)?;
+        matches!(agreed, Agreed::Sequence(_)).then_some((agreed, members))
+    }
+
+    fn has_conflict(&self) -> bool {
+        let mut spoken = self.answers.iter().filter(|answer| answer.verdict.speaks());
         spoken
             .next()
             .is_some_and(|first| spoken.any(|answer| !self.equal(first, answer)))
@@ -242,6 +306,7 @@ impl Collect {
                 },
             ) => sequence == sequence_2 || multiset == multiset_2,
             (Verdict::Refused(one), Verdict::Refused(other)) => one == other,
+            (Verdict::Word(one), Verdict::Word(other)) => one == other,
             _ => false,
         };
         verdicts && (!self.ordered || one.order == other.order)
@@ -249,14 +314,15 @@ impl Collect {
 
     /// How the call stands.
     pub(crate) fn standing(&self) -> Standing {
-        let unavailable = self
-            .answers
-            .iter()
-            .filter(|answer| answer.verdict == Verdict::Unavailable);
+        let with = |verdict: Verdict| {
+            let answers = self.answers.iter().filter(move |answer| answer.verdict == verdict);
+            answers.map(|answer| answer.machine).collect()
+        };
         let mut standing = Standing {
             agreed: None,
             answered: self.answers.iter().map(|answer| answer.machine).collect(),
-            unavailable: unavailable.map(|answer| answer.machine).collect(),
+            unavailable: with(Verdict::Unavailable),
+            executed: with(Verdict::Executed),
             largest: 0,
             order_open: false,
             conflict: self.has_conflict(),
@@ -301,6 +367,7 @@ impl Collect {
             (Verdict::Refused(refused), Verdict::Refused(other)) if refused == other => {
                 Some(Agreed::Refused(refused.clone()))
             }
+            (Verdict::Word(answers), Verdict::Word(other)) if answers == other => Some(Agreed::Word(*answers)),
             _ => None,
         }
     }

@@ -92,14 +92,15 @@ impl Health {
         live.map(|machine| machine.id).collect()
     }
 
-    /// `count` voters to ask: stale ones last, before them those that seem down, and the prompt ones first; in turn, so
+    /// `count` voters of these to ask: stale ones last, before them those that seem down, and the prompt ones first; in turn, so
     /// that the work is spread.
-    pub(super) fn pick(&self, count: usize, preference: Preference) -> Vec<MachineId> {
+    pub(super) fn pick(&self, count: usize, preference: Preference, among: MachineSet) -> Vec<MachineId> {
         let live = self.live();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let length = self.machines.len().max(1);
         let rotated = self.machines.iter().cycle().skip(turn % length).take(length);
         let mut picked: Vec<_> = rotated.map(|machine| machine.id).collect();
+        picked.retain(|machine| among.contains(*machine));
         let rank = |id: MachineId| {
             let Preference { prompt, stale } = preference;
             (stale.contains(id), !live.contains(id), !prompt.contains(id))
@@ -114,15 +115,27 @@ impl Health {
 mod tests {
     use super::*;
 
+    fn all() -> MachineSet {
+        [1, 2, 3].map(MachineId).into_iter().collect()
+    }
+
+    #[test]
+    fn only_those_are_picked_that_may_be() {
+        let health = Health::new(&[1, 2, 3].map(MachineId));
+        let two = MachineSet::one(MachineId(2));
+        assert_eq!(health.pick(3, Preference::default(), two), [MachineId(2)]);
+    }
+
     #[test]
     fn work_is_spread_and_dead_voters_are_avoided() {
         let health = Health::new(&[1, 2, 3].map(MachineId));
-        let picks: MachineSet = (0..3).flat_map(|_| health.pick(1, Preference::default())).collect();
-        assert_eq!(picks.len(), 3);
+        let all = all();
+        let picks = (0..3).flat_map(|_| health.pick(1, Preference::default(), all));
+        assert_eq!(picks.collect::<MachineSet>().len(), 3);
         health.link(MachineId(2), false);
         for _ in 0..4 {
-            assert!(!health.pick(2, Preference::default()).contains(&MachineId(2)));
-            assert_eq!(health.pick(3, Preference::default()).last(), Some(&MachineId(2)));
+            assert!(!health.pick(2, Preference::default(), all).contains(&MachineId(2)));
+            assert_eq!(health.pick(3, Preference::default(), all).last(), Some(&MachineId(2)));
         }
     }
 
@@ -132,7 +145,7 @@ mod tests {
         let one = |id| MachineSet::one(MachineId(id));
         let (prompt, stale) = (one(1).union(one(3)), one(3));
         for _ in 0..4 {
-            let picked = health.pick(3, Preference { prompt, stale });
+            let picked = health.pick(3, Preference { prompt, stale }, all());
             assert_eq!(picked, [1, 2, 3].map(MachineId));
         }
     }

@@ -5,18 +5,20 @@ mod calls;
 mod collect;
 mod direct;
 mod health;
+mod live;
 mod numbers;
 mod order;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId, Order};
-use ordering::message::ResultKey;
+use ordering::message::{ClientMessage, ResultKey};
 use sql::operation::ExchangeResult;
 use sql::result::ResultDigests;
 use tokio::sync::{Notify, mpsc};
@@ -31,11 +33,20 @@ pub(crate) use collect::Rows;
 use health::Health;
 use numbers::Numbers;
 
-pub(crate) use direct::{Question, Quorum};
+pub(crate) use direct::{Question, Quorum, Statement};
 pub(crate) use health::Preference;
+pub(crate) use live::Live;
 
 /// How long other voters may take to say in which order the rows come, when f+1 agree on all but that.
 const ROWS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How much later than the first of a transaction's live voters the others may be, before the rest are joined.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(25);
+/// How long the live voters may say nothing at all before the rest are joined: a statement that waits for locks, or that takes
+/// its time, is no reason.
+const SILENCE_PATIENCE: Duration = Duration::from_millis(500);
+/// The proxy says that it lives as often as this.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many results the dispatcher takes at once.
 const DISPATCH_BATCH: usize = 256;
@@ -48,6 +59,7 @@ pub(crate) struct Client {
     faults: usize,
     voters: Vec<MachineId>,
     voter_set: MachineSet,
+    voter_keys: BTreeMap<MachineId, VerifyingKey>,
     statement_timeout: Duration,
     to: mpsc::Sender<(Destination, ToNode)>,
     calls: Calls,
@@ -84,8 +96,10 @@ pub(crate) enum Failure {
     Unavailable,
     /// Nothing for the time limit.
     NoProgress,
-    /// Nothing for the time limit, and what was asked for may still be committed.
+    /// What was asked for may be committed, now or later.
     OutcomeUnknown,
+    /// It is committed, and what it answered is gone.
+    ResultLost,
     /// The application cancelled it, and it has no effect.
     Cancelled,
     /// It is larger than an operation may be.
@@ -117,12 +131,16 @@ impl Failure {
             }
             Failure::NoProgress => ApplicationError::new(NO_PROGRESS, "the cluster makes no progress")
                 .hint("Look at the cluster's health; run the transaction again."),
-            Failure::OutcomeUnknown => ApplicationError::new(
-                "08007",
-                "the cluster did not say in time whether the transaction is committed",
-            )
-            .detail("It may be committed later, or never.")
-            .hint("Look at the data before you run it again."),
+            Failure::OutcomeUnknown => {
+                ApplicationError::new("08007", "the cluster did not say whether the transaction is committed")
+                    .detail("It may be committed later, or never.")
+                    .hint("Look at the data before you run it again.")
+            }
+            Failure::ResultLost => ApplicationError::new("08007", "the statement is committed, and its result is lost")
+                .detail(
+                    "Database nodes were restarted after they had committed it; what it answered is gone with them.",
+                )
+                .hint("Do not run it again; look at the data for what it did."),
             Failure::Cancelled => ApplicationError::cancelled(),
             Failure::TooLarge => ApplicationError::new("54000", "the statement with its parameters is too large")
                 .hint("Send large data with COPY FROM STDIN."),
@@ -161,7 +179,7 @@ impl Cancel {
         self.requested.load(Ordering::Relaxed)
     }
 
-    async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         while !self.is_requested() {
             self.notify.notified().await;
         }
@@ -177,6 +195,7 @@ impl Client {
             faults: config.faults,
             voters: config.voters.clone(),
             voter_set: config.voters.iter().copied().collect(),
+            voter_keys: config.voter_keys.clone(),
             statement_timeout: config.statement_timeout,
             to,
             calls: Calls::default(),
@@ -219,6 +238,24 @@ impl Client {
         }
     }
 
+    /// Whether the links to the cluster have ended: nothing will be answered any more.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.to.is_closed()
+    }
+
+    /// Tells the voters that this proxy lives, for ever: they have the transactions of a silent one aborted.
+    pub(crate) async fn keep_alive(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(KEEP_ALIVE_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let message = ToNode::Client(ClientMessage::KeepAlive);
+            if self.send(Destination::Machines(self.voter_set), message).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn send(&self, destination: Destination, message: ToNode) -> Result<(), Failure> {
         self.to
             .send((destination, message))
@@ -227,7 +264,7 @@ impl Client {
     }
 
     async fn recall(&self, key: ResultKey, machine: MachineId) -> Result<(), Failure> {
-        let message = ToNode::Client(ordering::message::ClientMessage::Recall(key));
+        let message = ToNode::Client(ClientMessage::Recall(key));
         metrics::counter!("cloudbft_recalls_total").increment(1);
         self.send(Destination::Machines(MachineSet::one(machine)), message)
             .await
@@ -240,7 +277,7 @@ impl Client {
         let matches = match agreed {
             Agreed::Sequence(agreed) => *agreed == sequence,
             Agreed::Multiset(agreed) => *agreed == multiset,
-            Agreed::Refused(_) => false,
+            Agreed::Refused(_) | Agreed::Word(_) => false,
         };
         matches.then_some(result)
     }

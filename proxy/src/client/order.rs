@@ -1,17 +1,19 @@
 //! Ordered requests.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering as Atomic;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ed25519_dalek::Signer;
 use ordering::identifiers::{MachineId, Order};
 use ordering::message::{OPERATION_BYTES_MAX, Request, ResultKey};
-use sql::operation::{Operation, Work};
+use sql::operation::{ExchangeResult, Operation, Work};
 use tokio::time::{Instant, timeout_at};
 
 use super::calls::{Call, Waiting};
 use super::collect::{Agreed, Collect, Rows, Standing};
-use super::{Cancel, Client, Failure, ROWS_PATIENCE, Voted};
+use super::live::Live;
+use super::{Cancel, Client, Failure, OTHERS_PATIENCE, ROWS_PATIENCE, SILENCE_PATIENCE, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// The first retransmission comes after this; each further one after twice the time.
@@ -23,6 +25,48 @@ const WHOLE_PATIENCE: Duration = Duration::from_millis(20);
 /// How long a voter may take to answer a recall before another is asked.
 const RECALL_PATIENCE: Duration = Duration::from_millis(250);
 
+/// What an operation's answers mean beside its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    /// It commits by itself.
+    OneShot,
+    /// It commits a transaction.
+    Commit,
+    /// A statement of an open transaction: it has no effect without that transaction's COMMIT.
+    Within,
+    /// Anything else without effect.
+    Harmless,
+}
+
+impl Nature {
+    fn of(work: &Work) -> Self {
+        match work {
+            Work::OneShot { .. } => Nature::OneShot,
+            Work::Commit { .. } => Nature::Commit,
+            Work::Extend { .. }
+            | Work::Read {
+                transaction: Some(_), ..
+            } => Nature::Within,
+            _ => Nature::Harmless,
+        }
+    }
+
+    /// Whether it may be committed though nobody can say so.
+    fn commits(self) -> bool {
+        matches!(self, Nature::OneShot | Nature::Commit)
+    }
+}
+
+/// A request on its way.
+struct Ordering<'call> {
+    waiting: &'call Waiting<'call>,
+    request: Request,
+    key: ResultKey,
+    nature: Nature,
+    /// Whether the voters that Begin named live take turns with the whole result, rather than all.
+    live_in_turns: bool,
+}
+
 impl Client {
     /// Has an operation ordered and run, and gives the result that f+1 voters agree on. With `cancel`, gives up when
     /// the application wants that: only for what has no effect.
@@ -32,7 +76,24 @@ impl Client {
         rows: Rows,
         cancel: Option<&Cancel>,
     ) -> Result<Voted, Failure> {
-        self.order_within(operation, rows, cancel, self.statement_timeout).await
+        self.order_within(operation, rows, cancel, None, self.statement_timeout)
+            .await
+    }
+
+    /// The same for a statement that only the live voters of an open transaction run; the others are joined when those do not
+    /// agree.
+    pub(crate) async fn order_live(
+        &self,
+        operation: &Operation,
+        rows: Rows,
+        cancel: Option<&Cancel>,
+        live: &mut Live,
+    ) -> Result<Voted, Failure> {
+        let voted = self
+            .order_within(operation, rows, cancel, Some(&mut *live), self.statement_timeout)
+            .await?;
+        live.note(&voted);
+        Ok(voted)
     }
 
     /// The same with a time limit of its own.
@@ -41,6 +102,7 @@ impl Client {
         operation: &Operation,
         rows: Rows,
         cancel: Option<&Cancel>,
+        mut live: Option<&mut Live>,
         limit: Duration,
     ) -> Result<Voted, Failure> {
         let deadline = Instant::now() + limit;
@@ -62,77 +124,174 @@ impl Client {
             signature: [0; 64],
         };
         request.signature = self.signing_key.sign(&request.digest()).to_bytes();
+        if let Some(live) = &mut live {
+            live.ordered_by(request.number);
+        }
         let key = ResultKey::Request(request.number);
         let waiting = self
             .calls
             .open(key, Collect::new(self.voter_set, self.faults + 1, true, rows));
-        let within = matches!(
-            operation.work,
-            Work::Extend { .. }
-                | Work::Read {
-                    transaction: Some(_),
-                    ..
-                }
-        );
-        let wait = self.await_order(&waiting, &request, key, within);
+        let ordering = Ordering {
+            waiting: &waiting,
+            request,
+            key,
+            nature: Nature::of(&operation.work),
+            live_in_turns: matches!(operation.work, Work::Begin { .. } | Work::Extend { .. }),
+        };
+        let wait = self.await_order(&ordering, live);
         tokio::select! {
             voted = timeout_at(deadline, wait) => voted.map_err(|_| Failure::NoProgress)?,
             () = wait_for(cancel) => Err(Failure::Cancelled),
         }
     }
 
-    /// `within`: it is a statement of an open transaction, and has no effect without its COMMIT.
-    async fn await_order(
-        &self,
-        waiting: &Waiting<'_>,
-        request: &Request,
-        key: ResultKey,
-        within: bool,
-    ) -> Result<Voted, Failure> {
+    async fn await_order(&self, ordering: &Ordering<'_>, mut live: Option<&mut Live>) -> Result<Voted, Failure> {
+        let Ordering {
+            waiting, request, key, ..
+        } = ordering;
         let mut pause = RETRANSMIT_FIRST;
         self.send(Destination::All, ToNode::Request(request.clone())).await?;
         let mut retransmit_at = Instant::now() + pause;
         let mut order_until = None;
+        let mut lost_until = None;
+        let mut others_at = Instant::now() + SILENCE_PATIENCE;
+        let mut joined = MachineSet::EMPTY;
+        let mut late = MachineSet::EMPTY;
         loop {
             let standing = waiting.call.collect().standing();
-            if let Some((agreed, supporters, order)) = standing.agreed {
-                self.acknowledged.fetch_max(order.0, Ordering::Relaxed);
-                let first = self.picked_whole(order, supporters);
-                let result = self.whole(&waiting.call, key, &agreed, supporters, first).await?;
+            if let Some((agreed, supporters, order)) = &standing.agreed {
+                self.acknowledged.fetch_max(order.0, Atomic::Relaxed);
+                let named = live.as_deref().filter(|_| ordering.live_in_turns).map(Live::named);
+                let first = self.picked_whole(*order, *supporters, named.unwrap_or(self.voter_set));
+                let running = live.as_deref().map_or(self.voter_set, Live::machines);
+                let first = first.filter(|machine| running.contains(*machine));
+                let result = self.whole(&waiting.call, *key, agreed, *supporters, first).await?;
+                let differing = match standing.conflict {
+                    true => standing.answered.without(*supporters),
+                    false => MachineSet::EMPTY,
+                };
                 return Ok(Voted {
-                    order,
+                    order: *order,
                     result,
-                    prompt: supporters,
-                    unavailable: standing.unavailable,
+                    prompt: *supporters,
+                    unavailable: standing.unavailable.union(late).union(differing),
                 });
             }
-            if let Some(failure) = self.hopeless(&standing) {
-                return Err(failure);
+            if let Some(voted) = self.committed_before(ordering) {
+                return Ok(voted);
             }
-            if within && self.has_lost_transaction(&standing) {
+            if ordering.nature == Nature::OneShot && self.is_executed(ordering, &standing) {
+                // A result that f+1 voters still have is better.
+                let until = *lost_until.get_or_insert(Instant::now() + ROWS_PATIENCE);
+                let more = self.health.live().without(standing.answered);
+                if more.is_empty() || until <= Instant::now() {
+                    return Err(self.result_lost(ordering).await);
+                }
+            }
+            if let Some(failure) = self.hopeless(&standing) {
+                return Err(match failure {
+                    Failure::NoMajority(detail) if ordering.nature == Nature::OneShot => {
+                        Failure::NoMajority(format!("{detail} It is ordered, and may be committed."))
+                    }
+                    _ if ordering.nature.commits() => Failure::OutcomeUnknown,
+                    failure => failure,
+                });
+            }
+            if ordering.nature == Nature::Within && self.has_lost_transaction(&standing) {
                 return Err(Failure::transaction_lost());
             }
             if standing.order_open && order_until.is_none() {
                 order_until = Some(Instant::now() + ROWS_PATIENCE);
             }
-            let wake_at = order_until.map_or(retransmit_at, |until| until.min(retransmit_at));
+            if let Some(live) = live.as_deref_mut()
+                && self.voter_set != live.machines()
+            {
+                if !standing.answered.is_empty() {
+                    others_at = others_at.min(Instant::now() + OTHERS_PATIENCE);
+                }
+                if standing.needs_others() || standing.order_open || others_at <= Instant::now() {
+                    late = live.machines().without(standing.answered);
+                    self.health.asked(late);
+                    joined = self.join(live).await?;
+                    self.join_ordered(live, joined).await?;
+                }
+            }
+            let mut wake_at = retransmit_at;
+            if live.as_deref().is_some_and(|live| live.machines() != self.voter_set) {
+                wake_at = wake_at.min(others_at);
+            }
+            let wake_at = [order_until, lost_until]
+                .into_iter()
+                .flatten()
+                .fold(wake_at, Instant::min);
             if timeout_at(wake_at, waiting.call.changed.notified()).await.is_err() {
                 if order_until.is_some_and(|until| until <= Instant::now()) {
                     waiting.call.collect().accept_any_order();
                     continue;
                 }
+                if retransmit_at > Instant::now() {
+                    continue;
+                }
                 metrics::counter!("cloudbft_retransmissions_total").increment(1);
                 self.send(Destination::All, ToNode::Request(request.clone())).await?;
+                if let Some(live) = live.as_deref()
+                    && !joined.is_empty()
+                {
+                    self.join_ordered(live, joined).await?;
+                }
                 pause = (pause * 2).min(RETRANSMIT_MAX);
                 retransmit_at = Instant::now() + pause;
             }
         }
     }
 
+    /// A Commit of which f+1 voters say that it is done, some of them without its result: what COMMIT answers is known.
+    fn committed_before(&self, ordering: &Ordering<'_>) -> Option<Voted> {
+        if ordering.nature != Nature::Commit {
+            return None;
+        }
+        let result = ExchangeResult {
+            messages: Bytes::from_static(b"C\0\0\0\x0bCOMMIT\0"),
+            status: b'I',
+        };
+        let plain = result.digests().ok()?.sequence;
+        let executed = ordering.waiting.call.collect().executed_with(&plain);
+        (executed.len() > self.faults).then_some(Voted {
+            order: Order(0),
+            result,
+            prompt: executed,
+            unavailable: MachineSet::EMPTY,
+        })
+    }
+
+    /// Whether f+1 voters have executed a one-shot of which some have no result any more.
+    fn is_executed(&self, ordering: &Ordering<'_>, standing: &Standing) -> bool {
+        let collect = ordering.waiting.call.collect();
+        let with_result = collect.largest_result().map_or(0, |(_, members)| members.len());
+        !standing.executed.is_empty() && standing.executed.len() + with_result > self.faults
+    }
+
+    /// What to say of a one-shot whose result fewer than f+1 voters have: that it is committed, if f+1 say so.
+    async fn result_lost(&self, ordering: &Ordering<'_>) -> Failure {
+        let call = &ordering.waiting.call;
+        if call.collect().standing().executed.len() > self.faults {
+            return Failure::ResultLost;
+        }
+        // The result of the voters that have one tells whether it succeeded or was an error.
+        let Some((agreed, members)) = call.collect().largest_result() else {
+            return Failure::OutcomeUnknown;
+        };
+        let whole = self.whole(call, ordering.key, &agreed, members, None);
+        match tokio::time::timeout(ROWS_PATIENCE, whole).await {
+            Ok(Ok(result)) if !crate::wire::scan(&result.messages).failed => Failure::ResultLost,
+            _ => Failure::OutcomeUnknown,
+        }
+    }
+
     /// The voter that sends the result at this order whole, unasked.
-    fn picked_whole(&self, order: Order, supporters: MachineSet) -> Option<MachineId> {
-        let count = u64::try_from(self.voters.len()).unwrap_or(1).max(1);
-        let picked = self.voters.get(usize::try_from(order.0 % count).unwrap_or(0)).copied();
+    fn picked_whole(&self, order: Order, supporters: MachineSet, senders: MachineSet) -> Option<MachineId> {
+        let count = u64::try_from(senders.len()).unwrap_or(1).max(1);
+        let picked = senders.iter().nth(usize::try_from(order.0 % count).unwrap_or(0));
         let live = self.health.live();
         // One that has not answered yet may still come.
         picked.filter(|machine| supporters.contains(*machine) || live.contains(*machine))
@@ -172,7 +331,7 @@ impl Client {
         agreed: &Agreed,
         supporters: MachineSet,
         picked: Option<MachineId>,
-    ) -> Result<sql::operation::ExchangeResult, Failure> {
+    ) -> Result<ExchangeResult, Failure> {
         if let Agreed::Refused(refused) = agreed {
             return Err(Failure::Refused(refused.clone().into()));
         }

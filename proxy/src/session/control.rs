@@ -1,16 +1,16 @@
 //! BEGIN, COMMIT, ROLLBACK, savepoints and transaction modes.
 
-use sql::operation::{Exchange, Operation, Work};
+use sql::operation::Exchange;
 use sql::statement::{TransactionControl, TransactionModes};
 
 use super::Session;
 use super::routing::Kind;
 use super::special::Reply;
 use super::transaction::{SAVEPOINTS_MAX, Savepoint, Transaction, isolation_name};
-use crate::client::{Failure, Rows};
+use crate::client::Failure;
 use crate::error::ApplicationError;
 use crate::measures::TransactionEnd;
-use crate::wire::{first_error, leave_out};
+use crate::wire::first_error;
 
 impl Session {
     /// Runs a transaction control statement.
@@ -198,45 +198,20 @@ impl Session {
             self.committed(&transaction);
             return Ok(true);
         };
-        let (id, context) = (begun.id, begun.context.decoded.clone());
-        let (_, writes, footprint) = begun.into_writes();
-        let operation = Operation {
-            context,
-            footprint,
-            nonce: rand::random(),
-            work: Work::Commit {
-                transaction: id,
-                writes,
-                words: Vec::new(),
-            },
-        };
-        match self.shared.client.order(&operation, Rows::Unordered, None).await {
-            Ok(voted) => {
-                if let Some(error) = first_error(&voted.result.messages) {
-                    self.rolled_back(&transaction, TransactionEnd::Failed);
-                    return Err(error);
-                }
-                // Notices of deferred triggers; the tag is the proxy's own.
-                self.connection.out.raw(&leave_out(&voted.result.messages, b"C"));
+        self.cancel.reset();
+        match self.finish(begun).await {
+            Ok(notices) => {
+                self.connection.out.raw(&notices);
                 self.committed(&transaction);
                 Ok(true)
             }
-            Err(Failure::NoProgress) => {
-                self.abort_operation_later(operation);
-                self.rolled_back(&transaction, TransactionEnd::Unknown);
-                Err(Failure::OutcomeUnknown.into_error())
-            }
             Err(failure) => {
-                self.abort_operation_later(operation);
-                self.rolled_back(&transaction, TransactionEnd::Failed);
-                Err(match failure.into_error() {
-                    error if error.sqlstate == "25P01" => {
-                        ApplicationError::new("40001", "the transaction was aborted by the cluster")
-                            .detail("It was open for longer than the time limit of transactions.")
-                            .hint("Run the transaction again.")
-                    }
-                    error => error,
-                })
+                let end = match failure {
+                    Failure::OutcomeUnknown => TransactionEnd::Unknown,
+                    _ => TransactionEnd::Failed,
+                };
+                self.rolled_back(&transaction, end);
+                Err(failure.into_error())
             }
         }
     }
@@ -335,20 +310,6 @@ impl Session {
         }
         let result = self.execute(&exchange, Kind::Stateful).await?;
         first_error(&result.messages).map_or(Ok(()), Err)
-    }
-
-    fn abort_operation_later(&self, operation: Operation) {
-        let Work::Commit { transaction, .. } = operation.work else {
-            return;
-        };
-        let operation = Operation {
-            work: Work::Abort { transaction },
-            ..operation
-        };
-        let client = std::sync::Arc::clone(&self.shared.client);
-        tokio::spawn(async move {
-            let _ = client.order(&operation, Rows::Unordered, None).await;
-        });
     }
 }
 

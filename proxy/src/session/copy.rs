@@ -76,7 +76,8 @@ impl Session {
         while gathered.len() >= least {
             let data = gathered.split_to(gathered.len().min(PIECE_BYTES_MAX)).freeze();
             if self.cancel.is_requested() {
-                self.fail_transaction();
+                // The backends are in the middle of the COPY: no savepoint can be gone back to.
+                self.doom();
                 return Some(Err(ApplicationError::cancelled()));
             }
             match self.execute(&Exchange::CopyData { data }, Kind::Stateful).await {

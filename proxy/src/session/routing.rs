@@ -4,21 +4,31 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ordering::identifiers::Order;
 use sql::analysis::ExchangeAnalysis;
-use sql::footprint::{Footprint, Resource};
-use sql::operation::{ExchangeResult, Isolation, Operation, TransactionId, Work};
+use sql::footprint::{Footprint, Mode, Resource};
+use sql::operation::{Exchange, ExchangeResult, Isolation, Operation, TransactionId, Work};
 use sql::statement::Effect;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Session;
 use super::context::Context;
 use super::settings::READS;
-use super::transaction::{Begun, exclusive};
-use crate::client::{Failure, Question, Quorum, Rows, Voted};
+use super::transaction::{Begun, Deferred, exclusive};
+use crate::client::{Failure, Question, Quorum, Rows, Statement, Voted};
+use crate::error::ApplicationError;
 use crate::measures::Stage;
+use crate::wire::{command_tag, first_error, leave_out, scan};
 
-/// How long an Abort is tried.
-const ABORT_LIMIT: Duration = Duration::from_secs(600);
+/// The pause before another request for an Abort.
+const ABORT_PAUSE: Duration = Duration::from_secs(1);
+/// Transactions of one session that are open, or whose Abort nobody has acknowledged yet.
+pub(super) const UNENDED_MAX: usize = 8;
+/// Refused by voters: a statement that must run in a transaction was ordered by itself.
+const NEEDS_TRANSACTION: &str = "BF006";
+/// Refused by voters: the words of a COMMIT do not suffice.
+const WORDS_REFUSED: &str = "BF007";
+/// Refused by voters: too many transactions are open. Such a Begin holds nothing.
+const TOO_MANY_OPEN: &str = "53400";
 
 /// What an exchange needs beside its footprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +51,10 @@ impl Kind {
 /// An exchange on its way.
 pub(super) struct Routed<'analysis> {
     pub(super) encoded: Bytes,
+    /// Whether it is a part of a COPY that is under way.
+    pub(super) copies: bool,
+    /// Whether it runs several statements, each on a snapshot of its own unless the whole is ordered.
+    pub(super) several: bool,
     pub(super) analysis: &'analysis ExchangeAnalysis,
     pub(super) kind: Kind,
 }
@@ -55,13 +69,23 @@ impl Routed<'_> {
     }
 }
 
+/// A transaction that is to be opened on the voters.
+struct Opening {
+    context: Arc<Context>,
+    isolation: Isolation,
+    read_only: bool,
+    footprint: Footprint,
+    exchanges: Vec<Deferred>,
+    rows: Rows,
+}
+
 impl Session {
     pub(super) async fn route(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
         if self.is_begun() {
             return self.within(routed).await;
         }
         if routed.kind == Kind::Apart {
-            return self.one_shot(routed).await;
+            return self.autocommit_write(routed).await;
         }
         let writes = routed.analysis.effect > Effect::Read;
         if writes && self.transaction.is_none() && self.settings.get("default_transaction_read_only") == Some("on") {
@@ -73,7 +97,9 @@ impl Session {
         }
         match routed.analysis.effect {
             Effect::Nothing | Effect::Session | Effect::Read => self.autocommit_read(routed).await,
-            Effect::LockingRead | Effect::Write | Effect::Ddl | Effect::Maintenance => self.one_shot(routed).await,
+            Effect::LockingRead | Effect::Write | Effect::Ddl | Effect::Maintenance => {
+                self.autocommit_write(routed).await
+            }
         }
     }
 
@@ -101,15 +127,55 @@ impl Session {
         voted
     }
 
-    async fn ask(&self, question: Question, quorum: Quorum, cancellable: bool) -> Result<Voted, Failure> {
+    /// Has a statement of the open transaction ordered.
+    async fn order_within(&mut self, operation: &Operation, rows: Rows) -> Result<Voted, Failure> {
         let start = Instant::now();
-        let voted = self
-            .shared
+        let (shared, cancel) = (Arc::clone(&self.shared), Arc::clone(&self.cancel));
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
+        let voted = shared
             .client
-            .ask(question, quorum, cancellable.then_some(&*self.cancel))
+            .order_live(operation, rows, Some(&cancel), &mut begun.live)
             .await;
+        shared.metrics.stage(Stage::Order, start.elapsed());
+        voted
+    }
+
+    async fn ask(&self, question: Question, quorum: Quorum) -> Result<Voted, Failure> {
+        let start = Instant::now();
+        let voted = self.shared.client.ask(question, quorum, Some(&self.cancel)).await;
         self.shared.metrics.stage(Stage::Direct, start.elapsed());
         voted
+    }
+
+    /// Asks the live voters of the open transaction.
+    async fn ask_within(&mut self, routed: &Routed<'_>, statement: Statement) -> Result<Voted, Failure> {
+        let start = Instant::now();
+        let (shared, cancel) = (Arc::clone(&self.shared), Arc::clone(&self.cancel));
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
+        let question = Question {
+            context: begun.context.encoded.clone(),
+            exchange: routed.encoded.clone(),
+            rows: routed.rows(),
+        };
+        let voted = shared
+            .client
+            .ask_within(&mut begun.live, question, statement, Some(&cancel))
+            .await;
+        shared.metrics.stage(Stage::Direct, start.elapsed());
+        voted
+    }
+
+    /// An autocommit statement that writes: ordered once if it is short, else a transaction of its own, which commits only
+    /// what f+1 voters give their words for.
+    async fn autocommit_write(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+        if routed.analysis.short || routed.analysis.effect == Effect::Maintenance {
+            match self.one_shot(routed).await {
+                // The voters know a newer catalog, by which it is not short.
+                Err(Failure::Refused(error)) if error.sqlstate == NEEDS_TRANSACTION => {}
+                outcome => return outcome,
+            }
+        }
+        self.certified(routed).await
     }
 
     async fn one_shot(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
@@ -128,16 +194,42 @@ impl Session {
         }
     }
 
+    /// Runs an exchange in a transaction of its own; its result is the application's once that is committed.
+    async fn certified(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+        let opening = Opening {
+            context: self.context(),
+            isolation: Isolation::ReadCommitted,
+            read_only: false,
+            footprint: routed.analysis.footprint.clone(),
+            exchanges: vec![Deferred {
+                encoded: routed.encoded.clone(),
+                short: routed.analysis.short,
+            }],
+            rows: routed.rows(),
+        };
+        let (mut begun, mut result) = self.open(opening).await?;
+        begun.wrote = routed.analysis.effect > Effect::LockingRead;
+        if scan(&result.messages).failed || result.status == b'E' {
+            self.abort_later(begun);
+        } else {
+            let notices = self.finish(begun).await?;
+            if !notices.is_empty() {
+                result.messages = [result.messages, notices].concat().into();
+            }
+        }
+        result.status = b'I';
+        Ok(result)
+    }
+
     async fn autocommit_read(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
         let context = self.context();
-        if !routed.analysis.needs_clock && is_narrow(&routed.analysis.footprint) {
+        if !routed.analysis.needs_clock && !routed.several && is_narrow(&routed.analysis.footprint) {
             let question = Question {
                 context: context.encoded.clone(),
-                transaction: None,
                 exchange: routed.encoded.clone(),
                 rows: routed.rows(),
             };
-            match self.ask(question, self.read_quorum(), true).await {
+            match self.ask(question, self.read_quorum()).await {
                 Err(Failure::Undecided) => {}
                 voted => return voted.map(|voted| voted.result),
             }
@@ -166,60 +258,118 @@ impl Session {
         }
     }
 
-    /// Opens the transaction on the voters, with this exchange as its first.
-    async fn begin(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    /// Opens a transaction on the voters; what it holds, and its last exchange's result.
+    async fn open(&mut self, opening: Opening) -> Result<(Begun, ExchangeResult), Failure> {
         let id = TransactionId {
             client: self.shared.client.id().0,
             session: self.id,
             number: self.next_transaction,
         };
         self.next_transaction += 1;
+        let limit = self.shared.config.statement_timeout;
+        let room = tokio::select! {
+            room = tokio::time::timeout(limit, Arc::clone(&self.unended).acquire_owned()) => room,
+            () = self.cancel.wait() => return Err(Failure::Cancelled),
+        };
+        let Ok(Ok(room)) = room else {
+            return Err(Failure::NoProgress);
+        };
+        let snapshot = opening.isolation == Isolation::RepeatableRead;
+        let all = snapshot || opening.read_only || holds_everything(&opening.footprint);
+        let client = Arc::clone(&self.shared.client);
+        let live = client.live(id, opening.context.encoded.clone(), all);
+        let exchanges: Vec<Bytes> = opening
+            .exchanges
+            .iter()
+            .map(|deferred| deferred.encoded.clone())
+            .collect();
+        let operation = Operation {
+            context: opening.context.decoded.clone(),
+            footprint: opening.footprint.clone(),
+            nonce: rand::random(),
+            work: Work::Begin {
+                transaction: id,
+                isolation: opening.isolation,
+                read_only: opening.read_only,
+                live: live.machines().bits(),
+                exchanges: exchanges.clone(),
+            },
+        };
+        let mut begun = Begun::new(id, opening.context, opening.footprint, snapshot, live, room);
+        begun.all_short = opening.exchanges.iter().all(|deferred| deferred.short);
+        let start = Instant::now();
+        let voted = client
+            .order_live(&operation, opening.rows, Some(&self.cancel), &mut begun.live)
+            .await;
+        self.shared.metrics.stage(Stage::Order, start.elapsed());
+        match voted {
+            Ok(voted) => {
+                begun.began(voted.order, &exchanges);
+                Ok((begun, voted.result))
+            }
+            Err(failure) => {
+                let holds = match &failure {
+                    Failure::Refused(error) => error.sqlstate != TOO_MANY_OPEN,
+                    Failure::TooLarge => false,
+                    _ => true,
+                };
+                // Also a refused Begin holds its locks to an ordered end.
+                if holds {
+                    self.abort_later(begun);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Opens the session's transaction on the voters, with this exchange as its first.
+    async fn begin(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
         let Some(transaction) = &self.transaction else {
             return Err(Failure::Unavailable);
         };
         let context = Context::new(self.id, &self.role, &self.database, &transaction.settings_before);
         let isolation = transaction.voters_isolation();
-        let snapshot = isolation == Isolation::RepeatableRead;
-        // A plain read on a snapshot locks nothing.
-        let footprint = match snapshot && routed.analysis.effect <= Effect::Read {
-            true => Footprint::empty(),
-            false => lock_footprint(routed.analysis, transaction.locks_reads()),
+        let plain_read = routed.analysis.effect <= Effect::Read && routed.kind == Kind::Plain;
+        // A plain read on a snapshot locks nothing. What locks nothing is not listed: the Begin only takes the snapshot.
+        let unlisted = plain_read && isolation == Isolation::RepeatableRead;
+        let (footprint, first) = match unlisted {
+            true => (
+                Footprint::empty(),
+                self.deferred(&Exchange::Simple { text: String::new() }),
+            ),
+            false => {
+                let first = Deferred {
+                    encoded: routed.encoded.clone(),
+                    short: routed.analysis.short,
+                };
+                (lock_footprint(routed.analysis, transaction.locks_reads()), first)
+            }
         };
         let mut exchanges = transaction.deferred.clone();
-        exchanges.push(routed.encoded.clone());
-        let work = Work::Begin {
-            transaction: id,
+        exchanges.push(first);
+        let opening = Opening {
+            context,
             isolation,
             read_only: transaction.read_only,
-            live: u64::MAX,
+            footprint,
             exchanges,
+            rows: routed.rows(),
         };
-        let operation = Operation {
-            context: context.decoded.clone(),
-            footprint: footprint.clone(),
-            nonce: rand::random(),
-            work,
-        };
-        let voted = self.order(&operation, routed.rows(), true).await;
-        let Work::Begin { exchanges, .. } = operation.work else {
-            return Err(Failure::Unavailable);
-        };
-        let held = footprint;
-        match voted {
-            Ok(voted) => {
-                let mut begun = Begun::new(id, context, held, snapshot, voted.order, &exchanges);
-                begun.note(&voted);
+        match self.open(opening).await {
+            Ok((mut begun, result)) => {
+                begun.wrote = !unlisted && writes(routed);
                 if let Some(transaction) = &mut self.transaction {
                     transaction.begun = Some(begun);
                     transaction.deferred.clear();
                 }
-                Ok(voted.result)
+                match unlisted {
+                    true => self.read_within(routed).await,
+                    false => Ok(result),
+                }
             }
-            // The voters have undone it, alike.
-            Err(failure @ Failure::Refused(_)) => Err(failure),
+            // Nothing has happened yet: a savepoint before it can still be gone back to.
+            Err(failure @ (Failure::Refused(_) | Failure::Cancelled)) => Err(failure),
             Err(failure) => {
-                let begun = Begun::new(id, context, held, snapshot, Order(0), &exchanges);
-                self.abort_later(begun);
                 self.doom();
                 Err(failure)
             }
@@ -228,7 +378,7 @@ impl Session {
 
     /// A statement of a transaction that is open on the voters.
     async fn within(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
-        let effect = routed.analysis.effect;
+        let analysis = routed.analysis;
         let Some(transaction) = &self.transaction else {
             return Err(Failure::Unavailable);
         };
@@ -236,92 +386,152 @@ impl Session {
             return Err(Failure::Unavailable);
         };
         let locks_reads = transaction.locks_reads();
-        let footprint = lock_footprint(routed.analysis, locks_reads);
-        let only_reads = effect <= Effect::Read;
-        let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && only_reads);
-        if only_reads && routed.kind == Kind::Plain && (covered || !locks_reads) {
-            let quorum = Quorum::Locked(begun.preference);
-            return self.read_within(routed, covered.then_some(quorum)).await;
-        }
-        let result = if covered && begun.has_room(routed.encoded.len()) {
-            self.write_directly(routed).await
-        } else {
-            self.extend(routed, footprint).await
+        let footprint = lock_footprint(analysis, locks_reads);
+        let plain_read = analysis.effect <= Effect::Read && routed.kind == Kind::Plain;
+        let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && plain_read);
+        let bound = analysis.needs_transaction || analysis.needs_clock || begun.may_have_written(&footprint);
+        let result = match (plain_read, covered) {
+            (true, true) => self.read_within(routed).await,
+            // No lock protects it: as outside the transaction, unless it may depend on what that wrote.
+            (true, false) if !locks_reads && !bound => return self.autocommit_read(routed).await,
+            (true, false) if !locks_reads => self.ordered_read_within(routed).await,
+            (_, true) if begun.has_room(routed.encoded.len()) => self.write_directly(routed).await,
+            _ => self.extend(routed, footprint).await,
         };
-        if result.is_err() {
+        let result = match result {
+            Err(Failure::Unavailable) => Err(Failure::transaction_lost()),
+            result => result,
+        };
+        match &result {
+            Ok(_) => {}
+            Err(Failure::Cancelled) if !routed.copies => self.cancel_within().await,
+            Err(_) if plain_read && (covered || !locks_reads) => {}
             // Whether it ran is not known, or the voters have given the whole transaction up.
-            self.doom();
+            Err(_) => self.doom(),
         }
         result
     }
 
-    async fn read_within(&mut self, routed: &Routed<'_>, locked: Option<Quorum>) -> Result<ExchangeResult, Failure> {
-        let Some(begun) = self.begun() else {
-            return Err(Failure::Unavailable);
-        };
-        let (context, id, count) = (Arc::clone(&begun.context), begun.id, begun.writes_before());
-        let question = Question {
-            context: context.encoded.clone(),
-            transaction: Some(begun.place(false)),
-            exchange: routed.encoded.clone(),
-            rows: routed.rows(),
-        };
-        match self.ask(question, locked.unwrap_or(Quorum::All), true).await {
-            Ok(voted) => return Ok(self.note_voters(voted)),
-            Err(Failure::Undecided | Failure::Unavailable) => {}
-            Err(failure) => return Err(failure),
+    /// The statement that is on its way is not listed; the transaction has failed, and can go back to a savepoint.
+    async fn cancel_within(&mut self) {
+        let client = Arc::clone(&self.shared.client);
+        if let Some(begun) = self.begun() {
+            client.cancel(&mut begun.live).await;
         }
-        let work = Work::Read {
-            transaction: Some(id),
-            writes_before: count,
-            exchange: routed.encoded.clone(),
-        };
-        let footprint = routed.analysis.footprint.clone();
+    }
+
+    async fn read_within(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+        match self.ask_within(routed, Statement::Read).await {
+            Err(Failure::Undecided | Failure::Unavailable) => self.ordered_read_within(routed).await,
+            voted => voted.map(|voted| voted.result),
+        }
+    }
+
+    async fn ordered_read_within(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
         let operation = Operation {
-            context: context.decoded.clone(),
-            footprint,
+            context: begun.context.decoded.clone(),
+            footprint: routed.analysis.footprint.clone(),
             nonce: rand::random(),
-            work,
+            work: Work::Read {
+                transaction: Some(begun.id),
+                writes_before: begun.live.count(),
+                exchange: routed.encoded.clone(),
+            },
         };
-        let voted = self.order(&operation, routed.rows(), true).await?;
-        Ok(self.note_voters(voted))
+        let voted = self.order_within(&operation, routed.rows()).await?;
+        Ok(voted.result)
     }
 
     async fn write_directly(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
-        let Some(begun) = self.begun() else {
-            return Err(Failure::Unavailable);
-        };
-        let question = Question {
-            context: begun.context.encoded.clone(),
-            transaction: Some(begun.place(true)),
-            exchange: routed.encoded.clone(),
-            rows: routed.rows(),
-        };
+        let voted = self.ask_within(routed, Statement::Write).await?;
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
+        begun.all_short &= routed.analysis.short;
+        begun.wrote |= writes(routed);
         begun.wrote_directly(routed.encoded.clone());
-        let voted = self.ask(question, Quorum::Everyone, false).await?;
-        Ok(self.note_voters(voted))
+        Ok(voted.result)
     }
 
     async fn extend(&mut self, routed: &Routed<'_>, footprint: Footprint) -> Result<ExchangeResult, Failure> {
-        let Some(begun) = self.begun() else {
-            return Err(Failure::Unavailable);
-        };
-        let work = Work::Extend {
-            transaction: begun.id,
-            writes_before: begun.writes_before(),
-            exchange: routed.encoded.clone(),
-        };
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
         let operation = Operation {
             context: begun.context.decoded.clone(),
             footprint,
             nonce: rand::random(),
-            work,
+            work: Work::Extend {
+                transaction: begun.id,
+                writes_before: begun.live.count(),
+                exchange: routed.encoded.clone(),
+            },
         };
-        let voted = self.order(&operation, routed.rows(), true).await?;
-        if let Some(begun) = self.begun() {
-            begun.extended(voted.order, &routed.encoded, &operation.footprint);
+        let voted = self.order_within(&operation, routed.rows()).await?;
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
+        begun.all_short &= routed.analysis.short;
+        begun.wrote |= writes(routed);
+        begun.extended(voted.order, &routed.encoded, &operation.footprint);
+        Ok(voted.result)
+    }
+
+    /// Commits a transaction on f+1 voters' words; what COMMIT answers beside its tag.
+    ///
+    /// # Errors
+    /// [`Failure::OutcomeUnknown`] when it may be committed. After any other, it has no effect.
+    pub(super) async fn finish(&mut self, mut begun: Begun) -> Result<Bytes, Failure> {
+        if !begun.wrote {
+            // Each answer was f+1 voters' under its locks or on its snapshot. Nothing is left to commit.
+            self.abort_later(begun);
+            return Ok(Bytes::new());
         }
-        Ok(self.note_voters(voted))
+        let client = Arc::clone(&self.shared.client);
+        let mut words = Vec::new();
+        if !begun.all_short {
+            let start = Instant::now();
+            let (id, began) = (begun.id, begun.began);
+            let given = client.words(&mut begun.live, id, began, Some(&self.cancel)).await;
+            self.shared.metrics.stage(Stage::Direct, start.elapsed());
+            match given {
+                Ok(given) => words = given,
+                Err(failure) => {
+                    self.abort_later(begun);
+                    return Err(match failure {
+                        Failure::Unavailable | Failure::Undecided => Failure::transaction_lost(),
+                        failure => failure,
+                    });
+                }
+            }
+        }
+        let ending = begun.into_ending();
+        let operation = Operation {
+            context: ending.context.decoded.clone(),
+            footprint: ending.held.clone(),
+            nonce: rand::random(),
+            work: Work::Commit {
+                transaction: ending.id,
+                writes: ending.writes,
+                words,
+            },
+        };
+        let voted = self.order(&operation, Rows::Unordered, false).await;
+        let failure = match voted {
+            Ok(voted) => return committed(&voted.result.messages),
+            Err(failure) => failure,
+        };
+        // After a Commit, an Abort does nothing. Instead of one, it frees the locks.
+        self.abort_ending_later(ending.id, &ending.context, ending.held, ending.room);
+        Err(match failure {
+            Failure::Refused(error) if error.sqlstate == "25P01" => Failure::Refused(
+                ApplicationError::new("40001", "the transaction was aborted by the cluster")
+                    .detail("It was open for longer than the time limit of transactions.")
+                    .hint("Run the transaction again."),
+            ),
+            Failure::Refused(error) if error.sqlstate == WORDS_REFUSED => Failure::Refused(
+                ApplicationError::new("40001", "the transaction was not certified")
+                    .detail(error.message)
+                    .hint("Run the transaction again."),
+            ),
+            failure @ (Failure::Refused(_) | Failure::TooLarge) => failure,
+            _ => Failure::OutcomeUnknown,
+        })
     }
 
     pub(super) fn begun(&mut self) -> Option<&mut Begun> {
@@ -333,13 +543,6 @@ impl Session {
         self.transaction
             .as_ref()
             .is_some_and(|transaction| transaction.begun.is_some())
-    }
-
-    fn note_voters(&mut self, voted: Voted) -> ExchangeResult {
-        if let Some(begun) = self.begun() {
-            begun.note(&voted);
-        }
-        voted.result
     }
 
     /// The transaction is lost as a whole: the voters are told, and only ROLLBACK is left to the application.
@@ -356,24 +559,65 @@ impl Session {
 
     /// Has a transaction aborted, without waiting for it.
     pub(super) fn abort_later(&self, begun: Begun) {
-        let context = begun.context.decoded.clone();
-        let (transaction, _, footprint) = begun.into_writes();
+        let ending = begun.into_ending();
+        self.abort_ending_later(ending.id, &ending.context, ending.held, ending.room);
+    }
+
+    /// Asks for an Abort until it is acknowledged: until then the transaction may hold its locks. The session's room for
+    /// further transactions shrinks meanwhile. Each request has a time limit: one that is outstanding for ever would use up the
+    /// window of request numbers.
+    fn abort_ending_later(
+        &self,
+        transaction: TransactionId,
+        context: &Context,
+        footprint: Footprint,
+        room: OwnedSemaphorePermit,
+    ) {
         let operation = Operation {
-            context,
+            context: context.decoded.clone(),
             footprint,
             nonce: rand::random(),
             work: Work::Abort { transaction },
         };
         let client = Arc::clone(&self.shared.client);
+        let attempt = self.shared.config.statement_timeout;
         tokio::spawn(async move {
-            if let Err(failure) = client
-                .order_within(&operation, Rows::Unordered, None, ABORT_LIMIT)
-                .await
-            {
-                tracing::debug!(?failure, "an abort got no answer");
+            let _room = room;
+            loop {
+                let outcome = client
+                    .order_within(&operation, Rows::Unordered, None, None, attempt)
+                    .await;
+                match outcome {
+                    Ok(_) | Err(Failure::Refused(_)) => return,
+                    Err(_) if client.is_cut_off() => return,
+                    Err(failure) => tracing::debug!(?failure, "an abort is not acknowledged yet"),
+                }
+                tokio::time::sleep(ABORT_PAUSE).await;
             }
         });
     }
+}
+
+/// What a COMMIT says that was answered: an error, or the messages beside its tag.
+fn committed(messages: &Bytes) -> Result<Bytes, Failure> {
+    if let Some(error) = first_error(messages) {
+        return Err(Failure::Refused(error));
+    }
+    if command_tag(messages).as_deref() == Some("ROLLBACK") {
+        return Err(Failure::transaction_lost());
+    }
+    // Notices of deferred triggers; the tag is the proxy's own.
+    Ok(leave_out(messages, b"C"))
+}
+
+/// Whether something that COMMIT lists may have changed data.
+fn writes(routed: &Routed<'_>) -> bool {
+    routed.analysis.effect > Effect::LockingRead || routed.kind == Kind::Stateful
+}
+
+/// Whether nobody else runs meanwhile.
+fn holds_everything(footprint: &Footprint) -> bool {
+    footprint.entries().first() == Some(&(Resource::Everything, Mode::Exclusive))
 }
 
 /// Whether all voters' equal answers prove a state: at most one resource is read.

@@ -1,13 +1,13 @@
 //! SET and RESET: the value is validated by the voters' databases, and kept by the proxy.
 
-use sql::operation::{Exchange, Isolation};
+use sql::operation::{Exchange, Isolation, SessionContext};
 
 use super::Session;
 use super::handshake::is_utf8;
 use super::routing::Kind;
 use super::settings::{READS, REPORTED, Settings, parse_milliseconds, reported_name, show_milliseconds};
 use super::tokens::{quote_identifier, quote_literal};
-use super::transaction::DEFERRED_MAX;
+use super::transaction::{DEFERRED_MAX, Deferred};
 use crate::error::{ApplicationError, NOT_SUPPORTED};
 use crate::wire::{first_error, read_rows};
 
@@ -98,16 +98,31 @@ impl Session {
 
     /// Has an exchange run at the Begin of the transaction.
     pub(super) fn defer(&mut self, exchange: &Exchange) -> Result<(), ApplicationError> {
+        let waiting = self
+            .transaction
+            .as_ref()
+            .map_or(0, |transaction| transaction.deferred.len());
+        if waiting >= DEFERRED_MAX {
+            return Err(ApplicationError::new(
+                "54000",
+                "too many settings and savepoints before the first statement",
+            ));
+        }
+        let deferred = self.deferred(exchange);
         if let Some(transaction) = &mut self.transaction {
-            if transaction.deferred.len() >= DEFERRED_MAX {
-                return Err(ApplicationError::new(
-                    "54000",
-                    "too many settings and savepoints before the first statement",
-                ));
-            }
-            transaction.deferred.push(exchange.encode());
+            transaction.deferred.push(deferred);
         }
         Ok(())
+    }
+
+    /// The exchange as a Begin takes it along.
+    pub(super) fn deferred(&self, exchange: &Exchange) -> Deferred {
+        let context = SessionContext::default();
+        let analysis = self.catalog.current().analyzer.exchange(exchange, &context);
+        Deferred {
+            encoded: exchange.encode(),
+            short: analysis.is_ok_and(|analysis| analysis.short),
+        }
     }
 
     fn keep_setting(&mut self, name: &str, value: Option<String>, local: bool) {

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ordering::identifiers::{Digest, Order};
-use ordering::message::{CHAIN_START, DirectKind, DirectTransaction, chain};
-use sql::footprint::{Footprint, Mode};
+use ordering::identifiers::Order;
+use sql::footprint::{Footprint, Mode, Resource};
 use sql::operation::{Isolation, TransactionId, TransactionWrite};
 use sql::statement::TransactionModes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::Context;
 use super::settings::Settings;
-use crate::client::{Preference, Voted};
+use crate::client::Live;
 
 /// Writes kept inline for COMMIT, in bytes; what exceeds this is ordered instead, so that COMMIT stays bounded.
 pub(super) const INLINE_BYTES_MAX: usize = 4 << 20;
@@ -34,12 +34,20 @@ pub(super) struct Transaction {
     /// It may have changed the catalog.
     pub(super) catalog_changed: bool,
     /// Exchanges that must run on the voters before its first one there.
-    pub(super) deferred: Vec<Bytes>,
+    pub(super) deferred: Vec<Deferred>,
     pub(super) savepoints: Vec<Savepoint>,
     /// The session's settings at its start.
     pub(super) settings_before: Settings,
     /// Its part on the voters, once begun.
     pub(super) begun: Option<Begun>,
+}
+
+/// An exchange that runs at the Begin of its transaction, before the first statement.
+#[derive(Clone, Debug)]
+pub(super) struct Deferred {
+    pub(super) encoded: Bytes,
+    /// Whether its shape bounds it.
+    pub(super) short: bool,
 }
 
 /// A savepoint.
@@ -59,12 +67,28 @@ pub(super) struct Begun {
     pub(super) held: Footprint,
     /// Whether plain reads see one snapshot, the same on all voters.
     pub(super) snapshot: bool,
-    /// Whom to ask first.
-    pub(super) preference: Preference,
+    /// The voters that run its statements.
+    pub(super) live: Live,
+    /// The order of its Begin.
+    pub(super) began: Order,
+    /// Whether everything listed is short: such a transaction needs no words.
+    pub(super) all_short: bool,
+    /// Whether it may have something to commit: if not, it ends without.
+    pub(super) wrote: bool,
     writes: Vec<TransactionWrite>,
-    count: u32,
-    chain: Digest,
     inline_bytes: usize,
+    /// One of the transactions that the session may have open or unaborted; given back when this one is known to have ended.
+    room: OwnedSemaphorePermit,
+}
+
+/// A Commit's or an Abort's part of a transaction that ends.
+pub(super) struct Ending {
+    pub(super) id: TransactionId,
+    pub(super) context: Arc<Context>,
+    pub(super) held: Footprint,
+    pub(super) writes: Vec<TransactionWrite>,
+    /// See [`Begun`].
+    pub(super) room: OwnedSemaphorePermit,
 }
 
 impl Transaction {
@@ -121,51 +145,47 @@ impl Transaction {
 }
 
 impl Begun {
-    /// A transaction whose Begin ran these exchanges at this order.
+    /// A transaction whose Begin is about to run these exchanges.
     pub(super) fn new(
         id: TransactionId,
         context: Arc<Context>,
         held: Footprint,
         snapshot: bool,
-        order: Order,
-        exchanges: &[Bytes],
+        live: Live,
+        room: OwnedSemaphorePermit,
     ) -> Self {
-        let mut begun = Self {
+        Self {
             id,
             context,
             held,
             snapshot,
-            preference: Preference::default(),
-            writes: vec![TransactionWrite::Ordered(order.0)],
-            count: 0,
-            chain: CHAIN_START,
+            live,
+            began: Order(0),
+            all_short: true,
+            wrote: false,
+            writes: Vec::new(),
             inline_bytes: 0,
-        };
-        exchanges.iter().for_each(|exchange| begun.count_write(exchange));
-        begun
+            room,
+        }
     }
 
-    fn count_write(&mut self, exchange: &[u8]) {
-        self.count = self.count.saturating_add(1);
-        self.chain = chain(&self.chain, exchange);
+    /// Its Begin ran these exchanges at this order.
+    pub(super) fn began(&mut self, order: Order, exchanges: &[Bytes]) {
+        self.began = order;
+        self.writes.push(TransactionWrite::Ordered(order.0));
+        exchanges.iter().for_each(|exchange| self.live.listed(exchange));
     }
 
-    /// Notes who answered a statement, and who could not.
-    pub(super) fn note(&mut self, voted: &Voted) {
-        self.preference.prompt = voted.prompt;
-        self.preference.stale = self.preference.stale.union(voted.unavailable);
-    }
-
-    /// A direct write was sent.
+    /// A direct write ran.
     pub(super) fn wrote_directly(&mut self, exchange: Bytes) {
-        self.count_write(&exchange);
+        self.live.wrote_directly(exchange.clone());
         self.inline_bytes = self.inline_bytes.saturating_add(exchange.len());
         self.writes.push(TransactionWrite::Direct(exchange));
     }
 
     /// An ordered Extend ran.
     pub(super) fn extended(&mut self, order: Order, exchange: &[u8], footprint: &Footprint) {
-        self.count_write(exchange);
+        self.live.listed(exchange);
         self.writes.push(TransactionWrite::Ordered(order.0));
         self.held.extend(footprint);
     }
@@ -175,24 +195,26 @@ impl Begun {
         self.inline_bytes.saturating_add(bytes) <= INLINE_BYTES_MAX
     }
 
-    /// Writes so far.
-    pub(super) fn writes_before(&self) -> u32 {
-        self.count
+    /// Whether it may have written something of this footprint.
+    pub(super) fn may_have_written(&self, footprint: &Footprint) -> bool {
+        let overlap = |held: &Resource, read: &Resource| {
+            held == read || *held == Resource::Everything || *read == Resource::Everything
+        };
+        let read = footprint.entries();
+        self.held
+            .entries()
+            .iter()
+            .any(|(held, _)| read.iter().any(|(read, _)| overlap(held, read)))
     }
 
-    /// The list for COMMIT.
-    pub(super) fn into_writes(self) -> (TransactionId, Vec<TransactionWrite>, Footprint) {
-        (self.id, self.writes, self.held)
-    }
-
-    /// The place of a direct statement.
-    pub(super) fn place(&self, write: bool) -> DirectTransaction {
-        DirectTransaction {
-            session: self.id.session,
-            number: self.id.number,
-            writes_before: self.count,
-            chain: self.chain,
-            kind: if write { DirectKind::Write } else { DirectKind::Read },
+    /// Its end.
+    pub(super) fn into_ending(self) -> Ending {
+        Ending {
+            id: self.id,
+            context: self.context,
+            held: self.held,
+            writes: self.writes,
+            room: self.room,
         }
     }
 }

@@ -15,5 +15,7 @@ mod tests;
 pub(crate) use backend::Backend;
 pub(crate) use frame::{FrameError, FrameReader};
 pub(crate) use frontend::{Bind, Frontend};
-pub(crate) use response::{first_error, leave_out, read_rows, scan, shift_error_position, step_boundaries};
+pub(crate) use response::{
+    command_tag, first_error, leave_out, read_rows, scan, shift_error_position, step_boundaries,
+};
 pub(crate) use startup::{PROTOCOL_LATEST_MINOR, Startup, StartupPacket};

@@ -58,6 +58,13 @@ pub(crate) fn leave_out(result: &Bytes, tags: &[u8]) -> Bytes {
     kept.freeze()
 }
 
+/// The tag of the last CommandComplete.
+pub(crate) fn command_tag(result: &[u8]) -> Option<String> {
+    let (_, message) = messages(result).flatten().filter(|(tag, _)| *tag == b'C').last()?;
+    let text = body(message).split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
 fn body(message: &[u8]) -> &[u8] {
     message.get(5..).unwrap_or_default()
 }

@@ -1,15 +1,19 @@
 //! Three voters on one server.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
-use ed25519_dalek::{Signature, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use ordering::identifiers::{MachineId, Order};
-use ordering::message::{CHAIN_START, ClientMessage, Direct, DirectKind, Outcome, ResultKey, ResultMessage, chain};
+use ordering::message::{
+    CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, Outcome, ResultKey, ResultMessage, chain,
+};
 use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
 use sql::operation::{
     Exchange, ExchangeResult, Isolation, Operation, SessionContext, Step, TransactionId, TransactionWrite, Work,
+    word_digest,
 };
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
@@ -31,6 +35,20 @@ struct State {
     forgers: MachineSet,
     /// Voters that say nothing.
     mute: MachineSet,
+    /// Voters that do not answer what commits.
+    mute_at_commit: MachineSet,
+    /// Voters that have lost every open transaction.
+    lost: MachineSet,
+    /// Voters that have no result of what commits: they were restarted after it.
+    restarted: MachineSet,
+    /// The SQLSTATE with which the next Begin is refused.
+    refuse_begin: Option<&'static str>,
+    /// The tag of the next COMMIT's answer, in the place of its own.
+    commit_tag: Option<&'static [u8]>,
+    /// The machines whose words a Commit held, for each Commit.
+    words: Vec<Vec<u8>>,
+    /// The live voters of each Begin.
+    live: Vec<u64>,
     /// The kinds of messages seen, in order.
     seen: Vec<&'static str>,
 }
@@ -48,9 +66,40 @@ impl Faults {
         self.state.lock().unwrap().mute.insert(MachineId(machine));
     }
 
+    pub fn mute_at_commit(&self, machine: u8) {
+        self.state.lock().unwrap().mute_at_commit.insert(MachineId(machine));
+    }
+
+    pub fn lose(&self, machine: u8) {
+        self.state.lock().unwrap().lost.insert(MachineId(machine));
+    }
+
+    pub fn restart(&self, machine: u8) {
+        self.state.lock().unwrap().restarted.insert(MachineId(machine));
+    }
+
+    pub fn refuse_begin(&self, sqlstate: &'static str) {
+        self.state.lock().unwrap().refuse_begin = Some(sqlstate);
+    }
+
+    pub fn answer_commit_with(&self, tag: &'static [u8]) {
+        self.state.lock().unwrap().commit_tag = Some(tag);
+    }
+
     pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         (state.liars, state.forgers, state.mute) = Default::default();
+        (state.lost, state.restarted, state.mute_at_commit) = Default::default();
+    }
+
+    /// The machines whose words the Commits held since the last call.
+    pub fn take_words(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.state.lock().unwrap().words)
+    }
+
+    /// The live voters of the Begins since the last call, as bit masks.
+    pub fn take_live(&self) -> Vec<u64> {
+        std::mem::take(&mut self.state.lock().unwrap().live)
     }
 
     pub fn is_mute(&self, machine: MachineId) -> bool {
@@ -69,13 +118,47 @@ impl Faults {
 
 type Backend = Raw<UnixStream>;
 
-/// A transaction on the voters' backend.
+/// An exchange that ran.
+struct Ran {
+    exchange: Bytes,
+    outcome: Outcome,
+    /// Sent directly, rather than ordered.
+    direct: bool,
+}
+
+/// A transaction on the voters' backend: all of them share one, and each answers only for what it was told.
 struct Open {
     backend: Backend,
-    chain: [u8; 32],
-    count: u32,
+    context: SessionContext,
+    begin: String,
+    began: Order,
+    list: Vec<Ran>,
     /// By the order of Begin or Extend: its exchanges.
     ordered: HashMap<u64, Vec<Bytes>>,
+    /// The answers to ordered statements: a voter that becomes live gives them too.
+    answers: Vec<(ResultKey, Order, Outcome)>,
+    live: MachineSet,
+}
+
+impl Open {
+    fn chain(&self, count: usize) -> [u8; 32] {
+        let listed = self.list.iter().take(count);
+        listed.fold(CHAIN_START, |link, ran| chain(&link, &ran.exchange))
+    }
+}
+
+/// What the voters were told directly of a transaction, at once: it may not wait for a statement that runs.
+#[derive(Default)]
+struct Told {
+    /// The places of direct writes, by machine.
+    writes: HashMap<MachineId, HashSet<u32>>,
+    /// The process of its backend.
+    process: Option<i32>,
+    aborted: bool,
+    /// A cancellation is on its way to the backend.
+    stopping: bool,
+    /// The requests of cancelled statements.
+    cancelled: HashSet<u64>,
 }
 
 #[derive(Clone)]
@@ -84,8 +167,14 @@ struct Cluster {
     results: mpsc::Sender<(MachineId, FromNode)>,
     faults: Faults,
     transactions: Arc<AsyncMutex<BTreeMap<TransactionId, Arc<AsyncMutex<Open>>>>>,
+    told: Arc<Mutex<HashMap<TransactionId, Told>>>,
     idle: Arc<Mutex<Vec<Backend>>>,
     kept: Arc<Mutex<HashMap<ResultKey, (Order, Outcome)>>>,
+}
+
+/// The key with which a machine signs words.
+pub fn machine_key(machine: MachineId) -> SigningKey {
+    SigningKey::from_bytes(&[machine.0; 32])
 }
 
 /// Starts the cluster; gives the proxy's port.
@@ -98,13 +187,14 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
         results,
         faults: faults.clone(),
         transactions: Arc::default(),
+        told: Arc::default(),
         idle: Arc::default(),
         kept: Arc::default(),
     };
     tokio::spawn(async move {
         let mut order = 0;
-        let mut done = std::collections::HashSet::new();
-        let mut directs: HashMap<u64, MachineSet> = HashMap::new();
+        let mut done = HashSet::new();
+        let mut asked = HashSet::new();
         while let Some((destination, message)) = requests.recv().await {
             match message {
                 ToNode::Request(request) => {
@@ -123,16 +213,13 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
                     let Destination::Machines(machines) = destination else {
                         panic!("direct to all")
                     };
-                    // The result is the same for all; it is computed when the first is asked.
-                    let asked = directs.entry(direct.number).or_default();
-                    let first = asked.is_empty();
-                    *asked = asked.union(machines);
-                    if first {
-                        cluster
-                            .faults
-                            .see(if direct.transaction.is_some() { "direct" } else { "read" });
+                    if asked.insert(direct.number) {
+                        cluster.faults.see(direct_kind(&direct));
                     }
-                    tokio::spawn(cluster.clone().direct(direct, machines, first));
+                    if let Some(place) = &direct.transaction {
+                        cluster.tell(place, machines);
+                    }
+                    tokio::spawn(cluster.clone().direct(direct, machines));
                 }
                 ToNode::Client(ClientMessage::Recall(key)) => {
                     let Destination::Machines(machines) = destination else {
@@ -147,6 +234,18 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
         }
     });
     (ClusterPort { to, from }, faults)
+}
+
+/// What a direct message is, in a word.
+pub fn direct_kind(direct: &Direct) -> &'static str {
+    match direct.transaction.as_ref().map(|place| place.kind) {
+        None => "read",
+        Some(DirectKind::Read | DirectKind::Write) => "direct",
+        Some(DirectKind::Join) => "join",
+        Some(DirectKind::Cancel { request: 0 }) => "cancel direct",
+        Some(DirectKind::Cancel { .. }) => "cancel ordered",
+        Some(DirectKind::Word) => "word",
+    }
 }
 
 /// What an operation is, in a word.
@@ -175,27 +274,37 @@ impl Cluster {
         };
         for machine in to.iter().filter(|machine| !mute.contains(*machine)) {
             let mut outcome = outcome.clone();
-            if let Outcome::Done {
-                sequence,
-                multiset,
-                whole,
-            } = &mut outcome
-            {
-                if liars.contains(machine) {
-                    let lie = ExchangeResult {
-                        messages: message(b'C', b"SELECT 666\0").into(),
-                        status: b'I',
-                    };
-                    let digests = lie.digests().unwrap();
-                    (*sequence, *multiset) = (digests.sequence, digests.multiset);
-                    *whole = Some(borsh::to_vec(&lie).unwrap().into());
+            match &mut outcome {
+                Outcome::Done {
+                    sequence,
+                    multiset,
+                    whole,
+                } => {
+                    if liars.contains(machine) {
+                        let lie = ExchangeResult {
+                            messages: message(b'C', b"SELECT 666\0").into(),
+                            status: b'I',
+                        };
+                        let digests = lie.digests().unwrap();
+                        (*sequence, *multiset) = (digests.sequence, digests.multiset);
+                        *whole = Some(borsh::to_vec(&lie).unwrap().into());
+                    }
+                    if forgers.contains(machine) {
+                        *whole = Some(Bytes::from_static(b"\0\0\0\0I"));
+                    }
+                    if !whole_from.contains(machine) {
+                        *whole = None;
+                    }
                 }
-                if forgers.contains(machine) {
-                    *whole = Some(Bytes::from_static(b"\0\0\0\0I"));
+                Outcome::Word { answers, signature } => {
+                    if liars.contains(machine) {
+                        *answers = [66; 32];
+                    }
+                    if forgers.contains(machine) {
+                        *signature = [66; 64];
+                    }
                 }
-                if !whole_from.contains(machine) {
-                    *whole = None;
-                }
+                _ => {}
             }
             let result = ResultMessage { key, order, outcome };
             let _ = self.results.send((machine, FromNode::Result(result))).await;
@@ -208,54 +317,256 @@ impl Cluster {
 
     async fn ordered(self, number: u64, order: Order, operation: Operation) {
         self.faults.see(kind(&operation.work));
-        let outcome = self.run(order, operation).await;
+        let transaction = match &operation.work {
+            Work::Begin { transaction, .. } | Work::Extend { transaction, .. } => Some(*transaction),
+            Work::Read { transaction, .. } => *transaction,
+            _ => None,
+        };
+        let commits = matches!(operation.work, Work::OneShot { .. } | Work::Commit { .. });
         let key = ResultKey::Request(number);
+        let outcome = self.run(key, order, operation).await;
         self.keep(key, order, &outcome);
         let picked = MachineSet::one(MachineId((order.0 % 3) as u8 + 1));
-        self.answer(key, order, outcome, voters(), picked).await;
+        let open = match transaction {
+            None => None,
+            Some(id) => self.transactions.lock().await.get(&id).cloned(),
+        };
+        // Of a transaction's statements, the live voters speak.
+        let mut speakers = match open {
+            None => voters(),
+            Some(open) => {
+                let mut open = open.lock().await;
+                open.answers.push((key, order, outcome.clone()));
+                open.live
+            }
+        };
+        let (lost, restarted, silent) = {
+            let state = self.faults.state.lock().unwrap();
+            (state.lost, state.restarted, state.mute_at_commit)
+        };
+        if commits {
+            speakers = speakers.without(silent);
+        }
+        for (machines, instead) in [(lost, Outcome::Unavailable), (restarted, Outcome::Executed)] {
+            let applies = match instead {
+                Outcome::Executed => commits,
+                _ => transaction.is_some(),
+            };
+            if applies && !machines.is_empty() {
+                let silenced = speakers.iter().filter(|machine| machines.contains(*machine)).collect();
+                speakers = speakers.without(silenced);
+                self.clone()
+                    .answer(key, order, instead, silenced, MachineSet::EMPTY)
+                    .await;
+            }
+        }
+        self.answer(key, order, outcome, speakers, picked).await;
     }
 
-    async fn direct(self, direct: Direct, machines: MachineSet, first: bool) {
+    /// Takes note of a direct message as it comes.
+    fn tell(&self, place: &DirectTransaction, machines: MachineSet) {
+        let mut told = self.told.lock().unwrap();
+        let told = told.entry(transaction_of(place)).or_default();
+        match place.kind {
+            DirectKind::Write => {
+                for machine in machines.iter() {
+                    told.writes.entry(machine).or_default().insert(place.writes_before);
+                }
+            }
+            DirectKind::Cancel { request } => {
+                assert_eq!(machines, voters(), "a cancellation goes to all");
+                told.cancelled.insert(request);
+                told.stopping = true;
+                if let Some(process) = told.process {
+                    tokio::spawn(terminate(Arc::clone(&self.postgres), process));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn direct(self, direct: Direct, machines: MachineSet) {
         let key = ResultKey::Direct(direct.number);
-        if first {
-            let context: SessionContext = borsh::from_slice(&direct.context).unwrap();
-            let exchange = Exchange::decode(&direct.exchange).unwrap();
-            let outcome = match &direct.transaction {
-                None => done(self.alone(&context, "BEGIN READ ONLY", &[exchange], "COMMIT").await),
-                Some(place) => {
-                    let id = TransactionId {
-                        client: 0,
-                        session: place.session,
-                        number: place.number,
-                    };
-                    let open = self.transactions.lock().await.get(&id).cloned();
-                    match open {
-                        None => Outcome::Unavailable,
-                        Some(open) => {
-                            let mut open = open.lock().await;
-                            assert_eq!((open.count, open.chain), (place.writes_before, place.chain), "place");
-                            if place.kind == DirectKind::Write {
-                                open.count += 1;
-                                open.chain = chain(&open.chain, &direct.exchange);
-                            }
-                            done(open.backend.exchange(&exchange).await)
-                        }
+        let mut answering = machines;
+        let outcome = match &direct.transaction {
+            None => {
+                let kept = self.kept.lock().unwrap().get(&key).cloned();
+                match kept {
+                    Some((_, outcome)) => outcome,
+                    None => {
+                        let context: SessionContext = borsh::from_slice(&direct.context).unwrap();
+                        let exchange = Exchange::decode(&direct.exchange).unwrap();
+                        done(self.alone(&context, "BEGIN READ ONLY", &[exchange], "COMMIT").await)
                     }
                 }
-            };
-            self.keep(key, Order(0), &outcome);
-        }
-        let outcome = loop {
-            if let Some((_, outcome)) = self.kept.lock().unwrap().get(&key).cloned() {
-                break outcome;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            Some(place) => {
+                let Some(open) = self.wait_open(transaction_of(place)).await else {
+                    return;
+                };
+                let mut open = open.lock().await;
+                self.join(&mut open, machines).await;
+                let lost = self.faults.state.lock().unwrap().lost;
+                let told = self.told_in_full(&open, place, machines);
+                let refused: MachineSet = machines
+                    .iter()
+                    .filter(|machine| lost.contains(*machine) || !told.contains(*machine))
+                    .collect();
+                answering = machines.without(refused);
+                self.clone()
+                    .answer(key, Order(0), Outcome::Unavailable, refused, MachineSet::EMPTY)
+                    .await;
+                match self.within(&mut open, &direct, place, key).await {
+                    Some(Outcome::Word { answers, .. }) => {
+                        let digest = word_digest(transaction_of(place), open.began.0, &place.chain, &answers);
+                        for machine in answering.iter() {
+                            let signature = machine_key(machine).sign(&digest).to_bytes();
+                            let word = Outcome::Word { answers, signature };
+                            let one = MachineSet::one(machine);
+                            self.clone().answer(key, Order(0), word, one, one).await;
+                        }
+                        return;
+                    }
+                    Some(outcome) => outcome,
+                    None => return,
+                }
+            }
         };
+        self.keep(key, Order(0), &outcome);
         let whole_from = if direct.whole { machines } else { MachineSet::EMPTY };
-        self.answer(key, Order(0), outcome, machines, whole_from).await;
+        self.answer(key, Order(0), outcome, answering, whole_from).await;
     }
 
-    async fn run(&self, order: Order, operation: Operation) -> Outcome {
+    /// A direct message may come before the order of its transaction's Begin is known.
+    async fn wait_open(&self, id: TransactionId) -> Option<Arc<AsyncMutex<Open>>> {
+        for _ in 0..400 {
+            if let Some(open) = self.transactions.lock().await.get(&id).cloned() {
+                return Some(open);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        None
+    }
+
+    /// Makes machines live: each answers what was ordered before.
+    async fn join(&self, open: &mut Open, machines: MachineSet) {
+        let new = machines.without(open.live);
+        open.live = open.live.union(machines);
+        for (key, order, outcome) in open.answers.iter().filter(|_| !new.is_empty()) {
+            self.clone().answer(*key, *order, outcome.clone(), new, new).await;
+        }
+    }
+
+    /// The machines that were sent every direct write before a place.
+    fn told_in_full(&self, open: &Open, place: &DirectTransaction, machines: MachineSet) -> MachineSet {
+        let told = self.told.lock().unwrap();
+        let told = &told[&transaction_of(place)];
+        let directs: Vec<u32> = (0..place.writes_before)
+            .filter(|at| open.list.get(*at as usize).is_some_and(|ran| ran.direct))
+            .collect();
+        machines
+            .iter()
+            .filter(|machine| {
+                let writes = told.writes.get(machine);
+                directs
+                    .iter()
+                    .all(|at| writes.is_some_and(|writes| writes.contains(at)))
+            })
+            .collect()
+    }
+
+    /// Runs a direct message of an open transaction; `None` when it is not answered.
+    async fn within(
+        &self,
+        open: &mut Open,
+        direct: &Direct,
+        place: &DirectTransaction,
+        key: ResultKey,
+    ) -> Option<Outcome> {
+        let at = place.writes_before as usize;
+        assert!(at <= open.list.len(), "a statement ahead of the list");
+        assert_eq!(open.chain(at), place.chain, "place");
+        match place.kind {
+            DirectKind::Join => None,
+            DirectKind::Cancel { .. } => {
+                open.list.truncate(at);
+                let mut backend = self.backend().await;
+                backend.settings(&open.context).await;
+                backend.simple(&open.begin).await;
+                for ran in &open.list {
+                    backend.exchange(&Exchange::decode(&ran.exchange).unwrap()).await;
+                }
+                self.runs_on(transaction_of(place), &backend);
+                open.backend = backend;
+                self.told
+                    .lock()
+                    .unwrap()
+                    .entry(transaction_of(place))
+                    .or_default()
+                    .stopping = false;
+                None
+            }
+            DirectKind::Word => {
+                assert_eq!(at, open.list.len(), "a word on the whole list");
+                if let Some((_, outcome)) = self.kept.lock().unwrap().get(&key) {
+                    return Some(outcome.clone());
+                }
+                let checked = open.backend.simple("SET CONSTRAINTS ALL IMMEDIATE").await;
+                if checked.status == b'E' {
+                    return Some(done(checked));
+                }
+                let mut hasher = blake3::Hasher::new();
+                for ran in &open.list {
+                    if let Outcome::Done { multiset, .. } = &ran.outcome {
+                        hasher.update(multiset);
+                    }
+                }
+                Some(Outcome::Word {
+                    answers: *hasher.finalize().as_bytes(),
+                    signature: [0; 64],
+                })
+            }
+            DirectKind::Read => {
+                if let Some((_, outcome)) = self.kept.lock().unwrap().get(&key) {
+                    return Some(outcome.clone());
+                }
+                let exchange = Exchange::decode(&direct.exchange).unwrap();
+                let outcome = done(open.backend.exchange(&exchange).await);
+                self.keep(key, Order(0), &outcome);
+                Some(outcome)
+            }
+            DirectKind::Write => {
+                if let Some(ran) = open.list.get(at) {
+                    assert_eq!(ran.exchange, direct.exchange, "the same write again");
+                    return Some(ran.outcome.clone());
+                }
+                if self.told.lock().unwrap()[&transaction_of(place)].stopping {
+                    return None;
+                }
+                let result = open
+                    .backend
+                    .exchange(&Exchange::decode(&direct.exchange).unwrap())
+                    .await;
+                if result.status == 0 {
+                    return None;
+                }
+                let outcome = done(result);
+                open.list.push(Ran {
+                    exchange: direct.exchange.clone(),
+                    outcome: outcome.clone(),
+                    direct: true,
+                });
+                Some(outcome)
+            }
+        }
+    }
+
+    /// Notes on which process a transaction runs.
+    fn runs_on(&self, id: TransactionId, backend: &Backend) {
+        self.told.lock().unwrap().entry(id).or_default().process = backend.process;
+    }
+
+    async fn run(&self, key: ResultKey, order: Order, operation: Operation) -> Outcome {
         let context = &operation.context;
         match operation.work {
             Work::OneShot { exchange } => {
@@ -294,34 +605,54 @@ impl Cluster {
                 isolation,
                 read_only,
                 exchanges,
-                ..
+                live,
             } => {
+                let refuse = {
+                    let mut state = self.faults.state.lock().unwrap();
+                    state.live.push(live);
+                    state.refuse_begin.take()
+                };
+                if let Some(sqlstate) = refuse {
+                    return refused(sqlstate);
+                }
                 let mut backend = self.backend().await;
                 backend.settings(context).await;
+                self.runs_on(transaction, &backend);
                 let level = match isolation {
                     Isolation::RepeatableRead => "REPEATABLE READ",
                     _ => "READ COMMITTED",
                 };
                 let mode = if read_only { "READ ONLY" } else { "READ WRITE" };
-                backend.simple(&format!("BEGIN ISOLATION LEVEL {level} {mode}")).await;
+                let begin = format!("BEGIN ISOLATION LEVEL {level} {mode}");
+                backend.simple(&begin).await;
                 let mut open = Open {
                     backend,
-                    chain: CHAIN_START,
-                    count: 0,
-                    ordered: HashMap::new(),
+                    context: context.clone(),
+                    begin,
+                    began: order,
+                    list: Vec::new(),
+                    ordered: HashMap::from([(order.0, exchanges.clone())]),
+                    answers: Vec::new(),
+                    live: voters().iter().filter(|machine| live & (1 << machine.0) != 0).collect(),
                 };
-                let mut result = None;
-                for exchange in &exchanges {
-                    open.count += 1;
-                    open.chain = chain(&open.chain, exchange);
-                    result = Some(open.backend.exchange(&Exchange::decode(exchange).unwrap()).await);
+                let mut last = Outcome::Unavailable;
+                for exchange in exchanges {
+                    let result = open.backend.exchange(&Exchange::decode(&exchange).unwrap()).await;
+                    if result.status == 0 {
+                        return Outcome::Unavailable;
+                    }
+                    last = done(result);
+                    open.list.push(Ran {
+                        exchange,
+                        outcome: last.clone(),
+                        direct: false,
+                    });
                 }
-                open.ordered.insert(order.0, exchanges);
-                self.transactions
-                    .lock()
-                    .await
-                    .insert(transaction, Arc::new(AsyncMutex::new(open)));
-                done(result.unwrap())
+                if !self.told.lock().unwrap().entry(transaction).or_default().aborted {
+                    let open = Arc::new(AsyncMutex::new(open));
+                    self.transactions.lock().await.insert(transaction, open);
+                }
+                last
             }
             Work::Extend {
                 transaction,
@@ -330,15 +661,28 @@ impl Cluster {
             } => {
                 let open = self.transactions.lock().await.get(&transaction).cloned().unwrap();
                 let mut open = open.lock().await;
-                assert_eq!(open.count, writes_before);
-                open.count += 1;
-                open.chain = chain(&open.chain, &exchange);
+                assert_eq!(open.list.len(), writes_before as usize);
                 let result = open.backend.exchange(&Exchange::decode(&exchange).unwrap()).await;
-                open.ordered.insert(order.0, vec![exchange]);
-                done(result)
+                let ResultKey::Request(number) = key else {
+                    panic!("an Extend is ordered")
+                };
+                let cancelled = self.told.lock().unwrap()[&transaction].cancelled.contains(&number);
+                if result.status == 0 || cancelled {
+                    return Outcome::Unavailable;
+                }
+                let outcome = done(result);
+                open.ordered.insert(order.0, vec![exchange.clone()]);
+                open.list.push(Ran {
+                    exchange,
+                    outcome: outcome.clone(),
+                    direct: false,
+                });
+                outcome
             }
             Work::Commit {
-                transaction, writes, ..
+                transaction,
+                writes,
+                words,
             } => {
                 let open = self.transactions.lock().await.remove(&transaction).unwrap();
                 let mut open = open.lock().await;
@@ -353,15 +697,49 @@ impl Cluster {
                         }
                     }
                 }
-                assert_eq!(listed, open.chain, "COMMIT lists exactly what was written");
-                done(open.backend.simple("COMMIT").await)
+                assert_eq!(
+                    listed,
+                    open.chain(open.list.len()),
+                    "COMMIT lists exactly what was written"
+                );
+                let mut signers = BTreeSet::new();
+                for word in &words {
+                    let digest = word_digest(transaction, open.began.0, &listed, &word.answers);
+                    let signed = machine_key(MachineId(word.machine))
+                        .verifying_key()
+                        .verify_strict(&digest, &Signature::from_bytes(&word.signature));
+                    assert_eq!(word.answers, words[0].answers, "equal words");
+                    if signed.is_ok() {
+                        signers.insert(word.machine);
+                    }
+                }
+                if !words.is_empty() && signers.len() < 2 {
+                    return refused("BF007");
+                }
+                let tag = {
+                    let mut state = self.faults.state.lock().unwrap();
+                    state.words.push(signers.into_iter().collect());
+                    state.commit_tag.take()
+                };
+                let mut result = open.backend.simple("COMMIT").await;
+                if let Some(tag) = tag {
+                    result.messages = message(b'C', tag).into();
+                }
+                done(result)
             }
             Work::Abandon { .. } | Work::Nothing => panic!("proxies order no such thing"),
             Work::Abort { transaction } => {
+                let process = {
+                    let mut told = self.told.lock().unwrap();
+                    let told = told.entry(transaction).or_default();
+                    told.aborted = true;
+                    told.process
+                };
                 let open = self.transactions.lock().await.remove(&transaction);
-                if let Some(open) = open {
-                    open.lock().await.backend.simple("ROLLBACK").await;
+                if let Some(process) = process {
+                    terminate(Arc::clone(&self.postgres), process).await;
                 }
+                drop(open);
                 done(ExchangeResult {
                     messages: message(b'C', b"ROLLBACK\0").into(),
                     status: b'I',
@@ -379,7 +757,9 @@ impl Cluster {
                 backend
                     .send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
                     .await;
-                backend.until_ready().await;
+                let greeting = backend.until_ready().await;
+                let process = greeting.iter().find(|answer| answer.tag == b'K');
+                backend.process = process.map(|answer| i32::from_be_bytes(answer.body[..4].try_into().unwrap()));
                 backend
             }
         }
@@ -398,6 +778,30 @@ impl Cluster {
         let mut result = result.unwrap();
         result.status = b'I';
         result
+    }
+}
+
+fn transaction_of(place: &DirectTransaction) -> TransactionId {
+    TransactionId {
+        client: 0,
+        session: place.session,
+        number: place.number,
+    }
+}
+
+/// Ends a backend, whatever it runs, and waits until it has gone.
+async fn terminate(postgres: Arc<Postgres>, process: i32) {
+    let text = "SELECT pg_terminate_backend($1, 5000)";
+    let client = postgres.connect().await;
+    client.query_one(text, &[&process]).await.unwrap();
+}
+
+fn refused(sqlstate: &str) -> Outcome {
+    Outcome::Refused {
+        sqlstate: sqlstate.into(),
+        message: "refused".into(),
+        detail: String::new(),
+        hint: String::new(),
     }
 }
 
@@ -531,7 +935,8 @@ impl Backend {
 
     async fn result(&mut self, extended: bool) -> ExchangeResult {
         let mut messages = Vec::new();
-        let mut status = b'I';
+        // Zero: the backend was terminated.
+        let mut status = 0;
         let mut answers = Vec::new();
         while let Some(answer) = self.next().await {
             match answer.tag {
@@ -550,7 +955,9 @@ impl Backend {
         }
         if extended {
             let failed = answers.iter().any(|answer| answer.tag == b'E');
-            if !failed {
+            if status == 0 {
+                answers.clear();
+            } else if !failed {
                 answers.truncate(answers.len() - self.closes);
             } else {
                 let names: Vec<u8> = (0..self.closes)

@@ -53,6 +53,9 @@ impl World {
 
     /// With three real voters.
     pub async fn start_voters() -> World {
+        if std::env::var_os("FAKE_VOTERS").is_some() {
+            return Self::start_with(|config| config.rules = sql::rules::PartitionRules::tpcc()).await;
+        }
         let config = configured(|config| config.rules = sql::rules::PartitionRules::tpcc());
         let servers: Vec<_> = (0..3).map(|_| Postgres::start()).collect();
         let (port, faults) = voters::start(&servers, config.rules.clone()).await;
@@ -138,6 +141,11 @@ impl World {
 fn configured(change: impl FnOnce(&mut ProxyConfig)) -> ProxyConfig {
     let mut config = ProxyConfig::new(ClientId(0), SigningKey::from_bytes(&[3; 32]), 1, 1);
     config.statement_timeout = Duration::from_secs(10);
+    config.voter_keys = config
+        .voters
+        .iter()
+        .map(|machine| (*machine, cluster::machine_key(*machine).verifying_key()))
+        .collect();
     change(&mut config);
     config
 }

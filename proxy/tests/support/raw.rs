@@ -59,6 +59,8 @@ pub struct Raw<S = TcpStream> {
     pub pushed: Option<Answer>,
     /// Answers to Close at the end that belong to nobody.
     pub closes: usize,
+    /// The server's process, where it is known.
+    pub process: Option<i32>,
 }
 
 impl<S> Raw<S> {
@@ -67,6 +69,7 @@ impl<S> Raw<S> {
             stream,
             pushed: None,
             closes: 0,
+            process: None,
         }
     }
 }

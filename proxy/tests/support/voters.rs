@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order};
-use ordering::message::{ClientMessage, CommitDb, CommitDbEntry};
+use ordering::message::{ClientMessage, CommitDb, CommitDbEntry, Request};
 use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
 use sql::operation::Operation;
 use sql::rules::PartitionRules;
 use tokio::sync::mpsc;
 use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
 
-use super::cluster::Faults;
+use super::cluster::{Faults, machine_key};
 use super::postgres::Postgres;
 
 type Log = Arc<Mutex<Vec<CommitDbEntry>>>;
@@ -21,6 +21,7 @@ type Log = Arc<Mutex<Vec<CommitDbEntry>>>;
 pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (ClusterPort, Faults) {
     let (to, requests) = mpsc::channel(1024);
     let (results, from) = mpsc::channel(1024);
+    let (own, owns) = mpsc::channel(64);
     let (faults, log) = (Faults::default(), Log::default());
     let mut handles = Vec::new();
     for (machine, server) in (1..).map(MachineId).zip(servers) {
@@ -31,7 +32,7 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
             received,
             handle.input(),
             Arc::clone(&log),
-            results.clone(),
+            (results.clone(), own.clone()),
             faults.clone(),
         ));
         handles.push(handle);
@@ -44,12 +45,8 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
     }
     // A voter takes what comes at first for a replay.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    tokio::spawn(sequence(requests, handles, log, faults.clone()));
+    tokio::spawn(sequence(requests, owns, handles, log, faults.clone()));
     (ClusterPort { to, from }, faults)
-}
-
-fn machine_key(machine: u8) -> ed25519_dalek::SigningKey {
-    ed25519_dalek::SigningKey::from_bytes(&[machine; 32])
 }
 
 fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> VoterConfig {
@@ -60,11 +57,11 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> Voter
         groups: 1,
         rules,
         postgres: server.config(),
-        signing_key: machine_key(machine.0),
+        signing_key: machine_key(machine),
         voter_keys: (1..=3)
-            .map(|id| (MachineId(id), machine_key(id).verifying_key()))
+            .map(|id| (MachineId(id), machine_key(MachineId(id)).verifying_key()))
             .collect(),
-        node_clients: BTreeMap::new(),
+        node_clients: (1..=3).map(|id| (node_client(MachineId(id)), MachineId(id))).collect(),
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from(["postgres".into(), "application".into()]))]),
         limits: VoterLimits {
             transactions_max: 20,
@@ -75,12 +72,20 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> Voter
     }
 }
 
+/// The client under which a machine orders what its voter wants.
+fn node_client(machine: MachineId) -> ClientId {
+    ClientId(100 + u32::from(machine.0))
+}
+
+/// What a voter wants to be ordered: the encoded operation, and its home's number.
+type Own = (MachineId, bytes::Bytes, u64);
+
 async fn pump(
     machine: MachineId,
     mut outputs: mpsc::Receiver<VoterOutput>,
     input: mpsc::Sender<VoterInput>,
     log: Log,
-    results: mpsc::Sender<(MachineId, FromNode)>,
+    (results, own): (mpsc::Sender<(MachineId, FromNode)>, mpsc::Sender<Own>),
     faults: Faults,
 ) {
     while let Some(output) = outputs.recv().await {
@@ -90,6 +95,9 @@ async fn pump(
         match output {
             VoterOutput::Result { message, .. } if !faults.is_mute(machine) => {
                 let _ = results.send((machine, FromNode::Result(message))).await;
+            }
+            VoterOutput::Order { operation, home } => {
+                let _ = own.send((machine, operation, home)).await;
             }
             VoterOutput::Fetch { from } => {
                 let entries = log.lock().unwrap().clone();
@@ -115,25 +123,80 @@ async fn commit_db(input: &mpsc::Sender<VoterInput>, entry: CommitDbEntry) {
     }
 }
 
+/// Orders what comes, one after the other.
+struct Sequencer {
+    inputs: Vec<mpsc::Sender<VoterInput>>,
+    log: Log,
+    time_us: u64,
+    numbers: u64,
+}
+
+impl Sequencer {
+    async fn order(&mut self, request: Request) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
+        self.time_us = now.max(self.time_us + 1);
+        let order = Order(self.log.lock().unwrap().len() as u64 + 1);
+        let entry = CommitDbEntry {
+            order,
+            time_us: self.time_us,
+            digest: request.digest(),
+            request: Some(Arc::new(request)),
+        };
+        self.log.lock().unwrap().push(entry.clone());
+        for input in &self.inputs {
+            commit_db(input, entry.clone()).await;
+        }
+    }
+
+    async fn order_own(&mut self, (machine, operation, home): Own) {
+        self.numbers += 1;
+        let request = Request {
+            client: node_client(machine),
+            number: self.numbers,
+            floor: self.numbers,
+            home,
+            operation,
+            signature: [0; 64],
+        };
+        self.order(request).await;
+    }
+
+    async fn tell(&self, machines: MachineSet, input: VoterInput) {
+        for (machine, voter) in (1..).map(MachineId).zip(&self.inputs) {
+            if machines.contains(machine) {
+                let _ = voter.send(input.clone()).await;
+            }
+        }
+    }
+}
+
 async fn sequence(
     mut requests: mpsc::Receiver<(Destination, ToNode)>,
+    mut owns: mpsc::Receiver<Own>,
     voters: Vec<VoterHandle>,
     log: Log,
     faults: Faults,
 ) {
     let client = ClientId(0);
-    let inputs: Vec<_> = voters.iter().map(VoterHandle::input).collect();
+    let mut sequencer = Sequencer {
+        inputs: voters.iter().map(VoterHandle::input).collect(),
+        log,
+        time_us: 0,
+        numbers: 0,
+    };
     let mut done = HashSet::new();
     let mut asked = HashSet::new();
-    let mut time_us = 0;
-    let of = |machines: MachineSet| {
-        (1..)
-            .map(MachineId)
-            .zip(&inputs)
-            .filter(move |(machine, _)| machines.contains(*machine))
-            .map(|(_, input)| input)
-    };
-    while let Some((destination, message)) = requests.recv().await {
+    loop {
+        let (destination, message) = tokio::select! {
+            Some(own) = owns.recv() => {
+                sequencer.order_own(own).await;
+                continue;
+            }
+            request = requests.recv() => match request {
+                Some(request) => request,
+                None => return,
+            },
+        };
         match (message, destination) {
             (ToNode::Request(request), _) => {
                 if !done.insert(request.number) {
@@ -142,39 +205,20 @@ async fn sequence(
                 }
                 let operation: Operation = borsh::from_slice(&request.operation).unwrap();
                 faults.see(super::cluster::kind(&operation.work));
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
-                time_us = now.max(time_us + 1);
-                let order = Order(log.lock().unwrap().len() as u64 + 1);
-                let entry = CommitDbEntry {
-                    order,
-                    time_us,
-                    digest: request.digest(),
-                    request: Some(Arc::new(request)),
-                };
-                log.lock().unwrap().push(entry.clone());
-                for input in &inputs {
-                    commit_db(input, entry.clone()).await;
-                }
+                sequencer.order(request).await;
             }
             (ToNode::Client(ClientMessage::Direct(direct)), Destination::Machines(machines)) => {
                 if asked.insert(direct.number) {
-                    faults.see(if direct.transaction.is_some() { "direct" } else { "read" });
+                    faults.see(super::cluster::direct_kind(&direct));
                 }
-                for input in of(machines) {
-                    let _ = input
-                        .send(VoterInput::Direct {
-                            client,
-                            direct: direct.clone(),
-                        })
-                        .await;
-                }
+                sequencer.tell(machines, VoterInput::Direct { client, direct }).await;
             }
             (ToNode::Client(ClientMessage::Recall(key)), Destination::Machines(machines)) => {
-                for input in of(machines) {
-                    let _ = input.send(VoterInput::Recall { client, key }).await;
-                }
+                sequencer.tell(machines, VoterInput::Recall { client, key }).await;
             }
-            (ToNode::Client(ClientMessage::KeepAlive), _) => {}
+            (ToNode::Client(ClientMessage::KeepAlive), Destination::Machines(machines)) => {
+                sequencer.tell(machines, VoterInput::KeepAlive(client)).await;
+            }
             (ToNode::Client(_), Destination::All) => panic!("direct to all"),
         }
     }
