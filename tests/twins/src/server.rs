@@ -130,6 +130,7 @@ impl Server {
             "shared_buffers=64MB",
             "wal_writer_delay=10s",
             "autovacuum=off",
+            "jit=off",
             "log_min_messages=fatal",
         ];
         let deadline = Instant::now() + Duration::from_secs(60);
