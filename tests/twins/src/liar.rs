@@ -19,6 +19,9 @@ use crate::world::{LeftOpen, machines};
 /// How long a liar waits for answers, at most: it has no use for most of them.
 const PATIENCE: Duration = Duration::from_millis(40);
 
+/// How long it waits for locks.
+const LOCKS: Duration = Duration::from_millis(1500);
+
 /// A lying client.
 pub struct Liar {
     /// Its session.
@@ -130,7 +133,9 @@ impl Liar {
         } else {
             Isolation::ReadCommitted
         };
-        let mut held = Footprint::of(Resource::Table("public.other".into()), Mode::Exclusive);
+        let n = self.session.names.unique();
+        let own = Footprint::of(Resource::Table(format!("public.{}", menu::notes(n))), Mode::Exclusive);
+        let mut held = own.clone();
         if self.session.random.random_ratio(1, 2) {
             held.add(Resource::Table("public.plain".into()), Mode::Exclusive);
         }
@@ -140,14 +145,13 @@ impl Liar {
         if self.session.random.random_ratio(1, 6) {
             held = Footprint::everything();
         }
-        let n = self.session.names.unique();
-        let mut exchanges = vec![simple(&format!("INSERT INTO other VALUES ({n}, 'begun')"))];
+        let mut exchanges = vec![simple(&format!("INSERT INTO {} VALUES ({n}, 'begun')", menu::notes(n)))];
         if self.session.random.random_ratio(1, 3) {
             exchanges.insert(0, simple("SAVEPOINT s"));
         }
-        if self.session.topics.has(Topic::Settings) && self.session.random.random_ratio(1, 4) {
+        if self.session.topics.has(Topic::Settings) && self.session.random.random_ratio(1, 8) {
             exchanges.insert(0, simple("SET transaction_isolation = 'repeatable read'"));
-            held = Footprint::of(Resource::Table("public.other".into()), Mode::Exclusive);
+            held = own;
         }
         let encoded: Vec<Bytes> = exchanges.iter().map(Exchange::encode).collect();
         let live = self.some_machines();
@@ -174,7 +178,8 @@ impl Liar {
             .into_iter()
             .map(|exchange| (TransactionWrite::Ordered(order), exchange))
             .collect();
-        self.session.heard_from(key, &live, PATIENCE).await;
+        // Without its locks it could play no tricks.
+        self.session.heard_any(key, LOCKS).await;
         Open {
             id,
             held,
@@ -201,7 +206,7 @@ impl Liar {
 
     fn insert(&mut self, value: &str) -> Exchange {
         let n = self.session.names.unique();
-        simple(&format!("INSERT INTO other VALUES ({n}, {value})"))
+        simple(&format!("INSERT INTO {} VALUES ({n}, {value})", menu::notes(n)))
     }
 
     /// Sends something to some machines.
@@ -281,7 +286,7 @@ impl Liar {
             }
             Trick::PortalAsRead => {
                 let n = self.session.names.unique();
-                let text = format!("INSERT INTO other VALUES ({n}, 'portal')");
+                let text = format!("INSERT INTO {} VALUES ({n}, 'portal')", menu::notes(n));
                 let bound = steps(&text, vec![Step::Parse { statement: 0 }, bind("p", &[], &[])]);
                 self.write(open, &bound).await;
                 let run = Exchange::Extended {
@@ -318,9 +323,9 @@ impl Liar {
                 self.one_shot("UPDATE plain SET v = v + 7 WHERE k = 4").await;
                 let insert = self.insert("(SELECT v::text FROM plain WHERE k = 4)");
                 let mut footprint = Footprint::of(Resource::Table("public.plain".into()), Mode::Shared);
-                footprint.add(Resource::Table("public.other".into()), Mode::Exclusive);
+                footprint.extend(&open.held);
                 self.extend(open, &insert, footprint).await;
-                let fails = extended("SELECT 1 / (k - k) FROM other", &[]);
+                let fails = extended("SELECT 1 / (k - k) FROM plain", &[]);
                 self.send(open, DirectKind::Read, &fails, &some).await;
             }
             Trick::WriteToSome => {
@@ -422,7 +427,7 @@ impl Liar {
         open.ran.values_mut().for_each(|ran| ran.add(&encoded));
         open.list.push((TransactionWrite::Ordered(order), encoded));
         open.held.extend(&footprint);
-        self.session.heard_from(key, &machines().collect(), PATIENCE).await;
+        self.session.heard_any(key, LOCKS).await;
     }
 
     async fn end(&mut self, open: Open) {

@@ -178,6 +178,11 @@ impl Names {
     }
 }
 
+/// The table of the client that drew this number.
+pub fn notes(unique: i32) -> String {
+    format!("notes_{}", unique / 10_000)
+}
+
 /// A row of `ledger`.
 pub fn ledger(random: &mut impl Rng, shop: i32, transaction: i32, step: i32) -> Statement {
     let values = [shop.to_string(), transaction.to_string(), step.to_string()];
@@ -259,7 +264,8 @@ pub fn series(random: &mut impl Rng, names: &mut Names, topics: &Topics) -> Vec<
     };
     let other = |names: &mut Names, value: &str| {
         let n = names.unique();
-        simple(&format!("INSERT INTO other VALUES ({n}, {value})"))
+        let notes = notes(n);
+        simple(&format!("INSERT INTO {notes} VALUES ({n}, {value})"))
     };
     let exchanges = match topic {
         Topic::Cached => vec![
@@ -323,6 +329,7 @@ const WRITES: &[Option<Topic>] = &[
 
 fn of_topic(topic: Option<Topic>, random: &mut impl Rng, names: &mut Names) -> Statement {
     let n = names.unique();
+    let notes = notes(n);
     let k = random.random_range(1..=8);
     match topic {
         Some(Topic::Sequences) => sequence(random, n),
@@ -347,18 +354,18 @@ fn of_topic(topic: Option<Topic>, random: &mut impl Rng, names: &mut Names) -> S
         Some(Topic::Failing) => failing(random, n),
         Some(Topic::Clock) => {
             let texts = [
-                format!("INSERT INTO other VALUES ({n}, now()::text)"),
-                format!("INSERT INTO other VALUES ({n}, random()::text)"),
-                format!("INSERT INTO other VALUES ({n}, gen_random_uuid()::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, now()::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, random()::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, gen_random_uuid()::text)"),
             ];
             Statement::of(simple(texts.choose(random).unwrap()))
         }
         Some(Topic::Functions) => {
             let texts = [
-                format!("INSERT INTO other SELECT {n}, touch(2)"),
+                format!("INSERT INTO {notes} SELECT {n}, touch(2)"),
                 "SELECT touch(1)".into(),
-                format!("DO $$BEGIN INSERT INTO other VALUES ({n}, 'do'); END$$"),
-                format!("INSERT INTO other VALUES ({n}, draw()::text)"),
+                format!("DO $$BEGIN INSERT INTO {notes} VALUES ({n}, 'do'); END$$"),
+                format!("INSERT INTO {notes} VALUES ({n}, draw()::text)"),
                 "SELECT pg_advisory_xact_lock(1)".into(),
                 "LOCK TABLE plain".into(),
             ];
@@ -377,16 +384,16 @@ fn of_topic(topic: Option<Topic>, random: &mut impl Rng, names: &mut Names) -> S
         Some(Topic::Cached) => {
             let texts = [
                 "CREATE SEQUENCE IF NOT EXISTS block CACHE 10".into(),
-                format!("INSERT INTO other VALUES ({n}, nextval('block')::text)"),
-                format!("INSERT INTO other VALUES ({n}, nextval('block')::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, nextval('block')::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, nextval('block')::text)"),
             ];
             Statement::of(simple(texts.choose(random).unwrap()))
         }
         Some(Topic::Currval) => {
             let texts = [
-                format!("INSERT INTO other VALUES ({n}, currval('ticket')::text)"),
-                format!("INSERT INTO other VALUES ({n}, lastval()::text)"),
-                format!("INSERT INTO other VALUES ({n}, currval('item_id_seq')::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, currval('ticket')::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, lastval()::text)"),
+                format!("INSERT INTO {notes} VALUES ({n}, currval('item_id_seq')::text)"),
             ];
             Statement::of(simple(texts.choose(random).unwrap()))
         }
@@ -426,14 +433,15 @@ pub fn item(note: &str) -> Statement {
 }
 
 fn sequence(random: &mut impl Rng, n: i32) -> Statement {
+    let notes = notes(n);
     match random.random_range(0..5) {
         0 | 1 => item(&format!("item {n}")),
         2 => Statement::of(simple("SELECT nextval('ticket')")),
         3 => Statement::of(simple(&format!(
-            "INSERT INTO other VALUES ({n}, nextval('ticket')::text)"
+            "INSERT INTO {notes} VALUES ({n}, nextval('ticket')::text)"
         ))),
         _ => Statement::of(simple(&format!(
-            "SELECT nextval('ticket'); INSERT INTO other VALUES ({n}, currval('ticket')::text)"
+            "SELECT nextval('ticket'); INSERT INTO {notes} VALUES ({n}, currval('ticket')::text)"
         ))),
     }
 }
@@ -457,7 +465,7 @@ fn copy(random: &mut impl Rng, n: i32) -> Statement {
         _ => format!("{n}\tcopied\n"),
     };
     let start = Exchange::CopyStart {
-        text: "COPY other FROM STDIN".into(),
+        text: format!("COPY {} FROM STDIN", notes(n)),
     };
     let data = Exchange::CopyData {
         data: Bytes::from(data),
@@ -510,9 +518,10 @@ fn failing(random: &mut impl Rng, n: i32) -> Statement {
 }
 
 fn poison(random: &mut impl Rng, n: i32) -> Statement {
+    let notes = notes(n);
     let raise = |code: &str| simple(&format!("DO $$BEGIN RAISE 'no' USING ERRCODE = '{code}'; END$$"));
     let unfit = steps(
-        "INSERT INTO other VALUES ($1, 'unfit') RETURNING k",
+        &format!("INSERT INTO {notes} VALUES ($1, 'unfit') RETURNING k"),
         vec![
             Step::Parse { statement: 0 },
             bind("", &[&n.to_string()], &[0, 0, 0]),
@@ -521,7 +530,7 @@ fn poison(random: &mut impl Rng, n: i32) -> Statement {
     );
     let exchange = match random.random_range(0..8) {
         0 => simple(&format!(
-            "INSERT INTO other SELECT {n}, to_tsvector(0::regconfig, 'x')::text"
+            "INSERT INTO {notes} SELECT {n}, to_tsvector(0::regconfig, 'x')::text"
         )),
         1 => unfit,
         2 => raise("58000"),

@@ -9,6 +9,12 @@ CREATE TABLE item (id serial PRIMARY KEY, note text NOT NULL);
 CREATE TABLE plain (k int PRIMARY KEY, v int NOT NULL);
 INSERT INTO plain SELECT k, k FROM generate_series(1, 8) k;
 CREATE TABLE other (k int PRIMARY KEY, v text);
+-- One for each client, so that not everybody waits for everybody.
+CREATE TABLE notes_1 (k int PRIMARY KEY, v text);
+CREATE TABLE notes_2 (k int PRIMARY KEY, v text);
+CREATE TABLE notes_3 (k int PRIMARY KEY, v text);
+CREATE TABLE notes_4 (k int PRIMARY KEY, v text);
+CREATE TABLE notes_5 (k int PRIMARY KEY, v text);
 CREATE SCHEMA side;
 CREATE TABLE side.plain (k int PRIMARY KEY, v int NOT NULL);
 INSERT INTO side.plain SELECT k, 100 FROM generate_series(1, 8) k;

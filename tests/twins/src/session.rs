@@ -175,7 +175,13 @@ impl Session {
         }
     }
 
-    /// The machines that answered something, or the time is over.
+    /// Waits until any machine has answered, or the time is over.
+    pub async fn heard_any(&self, key: ResultKey, within: Duration) {
+        let any = |answers: &crate::network::Answers| (!answers.is_empty()).then_some(());
+        self.world.network.wait(self.client, key, within, any).await;
+    }
+
+    /// Waits until these machines have answered, or the time is over.
     pub async fn heard_from(&self, key: ResultKey, wanted: &BTreeSet<u8>, within: Duration) {
         let all = |answers: &crate::network::Answers| {
             wanted.iter().all(|machine| answers.contains_key(machine)).then_some(())
