@@ -117,6 +117,8 @@ mod tests {
         for name in [
             "JIT",
             "cloudbft.seed",
+            "exit_on_error",
+            "gin_fuzzy_search_limit",
             "a; drop table t",
             "default_transaction_read_only",
         ] {
