@@ -21,7 +21,7 @@ test: install lint
 	$(CARGO) build --locked --bin cloudbft
 	$(CARGO) test --workspace --locked --no-fail-fast
 
-## Formatting, clippy, rustdoc, and what the dependencies may be.
+## Formatting, clippy, rustdoc, what the dependencies may be, and that citations lead somewhere.
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -30,6 +30,7 @@ lint:
 	$(CARGO) clippy --manifest-path tests/bench-core/Cargo.toml --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 	scripts/check-dependencies
+	scripts/check-references
 
 ## TPC-C on plain PostgreSQL against the cluster, in alternating rounds of one run.
 bench: install

@@ -166,6 +166,7 @@ impl Signals {
 fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile, Failure> {
     let path = directory.join("cluster.toml");
     if path.exists() {
+        ClusterFile::restrict(&path)?;
         let mut file = ClusterFile::read(&path)?;
         let fixed = [
             ("--config", options.config.is_some()),

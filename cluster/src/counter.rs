@@ -15,6 +15,7 @@ use trusted_counter::{
 };
 
 use crate::file::{ClusterFile, CounterKind, Layout};
+use crate::private;
 use crate::warrants::RememberingVerifier;
 
 /// How long a node waits for its counter process.
@@ -131,8 +132,7 @@ pub fn serve(file: &ClusterFile, machine: MachineId, shutdown: &AtomicBool) -> R
         source,
     };
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let made = std::os::unix::fs::DirBuilderExt::mode(fs::DirBuilder::new().recursive(true), 0o700).create(directory);
-    made.map_err(failed)?;
+    private::claim_directory(directory, None).map_err(failed)?;
     // The counter's own lock guarantees that nobody else serves there.
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(&path).map_err(failed)?;

@@ -1,8 +1,6 @@
 //! The proxy process: the links to all nodes, and the Postgres front on top of them.
 
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +15,9 @@ use tokio::sync::mpsc;
 use crate::file::{ApplicationTls, Authentication, ClusterFile};
 use crate::http;
 use crate::identity::{Identity, IdentityError};
+use crate::incarnation::next_incarnation;
 use crate::link::{Frame, Links, Peer, PeerAddress, Receiver};
+use crate::private;
 use crate::tls::TlsError;
 
 /// Messages between the front and the links that wait at most.
@@ -81,7 +81,9 @@ pub async fn run(file: &ClusterFile, shutdown: impl Future<Output = ()> + Send) 
         .iter()
         .find(|client| client.identity == public)
         .ok_or(FrontError::Unlisted(path))?;
-    let incarnation = next_incarnation(&layout.proxy_incarnation())?;
+    let starts = layout.proxy_incarnation();
+    let incarnation =
+        next_incarnation(&starts).map_err(system(format!("cannot count starts in {}", starts.display())))?;
     let config = configuration(file, &identity, client.id, incarnation)?;
     let listen = file.tunables.listen;
     let listener = TcpListener::bind(listen)
@@ -132,6 +134,7 @@ fn configuration(
 
 fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, FrontError> {
     let refused = |error: &dyn std::fmt::Display| FrontError::Certificate(error.to_string());
+    private::check_key(&tls.key).map_err(|error| refused(&error))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&tls.certificate)
         .map_err(|error| refused(&error))?
         .collect();
@@ -143,31 +146,6 @@ fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, Fr
         .and_then(|builder| builder.with_single_cert(chain.unwrap_or_default(), key))
         .map(Arc::new)
         .map_err(|error| refused(&error))
-}
-
-/// Counts the starts of this proxy, durably: numbers of an earlier start are never used again.
-fn next_incarnation(path: &Path) -> Result<u32, FrontError> {
-    let failed = || system(format!("cannot count starts in {}", path.display()));
-    let previous: u32 = match fs::read_to_string(path) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .map_err(|error| failed()(std::io::Error::other(error)))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(failed()(error)),
-    };
-    let next = previous + 1;
-    let unfinished = path.with_extension("unfinished");
-    let written = fs::File::create(&unfinished).and_then(|mut file| {
-        writeln!(file, "{next}")?;
-        file.sync_all()
-    });
-    written.and_then(|()| fs::rename(&unfinished, path)).map_err(failed())?;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    fs::File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed())?;
-    Ok(next)
 }
 
 /// Makes the links, and the tasks between them and the front.
@@ -225,15 +203,26 @@ impl Receiver for FrontReceiver {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
-    fn every_start_gets_a_higher_incarnation() {
+    fn a_tls_key_that_others_can_read_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("incarnation");
-        assert_eq!(next_incarnation(&path).unwrap(), 1);
-        assert_eq!(next_incarnation(&path).unwrap(), 2);
-        fs::write(&path, "damaged").unwrap();
-        assert!(next_incarnation(&path).is_err(), "numbers must never be used again");
+        let pair = rcgen::generate_simple_self_signed(vec![String::from("localhost")]).unwrap();
+        let tls = ApplicationTls {
+            certificate: directory.path().join("certificate.pem"),
+            key: directory.path().join("key.pem"),
+            required: true,
+        };
+        fs::write(&tls.certificate, pair.cert.pem()).unwrap();
+        fs::write(&tls.key, pair.signing_key.serialize_pem()).unwrap();
+        fs::set_permissions(&tls.key, fs::Permissions::from_mode(0o644)).unwrap();
+        let refused = application_tls(&tls).unwrap_err().to_string();
+        assert!(refused.contains("chmod 600"), "{refused}");
+        fs::set_permissions(&tls.key, fs::Permissions::from_mode(0o600)).unwrap();
+        application_tls(&tls).unwrap();
     }
 }

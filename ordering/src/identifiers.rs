@@ -46,3 +46,12 @@ impl Order {
         Order(self.0 + 1)
     }
 }
+
+/// The client under which a machine's node has things ordered itself: its key is the machine's own. Clients of the cluster
+/// file count from 0 and never come near these.
+pub fn node_client(machine: MachineId) -> ClientId {
+    ClientId(NODE_CLIENTS_START + u32::from(machine.0))
+}
+
+/// The client of machine 0, if it had one.
+const NODE_CLIENTS_START: u32 = u32::MAX - 256;

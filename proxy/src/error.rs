@@ -95,14 +95,6 @@ impl ApplicationError {
         Self::new("57014", "canceling statement due to user request")
     }
 
-    /// A cancelled statement that was cancelled for its `statement_timeout`.
-    pub(crate) fn timed_out(self) -> Self {
-        match self == Self::cancelled() {
-            true => Self::new("57014", "canceling statement due to statement timeout"),
-            false => self,
-        }
-    }
-
     /// The proxy ends.
     pub(crate) fn shutting_down() -> Self {
         Self::fatal("57P01", "terminating connection due to administrator command")

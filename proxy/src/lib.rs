@@ -12,6 +12,7 @@ mod proxy;
 mod scram;
 mod session;
 mod shared;
+mod strangers;
 mod wire;
 
 pub use config::{Authentication, ProxyConfig, RoleConfig};

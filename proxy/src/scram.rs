@@ -1,5 +1,7 @@
 //! SCRAM-SHA-256, server side (RFC 5802, RFC 7677), against verifiers as Postgres stores them. No IO.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -7,8 +9,10 @@ use sha2::{Digest, Sha256};
 
 /// The mechanism's name.
 pub(crate) const MECHANISM: &str = "SCRAM-SHA-256";
-/// Iterations that a made-up verifier claims: as Postgres's default, so that unknown roles look like known ones.
+/// Iterations that a made-up verifier claims when there is no real one: Postgres's default.
 const ITERATIONS: u32 = 4096;
+/// Bytes of a made-up verifier's salt when there is no real one: Postgres's default.
+const SALT_BYTES: usize = 16;
 /// Random bytes in the server's nonce.
 const NONCE_BYTES: usize = 18;
 /// The longest client nonce that is taken, in characters.
@@ -30,6 +34,8 @@ pub(crate) enum ScramError {
     Malformed,
     #[error("channel binding is not supported by the proxy")]
     ChannelBinding,
+    #[error("client requires an unsupported SCRAM extension")]
+    Extension,
     #[error("password authentication failed")]
     Refused,
 }
@@ -50,13 +56,20 @@ impl Verifier {
         })
     }
 
-    /// A verifier that no password satisfies, the same at each attempt: a stranger cannot tell it from a real one.
-    pub(crate) fn made_up(role: &str, secret: &[u8; 32]) -> Self {
-        let hash = blake3::keyed_hash(secret, role.as_bytes());
-        let (salt, _) = hash.as_bytes().split_at(16);
+    /// A verifier that no password satisfies, the same at each attempt and after each start with the same secret. It
+    /// looks like one of the real ones, always the same for a role, so that a stranger cannot tell a role that does not
+    /// exist from one that does.
+    pub(crate) fn made_up(role: &str, secret: &[u8; 32], real: &BTreeMap<String, Verifier>) -> Self {
+        let mut hash = blake3::Hasher::new_keyed(secret).update(role.as_bytes()).finalize_xof();
+        let mut pick = [0; 8];
+        hash.fill(&mut pick);
+        let at = u64::from_le_bytes(pick).checked_rem(real.len() as u64).unwrap_or(0);
+        let like = real.values().nth(usize::try_from(at).unwrap_or(0));
+        let mut salt = vec![0; like.map_or(SALT_BYTES, |like| like.salt.len())];
+        hash.fill(&mut salt);
         Self {
-            iterations: ITERATIONS,
-            salt: salt.to_vec(),
+            iterations: like.map_or(ITERATIONS, |like| like.iterations),
+            salt,
             stored_key: [0; 32],
             server_key: [0; 32],
         }
@@ -84,6 +97,10 @@ impl Scram {
     ) -> Result<Self, ScramError> {
         let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed)?;
         let (channel_header, bare) = split_header(text)?;
+        // A mandatory extension that the server does not know must fail (RFC 5802, section 5.1).
+        if bare.split(',').any(|part| part.starts_with("m=")) {
+            return Err(ScramError::Extension);
+        }
         let client_nonce = bare.split(',').find_map(|part| part.strip_prefix("r="));
         let client_nonce = client_nonce
             .filter(|nonce| !nonce.is_empty() && nonce.len() <= CLIENT_NONCE_MAX)
@@ -190,7 +207,11 @@ mod tests {
 
     fn exchange(verifier: Option<Verifier>, password: &str) -> Result<(), ScramError> {
         let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-        let server = Scram::start(verifier, Verifier::made_up("ann", &[7; 32]), client.message())?;
+        let server = Scram::start(
+            verifier,
+            Verifier::made_up("ann", &[7; 32], &BTreeMap::new()),
+            client.message(),
+        )?;
         client.update(server.server_first().as_bytes()).unwrap();
         let last = server.finish(client.message())?;
         client.finish(last.as_bytes()).unwrap();
@@ -206,10 +227,44 @@ mod tests {
     }
 
     #[test]
+    fn roles_that_do_not_exist_look_like_those_that_do() {
+        let verifier = |salt: usize, iterations: u32| Verifier {
+            iterations,
+            salt: vec![9; salt],
+            stored_key: [1; 32],
+            server_key: [1; 32],
+        };
+        let looks = |verifier: &Verifier| (verifier.salt.len(), verifier.iterations);
+        let same = BTreeMap::from([("a".into(), verifier(24, 10_000)), ("b".into(), verifier(24, 10_000))]);
+        for role in ["nobody", "somebody", ""] {
+            let made_up = Verifier::made_up(role, &[7; 32], &same);
+            assert_eq!(looks(&made_up), (24, 10_000));
+            assert_eq!(
+                made_up,
+                Verifier::made_up(role, &[7; 32], &same),
+                "the same at each attempt"
+            );
+            assert_ne!(made_up.salt, Verifier::made_up("x", &[7; 32], &same).salt);
+            assert_ne!(made_up.salt, Verifier::made_up(role, &[8; 32], &same).salt);
+        }
+        // Where real ones differ, so do those that are made up.
+        let mixed = BTreeMap::from([("a".into(), verifier(16, 4096)), ("b".into(), verifier(24, 10_000))]);
+        let kinds: std::collections::BTreeSet<_> = (0..50)
+            .map(|role| looks(&Verifier::made_up(&role.to_string(), &[7; 32], &mixed)))
+            .collect();
+        assert_eq!(kinds.len(), 2);
+        assert_eq!(looks(&Verifier::made_up("ann", &[7; 32], &BTreeMap::new())), (16, 4096));
+    }
+
+    #[test]
     fn malformed_messages_are_refused() {
-        let made_up = || Verifier::made_up("ann", &[7; 32]);
+        let made_up = || Verifier::made_up("ann", &[7; 32], &BTreeMap::new());
         for first in ["", "n", "n,", "n,,", "n,,n=a", "n,,n=,r=", "x,,n=,r=abc", "n,,n=,r=a b"] {
             assert!(Scram::start(None, made_up(), first.as_bytes()).is_err(), "{first}");
+        }
+        for extended in [&b"n,,m=x,n=,r=abc"[..], b"n,,n=,m=x,r=abc", b"y,,n=,r=abc,m="] {
+            let refused = Scram::start(None, made_up(), extended);
+            assert_eq!(refused.unwrap_err(), ScramError::Extension);
         }
         let bound = Scram::start(None, made_up(), b"p=tls-server-end-point,,n=,r=abc");
         assert_eq!(bound.unwrap_err(), ScramError::ChannelBinding);

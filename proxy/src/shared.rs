@@ -13,6 +13,11 @@ use crate::proxy::ProxyError;
 use crate::scram::Verifier;
 use crate::session::Descriptions;
 
+/// Separates the use of the signing key for salts from all others.
+const SALTS_CONTEXT: &str = "CloudBFT proxy 2026-11 salts of unknown roles";
+/// The protocol that a client names in a TLS handshake (ALPN); libpq insists on it with `sslnegotiation=direct`.
+const TLS_PROTOCOL: &[u8] = b"postgresql";
+
 /// Defaults of reported settings, by role and database.
 type Defaults = HashMap<(String, String), Arc<BTreeMap<String, String>>>;
 
@@ -24,15 +29,20 @@ pub(crate) struct Shared {
     pub(crate) cancels: Arc<Cancels>,
     pub(crate) descriptions: Descriptions,
     pub(crate) metrics: Measures,
-    pub(crate) verifiers: HashMap<String, Verifier>,
-    /// Makes the salts of roles that do not exist.
+    pub(crate) verifiers: BTreeMap<String, Verifier>,
+    /// Makes the salts of roles that do not exist: the same after each start, as those of roles that do are.
     pub(crate) secret: [u8; 32],
     next_session: AtomicU64,
     defaults: Mutex<Defaults>,
 }
 
 impl Shared {
-    pub(crate) fn new(config: ProxyConfig, client: Arc<Client>) -> Result<Self, ProxyError> {
+    pub(crate) fn new(mut config: ProxyConfig, client: Arc<Client>) -> Result<Self, ProxyError> {
+        config.tls = config.tls.map(|tls| {
+            let mut tls = (*tls).clone();
+            tls.alpn_protocols = vec![TLS_PROTOCOL.to_vec()];
+            Arc::new(tls)
+        });
         let catalog = |database: &String| {
             let catalog = Catalog::new(&config.catalog_role, database, config.rules.clone());
             (database.clone(), Arc::new(catalog))
@@ -43,7 +53,7 @@ impl Shared {
             cancels: Arc::default(),
             descriptions: Descriptions::default(),
             metrics: Measures::new(),
-            secret: rand::random(),
+            secret: blake3::derive_key(SALTS_CONTEXT, config.signing_key.as_bytes()),
             next_session: AtomicU64::new(u64::from(config.incarnation) << 32 | 1),
             defaults: Mutex::default(),
             client,
@@ -69,9 +79,9 @@ impl Shared {
     }
 }
 
-fn verifiers(config: &ProxyConfig) -> Result<HashMap<String, Verifier>, ProxyError> {
+fn verifiers(config: &ProxyConfig) -> Result<BTreeMap<String, Verifier>, ProxyError> {
     if config.authentication == Authentication::Trust {
-        return Ok(HashMap::new());
+        return Ok(BTreeMap::new());
     }
     let parse = |role: &crate::config::RoleConfig| {
         let verifier = role.verifier.as_deref().and_then(Verifier::parse);

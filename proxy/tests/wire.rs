@@ -89,7 +89,7 @@ async fn startup_is_as_postgres_does_it() {
         "integer_datetimes\0on",
         "standard_conforming_strings\0on",
         "application_name\0test",
-        "is_superuser\0on",
+        "is_superuser\0off",
         "session_authorization\0postgres",
         "in_hot_standby\0off",
         "default_transaction_read_only\0off",
@@ -139,6 +139,141 @@ async fn startup_is_as_postgres_does_it() {
     let mut raw = Raw::open(world.address).await;
     raw.send(&startup(2 << 16, &[])).await;
     assert_eq!(sqlstate(&raw.until_ready().await).as_deref(), Some("0A000"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_spelling_of_utf8_is_utf8() {
+    let world = World::start().await;
+    // The second one, with its quotes, is asyncpg's.
+    for spelling in ["UTF8", "'utf-8'", "unicode", "Utf_8", " utf 8 ", "\"UNICODE\"", "auto"] {
+        let mut raw = Raw::open(world.address).await;
+        raw.send(&startup(
+            3 << 16,
+            &[("user", "postgres"), ("client_encoding", spelling)],
+        ))
+        .await;
+        let answers = raw.until_ready().await;
+        assert_eq!(sqlstate(&answers), None, "{spelling}");
+        assert!(
+            answers.iter().any(|answer| answer.text() == "client_encoding\0UTF8"),
+            "{spelling}"
+        );
+    }
+    let mut raw = Raw::open(world.address).await;
+    raw.send(&startup(
+        3 << 16,
+        &[("user", "postgres"), ("options", "-c client_encoding='utf-8'")],
+    ))
+    .await;
+    assert_eq!(sqlstate(&raw.until_ready().await), None);
+    for text in [
+        "SET client_encoding TO 'utf-8'",
+        "SET client_encoding = UTF8",
+        "SET client_encoding = '''utf-8'''",
+        "SET NAMES 'Unicode'",
+        "SET NAMES 'utf_8'",
+        "RESET client_encoding",
+        "SET client_encoding TO DEFAULT",
+    ] {
+        assert_eq!(raw.tags(&query(text)).await, "CZ", "{text}");
+    }
+    for text in [
+        "SELECT set_config('client_encoding', 'utf-8', false)",
+        "SHOW client_encoding",
+    ] {
+        raw.send(&query(text)).await;
+        let answers = raw.until_ready().await;
+        assert_eq!(tags(&answers), "TDCZ", "{text}");
+        assert!(answers[1].body.ends_with(b"UTF8"), "{text}");
+    }
+    for text in ["SET client_encoding TO 'latin1'", "SET NAMES 'sql_ascii'"] {
+        assert_eq!(raw.tags(&query(text)).await, "EZ", "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_comes_without_a_sync() {
+    let world = World::start().await;
+    let mut raw = Raw::login(world.address).await;
+    for failing in [
+        parse("", "SELECT * FROM missing"),
+        parse("", "SELECT 1; SELECT 2"),
+        bind("", "missing", &[]),
+        [parse("", "SELECT 1 / $1::int"), bind("", "", &["0"]), execute("", 0)].concat(),
+    ] {
+        raw.send(&failing).await;
+        let mut last = 0;
+        while last != b'E' {
+            let answer = tokio::time::timeout(Duration::from_secs(5), raw.next()).await;
+            last = answer.expect("the error comes").unwrap().tag;
+        }
+        raw.send(&sync()).await;
+        let end = raw.until_ready().await;
+        assert_eq!((tags(&end).as_str(), &end[0].body[..]), ("Z", &b"I"[..]));
+    }
+    // Without an error nothing is said before Sync.
+    raw.send(&[parse("", "SELECT 1"), bind("", "", &[]), execute("", 0)].concat())
+        .await;
+    let early = tokio::time::timeout(Duration::from_millis(500), raw.next()).await;
+    assert!(early.is_err());
+    assert_eq!(raw.tags(&sync()).await, "12DCZ");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parse_that_fails_removes_the_unnamed_statement() {
+    let world = World::start().await;
+    let mut raw = Raw::login(world.address).await;
+    let run = [bind("", "", &[]), execute("", 0), sync()].concat();
+    for failing in ["SELECT FROM WHERE", "SELECT 1; SELECT 2", "SELECT * FROM missing"] {
+        assert_eq!(raw.tags(&[parse("", "SELECT 1"), sync()].concat()).await, "1Z");
+        assert_eq!(raw.tags(&run).await, "2DCZ");
+        assert_eq!(raw.tags(&[parse("", failing), sync()].concat()).await, "EZ");
+        raw.send(&run).await;
+        let answers = raw.until_ready().await;
+        assert_eq!(sqlstate(&answers).as_deref(), Some("26000"), "{failing}");
+    }
+    // One that is skipped removes nothing, and a Close that is skipped neither.
+    assert_eq!(
+        raw.tags(&[parse("", "SELECT 1"), parse("s", "SELECT 1"), sync()].concat())
+            .await,
+        "11Z"
+    );
+    let close = [message(b'C', b"S\0"), message(b'C', b"Ss\0")].concat();
+    let skipped = [
+        parse("x", "SELECT * FROM missing"),
+        parse("", "SELECT 2, 3"),
+        close,
+        sync(),
+    ]
+    .concat();
+    assert_eq!(raw.tags(&skipped).await, "EZ");
+    assert_eq!(raw.tags(&run).await, "2DCZ");
+    assert_eq!(
+        raw.tags(&[bind("", "s", &[]), execute("", 0), sync()].concat()).await,
+        "2DCZ"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn set_local_holds_for_the_rest_of_a_text() {
+    let world = World::start().await;
+    let mut raw = Raw::login(world.address).await;
+    raw.send(&query("SET LOCAL lock_timeout = '2s'; SHOW lock_timeout"))
+        .await;
+    let answers = raw.until_ready().await;
+    assert_eq!(tags(&answers), "CTDCZ", "no warning");
+    assert!(answers[2].body.ends_with(b"2s"));
+    assert_eq!(raw.tags(&query("SET LOCAL lock_timeout = '2s'")).await, "NCZ");
+    raw.send(&query("SHOW lock_timeout")).await;
+    assert!(raw.until_ready().await[1].body.ends_with(b"\x010"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asyncpg_works() {
+    let world = World::start().await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/asyncpg_transaction.py");
+    let dsn = format!("postgresql://postgres@{}/postgres", world.address);
+    assert_eq!(world.run("/usr/bin/python3", &[script, &dsn]).await, "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -369,9 +504,11 @@ async fn tls_is_offered_when_configured() {
     .await;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate).unwrap();
-    let client = rustls::ClientConfig::builder()
+    let mut client = rustls::ClientConfig::builder()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    // As libpq does with sslnegotiation=direct, where it insists on the answer.
+    client.alpn_protocols = vec![b"postgresql".to_vec()];
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     for direct in [false, true] {
@@ -386,6 +523,7 @@ async fn tls_is_offered_when_configured() {
             assert_eq!(&answer, b"S");
         }
         let stream = connector.connect(name.clone(), raw.stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"postgresql"[..]));
         let mut raw = Raw::over(stream);
         raw.send(&startup(3 << 16, &[("user", "postgres")])).await;
         assert_eq!(raw.until_ready().await.last().unwrap().tag, b'Z');

@@ -4,6 +4,7 @@
 //! its statements.
 
 mod cache;
+mod ddl;
 mod derive;
 mod level;
 mod parse;
@@ -22,6 +23,7 @@ use crate::statement::{Effect, StatementClass};
 use cache::Cache;
 use template::{Parameters, Template};
 
+pub(crate) use derive::is_bounded_expression;
 pub(crate) use template::{KeyKind, clock_word_refusal, is_clock_word};
 
 /// Statements above this many bytes are not parsed: they take `Everything`; texts above it are not cached.
@@ -67,6 +69,12 @@ pub struct StatementAnalysis {
     pub needs_transaction: bool,
     /// Whether the order of its rows means something: it says ORDER BY somewhere, or takes rows of a cursor that may.
     pub orders_rows: bool,
+    /// Whether its form bounds its run time, the size of its result and its outcome.
+    pub short: bool,
+    /// Whether it is a SELECT over plain tables with allow-listed functions only.
+    pub plain_read: bool,
+    /// Whether code that is not ours may run in it. Unset only where that is certain.
+    pub foreign_code: bool,
     template: Template,
 }
 
@@ -92,6 +100,9 @@ pub struct ExchangeAnalysis {
     /// Whether code that is not ours may have run in the backend: a function that is not allow-listed, DO, a trigger, or
     /// anything that was not parsed. The backend serves nobody else afterwards.
     pub foreign_code: bool,
+    /// Whether it changes what names mean to the statements after it, also of later exchanges: it sets `search_path` or the
+    /// role. Within the exchange, this is taken into account.
+    pub renames: bool,
     /// The analyses of the exchange's texts: of the one text of a simple exchange, or of each entry of
     /// `statements` of an extended one, by index.
     pub texts: Vec<Arc<TextAnalysis>>,
@@ -134,11 +145,16 @@ impl Analyzer {
         let mut analysis = match exchange {
             Exchange::Simple { text } | Exchange::CopyStart { text } => self.simple(text)?,
             Exchange::Extended { statements, steps } => self.extended(statements, steps)?,
+            // The code that their rows run is that of the COPY statement.
             Exchange::CopyData { .. } | Exchange::CopyEnd { .. } => ExchangeAnalysis::with_effect(Effect::Write),
         };
         if !self.schema.is_plain_path(context) {
             analysis.widen();
         }
+        analysis.short &= !matches!(
+            exchange,
+            Exchange::CopyStart { .. } | Exchange::CopyData { .. } | Exchange::CopyEnd { .. }
+        );
         Ok(analysis)
     }
 
@@ -148,6 +164,7 @@ impl Analyzer {
         for statement in &text.statements {
             analysis.add(&self.schema, statement, &Parameters::none())?;
         }
+        analysis.plain_read = matches!(text.statements.as_slice(), [only] if only.plain_read);
         analysis.texts.push(text);
         Ok(analysis)
     }
@@ -158,25 +175,40 @@ impl Analyzer {
             text.refusal().map_or(Ok(()), |refusal| Err(refusal.clone()))?;
         }
         let mut analysis = ExchangeAnalysis::with_effect(Effect::Nothing);
+        let mut portals: Vec<&str> = Vec::new();
+        let mut is_plain = true;
+        let mut bound: Option<&Arc<TextAnalysis>> = None;
         for step in steps {
-            let Step::Bind {
-                statement,
-                parameter_formats,
-                parameters,
-                ..
-            } = step
-            else {
-                continue;
+            let (portal, statement, parameter_formats, parameters) = match step {
+                Step::Bind {
+                    portal,
+                    statement,
+                    parameter_formats,
+                    parameters,
+                    ..
+                } => (portal, statement, parameter_formats, parameters),
+                Step::Execute { portal, max_rows } => {
+                    // An earlier exchange bound it: what it is, is not known here.
+                    analysis.short &= portals.contains(&portal.as_str());
+                    is_plain &= portal.is_empty() && *max_rows == 0 && !portals.is_empty();
+                    continue;
+                }
+                _ => continue,
             };
+            is_plain &= portal.is_empty() && portals.is_empty();
+            portals.push(portal);
             let index = usize::from(*statement);
             let (Some(text), Some(source)) = (texts.get(index), statements.get(index)) else {
                 return Err(unknown_statement());
             };
+            bound = Some(text);
             let parameters = Parameters::new(&source.parameter_types, parameter_formats, parameters);
             for statement in &text.statements {
                 analysis.add(&self.schema, statement, &parameters)?;
             }
         }
+        let reads_plainly = bound.is_some_and(|text| matches!(text.statements.as_slice(), [only] if only.plain_read));
+        analysis.plain_read = is_plain && reads_plainly;
         analysis.texts = texts;
         Ok(analysis)
     }
@@ -220,9 +252,10 @@ impl ExchangeAnalysis {
             needs_clock: false,
             needs_transaction: false,
             orders_rows: false,
-            short: false,
+            short: true,
             plain_read: false,
-            foreign_code: true,
+            foreign_code: false,
+            renames: false,
             texts: Vec::new(),
         }
     }
@@ -240,9 +273,16 @@ impl ExchangeAnalysis {
         self.needs_clock |= statement.needs_clock;
         self.needs_transaction |= statement.needs_transaction;
         self.orders_rows |= statement.orders_rows;
+        self.short &= statement.short;
+        self.foreign_code |= statement.foreign_code;
         statement
             .template
-            .instantiate(parameters, schema.rules(), &mut self.footprint)
+            .instantiate(parameters, schema.rules(), &mut self.footprint)?;
+        if self.renames {
+            self.widen();
+        }
+        self.renames |= statement.class.renames();
+        Ok(())
     }
 
     /// Widens to everything, in the mode that the effect asks for: names do not mean what they mean by default.
@@ -253,6 +293,9 @@ impl ExchangeAnalysis {
             Effect::LockingRead | Effect::Write | Effect::Ddl | Effect::Maintenance => Mode::Exclusive,
         };
         self.needs_clock = true;
+        self.short = false;
+        self.plain_read = false;
+        self.foreign_code = true;
         self.footprint = Footprint::of(crate::footprint::Resource::Everything, mode);
     }
 }

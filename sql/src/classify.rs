@@ -194,7 +194,11 @@ fn cursor<'text>(keyword: &str, words: Words<'text>) -> Sketch<'text> {
 }
 
 fn explain(words: Words<'_>) -> Sketch<'_> {
-    let runs = words.contains_any(&["analyze", "analyse"]);
+    // The name of an option may be quoted.
+    let runs = words.rest().iter().any(|token| {
+        let name = token.identifier(words.text);
+        name.is_some_and(|name| ["analyze", "analyse"].contains(&name.as_ref()))
+    });
     if runs && (words.contains_any(&MODIFYING) || words.contains_any(&["execute", "into", "call"])) {
         return Sketch::refused(Refusal::new(
             NOT_SUPPORTED,

@@ -54,7 +54,7 @@ pub(crate) fn inspect(text: &str, tokens: &[Token], purpose: Purpose) -> Finding
         let found = splices::splice(&pass);
         findings.needs_clock |= found.is_some() || pass.calls_own_function();
         findings.splices.extend(found);
-        if purpose == Purpose::Definition {
+        if purpose != Purpose::Read && is_body(&pass, purpose) {
             inspect_body(&pass, &mut findings);
         }
         pass.at += 1;
@@ -66,19 +66,29 @@ pub(crate) fn inspect(text: &str, tokens: &[Token], purpose: Purpose) -> Finding
     findings
 }
 
-/// Passes over a function's body that is given as a string.
+/// Whether a string at the present place is the body of a function or of DO, or a statement that a body executes.
+fn is_body(pass: &Pass<'_>, purpose: Purpose) -> bool {
+    let is_string = pass.token(0).is_some_and(|token| {
+        matches!(
+            token.kind,
+            TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString(_)
+        )
+    });
+    let is_do = pass.tokens.first().is_some_and(|first| first.is_word(pass.text, "do"));
+    let defines = purpose == Purpose::Definition && (is_do || pass.is_word(-1, "as"));
+    is_string && (defines || pass.is_word(-1, "execute"))
+}
+
+/// Passes over a function's body that is given as a string. What a body does may be written, whoever calls it.
 fn inspect_body(pass: &Pass<'_>, findings: &mut Findings) {
     let Some(token) = pass.token(0) else { return };
-    let is_plain = token.kind == TokenKind::String && (pass.is_word(-1, "as") || pass.is_word(-1, "do"));
-    if !is_plain && !matches!(token.kind, TokenKind::DollarString(_)) {
-        return;
-    }
     let Some(body) = token.string_value(pass.text) else {
+        findings.refusal.get_or_insert_with(refusals::escaped_body);
         return;
     };
     // A body that cannot be read is none of a language that is known here, or Postgres will refuse it.
     let Ok(tokens) = tokenize(&body) else { return };
-    let inner = inspect(&body, &tokens, Purpose::Read);
+    let inner = inspect(&body, &tokens, Purpose::Write);
     findings.refusal = findings.refusal.take().or(inner.refusal);
     if inner.splices.is_empty() {
         return;

@@ -226,7 +226,6 @@ pub(crate) fn is_local_fact(name: &str) -> bool {
         "pg_relation_filenode",
         "pg_relation_filepath",
         "pg_my_temp_schema",
-        "pg_trigger_depth",
     ];
     const PREFIXES: &[&str] = &[
         "pg_stat_get_",

@@ -87,10 +87,14 @@ impl Token {
         }
     }
 
-    /// The value of a string without escapes: `'...'` or `$$...$$`.
+    /// The value of a string without escapes: `'...'`, `$$...$$`, and `E'...'` without a backslash.
     pub(crate) fn string_value<'text>(&self, text: &'text str) -> Option<Cow<'text, str>> {
         match self.kind {
             TokenKind::String => scan::string_value(self.source(text)),
+            TokenKind::EscapeString => {
+                let plain = self.source(text).get(1..).filter(|rest| !rest.contains('\\'))?;
+                scan::string_value(plain)
+            }
             TokenKind::DollarString(tag) => text.get(self.dollar_body(tag)).map(Cow::Borrowed),
             _ => None,
         }

@@ -44,6 +44,12 @@ pub struct Schema {
     overloads_equality: bool,
     /// The names of the user's operators that may read more than their operands.
     operators: BTreeSet<String>,
+    /// The names of the user's types; whether a cast to one may run code of users.
+    types: BTreeMap<String, bool>,
+    /// The names of types to which a cast by a function of users leads.
+    cast_targets: BTreeSet<String>,
+    /// Whether such a cast is made without being asked for.
+    casts_implicitly: bool,
     /// The names of columns of date and time types.
     date_columns: BTreeSet<String>,
     rules: PartitionRules,
@@ -90,15 +96,20 @@ impl Schema {
         reasons.collect()
     }
 
-    /// Whether unqualified names mean what they mean under the default search path.
+    /// Whether unqualified names mean what they mean under the default search path. `"$user"` is the role that is set, else
+    /// the one that logged in: with a schema of that name, names mean other tables.
     pub(crate) fn is_plain_path(&self, context: &SessionContext) -> bool {
         if self.namespaces.contains(&context.role) {
             return false;
         }
-        let mut settings = context.settings.iter();
-        settings
-            .find(|(name, _)| name == "search_path")
-            .is_none_or(|(_, path)| PLAIN_PATHS.contains(&path.as_str()))
+        context.settings.iter().all(|(name, value)| match name.as_str() {
+            "search_path" => PLAIN_PATHS.contains(&value.as_str()),
+            "role" | "session_authorization" => {
+                let role = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+                !self.namespaces.contains(role.unwrap_or(value))
+            }
+            _ => true,
+        })
     }
 
     pub(crate) fn table(&self, name: &TableName) -> Option<&Table> {
@@ -115,6 +126,42 @@ impl Schema {
 
     pub(crate) fn is_user_operator(&self, name: &str) -> bool {
         self.operators.contains(name)
+    }
+
+    /// Whether a cast to a type of this name may run code of users.
+    pub(crate) fn cast_runs_code(&self, type_name: &str) -> bool {
+        // The source of a cast is not looked at, and a composite type may hold any other.
+        match self.types.get(type_name) {
+            Some(runs_code) => *runs_code || self.cast_targets.contains(type_name),
+            None => self.cast_targets.contains(type_name) || self.table_row_runs_code(type_name),
+        }
+    }
+
+    fn table_row_runs_code(&self, name: &str) -> bool {
+        let named = |table: &TableName| table.name == name;
+        self.tables
+            .iter()
+            .any(|(table, known)| named(table) && known.columns.iter().any(|column| column.kind == ColumnKind::Domain))
+    }
+
+    /// Whether a type of this name is the user's.
+    pub(crate) fn is_user_type(&self, name: &str) -> bool {
+        self.types.contains_key(name) || self.tables.keys().any(|table| table.name == name)
+    }
+
+    /// Whether casts by a function of users are made without being asked for.
+    pub(crate) fn casts_implicitly(&self) -> bool {
+        self.casts_implicitly
+    }
+
+    /// Whether some cast to a type of Postgres's own runs a function of users.
+    pub(crate) fn casts_to_built_in(&self) -> bool {
+        self.cast_targets.iter().any(|target| !self.is_user_type(target))
+    }
+
+    /// Whether any table has a column of this name.
+    pub(crate) fn is_column(&self, name: &str) -> bool {
+        self.tables.values().any(|table| table.column(name).is_some())
     }
 
     /// Whether a column of this name has a date or time type in any table.
@@ -135,6 +182,9 @@ impl Schema {
             namespaces: BTreeSet::from(["public".to_string()]),
             overloads_equality: false,
             operators: BTreeSet::new(),
+            types: BTreeMap::new(),
+            cast_targets: BTreeSet::new(),
+            casts_implicitly: false,
             date_columns: BTreeSet::new(),
             rules,
             digest: [0; 32],

@@ -169,6 +169,18 @@ pub enum Effect {
 }
 
 impl StatementClass {
+    /// Whether names mean other things to later statements of the session or transaction.
+    pub(crate) fn renames(&self) -> bool {
+        let renames = |name: &str| ["search_path", "role", "session_authorization"].contains(&name);
+        match self {
+            StatementClass::Setting(
+                Setting::Set { name, .. } | Setting::SetConfig { name, .. } | Setting::Reset(name),
+            ) => renames(name),
+            StatementClass::Setting(Setting::ResetAll | Setting::DiscardAll) => true,
+            _ => false,
+        }
+    }
+
     /// What a statement of this class does.
     pub fn effect(&self) -> Effect {
         match self {

@@ -67,7 +67,7 @@ fn what_is_no_key_in_reads() {
         "w_id = 7.0",
         "w_id = 7 + 0",
         "w_id = 99999999999999999999",
-        "w_id = E'7'",
+        "w_id = E'\\x37'",
         "w_id = (SELECT 7)",
         "(w_id = 7) IS NOT TRUE",
         "w_id = 7 ISNULL",

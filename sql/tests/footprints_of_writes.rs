@@ -192,7 +192,7 @@ fn sequences() {
             "Write {sequence:public.counter X}",
         ),
         ("SELECT setval('counter', 5)", "Write {sequence:public.counter X}"),
-        ("SELECT nextval($$counter$$)", "Write {all X}"),
+        ("SELECT nextval($$counter$$)", "Write {sequence:public.counter X}"),
         ("SELECT nextval('unknown')", "Write {all X}"),
     ]);
     let analysis = simple(&analyzer(), "SELECT currval('counter')").expect("passes");

@@ -106,6 +106,27 @@ proptest! {
         }
     }
 
+    /// Of a text that was not parsed nothing is proven; what is proven to be short or plain runs no code of users.
+    #[test]
+    fn short_and_plain_imply_no_foreign_code(text in pieces()) {
+        let analyzer = analyzer_once();
+        for statement in &analyzer.text(&text).statements {
+            prop_assert!(!(statement.foreign_code && (statement.short || statement.plain_read)), "{}", text);
+        }
+        if let Ok(analysis) = simple(analyzer, &text) {
+            prop_assert!(!(analysis.foreign_code && (analysis.short || analysis.plain_read)), "{}", text);
+        }
+        // The parser is known not to read it.
+        let unparsed = format!("SELECT 1 FROM warehouse WHERE w_id NOTNULL AND ({text})");
+        if let Ok(analysis) = simple(analyzer, &unparsed)
+            && analyzer.text(&unparsed).statements.len() == 1
+            && !text.contains("--")
+            && !text.contains("/*")
+        {
+            prop_assert!(analysis.foreign_code && !analysis.short && !analysis.plain_read, "{}", unparsed);
+        }
+    }
+
     #[test]
     fn a_narrow_footprint_is_the_key(key in any::<i32>(), other in any::<i32>(), shape in 0..10_usize) {
         let analyzer = analyzer_once();

@@ -49,9 +49,10 @@ pub struct VoterLimits {
     pub direct_wait: Duration,
     /// How often the floor is written while orders are executed.
     pub floor_interval: Duration,
-    /// A client that says nothing for so long has its open transactions abandoned (if f+1 nodes say so).
+    /// A client that has sent nothing for so long is dead: its open transactions are to be abandoned. Clients send something
+    /// every second.
     pub client_silence_max: Duration,
-    /// A transaction that is open for longer is abandoned (if f+1 nodes say so).
+    /// A transaction that has been open for so long is to be abandoned, whatever its client says.
     pub transaction_time_max: Duration,
 }
 
@@ -70,7 +71,7 @@ impl Default for VoterLimits {
             direct_wait: Duration::from_secs(2),
             floor_interval: Duration::from_secs(1),
             client_silence_max: Duration::from_secs(5),
-            transaction_time_max: Duration::from_secs(90),
+            transaction_time_max: Duration::from_secs(60),
         }
     }
 }

@@ -306,11 +306,17 @@ const READ_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) async fn run_read(shared: Arc<Shared>, work: OrderedRead) {
     let order = work.asker.order;
     let started = Instant::now();
-    let answer = read_on(&shared, Purpose::OrderedRead, &work.context, &work.catalog, async |backend| {
-        backend
-            .snapshot_read(&work.job, || shared.tell(Event::SnapshotOpen(order)))
-            .await
-    });
+    let answer = read_on(
+        &shared,
+        Purpose::OrderedRead,
+        &work.context,
+        &work.catalog,
+        async |backend| {
+            backend
+                .snapshot_read(&work.job, || shared.tell(Event::SnapshotOpen(order)))
+                .await
+        },
+    );
     let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
     observe("read", started);
     work.asker.answer(&shared.reporter, outcome).await;
@@ -373,9 +379,13 @@ pub(crate) struct DirectRead {
 /// Runs a direct read and answers.
 pub(crate) async fn run_direct_read(shared: Arc<Shared>, work: DirectRead) {
     let started = Instant::now();
-    let answer = read_on(&shared, Purpose::DirectRead, &work.context, &work.catalog, async |backend| {
-        backend.read(&work.job).await
-    });
+    let answer = read_on(
+        &shared,
+        Purpose::DirectRead,
+        &work.context,
+        &work.catalog,
+        async |backend| backend.read(&work.job).await,
+    );
     let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
     observe("direct_read", started);
     let message = ResultMessage {

@@ -152,7 +152,8 @@ impl LockTable {
         kind: BeginKind,
         bytes: usize,
     ) -> Result<(), LockRefusal> {
-        self.logical.wait_or_grant(order, Some((transaction, kind)), footprint, bytes)
+        self.logical
+            .wait_or_grant(order, Some((transaction, kind)), footprint, bytes)
     }
 
     /// An Extend: waits only for transactions that hold locks. It takes the place of an earlier one of its transaction that
@@ -206,7 +207,8 @@ impl LockTable {
     pub fn run_ends(&mut self, order: u64, transactions: &[TransactionId], footprint: &Footprint) -> bool {
         let nodes = transactions.iter().filter_map(|id| self.transaction_nodes.remove(id));
         let before: Vec<_> = nodes.flatten().collect();
-        self.physical.start(order, NodeKind::Access, &locks_of(footprint), &before)
+        self.physical
+            .start(order, NodeKind::Access, &locks_of(footprint), &before)
     }
 
     fn start(&mut self, order: u64, node: Node, footprint: &Footprint, before: &[u64]) -> bool {

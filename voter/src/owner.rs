@@ -30,9 +30,9 @@ use crate::vote::VoteCounter;
 use crate::voter::{VoterInput, VoterOutput, VoterState};
 use crate::work::{Catalog, Refused};
 
+use abandon::OwnOrders;
 use direct::EarlyDirect;
 pub(crate) use direct::send_unavailable;
-use abandon::OwnOrders;
 use floor::{FloorState, Floors};
 
 /// Granted operations that have not finished, at most; further orders wait in the vote counter.

@@ -344,7 +344,12 @@ impl Slot {
         Ok(true)
     }
 
-    async fn direct(&mut self, client: ClientId, direct: Direct, place: DirectTransaction) -> Result<(), PostgresError> {
+    async fn direct(
+        &mut self,
+        client: ClientId,
+        direct: Direct,
+        place: DirectTransaction,
+    ) -> Result<(), PostgresError> {
         match place.kind {
             DirectKind::Cancel { request } => {
                 self.count_direct(&direct);
@@ -500,7 +505,10 @@ impl Slot {
                 };
                 self.shared.reporter.report(client, message, direct.whole).await;
             }
-            Command::Begin(asker) | Command::Extend(asker, ..) | Command::Refused(asker, ..) | Command::Read(asker, ..) => {
+            Command::Begin(asker)
+            | Command::Extend(asker, ..)
+            | Command::Refused(asker, ..)
+            | Command::Read(asker, ..) => {
                 asker.answer(&self.shared.reporter, outcome).await;
                 self.shared.tell(Event::Finished(asker.order, None));
             }

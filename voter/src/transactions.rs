@@ -89,7 +89,9 @@ impl OrderedTransaction {
 
     /// Whether a machine's voter runs its statements as they come.
     pub fn is_live(&self, machine: MachineId) -> bool {
-        self.live.checked_shr(u32::from(machine.0)).is_some_and(|mask| mask & 1 == 1)
+        self.live
+            .checked_shr(u32::from(machine.0))
+            .is_some_and(|mask| mask & 1 == 1)
     }
 
     /// Notes the exchange of an Extend, for Commits that name it.
@@ -169,7 +171,10 @@ pub fn certificate(
             return refused("two words differ, or are of one voter");
         }
         let signed = word_digest(transaction, began, list, &word.answers);
-        if key.verify_strict(&signed, &Signature::from_bytes(&word.signature)).is_err() {
+        if key
+            .verify_strict(&signed, &Signature::from_bytes(&word.signature))
+            .is_err()
+        {
             return refused("a word is not signed by its voter");
         }
     }
@@ -340,7 +345,10 @@ mod tests {
         let transaction = transaction();
         let own = TransactionWrite::Ordered(5);
         assert_eq!(transaction.listed(std::slice::from_ref(&own)), Ok(list(&["a"])));
-        assert!(transaction.listed(&[own.clone(), own]).is_err(), "bounded by what was ordered");
+        assert!(
+            transaction.listed(&[own.clone(), own]).is_err(),
+            "bounded by what was ordered"
+        );
         assert!(transaction.listed(&[TransactionWrite::Ordered(6)]).is_err());
     }
 
@@ -370,7 +378,10 @@ mod tests {
         let list = [9; 32];
         let check = |words: &[Word]| certificate(words, &keys, 1, transaction().id, 5, &list);
         assert_eq!(check(&[]), Ok(None));
-        assert_eq!(check(&[word(1, [1; 32], &list), word(3, [1; 32], &list)]), Ok(Some([1; 32])));
+        assert_eq!(
+            check(&[word(1, [1; 32], &list), word(3, [1; 32], &list)]),
+            Ok(Some([1; 32]))
+        );
         for bad in [
             vec![word(1, [1; 32], &list)],
             vec![word(1, [1; 32], &list), word(1, [1; 32], &list)],

@@ -14,6 +14,7 @@ use super::raw::{self, Authentication, Role, Tunables};
 use super::{ClusterFile, FileError, Layout, machine_name, socket_directory};
 use crate::hex;
 use crate::identity::{Identity, IdentityError};
+use crate::private;
 
 /// The port that names a server's socket; each server has a socket directory of its own.
 const DATABASE_PORT: u16 = 5432;
@@ -111,7 +112,8 @@ pub fn generate(
     let path = layout.cluster_file();
     let file = ClusterFile::parse(&path, &text)?;
     let unfinished = path.with_extension("toml.unfinished");
-    fs::write(&unfinished, &text).map_err(system(format!("cannot write {}", unfinished.display())))?;
+    private::write_file(&unfinished, text.as_bytes())
+        .map_err(system(format!("cannot write {}", unfinished.display())))?;
     fs::rename(&unfinished, &path).map_err(system(format!("cannot write {}", path.display())))?;
     Ok(file)
 }
@@ -204,10 +206,13 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
     );
     let _ = write!(
         text,
-        "\n[timeouts]\nstatement_ms = {}\ntransaction_ms = {}\nrequest_ms = {}\nclock_skew_ms_max = {}\n\
+        "\n[timeouts]\nstatement_ms = {}\ntransaction_ms = {}\n\
+         # The open transactions of a proxy that has been silent for this long are aborted.\n\
+         client_silence_ms = {}\nrequest_ms = {}\nclock_skew_ms_max = {}\n\
          heartbeat_ms = {}\n",
         timeouts.statement_ms,
         timeouts.transaction_ms,
+        timeouts.client_silence_ms,
         timeouts.request_ms,
         timeouts.clock_skew_ms_max,
         timeouts.heartbeat_ms,

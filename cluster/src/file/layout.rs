@@ -43,6 +43,11 @@ impl Layout {
         self.machine(id).join("identity.pem")
     }
 
+    /// The number of the last start of a machine's node.
+    pub fn machine_incarnation(&self, id: MachineId) -> PathBuf {
+        self.machine(id).join("incarnation")
+    }
+
     /// The directory of a machine's trusted counter.
     pub fn machine_counter(&self, id: MachineId) -> PathBuf {
         self.machine(id).join("counter")
@@ -83,7 +88,7 @@ impl Layout {
         self.proxy().join("proxy.log")
     }
 
-    /// How often the proxy was started.
+    /// The number of the last start of the proxy.
     pub fn proxy_incarnation(&self) -> PathBuf {
         self.proxy().join("incarnation")
     }

@@ -24,6 +24,8 @@ pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Ro
 pub const FAULTS_MAX: usize = 10;
 /// The smallest `log_bytes_max`.
 pub const LOG_BYTES_MIN: u64 = 1 << 20;
+/// The least that a client may be silent before it counts as dead, in milliseconds: it sends something every second.
+pub const CLIENT_SILENCE_MS_MIN: u64 = 2_000;
 /// The most groups.
 pub const GROUPS_MAX: u16 = 256;
 
@@ -114,6 +116,19 @@ impl ClusterFile {
     /// When it is not right.
     pub fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
         raw::parse(path, text)?.resolve()
+    }
+
+    /// Lets nobody but its owner read a cluster file: it holds verifiers of passwords. (Earlier builds wrote it readable.)
+    ///
+    /// # Errors
+    /// When it is somebody else's.
+    pub fn restrict(path: &Path) -> Result<(), FileError> {
+        crate::private::restrict_file(path).map_err(|error| FileError {
+            path: path.to_owned(),
+            line: 0,
+            message: format!("others can read it, and that cannot be changed: {error}"),
+            remedy: String::from("run `cloudbft up` as the owner of the file"),
+        })
     }
 
     /// The machine with a number.

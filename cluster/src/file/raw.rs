@@ -11,7 +11,9 @@ use serde::Deserialize;
 use sql::rules::{MultiPartition, PartitionRules};
 use toml::Spanned;
 
-use super::{Client, ClusterFile, Database, FAULTS_MAX, FileError, GROUPS_MAX, LOG_BYTES_MIN, Machine};
+use super::{
+    CLIENT_SILENCE_MS_MIN, Client, ClusterFile, Database, FAULTS_MAX, FileError, GROUPS_MAX, LOG_BYTES_MIN, Machine,
+};
 use crate::hex;
 
 /// What an operator may tune; everything has a default.
@@ -213,6 +215,8 @@ pub struct Timeouts {
     pub statement_ms: u64,
     /// An interactive transaction is aborted after this long.
     pub transaction_ms: u64,
+    /// The open transactions of a client that has been silent for this long are aborted. Clients send something every second.
+    pub client_silence_ms: u64,
     /// A replica suspects the primary when requests wait for this long and nothing is decided; doubles with each
     /// view change, and comes back slowly.
     pub request_ms: u64,
@@ -227,6 +231,7 @@ impl Default for Timeouts {
         Self {
             statement_ms: 30_000,
             transaction_ms: 60_000,
+            client_silence_ms: 5_000,
             request_ms: 300,
             clock_skew_ms_max: 5_000,
             heartbeat_ms: 500,
@@ -374,6 +379,7 @@ impl Parsed<'_> {
             faults,
             groups,
             limits,
+            timeouts,
             authentication,
             listen,
             roles,
@@ -404,6 +410,13 @@ impl Parsed<'_> {
                 key,
                 format!("{key} must be at least 1"),
                 "remove the line to get the default",
+            ));
+        }
+        if timeouts.client_silence_ms < CLIENT_SILENCE_MS_MIN {
+            return Err(self.error_at(
+                "client_silence_ms",
+                format!("client_silence_ms must be at least {CLIENT_SILENCE_MS_MIN}"),
+                "a client that lives says so every second, and one message may be late",
             ));
         }
         if limits.log_bytes_max < LOG_BYTES_MIN {

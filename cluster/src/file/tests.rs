@@ -156,3 +156,30 @@ fn a_log_must_have_room() {
     assert!(error.message.contains("1 MiB"), "{error}");
     ClusterFile::parse(Path::new("cluster.toml"), &with(1 << 20)).unwrap();
 }
+
+#[test]
+fn a_client_may_be_silent_for_two_seconds_at_least() {
+    let with = |value: &str| text().replace("client_silence_ms = 5000", &format!("client_silence_ms = {value}"));
+    let error = refused(&with("1999"));
+    assert_eq!(error.line, line_with(&with("1999"), "client_silence_ms ="), "{error}");
+    let file = ClusterFile::parse(Path::new("cluster.toml"), &with("2000")).unwrap();
+    assert_eq!(file.tunables.timeouts.client_silence_ms, 2000);
+    let older = text().replace("client_silence_ms = 5000\n", "");
+    let file = ClusterFile::parse(Path::new("cluster.toml"), &older).unwrap();
+    assert_eq!(
+        file.tunables.timeouts.client_silence_ms, 5000,
+        "a file of an earlier build"
+    );
+}
+
+#[test]
+fn only_its_owner_may_read_a_cluster_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = generated(directory.path()).path;
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    ClusterFile::restrict(&path).unwrap();
+    assert_eq!(mode(), 0o600);
+}

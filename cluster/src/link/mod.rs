@@ -5,6 +5,7 @@
 
 mod connection;
 pub mod frame;
+mod handshakes;
 pub mod queue;
 
 use std::collections::BTreeMap;
@@ -17,12 +18,12 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 pub use frame::{EncodedFrame, Frame, Peer};
+use handshakes::Handshakes;
 use queue::Queue;
 
 use crate::identity::Identity;
@@ -30,8 +31,6 @@ use crate::tls::{self, TlsError};
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE_MS_MAX: u64 = 5_000;
-/// Handshakes in progress at once: strangers cannot pile up connections.
-const HANDSHAKES_MAX: usize = 64;
 /// The first pause before dialling again.
 const BACKOFF_MS_MIN: u64 = 20;
 /// The longest pause before dialling again.
@@ -290,13 +289,10 @@ async fn accept_forever<R: Receiver>(
     receiver: Arc<R>,
 ) {
     let keys = Arc::new(keys);
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut handshakes = Handshakes::default();
     loop {
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
                 tracing::warn!(%error, "accepting a link failed");
                 sleep(Duration::from_millis(BACKOFF_MS_MAX)).await;
@@ -305,10 +301,9 @@ async fn accept_forever<R: Receiver>(
         };
         let (peers, keys) = (Arc::clone(&peers), Arc::clone(&keys));
         let (acceptor, receiver) = (acceptor.clone(), Arc::clone(&receiver));
-        tokio::spawn(async move {
+        let handshake = tokio::spawn(async move {
             let accepting = accept(stream, &acceptor, &keys);
             let accepted = timeout(Duration::from_millis(HANDSHAKE_MS_MAX), accepting).await;
-            drop(permit);
             let Ok(Ok((stream, peer))) = accepted else {
                 metrics::counter!("cloudbft_link_refused_total").increment(1);
                 return;
@@ -319,6 +314,7 @@ async fn accept_forever<R: Receiver>(
                 state.replace(Some(serving.abort_handle()));
             }
         });
+        handshakes.add(from, handshake.abort_handle());
     }
 }
 

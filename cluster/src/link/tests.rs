@@ -150,3 +150,18 @@ async fn a_frame_that_a_role_may_not_send_ends_the_connection() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn strangers_who_say_nothing_do_not_keep_a_peer_out() {
+    let (one, two) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let (listener, at) = listener().await;
+    let mut accepting = end(M1, &two, &[address(M0, &one, None)], Some(listener));
+    let mut strangers = Vec::new();
+    for _ in 0..2 * handshakes::HANDSHAKES_MAX {
+        strangers.push(TcpStream::connect(at).await.unwrap());
+    }
+    let dialling = end(M0, &one, &[address(M1, &two, Some(at))], None);
+    dialling.links.send_frame(M1, &Frame::FetchCommitDb(LogOrder(7)));
+    let received = timeout(Duration::from_millis(HANDSHAKE_MS_MAX / 2), accepting.received.recv()).await;
+    assert!(matches!(received, Ok(Some((M0, Frame::FetchCommitDb(LogOrder(7)))))));
+}

@@ -11,9 +11,11 @@ mod record;
 mod segment;
 mod writer;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::private;
 
 pub use record::{RECORD_BYTES_MAX, Record};
 pub use segment::Reader;
@@ -31,7 +33,7 @@ const NEW_FILE: &str = "new";
 /// When it cannot be made.
 pub fn provision(directory: &Path) -> Result<(), LogError> {
     let path = directory.join(NEW_FILE);
-    let made = fs::create_dir_all(directory).and_then(|()| File::create(&path)?.sync_all());
+    let made = private::make_directory(directory).and_then(|()| private::write_file(&path, b""));
     made.and_then(|()| File::open(directory)?.sync_all())
         .map_err(LogError::file(&path))
 }

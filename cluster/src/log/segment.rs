@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::LogError;
 use super::record::{self, HEADER_BYTES, RECORD_BYTES_MAX, Record};
+use crate::private;
 
 /// A segment file and the position of its first record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,6 +218,7 @@ pub(super) fn open_for_append(directory: &Path, first: u64) -> Result<File, LogE
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(private::FILE_MODE)
         .open(&path)
         .map_err(LogError::file(&path))?;
     file.seek(SeekFrom::End(0)).map_err(LogError::file(&path))?;

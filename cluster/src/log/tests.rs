@@ -208,3 +208,28 @@ fn a_log_knows_whether_it_is_new_or_has_lost_everything() {
     fs::remove_dir_all(directory.path()).unwrap();
     assert!(open(directory.path()).unwrap().is_lost(), "its directory is gone");
 }
+
+#[test]
+fn only_its_owner_may_read_a_log() {
+    use std::os::unix::fs::PermissionsExt;
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("log");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let modes = || {
+        let files = fs::read_dir(&directory).unwrap();
+        files.map(|file| mode(&file.unwrap().path())).collect::<Vec<_>>()
+    };
+    provision(&directory).unwrap();
+    assert_eq!((mode(&directory), modes()), (0o700, vec![0o600]));
+    write_durably(&directory, 200, 20);
+    assert_eq!(mode(&directory), 0o700);
+    assert!(modes().len() > 3 && modes().iter().all(|mode| *mode == 0o600));
+    // As an earlier build left it.
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+    for segment in segment::list(&directory).unwrap() {
+        fs::set_permissions(&segment.path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    drop(open(&directory).unwrap());
+    assert_eq!(mode(&directory), 0o700);
+    assert!(modes().iter().all(|mode| *mode == 0o600));
+}

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -14,6 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::record;
 use super::segment::{self, Segment};
 use super::{LogError, NEW_FILE, Reader};
+use crate::private;
 
 /// What waits for the writer at most, in records; agreement's own windows are far smaller.
 const WAITING_RECORDS_MAX: usize = 16_384;
@@ -60,7 +62,7 @@ impl Log {
         segment_bytes: u64,
         notify: impl Fn(LogEvent) + Send + 'static,
     ) -> Result<Log, LogError> {
-        fs::create_dir_all(directory).map_err(LogError::file(directory))?;
+        private::make_directory(directory).map_err(LogError::file(directory))?;
         let lock = lock(directory)?;
         let checked = segment::check(directory)?;
         if checked.torn_bytes > 0 {
@@ -68,6 +70,7 @@ impl Log {
         }
         let mut segments = Vec::new();
         for segment in &checked.segments {
+            private::restrict_file(&segment.path).map_err(LogError::file(&segment.path))?;
             let bytes = fs::metadata(&segment.path)
                 .map_err(LogError::file(&segment.path))?
                 .len();
@@ -183,6 +186,7 @@ fn lock(directory: &Path) -> Result<Flock<File>, LogError> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(private::FILE_MODE)
         .open(&path)
         .map_err(LogError::file(&path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| LogError::Locked { path })

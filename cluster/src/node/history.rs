@@ -7,11 +7,11 @@ use ordering::configuration::Configuration;
 use ordering::hosting::Hosted;
 use ordering::identifiers::{MachineId, Order};
 use ordering::minbft::{Admission, LogAnswer, LogIndex, LogRecord};
-use tokio::sync::mpsc;
 use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 
 use super::NodeError;
+use super::voter_queue::VoterQueue;
 use crate::identity::Identity;
 use crate::link::{Frame, Links, Peer};
 use crate::log::{Log, Reader};
@@ -99,7 +99,7 @@ pub(super) struct Reading<H: Hosted> {
     pub(super) reader: H::LogReader,
     pub(super) me: MachineId,
     pub(super) links: Arc<Links>,
-    pub(super) voter: Option<mpsc::Sender<VoterInput>>,
+    pub(super) voter: Option<Arc<VoterQueue>>,
 }
 
 impl<H: Hosted> Reading<H> {
@@ -116,7 +116,7 @@ impl<H: Hosted> Reading<H> {
                     .map(|message| VoterInput::CommitDb { from: self.me, message });
                 if let Some(voter) = self.voter {
                     // What does not fit is fetched again.
-                    inputs.for_each(|input| drop(voter.try_send(input)));
+                    inputs.for_each(|input| voter.offer_own(input));
                 }
             }
             LogAnswer::Voter { to, messages } => {

@@ -13,9 +13,11 @@
 mod byzantine;
 mod history;
 mod measures;
+mod own_client;
 mod owner;
 mod receiver;
 mod status;
+mod voter_queue;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -27,7 +29,8 @@ use ordering::agreement::{Input, MisbehaviourKind};
 use ordering::configuration::{Configuration, Faults, Protocol};
 use ordering::directory::{Directory, MachineEntry};
 use ordering::hosting::Hosted;
-use ordering::identifiers::MachineId;
+use ordering::identifiers::{ClientId, MachineId, node_client};
+use ordering::message::Request;
 use ordering::{minbft, pbft};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -40,15 +43,18 @@ use crate::counter::{self, CounterSetupError, OpenCounter};
 use crate::file::{Agreement, ClusterFile, Machine, machine_name};
 use crate::http::{self, Answer};
 use crate::identity::{Identity, IdentityError};
+use crate::incarnation::next_incarnation;
 use crate::link::{Frame, Links, Peer, PeerAddress};
 use crate::log::{Log, LogError, LogEvent, SEGMENT_BYTES};
 use crate::metrics::Metrics;
 use crate::postgres::SUPERUSER;
 use crate::tls::TlsError;
 use measures::Measures;
+use own_client::{OwnClient, Undecided};
 use owner::Owner;
 use receiver::{Arrival, NodeReceiver};
 use status::StatusBoard;
+use voter_queue::VoterQueue;
 
 /// Inputs that wait for the owner task at most.
 const ARRIVALS_MAX: usize = 4096;
@@ -90,6 +96,14 @@ pub enum NodeError {
     /// The log cannot be written.
     #[error("the log cannot be written: nothing can be promised any more")]
     LogFailed,
+    /// The starts of the node cannot be counted.
+    #[error("cannot count starts in {path}: {source}")]
+    Incarnation {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// Something of ours cannot be encoded.
     #[error("encoding: {0}")]
     Encoding(io::Error),
@@ -135,82 +149,139 @@ async fn host<H: Hosted>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), NodeError> {
     let metrics = crate::metrics::install(file, &machine_name(me))?;
+    let node = Node::<H>::assemble(file, me, |config, outputs| Some(Voter::start(config, outputs))).await?;
     let machine = file.machine(me).ok_or(NodeError::Unlisted(me))?;
-    let identity = Identity::read(&file.layout().machine_identity(me))?;
-    if identity.public().to_bytes() != machine.identity {
-        return Err(NodeError::AnotherIdentity(me));
-    }
-    let OpenCounter { mut counter, verifier } = patiently(|| counter::open(file, me)).await?;
-    let (log, durable) = open_log(file, me).await?;
-    if H::PROTOCOL == Protocol::Pbft && log.is_lost() {
-        return Err(NodeError::LogLost(file.layout().machine_log(me)));
-    }
-    let directory = directory(file, verifier)?;
-    let configuration = configuration(file, me)?;
-    let peers_of = |machines: &mut dyn Iterator<Item = MachineId>| -> Vec<Peer> {
-        machines.filter(|id| *id != me).map(Peer::Machine).collect()
-    };
-    let replicas = peers_of(&mut configuration.replica_machines());
-    let voters = peers_of(&mut receiver::voters(file.tunables.faults));
-    let restored = history::restore::<H>(&log, configuration, &identity, &mut *counter)?;
-
-    let (voter_outputs, outputs) = mpsc::channel(VOTER_OUTPUTS_MAX);
-    let voter = machine
-        .database
-        .is_some()
-        .then(|| Voter::start(voter_config(file, machine, &identity), voter_outputs));
-    let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
-    let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
-    let addresses = peers(file, me);
-    let voter_input = voter.as_ref().map(VoterHandle::input);
-    let everybody = addresses.iter().map(|address| address.peer);
-    let receiver = NodeReceiver::<H>::new(directory, owner_inputs.clone(), voter_input.clone(), everybody);
-    let listener = listen(machine.link).await?;
-    let links = Arc::new(Links::start(
-        Peer::Machine(me),
-        &identity,
-        &addresses,
-        Some(listener),
-        Arc::new(receiver),
-    )?);
-    tokio::spawn(send_voter_outputs(
-        me,
-        outputs,
-        Arc::clone(&links),
-        file.machines.len(),
-        owner_inputs,
-    ));
-    serve_http(listen(machine.metrics).await?, metrics, board.clone());
-    let clock = Clock::start();
-    let owner = Owner {
-        me,
-        machine: restored.machine,
-        counter,
-        log: Arc::new(log),
-        index: restored.index,
-        links,
-        voter: voter_input,
-        others: file
-            .machines
-            .iter()
-            .filter(|other| other.id != me)
-            .map(|other| Peer::Machine(other.id))
-            .collect(),
-        replicas,
-        voters,
-        board,
-        clock,
-        durable: 0,
-        persisting: VecDeque::new(),
-        gauges_set: Instant::now(),
-        measures: Measures::default(),
-    };
+    serve_http(listen(machine.metrics).await?, metrics, node.owner.board.clone());
     tracing::info!(machine = %machine_name(me), link = %machine.link, "node started");
-    let outcome = owner.run(arrivals, durable, shutdown).await;
-    if let Some(voter) = voter {
-        voter.stop().await;
+    node.run(shutdown).await
+}
+
+/// A node whose links are up, before its owner task runs.
+struct Node<H: Hosted> {
+    owner: Owner<H>,
+    arrivals: mpsc::Receiver<Arrival<H>>,
+    durable: watch::Receiver<LogEvent>,
+    voter: Option<VoterHandle>,
+}
+
+impl<H: Hosted> Node<H> {
+    /// Opens what the machine has, and connects its parts. `start_voter` is called on a machine with a database.
+    async fn assemble(
+        file: &ClusterFile,
+        me: MachineId,
+        start_voter: impl FnOnce(VoterConfig, mpsc::Sender<VoterOutput>) -> Option<VoterHandle>,
+    ) -> Result<Self, NodeError> {
+        let machine = file.machine(me).ok_or(NodeError::Unlisted(me))?;
+        let identity = Identity::read(&file.layout().machine_identity(me))?;
+        if identity.public().to_bytes() != machine.identity {
+            return Err(NodeError::AnotherIdentity(me));
+        }
+        let OpenCounter { mut counter, verifier } = patiently(|| counter::open(file, me)).await?;
+        let (log, durable) = open_log(file, me).await?;
+        if H::PROTOCOL == Protocol::Pbft && log.is_lost() {
+            return Err(NodeError::LogLost(file.layout().machine_log(me)));
+        }
+        let directory = directory(file, verifier)?;
+        let configuration = configuration(file, me)?;
+        let replicas = peers_of(me, configuration.replica_machines());
+        let voters = peers_of(me, receiver::voters(file.tunables.faults));
+        let restored = history::restore::<H>(&log, configuration, &identity, &mut *counter)?;
+        let undecided = Undecided::default();
+        let own_client = own_client(file, me, &identity, undecided.clone())?;
+
+        let (voter_outputs, outputs) = mpsc::channel(VOTER_OUTPUTS_MAX);
+        let voter = machine
+            .database
+            .as_ref()
+            .and_then(|_| start_voter(voter_config(file, machine, &identity), voter_outputs));
+        let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
+        let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let addresses = peers(file, me);
+        let queue = |voter: &VoterHandle| Arc::new(VoterQueue::new(me, voter.input(), addresses.len()));
+        let voter_queue = voter.as_ref().map(queue);
+        let everybody = addresses.iter().map(|address| address.peer);
+        let receiver = NodeReceiver::<H>::new(directory.clone(), owner_inputs.clone(), voter_queue.clone(), everybody);
+        let links = Arc::new(Links::start(
+            Peer::Machine(me),
+            &identity,
+            &addresses,
+            Some(listen(machine.link).await?),
+            Arc::new(receiver),
+        )?);
+        let others = peers_of(me, file.machines.iter().map(|other| other.id));
+        let carrier = OutputCarrier {
+            me,
+            links: Arc::clone(&links),
+            others: others.clone(),
+            owner: owner_inputs,
+            directory,
+            own_client,
+        };
+        tokio::spawn(carrier.run(outputs));
+        let owner = Owner {
+            me,
+            machine: restored.machine,
+            counter,
+            log: Arc::new(log),
+            index: restored.index,
+            links,
+            voter: voter_queue,
+            others,
+            replicas,
+            voters,
+            undecided,
+            board,
+            clock: Clock::start(),
+            durable: 0,
+            persisting: VecDeque::new(),
+            gauges_set: Instant::now(),
+            measures: Measures::default(),
+        };
+        Ok(Self {
+            owner,
+            arrivals,
+            durable,
+            voter,
+        })
     }
-    outcome
+
+    /// Runs until `shutdown` completes.
+    async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
+        let outcome = self.owner.run(self.arrivals, self.durable, shutdown).await;
+        if let Some(voter) = self.voter {
+            voter.stop().await;
+        }
+        outcome
+    }
+}
+
+/// The others among some machines.
+fn peers_of(me: MachineId, machines: impl Iterator<Item = MachineId>) -> Vec<Peer> {
+    machines.filter(|id| *id != me).map(Peer::Machine).collect()
+}
+
+/// The client under which this machine has things ordered itself.
+fn own_client(
+    file: &ClusterFile,
+    me: MachineId,
+    identity: &Identity,
+    undecided: Undecided,
+) -> Result<OwnClient, NodeError> {
+    let path = file.layout().machine_incarnation(me);
+    let incarnation = next_incarnation(&path).map_err(|source| NodeError::Incarnation { path, source })?;
+    Ok(OwnClient::new(
+        me,
+        identity.signing_key().clone(),
+        incarnation,
+        undecided,
+    ))
+}
+
+/// The clients of the machines that hold voters: no others have anything to order of their own.
+fn node_clients(file: &ClusterFile) -> impl Iterator<Item = (ClientId, &Machine)> {
+    receiver::voters(file.tunables.faults)
+        .filter_map(|id| file.machine(id))
+        .map(|machine| (node_client(machine.id), machine))
 }
 
 /// Tries for a while what a node that is just ending may still hold.
@@ -271,6 +342,7 @@ fn directory(file: &ClusterFile, verifier: Arc<dyn trusted_counter::WarrantVerif
         .clients
         .iter()
         .map(|client| Ok((client.id, key(&client.identity)?)))
+        .chain(node_clients(file).map(|(client, machine)| Ok((client, key(&machine.identity)?))))
         .collect();
     let (faults, groups) = (faults(file), file.tunables.groups);
     Ok(Directory {
@@ -329,6 +401,8 @@ fn peers(file: &ClusterFile, me: MachineId) -> Vec<PeerAddress> {
 fn limits(file: &ClusterFile) -> VoterLimits {
     VoterLimits {
         transactions_max: file.tunables.limits.open_transactions_max,
+        client_silence_max: Duration::from_millis(file.tunables.timeouts.client_silence_ms),
+        transaction_time_max: Duration::from_millis(file.tunables.timeouts.transaction_ms),
         ..VoterLimits::default()
     }
 }
@@ -357,10 +431,12 @@ fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity) -> V
         },
         signing_key: identity.signing_key().clone(),
         voter_keys: receiver::voters(file.tunables.faults)
-            .filter_map(|id| file.machines.iter().find(|machine| machine.id == id))
+            .filter_map(|id| file.machine(id))
             .filter_map(|machine| Some((machine.id, VerifyingKey::from_bytes(&machine.identity).ok()?)))
             .collect(),
-        node_clients: BTreeMap::new(),
+        node_clients: node_clients(file)
+            .map(|(client, machine)| (client, machine.id))
+            .collect(),
         client_roles: file
             .clients
             .iter()
@@ -371,43 +447,89 @@ fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity) -> V
 }
 
 /// Carries a voter's outputs to whom they are for.
-async fn send_voter_outputs<H: Hosted>(
+struct OutputCarrier<H: Hosted> {
     me: MachineId,
-    mut outputs: mpsc::Receiver<VoterOutput>,
     links: Arc<Links>,
-    machines: usize,
+    /// All other machines.
+    others: Vec<Peer>,
     owner: mpsc::Sender<Arrival<H>>,
-) {
-    let others: Vec<_> = (0_u8..)
-        .take(machines)
-        .map(MachineId)
-        .filter(|id| *id != me)
-        .map(Peer::Machine)
-        .collect();
-    while let Some(output) = outputs.recv().await {
-        let (frame, own) = match output {
+    directory: Directory,
+    own_client: OwnClient,
+}
+
+impl<H: Hosted> OutputCarrier<H> {
+    async fn run(mut self, mut outputs: mpsc::Receiver<VoterOutput>) {
+        loop {
+            let carried = tokio::select! {
+                output = outputs.recv() => match output {
+                    Some(output) => self.carry(output).await,
+                    None => return,
+                },
+                () = reached(self.own_client.deadline()) => match self.own_client.due(Instant::now()) {
+                    Some(request) => self.request(request).await,
+                    None => Ok(()),
+                },
+            };
+            if carried.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Fails when the owner task has ended.
+    async fn carry(&mut self, output: VoterOutput) -> Result<(), mpsc::error::SendError<Arrival<H>>> {
+        let me = self.me;
+        match output {
             VoterOutput::Result { client, message } => {
-                links.send_frame(Peer::Client(client), &Frame::Result(message));
-                continue;
+                self.links.send_frame(Peer::Client(client), &Frame::Result(message));
+                Ok(())
             }
-            VoterOutput::Order { .. } => continue,
-            VoterOutput::Reply(reply) => (Frame::ReplyCommitDb(reply.clone()), Input::Reply { from: me, reply }),
+            VoterOutput::Order { operation, home } => {
+                self.own_client.order(operation, home, Instant::now());
+                Ok(())
+            }
+            VoterOutput::Reply(reply) => {
+                let frame = Frame::ReplyCommitDb(reply.clone());
+                self.send(&frame, Input::Reply { from: me, reply }).await
+            }
             VoterOutput::Fetch { from: order } => {
-                (Frame::FetchCommitDb(order), Input::FetchCommitDb { from: me, order })
+                let own = Input::FetchCommitDb { from: me, order };
+                self.send(&Frame::FetchCommitDb(order), own).await
             }
-            VoterOutput::FetchRequest { order, digest } => (
-                Frame::FetchRequest(order, digest),
-                Input::FetchRequest {
+            VoterOutput::FetchRequest { order, digest } => {
+                let own = Input::FetchRequest {
                     from: me,
                     order,
                     digest,
-                },
-            ),
-        };
-        links.send_to_all(others.iter().copied(), &frame);
-        if owner.send(Arrival::own(own)).await.is_err() {
-            return;
+                };
+                self.send(&Frame::FetchRequest(order, digest), own).await
+            }
         }
+    }
+
+    /// Sends a request of this machine's own client to all machines, this one too.
+    async fn request(&self, request: Request) -> Result<(), mpsc::error::SendError<Arrival<H>>> {
+        let frame = Frame::Request(request.clone());
+        match self.directory.verify_request(request) {
+            Ok(verified) => self.send(&frame, Input::Request(verified)).await,
+            Err(rejection) => {
+                tracing::error!(%rejection, "the others would refuse what this machine has ordered");
+                Ok(())
+            }
+        }
+    }
+
+    async fn send(&self, frame: &Frame, own: Input<H::Message>) -> Result<(), mpsc::error::SendError<Arrival<H>>> {
+        self.links.send_to_all(self.others.iter().copied(), frame);
+        self.owner.send(Arrival::own(own)).await
+    }
+}
+
+/// Completes at this time; never without one.
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -438,3 +560,6 @@ fn misbehaviour_label(kind: MisbehaviourKind) -> &'static str {
         MisbehaviourKind::OwnCounter => "own_counter",
     }
 }
+
+#[cfg(test)]
+mod tests;

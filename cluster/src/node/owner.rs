@@ -17,8 +17,10 @@ use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 
 use super::measures::Measures;
+use super::own_client::Undecided;
 use super::receiver::Arrival;
 use super::status::StatusBoard;
+use super::voter_queue::VoterQueue;
 use super::{NodeError, history};
 use crate::clock::Clock;
 use crate::link::{Frame, Links, Peer};
@@ -37,13 +39,15 @@ pub(super) struct Owner<H> {
     pub(super) log: Arc<Log>,
     pub(super) index: LogIndex,
     pub(super) links: Arc<Links>,
-    pub(super) voter: Option<mpsc::Sender<VoterInput>>,
+    pub(super) voter: Option<Arc<VoterQueue>>,
     /// All other machines.
     pub(super) others: Vec<Peer>,
     /// All other machines that hold replicas.
     pub(super) replicas: Vec<Peer>,
     /// All other machines that hold voters.
     pub(super) voters: Vec<Peer>,
+    /// What this machine has asked to have ordered itself.
+    pub(super) undecided: Undecided,
     pub(super) board: StatusBoard,
     pub(super) clock: Clock,
     /// Everything up to this position is durable.
@@ -187,6 +191,7 @@ impl<H: Hosted> Owner<H> {
     /// A decision: whole to the own voter, digests to the others.
     fn deliver(&mut self, message: CommitDb) {
         self.measures.decided(&message);
+        self.undecided.decided(&message);
         let mut digests = message.clone();
         digests.entries.iter_mut().for_each(|entry| entry.request = None);
         self.links
@@ -209,16 +214,14 @@ impl<H: Hosted> Owner<H> {
             self.links.send_frame(Peer::Machine(to), &Frame::LogBegins(first));
         } else if let Some(voter) = &self.voter {
             // It asks again.
-            let _ = voter.try_send(VoterInput::LogBegins { from: self.me, first });
+            voter.offer_own(VoterInput::LogBegins { from: self.me, first });
         }
     }
 
     /// A voter that is stuck must not hold up the agreement: what does not fit is fetched again.
     fn to_own_voter(&self, message: CommitDb) {
-        if let Some(voter) = &self.voter
-            && voter.try_send(VoterInput::CommitDb { from: self.me, message }).is_err()
-        {
-            metrics::counter!("cloudbft_voter_input_dropped_total").increment(1);
+        if let Some(voter) = &self.voter {
+            voter.offer_own(VoterInput::CommitDb { from: self.me, message });
         }
     }
 
@@ -241,7 +244,7 @@ impl<H: Hosted> Owner<H> {
         let status = self.machine.status();
         if let Some(voter) = &self.voter {
             // Told again soon.
-            let _ = voter.try_send(VoterInput::Decided(status.decided));
+            voter.offer_own(VoterInput::Decided(status.decided));
         }
         self.measures.set_gauges(&status);
         if let Some(up) = self.board.voter_serves() {

@@ -13,6 +13,7 @@ use ordering::verified::Rejection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use voter::VoterInput;
 
+use super::voter_queue::VoterQueue;
 use crate::link::{Frame, Peer, Receiver};
 
 /// What may wait for the owner task from one peer, in bytes; more slows that peer down.
@@ -35,7 +36,7 @@ impl<H: Hosted> Arrival<H> {
 pub(super) struct NodeReceiver<H: Hosted> {
     directory: Directory,
     owner: mpsc::Sender<Arrival<H>>,
-    voter: Option<mpsc::Sender<VoterInput>>,
+    voter: Option<Arc<VoterQueue>>,
     budgets: BTreeMap<Peer, Arc<Semaphore>>,
 }
 
@@ -43,7 +44,7 @@ impl<H: Hosted> NodeReceiver<H> {
     pub(super) fn new(
         directory: Directory,
         owner: mpsc::Sender<Arrival<H>>,
-        voter: Option<mpsc::Sender<VoterInput>>,
+        voter: Option<Arc<VoterQueue>>,
         peers: impl Iterator<Item = Peer>,
     ) -> Self {
         let budgets = peers
@@ -66,17 +67,14 @@ impl<H: Hosted> NodeReceiver<H> {
         let _ = self.owner.send(Arrival { input, _claim: claim }).await;
     }
 
-    /// A voter that is stuck must not hold up the agreement on the same link: what does not fit is fetched again.
-    fn to_voter(&self, input: VoterInput) {
-        if let Some(voter) = &self.voter
-            && voter.try_send(input).is_err()
-        {
-            metrics::counter!("cloudbft_voter_input_dropped_total").increment(1);
+    fn to_voter(&self, from: Peer, bytes: usize, input: VoterInput) {
+        if let Some(voter) = &self.voter {
+            voter.offer(from, bytes, input);
         }
     }
 
     /// Decodes and verifies what needs it; `None` when it went to the voter or is refused.
-    fn verified(&self, from: Peer, frame: Frame) -> Result<Option<Input<H::Message>>, Rejection> {
+    fn verified(&self, from: Peer, frame: Frame, bytes: usize) -> Result<Option<Input<H::Message>>, Rejection> {
         let machine = match from {
             Peer::Machine(machine) => machine,
             Peer::Client(client) => {
@@ -86,10 +84,14 @@ impl<H: Hosted> NodeReceiver<H> {
                         return Ok(Some(Input::Request(self.directory.verify_request(request)?)));
                     }
                     Frame::Client(ClientMessage::Direct(direct)) => {
-                        self.to_voter(VoterInput::Direct { client, direct });
+                        self.to_voter(from, bytes, VoterInput::Direct { client, direct });
                     }
-                    Frame::Client(ClientMessage::KeepAlive) => self.to_voter(VoterInput::KeepAlive(client)),
-                    Frame::Client(ClientMessage::Recall(key)) => self.to_voter(VoterInput::Recall { client, key }),
+                    Frame::Client(ClientMessage::KeepAlive) => {
+                        self.to_voter(from, bytes, VoterInput::KeepAlive(client))
+                    }
+                    Frame::Client(ClientMessage::Recall(key)) => {
+                        self.to_voter(from, bytes, VoterInput::Recall { client, key })
+                    }
                     _ => {}
                 }
                 return Ok(None);
@@ -104,11 +106,11 @@ impl<H: Hosted> NodeReceiver<H> {
                 Some(Input::Message { from: machine, message })
             }
             Frame::CommitDb(message) => {
-                self.to_voter(VoterInput::CommitDb { from: machine, message });
+                self.to_voter(from, bytes, VoterInput::CommitDb { from: machine, message });
                 None
             }
             Frame::LogBegins(first) => {
-                self.to_voter(VoterInput::LogBegins { from: machine, first });
+                self.to_voter(from, bytes, VoterInput::LogBegins { from: machine, first });
                 None
             }
             Frame::ReplyCommitDb(reply) => Some(Input::Reply { from: machine, reply }),
@@ -127,7 +129,7 @@ impl<H: Hosted> Receiver for NodeReceiver<H> {
     async fn receive(&self, from: Peer, frame: Frame, bytes: usize) {
         let signed = matches!(frame, Frame::Request(_) | Frame::Agreement(_));
         let started = Instant::now();
-        let verified = self.verified(from, frame);
+        let verified = self.verified(from, frame, bytes);
         if signed {
             let seconds = started.elapsed().as_secs_f64();
             metrics::histogram!("cloudbft_signature_verify_duration_seconds").record(seconds);

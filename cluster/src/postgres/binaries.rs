@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use nix::unistd::{Gid, Uid, User};
 
 use super::PostgresError;
+use crate::private;
 
 /// Where Debian and its kin put one directory per major version.
 const VERSIONS_DIRECTORY: &str = "/usr/lib/postgresql";
@@ -67,12 +68,11 @@ impl Binaries {
         command
     }
 
-    /// Makes a directory that only the server's user (and root) may enter, and hands it over.
+    /// Makes a directory that only the server's user (and root) may enter, and hands it over. One that is there must be ours
+    /// or that user's: a socket directory may lie in /tmp, where anybody can have made it.
     pub(super) fn own_directory(&self, path: &Path) -> Result<(), PostgresError> {
-        use std::os::unix::fs::DirBuilderExt;
-        let what = format!("cannot make {}", path.display());
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(PostgresError::system(what))?;
+        let what = format!("cannot use {}", path.display());
+        private::claim_directory(path, self.run_as.map(|(user, _)| user)).map_err(PostgresError::system(what))?;
         self.own(path)
     }
 

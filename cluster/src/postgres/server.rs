@@ -42,7 +42,8 @@ pub struct ServerOptions {
     pub shared_buffers_mib: usize,
     /// The database to make.
     pub database: String,
-    /// The application's roles; the first one owns the database. None is a superuser.
+    /// The application's roles, none of which is a superuser. The first one owns the schema `public`, and may make others; of
+    /// a plain server it owns the database.
     pub roles: Vec<String>,
 }
 
@@ -357,10 +358,36 @@ impl DatabaseServer {
             .await?
             .is_none()
         {
-            let owner = self.options.roles.first().map_or(SUPERUSER, String::as_str);
+            let owner = match (self.flavour, self.options.roles.first()) {
+                (Flavour::Plain, Some(role)) => role,
+                _ => SUPERUSER,
+            };
             let (database, owner) = (quoted(database), quoted(owner));
             client
                 .batch_execute(&format!("create database {database} owner {owner} template template0"))
+                .await?;
+        }
+        match (self.flavour, self.options.roles.first()) {
+            (Flavour::DatabaseNode, Some(role)) => self.let_in(role).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the first role what it needs in a new database that the superuser owns: an owner could allow temporary tables,
+    /// and attach settings to the database. (Voters take over databases that earlier builds gave to that role.)
+    async fn let_in(&self, role: &str) -> Result<(), PostgresError> {
+        let client = self.connect(&self.options.database).await?;
+        let is_new = "select 1 from pg_database d, pg_namespace n where d.datname = current_database() \
+                      and d.datdba = current_user::regrole and n.nspname = 'public' \
+                      and n.nspowner = 'pg_database_owner'::regrole";
+        if client.query_opt(is_new, &[]).await?.is_some() {
+            let (database, role) = (quoted(&self.options.database), quoted(role));
+            client
+                .batch_execute(&format!(
+                    "grant create, connect on database {database} to {role} with grant option; \
+                     revoke temporary on database {database} from public; \
+                     alter schema public owner to {role}"
+                ))
                 .await?;
         }
         Ok(())

@@ -46,16 +46,27 @@ async fn a_server_keeps_its_data_over_a_kill_and_a_stop() {
             .get::<_, i32>(0),
         7
     );
-    let owner = client
-        .query_one(
-            "select pg_get_userbyid(datdba) from pg_database where datname = 'app'",
-            &[],
-        )
-        .await;
-    assert_eq!(owner.unwrap().get::<_, String>(0), "app");
-
     server.start().await.unwrap();
     server.stop().await.unwrap();
     assert_eq!(server.pid(), None);
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_superuser_owns_a_database_and_the_first_role_what_is_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(directory.path());
+    server.start().await.unwrap();
+    let client = server.connect("app").await.unwrap();
+    let ask = async |text: &str| client.query_one(text, &[]).await.unwrap().get::<_, String>(0);
+    let owner = "select pg_get_userbyid(datdba)::text from pg_database where datname = 'app'";
+    assert_eq!(ask(owner).await, SUPERUSER);
+    let rights = "select string_agg(p, ',') from unnest(array['create','connect','temporary']) p \
+                  where has_database_privilege('app', 'app', p)";
+    assert_eq!(ask(rights).await, "create,connect");
+    client
+        .batch_execute("set session authorization app; create table public.t (x int); create schema other")
+        .await
+        .unwrap();
     server.stop().await.unwrap();
 }

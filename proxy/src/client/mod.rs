@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId, Order};
-use ordering::message::ResultKey;
+use ordering::message::{ClientMessage, ResultKey};
 use sql::operation::ExchangeResult;
 use sql::result::ResultDigests;
 use tokio::sync::{Notify, mpsc};
@@ -257,7 +257,7 @@ impl Client {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            let message = ToNode::Client(ordering::message::ClientMessage::KeepAlive);
+            let message = ToNode::Client(ClientMessage::KeepAlive);
             if self.send(Destination::Machines(self.voter_set), message).await.is_err() {
                 return;
             }
@@ -272,7 +272,7 @@ impl Client {
     }
 
     async fn recall(&self, key: ResultKey, machine: MachineId) -> Result<(), Failure> {
-        let message = ToNode::Client(ordering::message::ClientMessage::Recall(key));
+        let message = ToNode::Client(ClientMessage::Recall(key));
         metrics::counter!("cloudbft_recalls_total").increment(1);
         self.send(Destination::Machines(MachineSet::one(machine)), message)
             .await

@@ -1,7 +1,6 @@
 //! Running one exchange: analysis, routing, and what its result means for the session.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sql::analysis::ExchangeAnalysis;
 use sql::footprint::Resource;
@@ -11,7 +10,7 @@ use sql::statement::{Effect, StatementClass};
 
 use super::Session;
 use super::routing::{Kind, Routed};
-use super::settings::parse_milliseconds;
+use super::waiting::waits_for_locks;
 use crate::client::Failure;
 use crate::error::{ApplicationError, FOOTPRINT_TOO_SMALL, NOT_SUPPORTED};
 use crate::measures::{QueryClass, Stage};
@@ -42,7 +41,7 @@ impl Session {
             return Err(ApplicationError::in_failed_transaction());
         }
         self.cancel.reset();
-        let outcome = self.execute_in_time(exchange, kind).await;
+        let outcome = self.execute_with_retries(exchange, kind, start).await;
         let extended = matches!(exchange, Exchange::Extended { .. });
         match outcome {
             Ok((result, effect)) => {
@@ -59,31 +58,13 @@ impl Session {
         }
     }
 
-    /// Under the session's `statement_timeout`, if it has one.
-    async fn execute_in_time(
-        &mut self,
-        exchange: &Exchange,
-        kind: Kind,
-    ) -> Result<(ExchangeResult, Effect), ApplicationError> {
-        let limit = self.settings.get("statement_timeout").and_then(parse_milliseconds);
-        let Some(limit) = limit.filter(|limit| *limit > 0) else {
-            return self.execute_with_retries(exchange, kind).await;
-        };
-        let cancel = Arc::clone(&self.cancel);
-        let mut outcome = Box::pin(self.execute_with_retries(exchange, kind));
-        if let Ok(outcome) = tokio::time::timeout(Duration::from_millis(limit), &mut outcome).await {
-            return outcome;
-        }
-        // As with CancelRequest: what is ordered already stands.
-        cancel.request();
-        outcome.await.map_err(ApplicationError::timed_out)
-    }
-
     async fn execute_with_retries(
         &mut self,
         exchange: &Exchange,
         kind: Kind,
+        start: Instant,
     ) -> Result<(ExchangeResult, Effect), ApplicationError> {
+        let limits = self.limits(start);
         let encoded = exchange.encode();
         let mut retries = 0;
         loop {
@@ -119,6 +100,10 @@ impl Session {
                 )
                 .hint("Run VACUUM, ANALYZE, REINDEX and the like by themselves."));
             }
+            if limits.lock_at.is_some() && kind != Kind::Apart && waits_for_locks(analysis.effect) {
+                // What is ordered by itself cannot be given up any more; a transaction can.
+                self.begin_implicitly();
+            }
             if let Some(transaction) = &mut self.transaction {
                 transaction.used |= analysis.effect >= Effect::Read;
             }
@@ -129,7 +114,7 @@ impl Session {
                 analysis: &analysis,
                 kind,
             };
-            match self.route(&routed).await {
+            match self.route_within(&routed, limits).await {
                 Ok(result) => return Ok((result, analysis.effect)),
                 Err(Failure::Refused(error)) if error.sqlstate == FOOTPRINT_TOO_SMALL => {
                     let lost = self.transaction.as_ref().is_some_and(|transaction| transaction.doomed);

@@ -19,16 +19,23 @@ use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
 impl Session {
     /// Takes one message of the extended protocol.
     pub(super) async fn extended(&mut self, message: Frontend) -> Result<(), End> {
+        let mut parses_unnamed = false;
         let outcome = match message {
             Frontend::Parse {
                 name,
                 text,
                 parameter_types,
-            } => self.parse(name, text, parameter_types),
+            } => {
+                parses_unnamed = name.is_empty();
+                self.parse(name, text, parameter_types)
+            }
             Frontend::Bind(bind) => self.bind(bind),
             Frontend::DescribeStatement(name) => self.describe_statement(&name),
             Frontend::DescribePortal(name) => self.describe_portal(name),
-            Frontend::Execute { portal, max_rows } => return self.execute_portal(portal, max_rows).await,
+            Frontend::Execute { portal, max_rows } => {
+                self.execute_portal(portal, max_rows).await?;
+                Ok(())
+            }
             Frontend::CloseStatement(name) => {
                 self.close_statement(name);
                 Ok(())
@@ -45,9 +52,19 @@ impl Session {
             _ => Ok(()),
         };
         match outcome {
-            Ok(()) if self.pipeline.is_full() => self.run_pipeline(false).await,
+            Ok(()) if self.pipeline.is_full() => {
+                self.run_pipeline(false).await?;
+                self.connection.flush().await?;
+                Ok(())
+            }
             Ok(()) => Ok(()),
-            Err(error) => self.pipeline_error(&error).await,
+            Err(error) => {
+                let is_first = self.pipeline_error(&error).await?;
+                if is_first && parses_unnamed {
+                    self.forget_statement("");
+                }
+                Ok(())
+            }
         }
     }
 
@@ -86,8 +103,7 @@ impl Session {
             let statement = self.pipeline.index(&prepared);
             self.pipeline.steps.push(Step::Parse { statement });
         }
-        let completed = self.pipeline.steps.len();
-        self.pipeline.undo.push((completed, Undo::Statement(name, before)));
+        self.pipeline.changed(Undo::Parse(name, before));
         Ok(())
     }
 
@@ -97,6 +113,7 @@ impl Session {
             .get(&bind.statement)
             .cloned()
             .ok_or_else(|| no_statement(&bind.statement))?;
+        check_bind(&bind, &prepared)?;
         if !bind.portal.is_empty() && self.portals.contains_key(&bind.portal) {
             return Err(ApplicationError::new(
                 "42P03",
@@ -111,7 +128,9 @@ impl Session {
             }
         } else {
             let statement = self.pipeline.index(&prepared);
-            self.pipeline.bytes += bind.parameters.iter().flatten().map(Bytes::len).sum::<usize>();
+            let formats = bind.parameter_formats.len() + bind.result_formats.len();
+            let parameters = bind.parameters.iter().flatten().map(Bytes::len).sum::<usize>();
+            self.pipeline.bytes += parameters + 2 * formats + 4 * bind.parameters.len() + 2 * bind.portal.len();
             self.pipeline.stateful |= !bind.portal.is_empty() || is_cursor(&prepared.class);
             self.pipeline.steps.push(Step::Bind {
                 portal: bind.portal.clone(),
@@ -124,8 +143,7 @@ impl Session {
             Portal::Backend
         };
         let before = self.portals.insert(bind.portal.clone(), portal);
-        let completed = self.pipeline.steps.len();
-        self.pipeline.undo.push((completed, Undo::Portal(bind.portal, before)));
+        self.pipeline.changed(Undo::Portal(bind.portal, before));
         Ok(())
     }
 
@@ -194,15 +212,12 @@ impl Session {
                 let (prepared, binary) = (Arc::clone(prepared), *binary);
                 self.execute_special(&prepared, binary).await
             }
-            None if !self.is_begun() => self.pipeline_error(&no_portal(&name)).await,
+            None if !self.is_begun() => self.pipeline_error(&no_portal(&name)).await.map(|_| ()),
             _ => {
                 self.pipeline.stateful |= max_rows > 0 || !self.pipeline.bound.contains(&name);
+                self.pipeline.bytes += name.len();
                 self.pipeline.steps.push(Step::Execute { portal: name, max_rows });
-                if self.pipeline.is_full() {
-                    self.run_pipeline(false).await
-                } else {
-                    Ok(())
-                }
+                Ok(())
             }
         }
     }
@@ -221,7 +236,7 @@ impl Session {
             self.begin_implicitly();
             return match self.copy_from(text).await? {
                 Ok(messages) => self.deliver_result(&messages).await,
-                Err(error) => self.pipeline_error(&error).await,
+                Err(error) => self.pipeline_error(&error).await.map(|_| ()),
             };
         }
         match self.run_special(&prepared.class, text).await {
@@ -235,15 +250,14 @@ impl Session {
                 self.connection.out.command_complete(&reply.tag);
                 Ok(())
             }
-            Err(error) => self.pipeline_error(&error).await,
+            Err(error) => self.pipeline_error(&error).await.map(|_| ()),
         }
     }
 
     fn close_statement(&mut self, name: String) {
         let before = self.forget_statement(&name);
         self.pipeline.insert(Backend::close_complete);
-        let completed = self.pipeline.steps.len();
-        self.pipeline.undo.push((completed, Undo::Statement(name, before)));
+        self.pipeline.changed(Undo::Close(name, before));
     }
 
     fn close_portal(&mut self, name: String) {
@@ -255,8 +269,7 @@ impl Session {
             }
             _ => self.pipeline.insert(Backend::close_complete),
         }
-        let completed = self.pipeline.steps.len();
-        self.pipeline.undo.push((completed, Undo::Portal(name, before)));
+        self.pipeline.changed(Undo::Portal(name, before));
     }
 
     /// Sync: everything gathered runs, and an implicit block ends.
@@ -278,10 +291,9 @@ impl Session {
     pub(super) async fn run_pipeline(&mut self, at_sync: bool) -> Result<(), End> {
         let mut pipeline = std::mem::take(&mut self.pipeline);
         if pipeline.steps.is_empty() {
-            pipeline
-                .inserts
-                .iter()
-                .for_each(|(_, messages)| self.connection.out.raw(messages));
+            for (_, messages) in &pipeline.inserts {
+                self.connection.deliver(messages).await?;
+            }
             return Ok(());
         }
         let stays_open = !at_sync && pipeline.has_bind();
@@ -330,7 +342,7 @@ impl Session {
             self.connection
                 .deliver(&result.messages.slice(sent..at.max(sent)))
                 .await?;
-            self.connection.out.raw(messages);
+            self.connection.deliver(messages).await?;
             sent = at.max(sent);
         }
         self.connection.deliver(&result.messages.slice(sent..)).await?;
@@ -358,7 +370,11 @@ impl Session {
         for (needs, undo) in undo.into_iter().rev().filter(|(needs, _)| *needs > completed) {
             debug_assert!(needs > completed);
             match undo {
-                Undo::Statement(name, before) => {
+                // A Parse of the unnamed statement that fails has removed the one before (as by Postgres).
+                Undo::Parse(name, _) if name.is_empty() && needs == completed + 1 => {
+                    self.forget_statement(&name);
+                }
+                Undo::Parse(name, before) | Undo::Close(name, before) => {
                     self.forget_statement(&name);
                     if let Some(before) = before {
                         self.statements.insert(name, before);
@@ -375,12 +391,25 @@ impl Session {
         }
     }
 
-    /// An error: what came before is run and answered first.
-    pub(super) async fn pipeline_error(&mut self, error: &ApplicationError) -> Result<(), End> {
+    /// An error: what came before is run and answered first. Gives whether that did not fail already.
+    pub(super) async fn pipeline_error(&mut self, error: &ApplicationError) -> Result<bool, End> {
         self.run_pipeline(false).await?;
-        if !self.skip_to_sync {
+        let is_first = !self.skip_to_sync;
+        if is_first {
             self.report(error);
             self.stop_pipeline();
+        }
+        // Applications may wait for an error without a Sync or Flush.
+        self.connection.flush().await?;
+        Ok(is_first)
+    }
+
+    /// The application pauses without a Sync: what it has sent runs, since it may be waiting for an error. Without an
+    /// error nothing is sent before a Flush or Sync.
+    pub(super) async fn run_paused_pipeline(&mut self) -> Result<(), End> {
+        self.run_pipeline(false).await?;
+        if self.skip_to_sync {
+            self.connection.flush().await?;
         }
         Ok(())
     }
@@ -405,6 +434,40 @@ fn step_messages(result: &ExchangeResult, boundaries: &[usize], step: usize) -> 
         .flatten()
         .all(|(tag, _)| matches!(tag, b't' | b'T' | b'n'));
     clean.then(|| result.messages.slice(start..end))
+}
+
+/// What Postgres refuses in a Bind whatever the database holds; how many columns a query has only the database knows.
+fn check_bind(bind: &Bind, prepared: &Prepared) -> Result<(), ApplicationError> {
+    let (formats, supplied, required) = (bind.parameter_formats.len(), bind.parameters.len(), prepared.parameters);
+    let violation = |message: String| Err(ApplicationError::new("08P01", message));
+    if formats > 1 && formats != supplied {
+        return violation(format!(
+            "bind message has {formats} parameter formats but {supplied} parameters"
+        ));
+    }
+    if supplied != required {
+        let name = &bind.statement;
+        return violation(format!(
+            "bind message supplies {supplied} parameters, but prepared statement \"{name}\" requires {required}"
+        ));
+    }
+    if prepared.special {
+        let formats = bind.result_formats.len();
+        let columns = usize::from(special_column(&prepared.class, &prepared.statement.text).is_some());
+        if formats > 1 && formats != columns {
+            return violation(format!(
+                "bind message has {formats} result formats but query has {columns} columns"
+            ));
+        }
+    }
+    let mut formats = bind.parameter_formats.iter().chain(&bind.result_formats);
+    match formats.find(|format| !matches!(format, 0 | 1)) {
+        Some(format) => Err(ApplicationError::new(
+            "22023",
+            format!("unsupported format code: {format}"),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn describe_special(prepared: &Prepared, out: &mut Backend) {

@@ -13,6 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Connection, Stream};
 use super::pipeline::Pipeline;
+use super::prepared::Statements;
 use super::routing::{Kind, UNENDED_MAX};
 use super::settings::{REPORTED, Settings};
 use super::tokens::quote_literal;
@@ -26,6 +27,8 @@ use crate::wire::{FrameError, FrameReader, Frontend, PROTOCOL_LATEST_MINOR, Star
 
 /// How long an application may take to log in (as Postgres's `authentication_timeout`).
 const LOGIN_MAX: Duration = Duration::from_secs(60);
+/// How long a connection may take to the end of its startup packet, TLS included.
+const STARTUP_MAX: Duration = Duration::from_secs(10);
 /// The first byte of a TLS handshake: TLS without SSLRequest (`sslnegotiation=direct`).
 const TLS_HANDSHAKE: u8 = 0x16;
 /// The length of cancel keys in protocol 3.2, in bytes.
@@ -39,31 +42,17 @@ pub(crate) async fn greet(
     shared: Arc<Shared>,
     limit: Arc<Semaphore>,
 ) -> Option<(Session, OwnedSemaphorePermit)> {
-    tokio::time::timeout(LOGIN_MAX, greet_slowly(stream, shared, limit))
+    let _ = stream.set_nodelay(true);
+    let (connection, startup, encrypted) = tokio::time::timeout(STARTUP_MAX, negotiate(stream, &shared))
         .await
         .ok()
-        .flatten()
-}
-
-async fn greet_slowly(
-    stream: TcpStream,
-    shared: Arc<Shared>,
-    limit: Arc<Semaphore>,
-) -> Option<(Session, OwnedSemaphorePermit)> {
-    let _ = stream.set_nodelay(true);
-    let (mut connection, startup, encrypted) = negotiate(stream, &shared).await?;
-    let Ok(permit) = limit.try_acquire_owned() else {
-        refuse(
-            &mut connection,
-            ApplicationError::fatal("53300", "sorry, too many clients already"),
-        )
-        .await;
-        return None;
-    };
-    match login(connection, startup, encrypted, shared).await {
-        Ok(session) => Some((session, permit)),
+        .flatten()?;
+    let logged_in = tokio::time::timeout(LOGIN_MAX, login(connection, startup, encrypted, shared, limit)).await;
+    match logged_in.ok()? {
+        Ok(session) => Some(session),
         Err((mut connection, End::Told(error))) => {
-            refuse(&mut connection, error).await;
+            // An application that does not even take this is not waited for.
+            let _ = tokio::time::timeout(STARTUP_MAX, refuse(&mut connection, error)).await;
             None
         }
         Err((_, End::Gone)) => None,
@@ -139,9 +128,16 @@ async fn negotiate(tcp: TcpStream, shared: &Shared) -> Option<(Connection, Start
     }
 }
 
-type LoginResult = Result<Session, (Connection, End)>;
+type LoginResult<T> = Result<T, (Connection, End)>;
 
-async fn login(mut connection: Connection, startup: Startup, encrypted: bool, shared: Arc<Shared>) -> LoginResult {
+/// Only an application that has proved who it is takes one of the places.
+async fn login(
+    mut connection: Connection,
+    startup: Startup,
+    encrypted: bool,
+    shared: Arc<Shared>,
+    limit: Arc<Semaphore>,
+) -> LoginResult<(Session, OwnedSemaphorePermit)> {
     let authenticated = match check_startup(&startup, encrypted, &shared) {
         Ok(()) => authenticate(&mut connection, &startup, &shared).await,
         Err(error) => Err(End::Told(error)),
@@ -150,12 +146,16 @@ async fn login(mut connection: Connection, startup: Startup, encrypted: bool, sh
         Ok(who) => who,
         Err(end) => return Err((connection, end)),
     };
+    let Ok(permit) = limit.try_acquire_owned() else {
+        let error = ApplicationError::fatal("53300", "sorry, too many clients already");
+        return Err((connection, End::Told(error)));
+    };
     let Some(catalog) = shared.catalogs.get(&database).cloned() else {
         let error = ApplicationError::fatal("3D000", format!("database \"{database}\" does not exist"))
             .hint("The databases that applications may use are in the cluster file.");
         return Err((connection, End::Told(error)));
     };
-    connection.reader.authenticated();
+    connection.authenticated();
     connection.out.authentication_ok();
     let key_bytes = if startup.minor >= PROTOCOL_LATEST_MINOR {
         LONG_KEY_BYTES
@@ -179,14 +179,16 @@ async fn login(mut connection: Connection, startup: Startup, encrypted: bool, sh
         transaction: None,
         next_transaction: 1,
         unended: Arc::new(Semaphore::new(UNENDED_MAX)),
-        statements: HashMap::new(),
+        statements: Statements::default(),
         portals: HashMap::new(),
         pipeline: Pipeline::default(),
         skip_to_sync: false,
+        is_gone: false,
         shared,
         connection,
     };
-    session.prepare(&startup, &key).await
+    let session = session.prepare(&startup, &key).await?;
+    Ok((session, permit))
 }
 
 /// What can be refused before anybody has proved anything.
@@ -205,20 +207,18 @@ fn check_startup(startup: &Startup, encrypted: bool, shared: &Shared) -> Result<
         ));
     }
     let encoding = startup.get("client_encoding").unwrap_or("UTF8");
-    if !is_utf8(encoding) {
+    if !is_utf8(encoding) && !encoding.eq_ignore_ascii_case("auto") {
         let message = format!("client_encoding \"{encoding}\" is not supported through the proxy");
         return Err(ApplicationError::fatal("0A000", message).hint("Use client_encoding UTF8."));
     }
     Ok(())
 }
 
-/// Whether an encoding's name means UTF-8. (`SQL_ASCII` converts nothing either.)
+/// Whether an encoding's name means UTF-8: as in Postgres (`pg_char_to_encoding`) only letters and digits count, in
+/// either case, so that `'utf-8'` with quotes inside the value, as asyncpg sends it, is UTF8.
 pub(super) fn is_utf8(name: &str) -> bool {
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
-    matches!(
-        name.to_ascii_lowercase().as_str(),
-        "utf8" | "unicode" | "auto" | "sqlascii"
-    )
+    matches!(name.to_ascii_lowercase().as_str(), "utf8" | "unicode")
 }
 
 async fn authenticate(
@@ -273,7 +273,7 @@ async fn scram(connection: &mut Connection, role: &str, shared: &Shared) -> Resu
     let first = password_message(connection).await?;
     let client_first = initial_response(&first).ok_or_else(|| refused(ScramError::Malformed))?;
     let verifier = shared.verifiers.get(role).cloned();
-    let made_up = Verifier::made_up(role, &shared.secret);
+    let made_up = Verifier::made_up(role, &shared.secret, &shared.verifiers);
     let exchange = Scram::start(verifier, made_up, client_first).map_err(refused)?;
     connection.out.authentication_sasl_continue(exchange.server_first());
     connection.flush().await?;
@@ -301,7 +301,7 @@ fn initial_response(body: &[u8]) -> Option<&[u8]> {
 
 impl Session {
     /// Reads the defaults, applies the settings of the startup packet, and tells the application that all is ready.
-    async fn prepare(mut self, startup: &Startup, key: &[u8]) -> LoginResult {
+    async fn prepare(mut self, startup: &Startup, key: &[u8]) -> LoginResult<Self> {
         if let Err(error) = self.prepare_settings(startup).await {
             return Err((self.connection, End::Told(error)));
         }
@@ -326,12 +326,6 @@ impl Session {
             None => self.read_defaults().await?,
         };
         for (name, value) in startup_settings(startup)? {
-            if name == "client_encoding" && !is_utf8(&value) {
-                return Err(ApplicationError::fatal(
-                    "0A000",
-                    "only client_encoding UTF8 is supported",
-                ));
-            }
             let text = format!("SET {name} TO {}", quote_literal(&value));
             if let Some(refusal) = self.catalog.current().analyzer.text(&text).refusal() {
                 return Err(refusal.clone().into());

@@ -17,6 +17,7 @@ mod simple;
 mod special;
 mod tokens;
 mod transaction;
+mod waiting;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use crate::wire::{FrameError, Frontend};
 use connection::Connection;
 use context::Context;
 use pipeline::{Pipeline, Portal};
-use prepared::Prepared;
+use prepared::Statements;
 use settings::Settings;
 use transaction::Transaction;
 
@@ -60,12 +61,18 @@ pub(crate) struct Session {
     next_transaction: u64,
     /// Room for transactions of this session that are open, or are not known to have ended.
     unended: Arc<Semaphore>,
-    statements: HashMap<String, Arc<Prepared>>,
+    statements: Statements,
     portals: HashMap<String, Portal>,
     pipeline: Pipeline,
     /// After an error in the extended protocol, everything up to Sync is skipped.
     skip_to_sync: bool,
+    /// The application left while a statement ran.
+    is_gone: bool,
 }
+
+/// An application that sends nothing for this long, with neither Sync nor Flush behind what it sent, may be waiting for
+/// an error of it: Postgres runs each message as it comes.
+const PIPELINE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Why a session ends.
 #[derive(Debug)]
@@ -114,29 +121,45 @@ impl Session {
         }
     }
 
-    /// The next message; ends the session on shutdown, and when it holds a transaction open and idle for too long.
+    /// How long the application may be silent now, and how the session ends when it is silent for longer.
+    fn idle_limit(&self) -> (Option<std::time::Duration>, ApplicationError) {
+        if self.transaction.is_some() {
+            // With or without a wish of the application's: nobody may hold locks for ever.
+            let longest = self.is_begun().then_some(self.shared.config.transaction_timeout);
+            let asked = self.time_limit("idle_in_transaction_session_timeout");
+            let limit = asked.into_iter().chain(longest).min();
+            let message = "terminating connection due to idle-in-transaction timeout";
+            return (limit, ApplicationError::fatal("25P03", message));
+        }
+        let limit = self
+            .time_limit("idle_session_timeout")
+            .filter(|_| self.pipeline.is_empty());
+        let message = "terminating connection due to idle-session timeout";
+        (limit, ApplicationError::fatal("57P05", message))
+    }
+
+    /// The next message; ends the session on shutdown, and when the application has gone or is idle for too long.
     async fn next_message(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<Frontend, End> {
-        let asked = self
-            .settings
-            .get("idle_in_transaction_session_timeout")
-            .and_then(settings::parse_milliseconds);
-        let asked = asked.filter(|limit| *limit > 0).map(std::time::Duration::from_millis);
-        let limit = self.shared.config.transaction_timeout;
-        let idle_limit = asked.map_or(limit, |asked| asked.min(limit));
+        if self.is_gone {
+            return Err(End::Gone);
+        }
+        if !self.pipeline.is_empty() {
+            let pause = self.connection.message();
+            match tokio::time::timeout(PIPELINE_PAUSE, pause).await {
+                Ok(message) => return Ok(message?),
+                Err(_) => self.run_paused_pipeline().await?,
+            }
+        }
         let grace = self.shared.config.shutdown_grace;
-        let holds = self.is_begun();
-        let busy = self.transaction.is_some() || !self.pipeline.is_empty();
-        let in_block = self.transaction.is_some();
-        let deadline = (holds || in_block && asked.is_some()).then(|| Instant::now() + idle_limit);
+        let busy = self.transaction.is_some();
+        let (idle_limit, idle_end) = self.idle_limit();
+        let deadline = idle_limit.map(|limit| Instant::now() + limit);
         let mut end_at = None;
         loop {
             tokio::select! {
                 biased;
                 message = self.connection.message() => return Ok(message?),
-                () = sleep_until(deadline) => return Err(End::Told(ApplicationError::fatal(
-                    "25P03",
-                    "terminating connection due to idle-in-transaction timeout",
-                ))),
+                () = sleep_until(deadline) => return Err(End::Told(idle_end)),
                 () = sleep_until(end_at) => return Err(End::Told(ApplicationError::shutting_down())),
                 _ = shutdown.wait_for(|ends| *ends), if end_at.is_none() => {
                     end_at = Some(Instant::now() + if busy { grace } else { std::time::Duration::ZERO });
@@ -173,7 +196,7 @@ impl Session {
             return Ok(());
         }
         if Frontend::is_extended(self.connection.last_tag) {
-            return self.pipeline_error(&error).await;
+            return self.pipeline_error(&error).await.map(|_| ());
         }
         self.report(&error);
         self.fail_transaction();

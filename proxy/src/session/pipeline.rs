@@ -9,9 +9,11 @@ use super::describe::DescriptionKey;
 use super::prepared::Prepared;
 use crate::wire::Backend;
 
-/// Steps of one exchange, at most; a longer pipeline is run in several.
+/// Steps of one exchange with the proxy's own responses and what may have to be taken back, at most; a longer pipeline is
+/// run in several.
 const STEPS_MAX: usize = 5_000;
-/// Parameter and text bytes of one exchange, at most; a longer pipeline is run in several.
+/// Bytes of one exchange's parameters and texts, of responses, and of texts that were replaced, at most; a longer
+/// pipeline is run in several.
 const PIPELINE_BYTES_MAX: usize = 4 << 20;
 
 /// A portal, as the proxy knows it.
@@ -26,8 +28,24 @@ pub(super) enum Portal {
 /// What to take back when a pipeline fails before it.
 #[derive(Debug)]
 pub(super) enum Undo {
-    Statement(String, Option<Arc<Prepared>>),
+    /// A Parse; the statement of this name before.
+    Parse(String, Option<Arc<Prepared>>),
+    /// A Close; the statement of this name before.
+    Close(String, Option<Arc<Prepared>>),
     Portal(String, Option<Portal>),
+}
+
+impl Undo {
+    /// Bytes that are kept for it, nearly.
+    fn bytes(&self) -> usize {
+        match self {
+            Undo::Parse(name, before) | Undo::Close(name, before) => {
+                name.len() + before.as_ref().map_or(0, |before| before.bytes())
+            }
+            Undo::Portal(name, Some(Portal::Special { prepared, .. })) => name.len() + prepared.bytes(),
+            Undo::Portal(name, _) => name.len(),
+        }
+    }
 }
 
 /// Messages that wait for Sync.
@@ -60,7 +78,7 @@ impl Pipeline {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.steps.len() >= STEPS_MAX || self.bytes >= PIPELINE_BYTES_MAX
+        self.steps.len() + self.inserts.len() + self.undo.len() >= STEPS_MAX || self.bytes >= PIPELINE_BYTES_MAX
     }
 
     /// The index of a statement in the exchange.
@@ -77,7 +95,15 @@ impl Pipeline {
     pub(super) fn insert(&mut self, write: impl FnOnce(&mut Backend)) {
         let mut messages = Backend::new();
         write(&mut messages);
-        self.inserts.push((self.steps.len(), messages.take()));
+        let messages = messages.take();
+        self.bytes += messages.len();
+        self.inserts.push((self.steps.len(), messages));
+    }
+
+    /// Notes a change of the session that is to be taken back unless all steps so far are completed.
+    pub(super) fn changed(&mut self, undo: Undo) {
+        self.bytes += undo.bytes();
+        self.undo.push((self.steps.len(), undo));
     }
 
     pub(super) fn exchange(&mut self) -> Exchange {

@@ -1,5 +1,6 @@
 //! Prepared statements: of the extended protocol, and of PREPARE, EXECUTE and DEALLOCATE, which share their names.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sql::operation::{Exchange, StatementText, Step};
@@ -14,6 +15,8 @@ use crate::wire::first_error;
 
 /// Prepared statements of one session, at most.
 const STATEMENTS_MAX: usize = 10_000;
+/// The names and texts of one session's prepared statements, in bytes, at most.
+const STATEMENTS_BYTES_MAX: usize = 64 << 20;
 
 /// A prepared statement.
 #[derive(Debug)]
@@ -23,18 +26,71 @@ pub(super) struct Prepared {
     pub(super) class: StatementClass,
     /// Whether the proxy answers it itself.
     pub(super) special: bool,
+    /// How many parameters a Bind must bring.
+    pub(super) parameters: usize,
     /// The parameter types that SQL's PREPARE declared, as text.
     declared: Vec<String>,
 }
 
 impl Prepared {
     pub(super) fn new(statement: StatementText, class: StatementClass, special: bool) -> Self {
+        let parameters = match special {
+            true => statement.parameter_types.len(),
+            false => parameters(&statement.text).max(statement.parameter_types.len()),
+        };
         Self {
             statement,
             class,
             special,
+            parameters,
             declared: Vec::new(),
         }
+    }
+
+    /// Bytes that it takes, nearly.
+    pub(super) fn bytes(&self) -> usize {
+        self.statement.text.len() + size_of_val(self.statement.parameter_types.as_slice())
+    }
+}
+
+/// The prepared statements of a session. Invariant: `bytes` is what names and statements take together.
+#[derive(Debug, Default)]
+pub(super) struct Statements {
+    by_name: HashMap<String, Arc<Prepared>>,
+    bytes: usize,
+}
+
+impl Statements {
+    pub(super) fn get(&self, name: &str) -> Option<&Arc<Prepared>> {
+        self.by_name.get(name)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there is room for one more; the one of its name, if any, makes room.
+    fn has_room(&self, name: &str, prepared: &Prepared) -> bool {
+        let before = self.get(name).map_or(0, |before| name.len() + before.bytes());
+        let bytes = self.bytes - before + name.len() + prepared.bytes();
+        (before > 0 || self.len() < STATEMENTS_MAX) && bytes <= STATEMENTS_BYTES_MAX
+    }
+
+    pub(super) fn insert(&mut self, name: String, prepared: Arc<Prepared>) -> Option<Arc<Prepared>> {
+        let before = self.remove(&name);
+        self.bytes += name.len() + prepared.bytes();
+        self.by_name.insert(name, prepared);
+        before
+    }
+
+    fn remove(&mut self, name: &str) -> Option<Arc<Prepared>> {
+        let removed = self.by_name.remove(name)?;
+        self.bytes -= name.len() + removed.bytes();
+        Some(removed)
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
     }
 }
 
@@ -52,15 +108,19 @@ impl Session {
         name: &str,
         prepared: Prepared,
     ) -> Result<Option<Arc<Prepared>>, ApplicationError> {
-        if !name.is_empty() && self.statements.contains_key(name) {
+        if !name.is_empty() && self.statements.get(name).is_some() {
             return Err(ApplicationError::new(
                 "42P05",
                 format!("prepared statement \"{name}\" already exists"),
             ));
         }
-        if self.statements.len() >= STATEMENTS_MAX {
+        if !self.statements.has_room(name, &prepared) {
             return Err(
-                ApplicationError::new("54000", "too many prepared statements in this session")
+                ApplicationError::new("54000", "too many or too large prepared statements in this session")
+                    .detail(format!(
+                        "A session may have {STATEMENTS_MAX} prepared statements, of {} MiB together.",
+                        STATEMENTS_BYTES_MAX >> 20
+                    ))
                     .hint("Close or DEALLOCATE those that are not needed any more."),
             );
         }
@@ -107,15 +167,10 @@ impl Session {
                 return Err(ApplicationError { position, ..error });
             }
         }
-        self.keep_statement(
-            name,
-            Prepared {
-                statement,
-                class,
-                special: false,
-                declared,
-            },
-        )?;
+        let mut prepared = Prepared::new(statement, class, false);
+        prepared.parameters = prepared.parameters.max(declared.len());
+        prepared.declared = declared;
+        self.keep_statement(name, prepared)?;
         Ok(Reply::tag("PREPARE"))
     }
 

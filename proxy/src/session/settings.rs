@@ -123,24 +123,28 @@ fn is_proxys_own(name: &str) -> bool {
     PROXYS_OWN.contains(&name)
 }
 
+/// The longest time limit of Postgres, in milliseconds.
+const MILLISECONDS_MAX: f64 = 2_147_483_647.0;
+
 /// A time of milliseconds, or with a unit, as Postgres reads it for its time limits.
 pub(super) fn parse_milliseconds(value: &str) -> Option<u64> {
     let value = value.trim();
     let digits = value
-        .find(|character: char| !character.is_ascii_digit())
+        .find(|character: char| !character.is_ascii_digit() && character != '.')
         .unwrap_or(value.len());
     let (number, unit) = value.split_at_checked(digits)?;
     let factor = match unit.trim() {
-        "" | "ms" => 1,
-        "s" => 1_000,
-        "min" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
+        "us" => 0.001,
+        "" | "ms" => 1.0,
+        "s" => 1_000.0,
+        "min" => 60_000.0,
+        "h" => 3_600_000.0,
+        "d" => 86_400_000.0,
         _ => return None,
     };
-    let milliseconds = number.parse::<u64>().ok()?.checked_mul(factor)?;
-    // The limit of Postgres.
-    (milliseconds <= 2_147_483_647).then_some(milliseconds)
+    let milliseconds = (number.parse::<f64>().ok()? * factor).round_ties_even();
+    // The limit of Postgres. What is up to it is exact.
+    (milliseconds <= MILLISECONDS_MAX).then_some(milliseconds as u64)
 }
 
 /// Milliseconds as `SHOW` prints them: in the largest unit that divides them.
@@ -182,6 +186,9 @@ mod tests {
             ("1500", 1500, "1500ms"),
             ("5s", 5000, "5s"),
             ("90 s", 90_000, "90s"),
+            ("0.2s", 200, "200ms"),
+            ("1499.6", 1500, "1500ms"),
+            ("1700us", 2, "2ms"),
             ("1h", 3_600_000, "1h"),
         ] {
             assert_eq!(parse_milliseconds(text), Some(milliseconds));
@@ -189,6 +196,9 @@ mod tests {
         }
         assert_eq!(parse_milliseconds("soon"), None);
         assert_eq!(parse_milliseconds("99999999999999d"), None);
+        assert_eq!(parse_milliseconds("-1"), None);
+        assert_eq!(parse_milliseconds("1.2.3s"), None);
+        assert_eq!(parse_milliseconds("s"), None);
     }
 
     #[test]

@@ -99,11 +99,8 @@ impl Session {
     async fn run_setting(&mut self, setting: &Setting, text: &str) -> Result<Reply, ApplicationError> {
         match setting {
             Setting::Set { local, name, value } => {
-                let outside = self
-                    .transaction
-                    .as_ref()
-                    .is_none_or(|transaction| !transaction.explicit);
-                if *local && outside {
+                // One of several statements of a text is in a block, too.
+                if *local && self.transaction.is_none() {
                     let warning = "SET LOCAL can only be used in transaction blocks";
                     self.connection.out.error(&ApplicationError::warning("25P01", warning));
                 }
@@ -112,7 +109,10 @@ impl Session {
             }
             Setting::SetConfig { local, name, value } => {
                 self.change_setting(name, Some(value.clone()), *local, true).await?;
-                let value = self.settings.get(name).unwrap_or(value).to_owned();
+                let value = match shown_default(name) {
+                    Some(_) => self.show(name),
+                    None => self.settings.get(name).unwrap_or(value).to_owned(),
+                };
                 Ok(Reply {
                     row: Some(("set_config".into(), value)),
                     tag: "SELECT 1".into(),

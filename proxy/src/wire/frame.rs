@@ -5,12 +5,15 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The largest startup packet, in bytes (as in Postgres).
 const STARTUP_BYTES_MAX: usize = 10_000;
-/// The largest message, in bytes: a statement with its parameters, or a piece of COPY data.
+/// The largest message, in bytes: a statement with its parameters. CopyData has no limit but that of its length field.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// The largest message before the application has proved who it is, in bytes.
 const AUTHENTICATION_BYTES_MAX: usize = 64 << 10;
 /// How much more room is made at a time, in bytes: memory follows what arrived, not what was announced.
 const READ_BYTES: usize = 16 << 10;
+
+/// The type of CopyData.
+const COPY_DATA: u8 = b'd';
 
 /// What is wrong with what an application sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +40,8 @@ pub(crate) enum FrameError {
 pub(crate) struct FrameReader {
     buffer: BytesMut,
     authenticated: bool,
+    /// Bytes of a CopyData message that are still to come.
+    copy_data_left: usize,
     received_bytes: u64,
 }
 
@@ -49,6 +54,16 @@ impl FrameReader {
     /// Whether bytes wait that no message has used yet.
     pub(crate) fn has_buffered(&self) -> bool {
         !self.buffer.is_empty()
+    }
+
+    /// Reads ahead, at most until so many bytes wait, and completes only when the application has gone. Cancel safe.
+    pub(crate) async fn watch(&mut self, stream: &mut (impl AsyncRead + Unpin), bytes_max: usize) {
+        while self.buffer.len() < bytes_max {
+            if self.fill(stream).await.is_err() {
+                return;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Bytes received since the last call.
@@ -85,7 +100,8 @@ impl FrameReader {
         Ok(Some(packet))
     }
 
-    /// The type and body of the next message. Cancel safe.
+    /// The type and body of the next message. A CopyData message comes in as many pieces as it arrives in, since its
+    /// boundaries mean nothing: only what has arrived is held, however long the message is. Cancel safe.
     pub(crate) async fn message(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<(u8, Bytes), FrameError> {
         loop {
             if let Some(message) = self.buffered_message()? {
@@ -97,12 +113,20 @@ impl FrameReader {
 
     /// The next message if all of it is there.
     pub(crate) fn buffered_message(&mut self) -> Result<Option<(u8, Bytes)>, FrameError> {
+        if self.copy_data_left > 0 {
+            return Ok(self.copy_data_piece());
+        }
         let Some([tag, length @ ..]) = self.buffer.first_chunk::<5>() else {
             return Ok(None);
         };
         let (tag, length) = (*tag, usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0));
         if length < 4 {
             return Err(FrameError::Malformed("invalid message length"));
+        }
+        if tag == COPY_DATA && self.authenticated && length > 4 {
+            self.buffer.advance(5);
+            self.copy_data_left = length - 4;
+            return Ok(self.copy_data_piece());
         }
         let limit = if self.authenticated {
             MESSAGE_BYTES_MAX
@@ -120,10 +144,16 @@ impl FrameReader {
         Ok(Some((tag, message)))
     }
 
+    fn copy_data_piece(&mut self) -> Option<(u8, Bytes)> {
+        let piece = self.buffer.split_to(self.buffer.len().min(self.copy_data_left));
+        self.copy_data_left -= piece.len();
+        (!piece.is_empty()).then(|| (COPY_DATA, piece.freeze()))
+    }
+
     async fn fill(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<(), FrameError> {
         self.buffer.reserve(READ_BYTES);
         match stream.read_buf(&mut self.buffer).await {
-            Ok(0) if self.buffer.is_empty() => Err(FrameError::Closed),
+            Ok(0) if self.buffer.is_empty() && self.copy_data_left == 0 => Err(FrameError::Closed),
             Ok(0) => Err(FrameError::Connection(std::io::ErrorKind::UnexpectedEof)),
             Ok(length) => {
                 self.received_bytes += length as u64;

@@ -102,11 +102,6 @@ fn parse_bind(fields: &mut Fields) -> Result<Bind, FrameError> {
     let (portal, statement) = (fields.string()?, fields.string()?);
     let parameter_formats = parse_formats(fields)?;
     let count = fields.count(4)?;
-    if parameter_formats.len() > 1 && parameter_formats.len() != count {
-        return Err(FrameError::Malformed(
-            "bind message has a wrong number of parameter formats",
-        ));
-    }
     let parameters = (0..count).map(|_| parse_parameter(fields)).collect::<Result<_, _>>()?;
     let result_formats = parse_formats(fields)?;
     Ok(Bind {
@@ -120,12 +115,7 @@ fn parse_bind(fields: &mut Fields) -> Result<Bind, FrameError> {
 
 fn parse_formats(fields: &mut Fields) -> Result<Vec<i16>, FrameError> {
     let count = fields.count(2)?;
-    (0..count)
-        .map(|_| match fields.i16()? {
-            format @ (0 | 1) => Ok(format),
-            _ => Err(FrameError::Malformed("unsupported format code")),
-        })
-        .collect()
+    (0..count).map(|_| fields.i16()).collect()
 }
 
 fn parse_parameter(fields: &mut Fields) -> Result<Option<Bytes>, FrameError> {

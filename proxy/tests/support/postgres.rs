@@ -1,5 +1,6 @@
 //! A real PostgreSQL server for one test.
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -7,6 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+/// The superuser, as which voters keep their books.
+const SUPERUSER: &str = "keeper";
+/// The application's role has the name of the database, and no more rights than an application may have.
+const APPLICATION_SQL: &[u8] = b"CREATE ROLE postgres LOGIN;\nALTER DATABASE postgres OWNER TO postgres;\n";
 
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 
@@ -48,7 +54,7 @@ fn template() -> PathBuf {
         let status = command("initdb")
             .args([
                 "-U",
-                "postgres",
+                SUPERUSER,
                 "-A",
                 "trust",
                 "-E",
@@ -61,6 +67,15 @@ fn template() -> PathBuf {
             .status()
             .unwrap();
         assert!(status.success(), "initdb failed");
+        let mut single = command("postgres")
+            .args(["--single", "-F", "-D"])
+            .arg(directory.path().join("data"))
+            .arg("postgres")
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        single.stdin.take().unwrap().write_all(APPLICATION_SQL).unwrap();
+        assert!(single.wait().unwrap().success(), "the application's role is not made");
         directory
     });
     template.path().join("data")
@@ -101,7 +116,7 @@ impl Postgres {
             socket_directory: self.directory.path().to_owned(),
             port: self.port,
             database: "postgres".into(),
-            superuser: "postgres".into(),
+            superuser: SUPERUSER.into(),
             major_version: 15,
         }
     }

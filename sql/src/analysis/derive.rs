@@ -5,6 +5,7 @@
 mod copy;
 mod expressions;
 mod query;
+mod shape;
 mod writes;
 
 use std::collections::BTreeSet;
@@ -24,6 +25,7 @@ use crate::statement::StatementClass;
 use crate::words::Words;
 
 pub(super) use copy::derive_copy;
+pub(crate) use shape::is_bounded_expression;
 
 /// What the tree of a statement tells.
 #[derive(Debug)]
@@ -34,6 +36,28 @@ pub(super) struct Derived {
     pub(super) needs_clock: bool,
     pub(super) needs_transaction: bool,
     pub(super) refusal: Option<Refusal>,
+    /// Whether code of users may run.
+    pub(super) foreign_code: bool,
+    /// Whether its shape bounds its time, its result and its outcome.
+    pub(super) short: bool,
+    /// Whether it is a read of plain tables by allow-listed functions.
+    pub(super) plain_read: bool,
+}
+
+impl Derived {
+    /// Something of which nothing is proven.
+    pub(super) fn unproven(class: StatementClass, template: Template, needs_clock: bool) -> Self {
+        Self {
+            class,
+            template,
+            needs_clock,
+            needs_transaction: false,
+            refusal: None,
+            foreign_code: true,
+            short: false,
+            plain_read: false,
+        }
+    }
 }
 
 /// Derives what a query or a data-modifying statement touches. A statement that cannot be parsed is of the class that
@@ -45,24 +69,74 @@ pub(super) fn derive(schema: &Schema, words: Words<'_>, class: StatementClass) -
     let mut deriver = Deriver::new(schema, words);
     deriver.collect_names(&statement);
     let _: ControlFlow<()> = statement.visit(&mut deriver);
-    deriver.finish()
+    let derived = deriver.finish();
+    let short = !derived.foreign_code && derived.refusal.is_none() && shape::is_short(schema, words, &statement);
+    Derived { short, ..derived }
+}
+
+/// Why the rows that a definition stores (`CREATE TABLE ... AS query`) would differ on the servers.
+pub(super) fn refuse_stored_query(schema: &Schema, words: Words<'_>) -> Option<Refusal> {
+    let Some(statement) = parse(words) else {
+        return unparsed_refusal(words);
+    };
+    let mut deriver = Deriver::new(schema, words);
+    deriver.collect_names(&statement);
+    deriver.modifies = true;
+    let _: ControlFlow<()> = statement.visit(&mut deriver);
+    deriver.refusal
 }
 
 /// What keywords and names of functions tell of a statement that the parser cannot read.
 fn unparsed(schema: &Schema, words: Words<'_>, class: StatementClass) -> Derived {
-    let is_read = class == StatementClass::Read && !calls_unknown_function(schema, words);
+    let is_read =
+        class == StatementClass::Read && !calls_unknown_function(schema, words) && !uses_user_code(schema, words);
     let class = match (is_read, class) {
         (false, StatementClass::Read) => StatementClass::Write,
         (_, class) => class,
     };
-    let limits = words.contains_any(&["limit", "fetch"]) && class == StatementClass::Write;
+    let template = Template::everything(if is_read { Mode::Shared } else { Mode::Exclusive });
+    let refusal = (class == StatementClass::Write)
+        .then(|| unparsed_refusal(words))
+        .flatten();
     Derived {
-        template: Template::everything(if is_read { Mode::Shared } else { Mode::Exclusive }),
-        needs_clock: true,
         needs_transaction: words.contains_any(&["currval", "lastval"]),
-        refusal: limits.then(|| query::limit_refusal("it is of a form that CloudBFT does not know")),
-        class,
+        refusal,
+        ..Derived::unproven(class, template, true)
     }
+}
+
+/// What a write of unknown form may leave to the order in which each server finds rows (rules 6, 16 and 19).
+fn unparsed_refusal(words: Words<'_>) -> Option<Refusal> {
+    let calls = |names: &[&str]| {
+        let mut pairs = words.rest().windows(2);
+        pairs.any(|pair| match pair {
+            [name, parenthesis] => {
+                let called = name.identifier(words.text);
+                parenthesis.is_punctuation(b'(') && called.is_some_and(|called| names.contains(&called.as_ref()))
+            }
+            _ => false,
+        })
+    };
+    let takes_rows = words.contains_any(&["select", "update", "delete", "merge", "from"]);
+    if words.contains_any(&["limit", "fetch", "offset"]) || words.contains_pair("distinct", "on") {
+        return Some(query::limit_refusal("it is of a form that CloudBFT does not know"));
+    }
+    if takes_rows && calls(functions::PER_CALL) {
+        return Some(writes::draw_refusal());
+    }
+    let ordered = functions::ORDER_SENSITIVE.iter().find(|name| calls(&[name]));
+    ordered.map(|name| expressions::order_refusal(name))
+}
+
+/// Whether operators of users occur, or casts to types that run their code.
+fn uses_user_code(schema: &Schema, words: Words<'_>) -> bool {
+    words.rest().iter().any(|token| match token.kind {
+        TokenKind::Operator => schema.is_user_operator(token.source(words.text)),
+        TokenKind::Word | TokenKind::QuotedIdentifier => token
+            .identifier(words.text)
+            .is_some_and(|name| schema.cast_runs_code(&name) || schema.function(&name).is_some()),
+        _ => false,
+    })
 }
 
 /// Words before a parenthesis that are no functions.
@@ -141,7 +215,7 @@ const BEFORE_PARENTHESIS: &[&str] = &[
     "extract",
 ];
 
-fn calls_unknown_function(schema: &Schema, words: Words<'_>) -> bool {
+pub(super) fn calls_unknown_function(schema: &Schema, words: Words<'_>) -> bool {
     let tokens = words.rest();
     tokens.windows(2).enumerate().any(|(index, pair)| {
         let [name, parenthesis] = pair else { return false };
@@ -177,6 +251,10 @@ struct Deriver<'schema> {
     needs_clock: bool,
     needs_transaction: bool,
     refusal: Option<Refusal>,
+    /// Whether code of users may run; it stays unset only while everything met is known not to be.
+    foreign_code: bool,
+    /// Whether something of the system's catalog is read.
+    reads_catalog: bool,
     /// Names of relations that the visitor met, and those that a query level or a target accounts for: a difference
     /// means that something was not understood.
     relations_met: usize,
@@ -197,6 +275,8 @@ impl<'schema> Deriver<'schema> {
             needs_clock: false,
             needs_transaction: false,
             refusal: None,
+            foreign_code: schema.casts_implicitly(),
+            reads_catalog: false,
             relations_met: 0,
             relations_understood: 0,
         }
@@ -231,6 +311,7 @@ impl<'schema> Deriver<'schema> {
     }
 
     fn not_understood(&mut self) {
+        self.foreign_code = true;
         let mode = match self.writes || self.locks {
             true => Mode::Exclusive,
             false => Mode::Shared,
@@ -245,6 +326,7 @@ impl<'schema> Deriver<'schema> {
     /// Something that may do anything: it writes, as far as is known.
     fn runs_unknown_code(&mut self) {
         self.writes = true;
+        self.foreign_code = true;
         self.needs_clock = true;
         self.everything(Mode::Exclusive);
     }
@@ -280,6 +362,9 @@ impl<'schema> Deriver<'schema> {
             (false, false) => StatementClass::Read,
         };
         Derived {
+            plain_read: class == StatementClass::Read && !self.foreign_code && !self.reads_catalog,
+            foreign_code: self.foreign_code,
+            short: false,
             class,
             template: self.template,
             needs_clock: self.needs_clock,
@@ -298,7 +383,12 @@ impl Visitor for Deriver<'_> {
             Statement::Insert(insert) => self.insert(insert),
             Statement::Update(update) => self.update(update),
             Statement::Delete(delete) => self.delete(delete),
-            _ => self.runs_unknown_code(),
+            other => {
+                if writes::draws(other) {
+                    self.refuse(writes::draw_refusal());
+                }
+                self.runs_unknown_code();
+            }
         }
         ControlFlow::Continue(())
     }

@@ -19,9 +19,86 @@ const TOKENS_MAX: usize = 50_000;
 /// Words that Postgres reads as operators or clauses, and the parser as names.
 const MISREAD: [&str; 2] = ["isnull", "notnull"];
 
+/// Words after which a string is a value, or of which it is a value. After any other name, as in `SELECT posint '5'`, Postgres
+/// reads a value of that type, and the parser an alias.
+const BEFORE_STRING: [&str; 69] = [
+    "all",
+    "and",
+    "any",
+    "asymmetric",
+    "between",
+    "bigint",
+    "bit",
+    "bool",
+    "boolean",
+    "both",
+    "by",
+    "bytea",
+    "case",
+    "char",
+    "cidr",
+    "content",
+    "date",
+    "default",
+    "distinct",
+    "document",
+    "else",
+    "escape",
+    "float8",
+    "for",
+    "from",
+    "having",
+    "ilike",
+    "in",
+    "inet",
+    "int",
+    "int4",
+    "int8",
+    "integer",
+    "interval",
+    "is",
+    "json",
+    "jsonb",
+    "leading",
+    "like",
+    "limit",
+    "name",
+    "not",
+    "numeric",
+    "offset",
+    "on",
+    "or",
+    "placing",
+    "precision",
+    "real",
+    "returning",
+    "select",
+    "similar",
+    "smallint",
+    "some",
+    "symmetric",
+    "text",
+    "then",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "timetz",
+    "to",
+    "trailing",
+    "uuid",
+    "varchar",
+    "when",
+    "where",
+    "xml",
+    "zone",
+];
+
 /// The tree of one statement; `None` when the parser cannot read it, or is known to misread it.
 pub(super) fn parse(words: Words<'_>) -> Option<Statement> {
     if words.rest().len() > TOKENS_MAX || words.contains_any(&MISREAD) {
+        return None;
+    }
+    if words.rest().windows(2).any(|pair| is_typed_string(words.text, pair)) {
         return None;
     }
     let tokens = convert(words)?;
@@ -31,6 +108,20 @@ pub(super) fn parse(words: Words<'_>) -> Option<Statement> {
     let mut statements = parser.parse_statements().ok()?;
     let only = statements.pop()?;
     statements.is_empty().then_some(only)
+}
+
+fn is_typed_string(text: &str, pair: &[Token]) -> bool {
+    let [name, string] = pair else { return false };
+    let is_string = matches!(
+        string.kind,
+        TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString(_) | TokenKind::OtherString
+    );
+    let is_name = match name.kind {
+        TokenKind::QuotedIdentifier => true,
+        TokenKind::Word => !BEFORE_STRING.iter().any(|word| name.is_word(text, word)),
+        _ => false,
+    };
+    is_string && is_name
 }
 
 fn convert(mut words: Words<'_>) -> Option<Vec<Parsed>> {
@@ -51,8 +142,7 @@ fn normalise(words: &mut Words<'_>, tokens: &mut Vec<Parsed>) -> bool {
         &["FOR", "UPDATE"]
     } else if words.accept_all(&["for", "key", "share"]) {
         &["FOR", "SHARE"]
-    } else if words.accept_all(&["overriding", "system", "value"]) || words.accept_all(&["overriding", "user", "value"])
-    {
+    } else if words.accept_all(&["overriding", "system", "value"]) {
         &[]
     } else if words.accept_all(&["update", "only"]) {
         &["UPDATE"]
@@ -72,10 +162,12 @@ fn token_of(token: &Token, text: &str) -> Option<Parsed> {
     Some(match token.kind {
         TokenKind::Word => Parsed::make_word(source, None),
         TokenKind::QuotedIdentifier => Parsed::make_word(&token.identifier(text)?, Some('"')),
-        TokenKind::String => Parsed::SingleQuotedString(token.string_value(text)?.into_owned()),
-        // The value does not matter: no key is taken from it.
-        TokenKind::EscapeString | TokenKind::OtherString => Parsed::EscapedStringLiteral(String::new()),
-        TokenKind::DollarString(_) => Parsed::EscapedStringLiteral(String::new()),
+        TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString(_) => match token.string_value(text) {
+            Some(value) => Parsed::SingleQuotedString(value.into_owned()),
+            // Its escapes are not read: no key is taken from it.
+            None => Parsed::EscapedStringLiteral(String::new()),
+        },
+        TokenKind::OtherString => Parsed::EscapedStringLiteral(String::new()),
         TokenKind::Number => Parsed::Number(source.to_owned(), false),
         TokenKind::Parameter => Parsed::Placeholder(source.to_owned()),
         TokenKind::Punctuation(byte) => punctuation(byte),

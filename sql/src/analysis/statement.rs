@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
+use super::ddl;
 use super::derive::{Derived, derive, derive_copy};
 use super::template::Template;
 use super::{PARSED_BYTES_MAX, STATEMENTS_MAX, StatementAnalysis, TEXT_BYTES_MAX, TextAnalysis};
 use crate::classify::{Plan, Sketch, classify, split};
 use crate::determinism::{self, Findings, Purpose, Splice};
 use crate::footprint::Mode;
-use crate::functions;
 use crate::lexer::{LexicalError, Token, tokenize};
-use crate::refusal::{NONDETERMINISTIC, PROGRAM_LIMIT_EXCEEDED, Refusal, SYNTAX_ERROR};
+use crate::refusal::{PROGRAM_LIMIT_EXCEEDED, Refusal, SYNTAX_ERROR};
 use crate::schema::{CATALOG_QUERY, Schema};
-use crate::statement::{Cursor, StatementClass};
+use crate::statement::{Cursor, StatementClass, TransactionControl};
 use crate::words::Words;
 
 pub(super) fn analyse_text(schema: &Schema, text: &str) -> TextAnalysis {
@@ -52,6 +52,7 @@ fn catalog_query() -> TextAnalysis {
     let statement = StatementAnalysis {
         class: StatementClass::Read,
         template: Template::everything(Mode::Shared),
+        short: false,
         ..empty(CATALOG_QUERY)
     };
     TextAnalysis {
@@ -69,6 +70,9 @@ fn empty(text: &str) -> StatementAnalysis {
         needs_clock: false,
         needs_transaction: false,
         orders_rows: false,
+        short: true,
+        plain_read: false,
+        foreign_code: false,
         template: Template::default(),
     }
 }
@@ -125,6 +129,9 @@ fn analyse_statement(schema: &Schema, text: &str, tokens: &[Token], splices: &mu
         needs_clock: derived.needs_clock || findings.needs_clock,
         needs_transaction: derived.needs_transaction,
         orders_rows,
+        short: derived.short,
+        plain_read: derived.plain_read,
+        foreign_code: derived.foreign_code,
         template: derived.template,
     }
 }
@@ -134,6 +141,8 @@ fn purpose(sketch: &Sketch<'_>, words: Words<'_>) -> Purpose {
     let modifies = words.contains_any(&["insert", "update", "delete", "merge"]);
     match &sketch.class {
         _ if words.keyword().as_deref() == Some("do") => Purpose::Definition,
+        // What it selects is stored.
+        StatementClass::Ddl if ddl::stored_query(words).is_some() => Purpose::Write,
         StatementClass::Ddl => Purpose::Definition,
         StatementClass::Write | StatementClass::CopyFrom => Purpose::Write,
         StatementClass::Prepare { .. } if modifies => Purpose::Write,
@@ -144,20 +153,21 @@ fn purpose(sketch: &Sketch<'_>, words: Words<'_>) -> Purpose {
 /// The final class and the template.
 fn resolve(schema: &Schema, sketch: Sketch<'_>, words: Words<'_>, findings: &Findings, is_parsed: bool) -> Derived {
     let class = sketch.class;
-    let of = |class: StatementClass, template: Template, needs_clock: bool| Derived {
-        class,
-        template,
-        needs_clock,
-        needs_transaction: false,
-        refusal: None,
-    };
+    let of = Derived::unproven;
     match sketch.plan {
-        Plan::Nothing => of(class, Template::default(), false),
+        Plan::Nothing => Derived {
+            short: is_short_control(&class),
+            foreign_code: may_run_code(&class),
+            ..of(class, Template::default(), false)
+        },
         Plan::Everything(mode) => {
             let needs_clock = !matches!(class, StatementClass::Maintenance { .. } | StatementClass::Read);
-            let refusal = (class == StatementClass::Ddl).then(|| drawn_rows(words)).flatten();
+            let refusal = (class == StatementClass::Ddl)
+                .then(|| ddl::refusal(schema, words))
+                .flatten();
             Derived {
                 refusal,
+                foreign_code: class != StatementClass::Ddl || !ddl::runs_no_code(words),
                 ..of(class, Template::everything(mode), needs_clock)
             }
         }
@@ -180,10 +190,36 @@ fn resolve(schema: &Schema, sketch: Sketch<'_>, words: Words<'_>, findings: &Fin
                 _ => false,
             };
             match keeps_class {
-                true => Derived { class, ..derived },
+                true => Derived {
+                    class,
+                    short: false,
+                    plain_read: false,
+                    ..derived
+                },
                 false => derived,
             }
         }
+    }
+}
+
+/// Savepoints: their time and outcome depend on nothing.
+fn is_short_control(class: &StatementClass) -> bool {
+    use TransactionControl::{Release, RollbackTo, Savepoint};
+    match class {
+        StatementClass::Empty => true,
+        StatementClass::TransactionControl(control) => matches!(control, Savepoint(_) | Release(_) | RollbackTo(_)),
+        _ => false,
+    }
+}
+
+/// Whether a statement that touches nothing by itself may run code of users: FETCH runs the query of its cursor, and what
+/// PREPARE names outlives the statement.
+fn may_run_code(class: &StatementClass) -> bool {
+    match class {
+        // COMMIT runs deferred triggers.
+        StatementClass::TransactionControl(control) => matches!(control, TransactionControl::Commit { .. }),
+        StatementClass::Empty | StatementClass::Setting(_) | StatementClass::Cursor(Cursor::Close(_)) => false,
+        _ => true,
     }
 }
 
@@ -193,37 +229,6 @@ fn statement_class(class: &StatementClass) -> StatementClass {
         StatementClass::Cursor(_) | StatementClass::CopyTo => StatementClass::Read,
         other => other.clone(),
     }
-}
-
-/// DDL that gives each row of a table a random value or a number, in the order in which the server finds them.
-fn drawn_rows(words: Words<'_>) -> Option<Refusal> {
-    let mut ahead = words;
-    let first = ahead.keyword()?;
-    ahead.skip();
-    let fills = match first.as_ref() {
-        "create" => {
-            ahead.accept("materialized");
-            ahead.accept_one(&["table", "view"]) && ahead.contains_any(&["select"]) && !is_view(words)
-        }
-        "alter" => ahead.accept("table") && ahead.contains_any(&["add"]) && !ahead.contains_any(&["constraint"]),
-        "select" | "with" => true,
-        _ => false,
-    };
-    let numbers = ["serial", "bigserial", "smallserial", "identity"];
-    let draws = words.contains_any(functions::PER_CALL)
-        || (first == "alter" && ahead.contains_any(&numbers) && !ahead.contains_any(&["alter"]));
-    (fills && draws).then(|| {
-        Refusal::new(
-            NONDETERMINISTIC,
-            8,
-            "rows of a table would get random values or numbers in the order in which each server stores them",
-            "Create the column or table without them, fill it by UPDATE or INSERT in key order, then set the default.",
-        )
-    })
-}
-
-fn is_view(words: Words<'_>) -> bool {
-    words.contains_any(&["view"]) && !words.contains_any(&["materialized"])
 }
 
 #[cfg(test)]

@@ -146,13 +146,10 @@ impl<'bind> Parameters<'bind> {
     fn refuse_clock_words(&self, date_parameters: &[u16]) -> Result<(), Refusal> {
         for (index, value) in self.values.iter().enumerate() {
             let Some(value) = value else { continue };
-            if value.len() > 64 || !is_clock_word_bytes(value) || self.is_binary(index) == Some(true) {
-                continue;
-            }
             let declared = self.declared(index);
             let may_be_date = oid::DATE_TIME.contains(&declared)
                 || date_parameters.iter().any(|parameter| usize::from(*parameter) == index);
-            if may_be_date {
+            if may_be_date && self.is_binary(index) != Some(true) && is_clock_word_bytes(value) {
                 return Err(clock_word_refusal());
             }
         }

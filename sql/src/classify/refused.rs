@@ -55,7 +55,8 @@ pub(super) fn refusal(words: Words<'_>) -> Option<Refusal> {
             "cursors WITH HOLD are not supported through the proxy",
             "Open the cursor inside a transaction, without WITH HOLD.",
         )),
-        "select" | "with" if into_temporary(after) => Some(temporary()),
+        "select" | "with" if into(after, &["temp", "temporary"]) => Some(temporary()),
+        "select" | "with" if into(after, &["unlogged"]) => Some(unlogged()),
         _ => None,
     }
 }
@@ -71,12 +72,13 @@ fn is_with_hold(words: Words<'_>) -> bool {
     false
 }
 
-fn into_temporary(words: Words<'_>) -> bool {
+/// Whether rows are selected into a table of this kind.
+fn into(words: Words<'_>, kinds: &[&str]) -> bool {
     let mut ahead = words;
     while !ahead.is_end() {
         if ahead.accept("into") {
             ahead.accept_one(&["local", "global"]);
-            if ahead.accept_one(&["temp", "temporary"]) {
+            if ahead.accept_one(kinds) {
                 return true;
             }
         } else {
@@ -95,6 +97,15 @@ fn temporary() -> Refusal {
     )
 }
 
+fn unlogged() -> Refusal {
+    Refusal::new(
+        FEATURE_NOT_SUPPORTED,
+        35,
+        "UNLOGGED tables are not supported: a crash would empty them on one server only",
+        "Leave out UNLOGGED.",
+    )
+}
+
 fn create(mut words: Words<'_>) -> Option<Refusal> {
     words.accept_all(&["or", "replace"]);
     words.accept_one(&["global", "local"]);
@@ -102,12 +113,7 @@ fn create(mut words: Words<'_>) -> Option<Refusal> {
     words.skip();
     match keyword.as_ref() {
         "temp" | "temporary" => Some(temporary()),
-        "unlogged" => Some(Refusal::new(
-            FEATURE_NOT_SUPPORTED,
-            35,
-            "UNLOGGED tables are not supported: a crash would empty them on one server only",
-            "Leave out UNLOGGED.",
-        )),
+        "unlogged" => Some(unlogged()),
         "database" | "tablespace" => Some(cluster_wide(&keyword)),
         "server" | "foreign" | "subscription" => Some(outside_world(45, "a foreign server or subscription")),
         "user" if words.accept("mapping") => Some(outside_world(45, "a user mapping")),
@@ -123,6 +129,7 @@ fn alter(verb: &str, mut words: Words<'_>) -> Option<Refusal> {
     words.skip();
     match keyword.as_ref() {
         "database" | "tablespace" | "system" => Some(cluster_wide(&keyword)),
+        "table" | "sequence" if verb == "alter" && words.contains_pair("set", "unlogged") => Some(unlogged()),
         "server" | "foreign" | "subscription" if verb == "alter" => {
             Some(outside_world(45, "a foreign server or subscription"))
         }

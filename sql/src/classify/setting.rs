@@ -18,8 +18,11 @@ const PINNED: &[(&str, &[&str])] = &[
     ("synchronize_seqscans", &["off", "false", "0", "no"]),
     ("jit", &["off", "false", "0", "no"]),
     ("max_parallel_workers_per_gather", &["0"]),
-    ("client_encoding", &["utf8", "utf-8", "unicode"]),
+    ("client_encoding", &["utf8", "unicode"]),
     ("lc_messages", &["c"]),
+    ("exit_on_error", &["off", "false", "0", "no"]),
+    ("gin_fuzzy_search_limit", &["0"]),
+    ("idle_session_timeout", &["0"]),
 ];
 
 /// List settings of which the elements are identifiers.
@@ -233,6 +236,12 @@ fn string(words: &mut Words<'_>) -> Option<String> {
     token.string_value(words.text).map(Cow::into_owned)
 }
 
+/// An encoding's name as Postgres compares it (`pg_char_to_encoding`): only its letters and digits count, so that
+/// `'utf-8'` with quotes inside the value, as asyncpg writes it, is UTF8.
+fn encoding_letters(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).collect()
+}
+
 fn refuse_pinned(class: StatementClass) -> StatementClass {
     let refusal = match &class {
         StatementClass::Setting(Setting::Set { name, value, .. }) => pinned_refusal(name, value.as_deref()),
@@ -251,7 +260,13 @@ fn pinned_refusal(name: &str, value: Option<&str>) -> Option<Refusal> {
         ));
     }
     let (_, allowed) = PINNED.iter().find(|(pinned, _)| *pinned == name)?;
-    let is_allowed = value.is_none_or(|value| allowed.iter().any(|allowed| value.eq_ignore_ascii_case(allowed)));
+    let is_allowed = value.is_none_or(|value| {
+        let value = match name {
+            "client_encoding" => Cow::Owned(encoding_letters(value)),
+            _ => Cow::Borrowed(value),
+        };
+        allowed.iter().any(|allowed| value.eq_ignore_ascii_case(allowed))
+    });
     (!is_allowed).then(|| {
         let rule = if name == "standard_conforming_strings" { 50 } else { 33 };
         Refusal::new(

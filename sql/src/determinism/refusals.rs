@@ -4,7 +4,9 @@ use super::{Pass, Purpose, splices};
 use crate::analysis::clock_word_refusal;
 use crate::functions;
 use crate::lexer::TokenKind;
-use crate::refusal::{FEATURE_NOT_SUPPORTED, INSUFFICIENT_PRIVILEGE, NONDETERMINISTIC, NOT_SUPPORTED, Refusal};
+use crate::refusal::{
+    CANNOT_CHANGE_PARAMETER, FEATURE_NOT_SUPPORTED, INSUFFICIENT_PRIVILEGE, NONDETERMINISTIC, NOT_SUPPORTED, Refusal,
+};
 
 /// Functions of schema `cloudbft` that applications may call.
 const OWN_FUNCTIONS: [&str; 15] = [
@@ -30,7 +32,7 @@ pub(super) fn refusal(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
     let token = pass.token(0)?;
     match token.kind {
         TokenKind::Word | TokenKind::QuotedIdentifier => {}
-        TokenKind::String | TokenKind::DollarString(_) => {
+        TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString(_) => {
             return splices::is_unclear_moment(pass).then(clock_word_refusal);
         }
         TokenKind::UnicodeIdentifier => return Some(escaped_identifier()),
@@ -265,6 +267,22 @@ fn word(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
                 "Use the primary key.",
             ))
         }
+        "alter" if purpose != Purpose::Read && is_role_setting(pass) => Some(Refusal::new(
+            FEATURE_NOT_SUPPORTED,
+            33,
+            "settings of a role or database are not supported: connections that are open already would not have them",
+            "Use SET in the session, or the options of the connection string.",
+        )),
+        "exit_on_error" | "gin_fuzzy_search_limit" | "idle_session_timeout"
+            if purpose != Purpose::Read && ["set", "local", "session"].iter().any(|word| pass.is_word(-1, word)) =>
+        {
+            Some(Refusal::new(
+                CANNOT_CHANGE_PARAMETER,
+                33,
+                format!("parameter \"{name}\" is pinned on every database node"),
+                "Leave it at its default.",
+            ))
+        }
         "cloudbft" if is_intrusion(pass, purpose) => Some(Refusal::new(
             INSUFFICIENT_PRIVILEGE,
             0,
@@ -273,6 +291,24 @@ fn word(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
         )),
         _ => None,
     }
+}
+
+/// `ALTER ROLE | USER | DATABASE ... SET ...`, to the end of the statement.
+fn is_role_setting(pass: &Pass<'_>) -> bool {
+    let is_role = ["role", "user", "database"].iter().any(|word| pass.is_word(1, word));
+    let rest = pass.tokens.get(pass.at..).unwrap_or_default();
+    let mut own = rest.iter().take_while(|token| !token.is_punctuation(b';'));
+    is_role && own.any(|token| token.is_word(pass.text, "set"))
+}
+
+/// The refusal of a function's body that is written with escapes.
+pub(super) fn escaped_body() -> Refusal {
+    Refusal::new(
+        FEATURE_NOT_SUPPORTED,
+        25,
+        "the body of a function or of DO cannot be a string with backslash escapes",
+        "Write it in dollar quotes: $$ ... $$.",
+    )
 }
 
 /// `xmax = 0`: whether ON CONFLICT inserted; the same on every server.

@@ -32,7 +32,8 @@ pub(super) fn splice(pass: &Pass<'_>) -> Option<Splice> {
         TokenKind::Word | TokenKind::QuotedIdentifier => keyword(pass, token)
             .or_else(|| call(pass, token))
             .or_else(|| concurrently(pass, token)),
-        TokenKind::String | TokenKind::DollarString(_) => literal(pass, token),
+        TokenKind::Number => sequence_cache(pass, token),
+        TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString(_) => literal(pass, token),
         _ => None,
     }
 }
@@ -131,6 +132,23 @@ fn concurrently(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     })
 }
 
+/// `CACHE n` of a sequence: each backend would take a block of numbers for itself, and which backend of a pool runs a
+/// statement differs on every server (rule 9). The cache is there for speed alone, so it becomes 1.
+fn sequence_cache(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
+    let is_cache = pass.is_word(-1, "cache") || (pass.is_operator(-1, "+") && pass.is_word(-2, "cache"));
+    let before = pass.tokens.get(..pass.at)?;
+    let names_sequence = |token: &Token| {
+        ["sequence", "identity"]
+            .iter()
+            .any(|word| token.is_word(pass.text, word))
+    };
+    let found = is_cache && token.source(pass.text) != "1" && before.iter().any(names_sequence);
+    found.then(|| Splice {
+        range: token.range(),
+        replacement: "1".to_owned(),
+    })
+}
+
 /// `'now'` and the like, where the text itself says that it is a date or time (rule 4).
 fn literal(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     let value = token.string_value(pass.text)?;
@@ -142,7 +160,8 @@ fn literal(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
         .then_some(())?;
     // The sum keeps the name of the output column: that of the type it is cast to.
     let moment = format!("(cloudbft.moment('{word}') OPERATOR(pg_catalog.+) '0'::pg_catalog.interval)");
-    if is_cast_after(pass) {
+    // As a default, Postgres would keep the time at which each server created the column: so each row gets its own instead.
+    if is_cast_after(pass) || is_date_default(pass) {
         return Some(Splice {
             range: token.range(),
             replacement: moment,
@@ -159,10 +178,11 @@ fn literal(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
 /// Whether a date or time reads the clock in a form that is not replaced, as `'today 12:00'::timestamp`.
 pub(super) fn is_unclear_moment(pass: &Pass<'_>) -> bool {
     let Some(token) = pass.token(0) else { return false };
+    let is_date = is_cast_after(pass) || typed_literal(pass).is_some() || is_date_default(pass);
     let Some(value) = token.string_value(pass.text) else {
-        return false;
+        // What escapes spell is not looked at.
+        return is_date && token.kind == TokenKind::EscapeString;
     };
-    let is_date = is_cast_after(pass) || typed_literal(pass).is_some();
     is_date && is_clock_word(&value) && literal(pass, token).is_none()
 }
 
@@ -180,6 +200,29 @@ fn is_cast_after(pass: &Pass<'_>) -> bool {
             .any(|name| pass.name(type_at).as_deref() == Some(*name))
 }
 
+/// `column timestamptz DEFAULT 'now'`: a date or time type stands in the same definition of a column.
+fn is_date_default(pass: &Pass<'_>) -> bool {
+    if !pass.is_word(-1, "default") {
+        return false;
+    }
+    let mut depth = 0_usize;
+    for back in 2..=ARGUMENT_TOKENS_MAX as isize {
+        let Some(token) = pass.token(-back) else { return false };
+        match token.kind {
+            TokenKind::Punctuation(b')') => depth += 1,
+            TokenKind::Punctuation(b'(' | b',') if depth == 0 => return false,
+            TokenKind::Punctuation(b'(') => depth -= 1,
+            _ if depth == 0 && DATE_TYPES.iter().any(|name| token.is_word(pass.text, name)) => {
+                // A column may have the name of a type: the type comes after another word.
+                let before = pass.token(-back - 1);
+                return before.is_some_and(|before| before.identifier(pass.text).is_some());
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
 /// `timestamp(3) with time zone 'now'`: where type and literal stand.
 fn typed_literal(pass: &Pass<'_>) -> Option<Range<usize>> {
     let mut back = -1;
@@ -190,6 +233,7 @@ fn typed_literal(pass: &Pass<'_>) -> Option<Range<usize>> {
         back -= 3;
     }
     let type_token = pass.token(back)?;
-    let is_type = DATE_TYPES.iter().any(|name| type_token.is_word(pass.text, name));
+    let type_name = type_token.identifier(pass.text)?;
+    let is_type = DATE_TYPES.contains(&type_name.as_ref());
     is_type.then(|| type_token.start..pass.token(0).map_or(type_token.end, |token| token.end))
 }

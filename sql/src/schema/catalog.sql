@@ -1,10 +1,41 @@
-WITH namespaces AS (
+WITH RECURSIVE namespaces AS (
   SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n
   WHERE n.nspname OPERATOR(pg_catalog.<>) ALL ('{pg_catalog,information_schema,cloudbft}'::pg_catalog.name[])
     AND n.nspname OPERATOR(pg_catalog.!~) '^pg_(toast|temp_)'
 ), relations AS (
   SELECT c.*, n.nspname FROM pg_catalog.pg_class c
   JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+), user_functions AS (
+  SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname, p.pronargs, p.prokind
+  FROM pg_catalog.pg_proc p
+  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+  JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+), code AS (
+  -- Functions that may do more than compute from their arguments, and the operators made of them.
+  SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass AS class, p.oid FROM user_functions p
+  WHERE NOT (p.lanname OPERATOR(pg_catalog.=) 'c' AND p.provolatile OPERATOR(pg_catalog.=) 'i')
+  UNION
+  SELECT 'pg_catalog.pg_operator'::pg_catalog.regclass, o.oid FROM pg_catalog.pg_operator o
+  JOIN user_functions p ON p.oid OPERATOR(pg_catalog.=) o.oprcode
+  WHERE NOT (p.lanname OPERATOR(pg_catalog.=) 'c' AND p.provolatile OPERATOR(pg_catalog.=) 'i')
+), type_parts AS (
+  -- Which type holds values of which: arrays, domains, ranges, composite types.
+  SELECT t.oid AS whole, t.typelem AS part FROM pg_catalog.pg_type t WHERE t.typelem OPERATOR(pg_catalog.<>) 0
+  UNION ALL SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type t WHERE t.typbasetype OPERATOR(pg_catalog.<>) 0
+  UNION ALL SELECT g.rngtypid, g.rngsubtype FROM pg_catalog.pg_range g
+  UNION ALL SELECT g.rngmultitypid, g.rngsubtype FROM pg_catalog.pg_range g
+  UNION ALL SELECT c.reltype, a.atttypid FROM relations c
+    JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid
+    WHERE a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND c.reltype OPERATOR(pg_catalog.<>) 0
+), coded_types AS (
+  -- Types of which a cast may run code of users: domains with such a check, and what holds them.
+  SELECT k.contypid AS oid FROM pg_catalog.pg_constraint k
+  JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_constraint'::pg_catalog.regclass
+    AND d.objid OPERATOR(pg_catalog.=) k.oid
+  JOIN code c ON c.class OPERATOR(pg_catalog.=) d.refclassid AND c.oid OPERATOR(pg_catalog.=) d.refobjid
+  WHERE k.contypid OPERATOR(pg_catalog.<>) 0
+  UNION
+  SELECT p.whole FROM coded_types c JOIN type_parts p ON p.part OPERATOR(pg_catalog.=) c.oid
 ), column_sequences AS (
   SELECT a.adrelid AS relation, a.adnum AS number, s.nspname, s.relname
   FROM pg_catalog.pg_attrdef a
@@ -28,7 +59,7 @@ WITH namespaces AS (
         AND coalesce(l.collisdeterministic, true) THEN 'text'
       WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{date,time,timetz,timestamp,timestamptz}'::pg_catalog.regtype[]) THEN 'date'
       WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{float4,float8}'::pg_catalog.regtype[]) THEN 'float'
-      WHEN t.typtype OPERATOR(pg_catalog.=) 'd' THEN 'domain'
+      WHEN t.typtype OPERATOR(pg_catalog.=) 'd' OR EXISTS (SELECT FROM coded_types x WHERE x.oid OPERATOR(pg_catalog.=) t.oid) THEN 'domain'
       ELSE 'other' END,
     'not_null', a.attnotnull,
     'default', pg_catalog.pg_get_expr(f.adbin, f.adrelid),
@@ -49,6 +80,7 @@ WITH namespaces AS (
   SELECT i.indrelid AS relation, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'name', c.relname,
     'primary', i.indisprimary,
+    'exclusion', i.indisexclusion,
     'plain', i.indpred IS NULL AND i.indexprs IS NULL AND NOT i.indisexclusion AND i.indimmediate,
     'columns', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY k.position)
       FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (number, position)
@@ -77,11 +109,6 @@ WITH namespaces AS (
   JOIN relations r ON r.oid OPERATOR(pg_catalog.=) k.confrelid
   WHERE k.contype OPERATOR(pg_catalog.=) 'f'
   GROUP BY k.conrelid
-), user_functions AS (
-  SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname, p.pronargs, p.prokind
-  FROM pg_catalog.pg_proc p
-  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
-  JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
 ), calling AS (
   SELECT o.relation FROM (
     SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass AS class, k.oid, k.conrelid AS relation FROM pg_catalog.pg_constraint k
@@ -89,9 +116,21 @@ WITH namespaces AS (
     UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid, i.indrelid FROM pg_catalog.pg_index i
   ) o
   JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) o.class AND d.objid OPERATOR(pg_catalog.=) o.oid
-    AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-  JOIN user_functions p ON p.oid OPERATOR(pg_catalog.=) d.refobjid
-  WHERE NOT (p.lanname OPERATOR(pg_catalog.=) 'c' AND p.provolatile OPERATOR(pg_catalog.=) 'i')
+  JOIN (
+    SELECT code.class, code.oid FROM code
+    UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, coded_types.oid FROM coded_types
+  ) c ON c.class OPERATOR(pg_catalog.=) d.refclassid AND c.oid OPERATOR(pg_catalog.=) d.refobjid
+), table_expressions AS (
+  -- What a write computes beyond the defaults of columns: checks, expressions and conditions of indexes.
+  SELECT e.relation, pg_catalog.jsonb_agg(e.expression ORDER BY e.expression COLLATE pg_catalog."C") AS expressions FROM (
+    SELECT k.conrelid AS relation, pg_catalog.pg_get_expr(k.conbin, k.conrelid) AS expression
+    FROM pg_catalog.pg_constraint k JOIN relations r ON r.oid OPERATOR(pg_catalog.=) k.conrelid
+    WHERE k.contype OPERATOR(pg_catalog.=) 'c'
+    UNION ALL SELECT i.indrelid, pg_catalog.pg_get_expr(i.indexprs, i.indrelid)
+    FROM pg_catalog.pg_index i JOIN relations r ON r.oid OPERATOR(pg_catalog.=) i.indrelid WHERE i.indexprs IS NOT NULL
+    UNION ALL SELECT i.indrelid, pg_catalog.pg_get_expr(i.indpred, i.indrelid)
+    FROM pg_catalog.pg_index i JOIN relations r ON r.oid OPERATOR(pg_catalog.=) i.indrelid WHERE i.indpred IS NOT NULL
+  ) e GROUP BY e.relation
 ), objects AS (
   SELECT pg_catalog.jsonb_build_object(
     'object', 'server',
@@ -120,12 +159,14 @@ WITH namespaces AS (
     'rules', (SELECT pg_catalog.jsonb_agg(r.rulename ORDER BY r.rulename) FROM pg_catalog.pg_rewrite r
       WHERE r.ev_class OPERATOR(pg_catalog.=) c.oid AND r.rulename OPERATOR(pg_catalog.<>) '_RETURN'),
     'calls_functions', EXISTS (SELECT FROM calling WHERE calling.relation OPERATOR(pg_catalog.=) c.oid),
+    'expressions', e.expressions,
     'definition', CASE WHEN c.relkind OPERATOR(pg_catalog.=) ANY ('{v,m}'::pg_catalog."char"[])
       THEN pg_catalog.pg_get_viewdef(c.oid) END)
   FROM relations c
   LEFT JOIN table_columns k ON k.relation OPERATOR(pg_catalog.=) c.oid
   LEFT JOIN table_indexes i ON i.relation OPERATOR(pg_catalog.=) c.oid
   LEFT JOIN foreign_keys f ON f.relation OPERATOR(pg_catalog.=) c.oid
+  LEFT JOIN table_expressions e ON e.relation OPERATOR(pg_catalog.=) c.oid
   WHERE c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,v,m,f}'::pg_catalog."char"[])
   UNION ALL
   SELECT pg_catalog.jsonb_build_object('object', 'sequence', 'schema', c.nspname, 'name', c.relname)
@@ -136,14 +177,30 @@ WITH namespaces AS (
   FROM user_functions p
   UNION ALL
   SELECT DISTINCT pg_catalog.jsonb_build_object('object', 'operator', 'schema', n.nspname, 'name', o.oprname,
+    'plain', NOT EXISTS (SELECT FROM code c WHERE c.class OPERATOR(pg_catalog.=) 'pg_catalog.pg_operator'::pg_catalog.regclass
+      AND c.oid OPERATOR(pg_catalog.=) o.oid),
     'takes_keys', o.oprleft OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric}'::pg_catalog.regtype[])
       OR o.oprright OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric}'::pg_catalog.regtype[]))
   FROM pg_catalog.pg_operator o
   JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
-  JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) o.oprcode
-  JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
-  WHERE NOT (l.lanname OPERATOR(pg_catalog.=) 'c' AND p.provolatile OPERATOR(pg_catalog.=) 'i')
-    OR o.oprname OPERATOR(pg_catalog.=) '='
+  WHERE o.oprname OPERATOR(pg_catalog.=) '=' OR EXISTS (SELECT FROM code c
+    WHERE c.class OPERATOR(pg_catalog.=) 'pg_catalog.pg_operator'::pg_catalog.regclass AND c.oid OPERATOR(pg_catalog.=) o.oid)
+  UNION ALL
+  SELECT pg_catalog.jsonb_build_object('object', 'type', 'schema', n.nspname, 'name', t.typname, 'kind', t.typtype,
+    'runs_code', EXISTS (SELECT FROM coded_types x WHERE x.oid OPERATOR(pg_catalog.=) t.oid))
+  FROM pg_catalog.pg_type t
+  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
+  LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.typrelid
+  WHERE (t.typtype OPERATOR(pg_catalog.=) ANY ('{d,e,r,m}'::pg_catalog."char"[])
+    OR (t.typtype OPERATOR(pg_catalog.=) 'b' AND t.typcategory OPERATOR(pg_catalog.<>) 'A')
+    OR (t.typtype OPERATOR(pg_catalog.=) 'c' AND (c.relkind OPERATOR(pg_catalog.=) 'c'
+      OR EXISTS (SELECT FROM coded_types x WHERE x.oid OPERATOR(pg_catalog.=) t.oid))))
+  UNION ALL
+  SELECT DISTINCT pg_catalog.jsonb_build_object('object', 'cast', 'target', t.typname,
+    'implicit', k.castcontext OPERATOR(pg_catalog.<>) 'e')
+  FROM pg_catalog.pg_cast k
+  JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) k.casttarget
+  JOIN code c ON c.class OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass AND c.oid OPERATOR(pg_catalog.=) k.castfunc
 )
 SELECT o.object::pg_catalog.text AS json FROM objects o
 ORDER BY (o.object::pg_catalog.text) COLLATE pg_catalog."C"

@@ -7,7 +7,7 @@ use super::{
     CATALOG_BYTES_MAX, Column, ColumnKind, ForeignKey, Partitioning, Schema, SchemaError, Table, TableName,
     UserFunction,
 };
-use crate::analysis::KeyKind;
+use crate::analysis::{KeyKind, is_bounded_expression};
 use crate::determinism;
 use crate::functions::Volatility;
 use crate::rules::PartitionRules;
@@ -33,6 +33,17 @@ enum Row {
     Operator {
         name: String,
         takes_keys: bool,
+        /// Whether it is known to compute from its operands alone.
+        #[serde(default)]
+        plain: bool,
+    },
+    Type {
+        name: String,
+        runs_code: bool,
+    },
+    Cast {
+        target: String,
+        implicit: bool,
     },
 }
 
@@ -49,6 +60,8 @@ struct TableRow {
     triggers: Option<Vec<(String, String)>>,
     rules: Option<Vec<String>>,
     calls_functions: bool,
+    #[serde(default)]
+    expressions: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +70,7 @@ struct ColumnRow {
     category: ColumnKind,
     default: Option<String>,
     identity: String,
+    generated: String,
     sequences: Option<Vec<(String, String)>>,
 }
 
@@ -64,6 +78,8 @@ struct ColumnRow {
 struct IndexRow {
     primary: bool,
     plain: bool,
+    #[serde(default)]
+    exclusion: bool,
     columns: Vec<Option<String>>,
 }
 
@@ -95,6 +111,7 @@ pub(super) fn parse<'row>(
     }
     schema.digest = *hasher.finalize().as_bytes();
     schema.link_references();
+    schema.judge_expressions();
     Ok(schema)
 }
 
@@ -113,9 +130,23 @@ impl Schema {
                 volatility,
                 language,
             } => self.add_function(name, volatility, &language),
-            Row::Operator { name, takes_keys } => {
+            Row::Operator {
+                name,
+                takes_keys,
+                plain,
+            } => {
                 self.overloads_equality |= takes_keys && name == "=";
-                self.operators.insert(name);
+                if !plain {
+                    self.operators.insert(name);
+                }
+            }
+            Row::Type { name, runs_code } => {
+                let known = self.types.entry(name).or_default();
+                *known |= runs_code;
+            }
+            Row::Cast { target, implicit } => {
+                self.casts_implicitly |= implicit;
+                self.cast_targets.insert(target);
             }
             Row::Table(row) => {
                 let name = table_name((row.schema.clone(), row.name.clone()));
@@ -142,6 +173,21 @@ impl Schema {
         known.is_plain &= is_plain;
     }
 
+    /// Tells every table whether the time and the outcome of what a write computes in it are bounded.
+    fn judge_expressions(&mut self) {
+        let bounded: Vec<_> = self
+            .tables
+            .values()
+            .map(|table| {
+                let mut expressions = table.expressions.iter();
+                expressions.all(|expression| is_bounded_expression(self, expression))
+            })
+            .collect();
+        for (table, is_bounded) in self.tables.values_mut().zip(bounded) {
+            table.is_bounded = is_bounded;
+        }
+    }
+
     /// Tells every table which foreign keys reference it.
     fn link_references(&mut self) {
         let mut references = Vec::new();
@@ -161,7 +207,13 @@ fn table_name((schema, name): (String, String)) -> TableName {
 }
 
 fn table(row: TableRow, rules: &PartitionRules) -> Table {
-    let columns: Vec<_> = row.columns.unwrap_or_default().into_iter().map(column).collect();
+    let columns = row.columns.unwrap_or_default();
+    let mut expressions = row.expressions.unwrap_or_default();
+    let reads_clock = expressions
+        .iter()
+        .any(|expression| determinism::reads_clock(expression));
+    expressions.extend(columns.iter().filter_map(|column| column.default.clone()));
+    let columns: Vec<_> = columns.into_iter().map(column).collect();
     let partitioning = partitioning(&row.schema, &row.name, &columns, rules);
     let kind = match row.kind {
         'v' => TableKind::View,
@@ -183,6 +235,10 @@ fn table(row: TableRow, rules: &PartitionRules) -> Table {
             || row.rules.is_some_and(|rules| !rules.is_empty())
             || row.calls_functions
             || columns.iter().any(|column| column.kind == ColumnKind::Domain),
+        calls_functions: row.calls_functions,
+        reads_clock,
+        is_bounded: false,
+        expressions,
         row_security: row.row_security,
         inheritance: row.inheritance,
         columns,
@@ -219,6 +275,7 @@ fn column(row: ColumnRow) -> Column {
         name: row.name,
         kind: row.category,
         has_default: row.default.is_some() || !row.identity.is_empty(),
+        is_generated: !row.generated.is_empty(),
         default_reads_clock: determinism::reads_clock(default),
         default_is_nondeterministic: determinism::is_nondeterministic(default),
         default_draws: determinism::draws(default),
@@ -229,6 +286,7 @@ fn column(row: ColumnRow) -> Column {
 fn unique(row: IndexRow) -> Unique {
     Unique {
         primary: row.primary,
+        exclusion: row.exclusion,
         plain: row.plain,
         columns: row.columns,
     }
@@ -237,7 +295,9 @@ fn unique(row: IndexRow) -> Unique {
 fn foreign_key(row: ForeignKeyRow) -> ForeignKey {
     let action = |code| match code {
         'a' | 'r' => Action::Check,
-        _ => Action::Change,
+        'c' => Action::Cascade,
+        'n' => Action::SetNull,
+        _ => Action::SetDefault,
     };
     ForeignKey {
         columns: row.columns,

@@ -22,6 +22,14 @@ pub(crate) struct Table {
     pub(crate) referenced_by: Vec<(TableName, ForeignKey)>,
     /// Whether a write may run user code: triggers, rules, user functions in constraints, domains, foreign data.
     pub(crate) runs_user_code: bool,
+    /// Whether a constraint, default or index calls functions of users: planning a read may run those too.
+    pub(crate) calls_functions: bool,
+    /// Whether a constraint or an index reads the clock or the seed through `cloudbft`.
+    pub(crate) reads_clock: bool,
+    /// Whether time, width and outcome of all `expressions` are bounded by their form.
+    pub(crate) is_bounded: bool,
+    /// Checks, defaults, generated columns, expressions and conditions of indexes, as Postgres prints them.
+    pub(crate) expressions: Vec<String>,
     /// Whether row security policies apply.
     pub(crate) row_security: bool,
     /// Whether other tables hold rows of it, or it holds rows of another.
@@ -74,6 +82,8 @@ pub(crate) struct Column {
     pub(crate) kind: ColumnKind,
     /// Whether an INSERT without it stores something else than NULL.
     pub(crate) has_default: bool,
+    /// Whether it is computed from other columns of its row.
+    pub(crate) is_generated: bool,
     /// Whether its default or generation expression reads the clock or the seed through `cloudbft`.
     pub(crate) default_reads_clock: bool,
     /// Whether its default reads each server's own clock or random source.
@@ -88,6 +98,8 @@ pub(crate) struct Column {
 #[derive(Clone, Debug)]
 pub(crate) struct Unique {
     pub(crate) primary: bool,
+    /// Whether it is an exclusion constraint: rows with other values of its columns may conflict too.
+    pub(crate) exclusion: bool,
     /// Whether it is immediate, over columns only, not partial, and not an exclusion constraint.
     pub(crate) plain: bool,
     /// The columns; `None` for an expression.
@@ -99,12 +111,16 @@ pub(crate) struct Unique {
 pub(crate) enum Action {
     /// They are looked for (NO ACTION, RESTRICT).
     Check,
-    /// They are changed (CASCADE, SET NULL, SET DEFAULT).
-    Change,
+    /// They are deleted, or get the new key (CASCADE).
+    Cascade,
+    /// Their reference becomes NULL (SET NULL).
+    SetNull,
+    /// They get the default key, which names another row (SET DEFAULT).
+    SetDefault,
 }
 
 /// A foreign key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForeignKey {
     pub(crate) columns: Vec<String>,
     pub(crate) referenced: TableName,
@@ -130,6 +146,11 @@ impl Table {
         primary.columns.iter().map(Option::as_deref).collect()
     }
 
+    /// Whether a change of these columns may change this one: it is one of them, or computed from its row.
+    pub(crate) fn is_set_by(&self, column: &str, set: &[String]) -> bool {
+        set.iter().any(|name| name == column) || self.column(column).is_some_and(|column| column.is_generated)
+    }
+
     /// The key column, for a partitioned table.
     pub(crate) fn key_column(&self) -> Option<&str> {
         match &self.partitioning {
@@ -142,7 +163,9 @@ impl Table {
     pub(crate) fn uniques_across_partitions(&self) -> impl Iterator<Item = &Unique> {
         let key = self.key_column();
         self.uniques.iter().filter(move |unique| {
-            key.is_some_and(|key| !unique.columns.iter().any(|column| column.as_deref() == Some(key)))
+            key.is_some_and(|key| {
+                unique.exclusion || !unique.columns.iter().any(|column| column.as_deref() == Some(key))
+            })
         })
     }
 

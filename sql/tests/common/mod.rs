@@ -19,7 +19,13 @@ pub(crate) fn rules() -> PartitionRules {
         tables: vec![
             ("shop.bill".into(), "tenant".into()),
             ("tenant_bill".into(), "tenant".into()),
+            ("account_name".into(), "name".into()),
+            ("moves".into(), "tenant".into()),
         ],
+    });
+    rules.families.push(Family {
+        name: "region".into(),
+        tables: vec![("made_of".into(), "w".into()), ("booking".into(), "s_w_id".into())],
     });
     rules
 }

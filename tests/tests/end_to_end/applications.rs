@@ -7,8 +7,16 @@ use tokio_postgres::NoTls;
 
 #[test]
 fn psycopg_runs_a_transaction_with_prepared_statements_and_binary_parameters() {
+    runs_in_python(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/psycopg_transaction.py"));
+}
+
+#[test]
+fn asyncpg_runs_a_transaction_with_prepared_statements_and_binary_parameters() {
+    runs_in_python(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/asyncpg_transaction.py"));
+}
+
+fn runs_in_python(script: &str) {
     let cluster = Cluster::up(&[]);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/psycopg_transaction.py");
     let output = Command::new("/usr/bin/python3")
         .args([script, cluster.dsn()])
         .output()

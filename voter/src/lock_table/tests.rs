@@ -46,7 +46,9 @@ fn grants(table: &mut LockTable) -> Vec<(u64, u64)> {
 #[test]
 fn a_one_shot_waits_for_a_transaction_and_is_granted_by_its_end() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
     table.one_shot(2, &exclusive(&[1]), 0).unwrap();
     table.one_shot(3, &exclusive(&[2]), 0).unwrap();
     assert_eq!(grants(&mut table), vec![(1, 1), (3, 3)]);
@@ -57,7 +59,9 @@ fn a_one_shot_waits_for_a_transaction_and_is_granted_by_its_end() {
 #[test]
 fn what_conflicts_with_something_that_waits_does_not_overtake_it() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
     table.one_shot(2, &exclusive(&[1, 2]), 0).unwrap();
     table.one_shot(3, &exclusive(&[2]), 0).unwrap();
     table.one_shot(4, &Footprint::everything(), 0).unwrap();
@@ -74,7 +78,9 @@ fn the_end_of_a_transaction_waits_for_its_ordered_reads() {
         transaction: transaction(number),
         snapshot: false,
     };
-    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
     assert!(table.run(1, within(1), &exclusive(&[1])));
     assert!(table.run(2, Node::OneShot, &exclusive(&[2])));
     let read = Node::Read {
@@ -93,8 +99,12 @@ fn the_end_of_a_transaction_waits_for_its_ordered_reads() {
 #[test]
 fn an_extend_overtakes_what_waits_and_a_cycle_is_refused() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
-    table.begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
+    table
+        .begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0)
+        .unwrap();
     table.one_shot(3, &exclusive(&[1, 3]), 0).unwrap();
     table.extend(4, transaction(1), &exclusive(&[3])).1.unwrap();
     assert_eq!(grants(&mut table), vec![(1, 1), (2, 2), (4, 4)]);
@@ -113,8 +123,12 @@ fn an_extend_overtakes_what_waits_and_a_cycle_is_refused() {
 #[test]
 fn an_extend_takes_the_place_of_an_earlier_one_that_waits() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
-    table.begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
+    table
+        .begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0)
+        .unwrap();
     assert_eq!(table.extend(3, transaction(1), &exclusive(&[2])), (None, Ok(())));
     table.one_shot(4, &exclusive(&[2, 5]), 0).unwrap();
     assert_eq!(table.extend(5, transaction(1), &exclusive(&[3])), (Some(3), Ok(())));
@@ -125,19 +139,30 @@ fn an_extend_takes_the_place_of_an_earlier_one_that_waits() {
 
 fn written_since(table: &mut LockTable) -> Vec<u64> {
     let grants = std::iter::from_fn(|| table.next_grant());
-    grants.filter(|grant| grant.written_since).map(|grant| grant.order).collect()
+    grants
+        .filter(|grant| grant.written_since)
+        .map(|grant| grant.order)
+        .collect()
 }
 
 #[test]
 fn a_transaction_with_a_snapshot_learns_what_was_written_since() {
     let mut table = LockTable::new(LockLimits::default());
     table.one_shot(1, &exclusive(&[1]), 0).unwrap();
-    table.begin(2, transaction(1), &Footprint::empty(), SNAPSHOT, 0).unwrap();
-    table.begin(3, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(2, transaction(1), &Footprint::empty(), SNAPSHOT, 0)
+        .unwrap();
+    table
+        .begin(3, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0)
+        .unwrap();
     table.one_shot(4, &exclusive(&[3]), 0).unwrap();
     table.end(5, transaction(2));
     table.extend(6, transaction(1), &exclusive(&[1])).1.unwrap();
-    assert_eq!(written_since(&mut table), Vec::<u64>::new(), "written before the snapshot");
+    assert_eq!(
+        written_since(&mut table),
+        Vec::<u64>::new(),
+        "written before the snapshot"
+    );
     table.extend(7, transaction(1), &shared(2)).1.unwrap();
     assert_eq!(written_since(&mut table), vec![7]);
     let mut table = LockTable::restore(LockLimits::default(), &table.snapshot());
@@ -146,7 +171,10 @@ fn a_transaction_with_a_snapshot_learns_what_was_written_since() {
     table.extend(9, transaction(1), &exclusive(&[4])).1.unwrap();
     assert_eq!(written_since(&mut table), Vec::<u64>::new());
     table.end(10, transaction(1));
-    assert!(table.snapshot().written.is_empty(), "nothing is kept without a snapshot");
+    assert!(
+        table.snapshot().written.is_empty(),
+        "nothing is kept without a snapshot"
+    );
 }
 
 #[test]
@@ -164,13 +192,19 @@ fn two_readers_that_both_want_to_write_deadlock() {
 #[test]
 fn an_abort_cancels_a_begin_and_an_extend_that_wait() {
     let mut table = LockTable::new(LockLimits::default());
-    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
-    table.begin(2, transaction(2), &exclusive(&[1, 2]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
+    table
+        .begin(2, transaction(2), &exclusive(&[1, 2]), READ_COMMITTED, 0)
+        .unwrap();
     table.one_shot(3, &exclusive(&[2]), 0).unwrap();
     grants(&mut table);
     assert_eq!(table.end(4, transaction(2)).cancelled, Some(2));
     assert_eq!(grants(&mut table), vec![(3, 4)]);
-    table.begin(5, transaction(3), &exclusive(&[3]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(5, transaction(3), &exclusive(&[3]), READ_COMMITTED, 0)
+        .unwrap();
     table.extend(6, transaction(3), &exclusive(&[1])).1.unwrap();
     let ended = table.end(7, transaction(3));
     assert_eq!((ended.cancelled, ended.held), (Some(6), Some(exclusive(&[3]))));
@@ -210,7 +244,9 @@ fn the_limits_refuse() {
         waiting_bytes_max: 10,
     };
     let mut table = LockTable::new(limits);
-    table.begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0).unwrap();
+    table
+        .begin(1, transaction(1), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
     assert_eq!(
         table.begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0),
         Err(LockRefusal::TooMany)

@@ -107,7 +107,12 @@ impl Owner<'_> {
                 }
                 let faults = self.config.faults;
                 let enough = |id: &&TransactionId| self.abandoned.get(*id).is_some_and(|nodes| nodes.len() > faults);
-                let over: BTreeSet<_> = transactions.iter().take(ABANDONED_MAX).filter(enough).copied().collect();
+                let over: BTreeSet<_> = transactions
+                    .iter()
+                    .take(ABANDONED_MAX)
+                    .filter(enough)
+                    .copied()
+                    .collect();
                 return self.abandon(order, over).await;
             }
             _ => {}
@@ -152,9 +157,10 @@ impl Owner<'_> {
             now.saturating_duration_since(heard) > limits.client_silence_max
         };
         let open_max = limits.transaction_time_max + GRACE;
-        let abandoned = self.transactions.iter().filter(|(_, open)| {
-            silent(open.ordered.client) || now.saturating_duration_since(open.since) > open_max
-        });
+        let abandoned = self
+            .transactions
+            .iter()
+            .filter(|(_, open)| silent(open.ordered.client) || now.saturating_duration_since(open.since) > open_max);
         let abandoned: BTreeSet<_> = abandoned.map(|(id, _)| *id).take(ABANDONED_MAX).collect();
         let again = now.saturating_duration_since(self.own.said_at) >= AGAIN_INTERVAL;
         if abandoned.is_empty() || (abandoned == self.own.said && !again) {

@@ -155,7 +155,6 @@ impl Owner<'_> {
             },
         }
     }
-
 }
 
 async fn write(shared: Arc<Shared>, candidate: Candidate) {

@@ -199,7 +199,8 @@ impl Backend {
         }
         if let Some(text) = settings::difference(self.settings.as_deref(), wants) {
             let custom = wants.iter().map(|(name, _)| name).filter(|name| name.contains('.'));
-            self.custom_settings.extend(custom.map(|name| name.to_ascii_lowercase()));
+            self.custom_settings
+                .extend(custom.map(|name| name.to_ascii_lowercase()));
             self.settings = None;
             script.query(Part::Silent, &text)?;
             let played = self.play(script, || {}).await?;

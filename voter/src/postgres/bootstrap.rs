@@ -1,6 +1,6 @@
 //! What the voter needs in its database: installed, checked, and read at every start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sql::analysis::Analyzer;
@@ -8,12 +8,31 @@ use sql::determinism::FUNCTIONS_SQL;
 use sql::schema::{CATALOG_QUERY, Schema};
 
 use super::PostgresError;
-use super::connection::{APPLICATION_NAME, Connection};
+use super::connection::{APPLICATION_NAME, Connection, PINNED_SETTINGS};
 use super::settings::literal;
 use crate::config::VoterConfig;
 use crate::lock_table::Position;
 
 const BOOTSTRAP_SQL: &str = include_str!("bootstrap.sql");
+
+/// Roles of PostgreSQL that reach beyond the database: their members could change the server under the voter.
+const POWERFUL_ROLES: &[&str] = &[
+    "pg_checkpoint",
+    "pg_execute_server_program",
+    "pg_read_server_files",
+    "pg_signal_backend",
+    "pg_write_server_files",
+];
+
+/// Settings that change results, and that only a superuser may set: they cannot be pinned when an application's role logs
+/// in. In lower case.
+const UNPINNABLE_SETTINGS: &[&str] = &[
+    "lc_messages",
+    "lo_compat_privileges",
+    "plpgsql.variable_conflict",
+    "session_preload_libraries",
+    "session_replication_role",
+];
 
 /// The largest message of the voter's own queries.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
@@ -56,6 +75,8 @@ impl Bookkeeper {
     pub async fn bootstrap(&mut self, config: &VoterConfig) -> Result<Found, PostgresError> {
         self.end_earlier_backends().await?;
         self.check_server(config).await?;
+        self.check_roles(config).await?;
+        self.check_attached_settings(config).await?;
         self.query(BOOTSTRAP_SQL).await?;
         self.query(FUNCTIONS_SQL).await?;
         let token = self.query("SELECT value FROM cloudbft.token").await?;
@@ -134,6 +155,91 @@ impl Bookkeeper {
             Some((_, fault)) => Err(PostgresError::Unfit(fault)),
             None => Ok(()),
         }
+    }
+
+    /// Refuses roles of clients that the server would let do more than an application may.
+    async fn check_roles(&mut self, config: &VoterConfig) -> Result<(), PostgresError> {
+        let Some(roles) = client_roles(config) else {
+            return Ok(());
+        };
+        let powers = literals(POWERFUL_ROLES.iter().copied());
+        let powerful = self
+            .query(&format!(
+                "SELECT r.rolname, s.rolname, CASE WHEN s.rolsuper THEN 'superuser' WHEN s.rolcreaterole THEN 'createrole' \
+                 WHEN s.rolreplication THEN 'replication' WHEN s.rolbypassrls THEN 'bypassrls' ELSE 'server access' END \
+                 FROM pg_catalog.pg_roles r JOIN pg_catalog.pg_roles s ON pg_catalog.pg_has_role(r.oid, s.oid, 'MEMBER') \
+                 WHERE r.rolname IN ({roles}) AND (s.rolsuper OR s.rolcreaterole OR s.rolreplication OR s.rolbypassrls \
+                 OR s.rolname IN ({powers})) ORDER BY r.rolname, r.oid <> s.oid, s.rolname LIMIT 1"
+            ))
+            .await?;
+        match powerful
+            .into_iter()
+            .flatten()
+            .map(Option::unwrap_or_default)
+            .collect::<Vec<_>>()
+            .as_slice()
+        {
+            [] => Ok(()),
+            [role, through, power] if role == through => Err(PostgresError::Unfit(format!(
+                "the role {role} of a client has {power}: run ALTER ROLE {role} NO{}",
+                power.to_uppercase()
+            ))),
+            [role, through, power] => Err(PostgresError::Unfit(format!(
+                "the role {role} of a client may be {through}, which has {power}: run REVOKE {through} FROM {role}"
+            ))),
+            _ => Err(PostgresError::protocol("the server's roles cannot be read")),
+        }
+    }
+
+    /// Looks at what `ALTER ROLE ... SET` and `ALTER DATABASE ... SET` have attached. A role may do that to itself, and some
+    /// backends are older than what it does: what is pinned does not count, and the rest is told. What only a superuser can
+    /// have attached, and would make this server differ, is refused.
+    async fn check_attached_settings(&mut self, config: &VoterConfig) -> Result<(), PostgresError> {
+        let Some(roles) = client_roles(config) else {
+            return Ok(());
+        };
+        let attached = self
+            .query(&format!(
+                "SELECT DISTINCT coalesce(r.rolname, ''), lower(pg_catalog.split_part(setting, '=', 1)) \
+                 FROM pg_catalog.pg_db_role_setting s CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) setting \
+                 LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole \
+                 LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase \
+                 WHERE (s.setrole = 0 OR r.rolname IN ({roles})) \
+                 AND (s.setdatabase = 0 OR d.datname = pg_catalog.current_database()) ORDER BY 1, 2"
+            ))
+            .await?;
+        for row in attached {
+            let [Some(role), Some(name)] = row.as_slice() else {
+                return Err(PostgresError::protocol("attached settings cannot be read"));
+            };
+            let place = if role.is_empty() {
+                "the database".into()
+            } else {
+                format!("the role {role}")
+            };
+            if UNPINNABLE_SETTINGS.contains(&name.as_str()) {
+                return Err(PostgresError::Unfit(format!(
+                    "{place} has {name} attached by ALTER ... SET: run ALTER ... RESET {name} as superuser"
+                )));
+            }
+            if PINNED_SETTINGS
+                .iter()
+                .any(|(pinned, _)| pinned.eq_ignore_ascii_case(name))
+            {
+                tracing::warn!(
+                    place,
+                    name,
+                    "a setting that is attached by ALTER ... SET does not count"
+                );
+            } else {
+                tracing::warn!(
+                    place,
+                    name,
+                    "a setting is attached by ALTER ... SET: backends may differ in it"
+                );
+            }
+        }
+        Ok(())
     }
 
     async fn applied(&mut self) -> Result<BTreeMap<String, Position>, PostgresError> {
@@ -240,6 +346,16 @@ impl Bookkeeper {
         }
         error.map_or(Ok(rows), |error| Err(error.into()))
     }
+}
+
+/// The roles of all clients, as a list of constants; `None` without any.
+fn client_roles(config: &VoterConfig) -> Option<String> {
+    let roles: BTreeSet<&str> = config.client_roles.values().flatten().map(String::as_str).collect();
+    (!roles.is_empty()).then(|| literals(roles.into_iter()))
+}
+
+fn literals<'a>(values: impl Iterator<Item = &'a str>) -> String {
+    values.map(literal).collect::<Vec<_>>().join(", ")
 }
 
 fn number(text: &str) -> Result<u64, PostgresError> {

@@ -69,3 +69,72 @@ BEGIN
   WHERE c.relkind = 'S' AND (restore_sequences.names IS NULL OR s.name = ANY (restore_sequences.names));
 END
 $$;
+
+-- The database belongs to this superuser. An owner could allow temporary tables again, and change settings of the database
+-- (earlier builds made the application's first role the owner): it keeps what it needs, and the schema `public`.
+DO $$
+DECLARE
+  former_owner name;
+  grantee name;
+BEGIN
+  SELECT r.rolname INTO former_owner FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba
+  WHERE d.datname = current_database() AND NOT r.rolsuper;
+  IF FOUND THEN
+    EXECUTE format('ALTER DATABASE %I OWNER TO %I', current_database(), current_user);
+    EXECUTE format('GRANT CREATE, CONNECT ON DATABASE %I TO %I WITH GRANT OPTION', current_database(), former_owner);
+    IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public' AND nspowner = 'pg_database_owner'::regrole) THEN
+      EXECUTE format('ALTER SCHEMA public OWNER TO %I', former_owner);
+    END IF;
+  END IF;
+  -- A temporary table lives in one backend, and which backend runs a statement differs from server to server: it would
+  -- hide the real table of its name there.
+  EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+  FOR grantee IN
+    SELECT DISTINCT r.rolname FROM pg_database d, aclexplode(d.datacl) a, pg_roles r
+    WHERE d.datname = current_database() AND a.privilege_type = 'TEMPORARY' AND r.oid = a.grantee AND NOT r.rolsuper
+  LOOP
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM %I CASCADE', current_database(), grantee);
+  END LOOP;
+END
+$$;
+
+-- Functions that tell what only one server knows, or reach beyond their transaction, are for superusers: dynamic SQL in a
+-- function body is seen by nobody before it runs. What psql, drivers and pg_dump need in everyday reads stays
+-- (pg_is_in_recovery, version, sizes, pg_advisory_unlock_all, settings, what is visible).
+DO $$
+DECLARE
+  revoked regprocedure;
+BEGIN
+  FOR revoked IN
+    SELECT p.oid::regprocedure FROM pg_proc p
+    WHERE p.pronamespace = 'pg_catalog'::regnamespace AND has_function_privilege('public', p.oid, 'EXECUTE')
+      AND (p.proname = ANY (ARRAY[
+          -- Other backends, and locks that outlive a transaction.
+          'pg_terminate_backend', 'pg_cancel_backend', 'pg_advisory_lock', 'pg_advisory_lock_shared',
+          'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', 'pg_advisory_unlock', 'pg_advisory_unlock_shared',
+          'pg_export_snapshot', 'pg_logical_emit_message',
+          -- This backend, and what it has open.
+          'pg_backend_pid', 'pg_prepared_statement', 'pg_blocking_pids', 'pg_safe_snapshot_blocking_pids',
+          'pg_lock_status', 'pg_isolation_test_session_is_blocked', 'pg_notification_queue_usage',
+          -- Transaction numbers.
+          'txid_current', 'txid_current_if_assigned', 'txid_current_snapshot', 'txid_status', 'pg_current_xact_id',
+          'pg_current_xact_id_if_assigned', 'pg_current_snapshot', 'pg_xact_status', 'pg_xact_commit_timestamp',
+          'pg_xact_commit_timestamp_origin', 'pg_last_committed_xact', 'pg_get_multixact_members', 'mxid_age',
+          -- The server: its times, its log, its files.
+          'pg_postmaster_start_time', 'pg_conf_load_time', 'pg_current_wal_lsn', 'pg_current_wal_insert_lsn',
+          'pg_current_wal_flush_lsn', 'pg_control_system', 'pg_control_checkpoint', 'pg_control_recovery',
+          'pg_control_init', 'pg_relation_filenode', 'pg_relation_filepath'])
+        OR p.proname LIKE 'pg\_stat\_get\_%'
+        OR p.oid = 'age(xid)'::regprocedure)
+  LOOP
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', revoked);
+    -- As the state that the server was made in: pg_dump is not to write it into its dumps.
+    UPDATE pg_init_privs i SET initprivs = p.proacl FROM pg_proc p
+    WHERE p.oid = revoked AND i.objoid = p.oid AND i.classoid = 'pg_proc'::regclass AND i.objsubid = 0;
+    IF NOT FOUND THEN
+      INSERT INTO pg_init_privs (objoid, classoid, objsubid, privtype, initprivs)
+      SELECT p.oid, 'pg_proc'::regclass, 0, 'i', p.proacl FROM pg_proc p WHERE p.oid = revoked;
+    END IF;
+  END LOOP;
+END
+$$;

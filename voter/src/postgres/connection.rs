@@ -14,25 +14,77 @@ pub const APPLICATION_NAME: &str = "cloudbft-voter";
 
 /// Settings at connection start that make independent servers answer alike (reference/determinism.md, last list), and
 /// their values as `SHOW` prints them.
+///
+/// What comes with the start of a connection counts more than what `ALTER ROLE ... SET` and `ALTER DATABASE ... SET` say, and
+/// `RESET` goes back to it. So a setting that is here is the same in every backend, whenever it was opened. All of them may
+/// be set by any role (but what a superuser alone may set, only a superuser can have attached to a role; see
+/// [`super::bootstrap`]), and all are known to every version that is supported: a server refuses a connection that starts
+/// with a setting that it does not know. Settings that only cost time (`work_mem`, costs of the planner) are the server's.
 pub const PINNED_SETTINGS: &[(&str, &str)] = &[
     ("client_encoding", "UTF8"),
+    ("search_path", "\"$user\", public"),
+    ("role", "none"),
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
     ("synchronize_seqscans", "off"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("exit_on_error", "off"),
+    ("local_preload_libraries", ""),
     ("standard_conforming_strings", "on"),
+    ("escape_string_warning", "on"),
     ("backslash_quote", "safe_encoding"),
     ("array_nulls", "on"),
     ("transform_null_equals", "off"),
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_deferrable", "off"),
+    ("row_security", "on"),
+    ("check_function_bodies", "on"),
+    ("gin_fuzzy_search_limit", "0"),
+    ("client_min_messages", "notice"),
+    ("quote_all_identifiers", "off"),
+    ("default_tablespace", ""),
+    ("default_table_access_method", "heap"),
+    ("temp_tablespaces", ""),
+    ("default_text_search_config", "pg_catalog.english"),
     ("TimeZone", "UTC"),
+    ("timezone_abbreviations", "Default"),
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("extra_float_digits", "1"),
     ("bytea_output", "hex"),
+    ("xmlbinary", "base64"),
+    ("xmloption", "content"),
+    ("lc_monetary", "C"),
+    ("lc_numeric", "C"),
+    ("lc_time", "C"),
+    ("plpgsql.check_asserts", "on"),
+    ("plpgsql.extra_errors", "none"),
+    ("plpgsql.extra_warnings", "none"),
+    ("plpgsql.print_strict_params", "off"),
+    // Which plan is taken decides in which order rows come.
+    ("enable_async_append", "on"),
+    ("enable_bitmapscan", "on"),
+    ("enable_gathermerge", "on"),
+    ("enable_hashagg", "on"),
+    ("enable_hashjoin", "on"),
+    ("enable_incremental_sort", "on"),
+    ("enable_indexonlyscan", "on"),
+    ("enable_indexscan", "on"),
+    ("enable_material", "on"),
+    ("enable_memoize", "on"),
+    ("enable_mergejoin", "on"),
+    ("enable_nestloop", "on"),
+    ("enable_parallel_append", "on"),
+    ("enable_parallel_hash", "on"),
+    ("enable_partition_pruning", "on"),
+    ("enable_partitionwise_aggregate", "off"),
+    ("enable_partitionwise_join", "off"),
+    ("enable_seqscan", "on"),
+    ("enable_sort", "on"),
+    ("enable_tidscan", "on"),
 ];
 
 /// One message of the backend.
@@ -73,7 +125,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, logs in (without a password) and waits until the server is ready.
+    /// Connects, logs in (without a password) and waits until the server is ready. `extra` settings count more than
+    /// [`PINNED_SETTINGS`].
     ///
     /// # Errors
     /// When the server is not there, refuses, or asks for a password.
@@ -114,7 +167,10 @@ impl Connection {
                 b'E' => return Err(error_fields(message.body()).into()),
                 b'Z' => return Ok(()),
                 b'K' => {
-                    let number = message.body().first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes));
+                    let number = message
+                        .body()
+                        .first_chunk::<4>()
+                        .map(|bytes| i32::from_be_bytes(*bytes));
                     self.process = number.unwrap_or_default();
                 }
                 b'S' | b'N' => {}

@@ -8,6 +8,8 @@ const REFUSED_SETTINGS: &[&str] = &[
     "array_nulls",
     "backslash_quote",
     "client_encoding",
+    "exit_on_error",
+    "gin_fuzzy_search_limit",
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",
     "jit",
@@ -56,8 +58,11 @@ pub fn difference(has: Option<&[(String, String)]>, wants: &[(String, String)]) 
     if has == Some(wants) {
         return None;
     }
-    let mut statements = match has {
-        None => vec![String::from("RESET ALL")],
+    let mut statements: Vec<String> = match has {
+        // RESET ALL leaves these two as they are.
+        None => ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL"]
+            .map(String::from)
+            .into(),
         Some(has) => {
             let gone = has
                 .iter()
@@ -106,7 +111,8 @@ mod tests {
             difference(Some(&has), &wants).as_deref(),
             Some("RESET \"DateStyle\"; SELECT pg_catalog.set_config('work_mem', '8MB', false)")
         );
-        assert!(difference(None, &wants).unwrap().starts_with("RESET ALL; "));
+        let unknown = difference(None, &wants).unwrap();
+        assert!(unknown.starts_with("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "));
     }
 
     #[test]
@@ -114,6 +120,8 @@ mod tests {
         assert_eq!(refused(&pairs(&[("TimeZone", "UTC")])), None);
         for name in [
             "JIT",
+            "exit_on_error",
+            "gin_fuzzy_search_limit",
             "cloudbft.seed",
             "a; drop table t",
             "default_transaction_read_only",

@@ -445,7 +445,10 @@ async fn perform(backend: &mut Backend, task: &Task<'_>) -> Result<Vec<Answer>, 
 pub(super) fn words_missing() -> Refused {
     Refused {
         hint: "The proxy asks voters for their words before it commits what is not short.".into(),
-        ..Refused::new(WORDS_MISSING, "the transaction needs the words of f+1 voters to be committed")
+        ..Refused::new(
+            WORDS_MISSING,
+            "the transaction needs the words of f+1 voters to be committed",
+        )
     }
 }
 

@@ -1,6 +1,7 @@
-use ordering::message::{Outcome, ResultKey};
+use bytes::Bytes;
+use ordering::message::{DirectKind, Outcome, ResultKey};
 use sql::footprint::Footprint;
-use sql::operation::Work;
+use sql::operation::{Isolation, Work};
 
 use crate::rig::{Rig, extended, messages, simple, sqlstate, tags};
 
@@ -8,16 +9,16 @@ use crate::rig::{Rig, extended, messages, simple, sqlstate, tags};
 async fn a_one_shot_runs_and_records_its_position() {
     let mut rig = Rig::start().await;
     let created = rig.run("CREATE TABLE plain (id int PRIMARY KEY, name text)").await;
-    assert_eq!((tags(&created).as_str(), created.status), ("C", b'I'));
-    let inserted = rig
-        .run("INSERT INTO plain VALUES (1, 'one'), (2, 'two') RETURNING id")
-        .await;
+    assert_eq!((tags(&created).as_str(), created.status), ("C", b'T'));
+    let insert = simple("INSERT INTO plain VALUES (1, 'one'), (2, 'two') RETURNING id");
+    let inserted = rig.one_shot(Footprint::everything(), &insert).await;
+    let order = rig.last_order();
     assert_eq!(tags(&inserted), "TDDC");
     assert_eq!(messages(&inserted).last().unwrap().1, b"INSERT 0 2\0");
     assert_eq!(rig.psql("SELECT count(*) FROM plain").await, "2");
     assert_eq!(
         rig.psql("SELECT home, granted, \"order\" FROM cloudbft.applied").await,
-        "everything|2|2"
+        format!("everything|{order}|{order}")
     );
 }
 
@@ -60,11 +61,17 @@ async fn an_error_is_a_result_and_nothing_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deferred_constraint_fails_at_commit() {
+async fn a_deferred_constraint_fails_before_the_word() {
     let mut rig = Rig::start().await;
     rig.run("CREATE TABLE plain (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
         .await;
-    let failed = rig.run("INSERT INTO plain VALUES (1), (1)").await;
+    let mut transaction = rig.new_transaction(Footprint::everything());
+    let insert = simple("INSERT INTO plain VALUES (1), (1)");
+    rig.begin(&mut transaction, Isolation::ReadCommitted, &insert).await;
+    let word = rig.send_place(Some(&transaction), Bytes::new(), DirectKind::Word).await;
+    assert_eq!(sqlstate(&rig.whole(word).await).as_deref(), Some("23505"), "no word");
+    let commit = rig.commit_with(&transaction, Vec::new()).await;
+    let failed = rig.whole(ResultKey::Request(commit)).await;
     assert_eq!(sqlstate(&failed).as_deref(), Some("23505"));
     assert_eq!(rig.psql("SELECT count(*) FROM plain").await, "0");
 }
@@ -143,9 +150,9 @@ async fn the_application_cannot_touch_the_bookkeeping() {
 async fn a_duplicate_request_does_nothing() {
     let mut rig = Rig::start().await;
     rig.run("CREATE TABLE plain (id int)").await;
-    let order = rig.order_again(2, "INSERT INTO plain VALUES (1)").await;
-    rig.result(order).await;
-    rig.order_again(2, "INSERT INTO plain VALUES (1)").await;
+    rig.order_again(900, "INSERT INTO plain VALUES (1)").await;
+    rig.result(900).await;
+    rig.order_again(900, "INSERT INTO plain VALUES (1)").await;
     rig.run("INSERT INTO plain VALUES (9)").await;
     assert_eq!(
         rig.psql("SELECT string_agg(id::text, ',' ORDER BY id) FROM plain")

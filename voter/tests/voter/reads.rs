@@ -121,10 +121,9 @@ async fn a_repeatable_read_transaction_keeps_the_snapshot_of_its_begin() {
     let mut rig = with_accounts().await;
     let mut transaction = rig.new_transaction(Footprint::empty());
     let text = "SELECT sum(balance) FROM account";
-    let begin = rig
-        .begin(&mut transaction, Isolation::RepeatableRead, &simple(text))
-        .await;
-    assert_eq!(values(&rig.whole(ResultKey::Request(begin)).await), ["1500"]);
+    let begin = rig.begin_snapshot(&mut transaction).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(begin)).await), "C");
+    assert_eq!(read(&mut rig, Some(&transaction), text).await, ["1500"]);
     rig.one_shot(shop(2), &simple("UPDATE account SET balance = 0 WHERE shop = 2"))
         .await;
     assert_eq!(read(&mut rig, Some(&transaction), text).await, ["1500"]);
@@ -190,6 +189,8 @@ async fn a_deadlock_aborts_the_transaction_that_closes_the_cycle() {
     let waits = rig.extend(&mut one, shop(2), &update(2)).await;
     let closes = rig.extend(&mut two, shop(1), &update(1)).await;
     assert_eq!(refusal(&rig.result(closes).await.outcome), "40P01");
+    let late = rig.abort(&two).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(late)).await), "C");
     assert_eq!(tags(&rig.whole(ResultKey::Request(waits)).await), "C");
     let commit = rig.commit(&one).await;
     assert!(matches!(rig.result(commit).await.outcome, Outcome::Done { .. }));

@@ -5,11 +5,11 @@ use voter::VoterState;
 
 use crate::rig::{Rig, simple};
 
-const ADD: &str = "UPDATE counter SET value = value + 1";
+const ADD: &str = "UPDATE counter SET value = value + 1 WHERE id = 1";
 
 async fn with_counter() -> Rig {
     let mut rig = Rig::start().await;
-    rig.run("CREATE TABLE counter (value int); INSERT INTO counter VALUES (0)")
+    rig.run("CREATE TABLE counter (id int PRIMARY KEY, value int); INSERT INTO counter VALUES (1, 0)")
         .await;
     rig
 }
@@ -45,27 +45,28 @@ async fn a_restarted_voter_resumes_from_its_floor() {
     for _ in 0..5 {
         rig.run(ADD).await;
     }
-    rig.wait_until_flushed(6).await;
+    rig.wait_until_flushed(rig.last_order()).await;
     rig.stop_voter().await;
-    rig.order(
-        Footprint::everything(),
-        Work::OneShot {
-            exchange: simple(ADD).encode(),
-        },
-    )
-    .await;
+    let order = rig
+        .order(
+            Footprint::everything(),
+            Work::OneShot {
+                exchange: simple(ADD).encode(),
+            },
+        )
+        .await;
     rig.forget_results();
     rig.start_voter();
-    rig.result(7).await;
+    rig.result(order).await;
     assert_eq!(rig.psql("SELECT value FROM counter").await, "6");
     rig.wait_until_serving().await;
-    rig.wait_until_flushed(7).await;
+    rig.wait_until_flushed(order).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_transaction_survives_a_restart_of_the_voter() {
     let mut rig = with_counter().await;
-    rig.wait_until_flushed(1).await;
+    rig.wait_until_flushed(rig.last_order()).await;
     let mut transaction = rig.new_transaction(Footprint::everything());
     let begin = rig
         .begin(&mut transaction, Isolation::ReadCommitted, &simple(ADD))
@@ -88,7 +89,7 @@ async fn an_open_transaction_survives_a_restart_of_the_voter() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_does_not_wait_for_direct_statements() {
     let mut rig = with_counter().await;
-    rig.wait_until_flushed(1).await;
+    rig.wait_until_flushed(rig.last_order()).await;
     rig.stop_voter().await;
     let mut last = 0;
     for _ in 0..20 {
@@ -98,7 +99,7 @@ async fn a_replay_does_not_wait_for_direct_statements() {
         rig.missed_write(&mut transaction, &simple(ADD));
         rig.extend(&mut transaction, Footprint::everything(), &simple(ADD))
             .await;
-        last = rig.commit(&transaction).await;
+        last = rig.commit_with(&transaction, Vec::new()).await;
     }
     rig.start_voter();
     let started = std::time::Instant::now();

@@ -34,6 +34,8 @@ struct Log {
     flushed: u64,
     /// What is below this order cannot be fetched.
     begins: u64,
+    /// What the voter's machine wants ordered is kept here instead, if it is not to be ordered yet.
+    held: Option<Vec<(Bytes, u64)>>,
 }
 
 pub(crate) struct Rig {
@@ -152,11 +154,14 @@ impl Rig {
             voter_keys: (1..=3)
                 .map(|id| (MachineId(id), machine_key(id).verifying_key()))
                 .collect(),
-            node_clients: BTreeMap::from([(NODE, MachineId(1))]),
+            node_clients: (0..3)
+                .map(|id| (ClientId(NODE.0 + id), MachineId(id as u8 + 1)))
+                .collect(),
             client_roles: BTreeMap::from([(CLIENT, BTreeSet::from([APPLICATION.to_owned()]))]),
             limits: VoterLimits {
                 direct_wait: Duration::from_millis(400),
                 floor_interval: Duration::from_millis(300),
+                client_silence_max: Duration::from_secs(2),
                 ..VoterLimits::default()
             },
         };
@@ -285,6 +290,51 @@ impl Rig {
         input.send(VoterInput::LogBegins { from, first }).await.unwrap();
     }
 
+    /// Whether an operation of the voter's machine is ordered only later.
+    pub(crate) fn hold_own_orders(&self, hold: bool) {
+        let held = std::mem::replace(&mut self.log.lock().unwrap().held, hold.then(Vec::new));
+        for (operation, home) in held.into_iter().flatten() {
+            let entry = append(&self.log, NODE, None, operation, home);
+            let input = self.handle.as_ref().unwrap().input();
+            tokio::spawn(async move { send(&input, &entry).await });
+        }
+    }
+
+    /// A node says that a transaction is abandoned.
+    pub(crate) async fn abandon(&mut self, machine: u8, transaction: &Transaction) {
+        let footprint = Footprint::empty();
+        let home = footprint.home().home_number();
+        let operation = Operation {
+            context: SessionContext::default(),
+            footprint,
+            nonce: [0; 16],
+            work: Work::Abandon {
+                transactions: vec![transaction.id],
+            },
+        };
+        let encoded = Bytes::from(borsh::to_vec(&operation).unwrap());
+        let client = ClientId(NODE.0 + u32::from(machine) - 1);
+        let entry = append(&self.log, client, None, encoded, home);
+        send(&self.handle.as_ref().unwrap().input(), &entry).await;
+    }
+
+    /// Whether a result of a request has come.
+    pub(crate) fn has_result(&self, order: u64) -> bool {
+        self.log
+            .lock()
+            .unwrap()
+            .results
+            .contains_key(&ResultKey::Request(order))
+    }
+
+    /// Whether an exchange is refused in a transaction before it runs.
+    pub(crate) async fn run_refused(&mut self, exchange: &Exchange) -> bool {
+        let analyzer = sql::analysis::Analyzer::new(Arc::new(
+            sql::schema::Schema::parse(std::iter::empty(), &rules()).unwrap(),
+        ));
+        analyzer.exchange(exchange, &self.context()).is_err()
+    }
+
     pub(crate) fn state(&self) -> VoterState {
         self.handle.as_ref().unwrap().state().borrow().clone()
     }
@@ -353,15 +403,45 @@ impl Rig {
         isolation: Isolation,
         exchange: &Exchange,
     ) -> u64 {
+        self.begin_as(transaction, isolation, u64::MAX, exchange).await
+    }
+
+    /// The same with the mask of live voters.
+    pub(crate) async fn begin_live(&mut self, transaction: &mut Transaction, live: u64, exchange: &Exchange) -> u64 {
+        self.begin_as(transaction, Isolation::ReadCommitted, live, exchange)
+            .await
+    }
+
+    async fn begin_as(
+        &mut self,
+        transaction: &mut Transaction,
+        isolation: Isolation,
+        live: u64,
+        exchange: &Exchange,
+    ) -> u64 {
         let work = Work::Begin {
             transaction: transaction.id,
             isolation,
             read_only: false,
-            live: u64::MAX,
+            live,
             exchanges: vec![exchange.encode()],
         };
         let order = self.order(transaction.footprint.clone(), work).await;
         transaction.note(exchange, TransactionWrite::Ordered(order));
+        order
+    }
+
+    /// Orders the Begin of a REPEATABLE READ transaction that only opens its snapshot.
+    pub(crate) async fn begin_snapshot(&mut self, transaction: &mut Transaction) -> u64 {
+        let work = Work::Begin {
+            transaction: transaction.id,
+            isolation: Isolation::RepeatableRead,
+            read_only: false,
+            live: u64::MAX,
+            exchanges: Vec::new(),
+        };
+        let order = self.order(transaction.footprint.clone(), work).await;
+        transaction.writes.push(TransactionWrite::Ordered(order));
         order
     }
 
@@ -439,30 +519,28 @@ impl Rig {
 
     /// Asks for the voter's word; with the one of another voter that says the same, if it gives one.
     pub(crate) async fn words(&mut self, transaction: &Transaction) -> Vec<Word> {
-        let key = self
-            .send_place(Some(transaction), Bytes::new(), DirectKind::Word)
-            .await;
+        let key = self.send_place(Some(transaction), Bytes::new(), DirectKind::Word).await;
         let Outcome::Word { answers, signature } = self.direct_outcome(key).await else {
             return Vec::new();
         };
+        let mut words = self.words_with(transaction, answers);
+        words[0].signature = signature;
+        words
+    }
+
+    /// The words of two voters for what they would have answered.
+    pub(crate) fn words_with(&self, transaction: &Transaction, answers: Digest) -> Vec<Word> {
         let began = match transaction.writes.first() {
             Some(TransactionWrite::Ordered(order)) => *order,
             other => panic!("no Begin: {other:?}"),
         };
         let signed = word_digest(transaction.id, began, &transaction.chain, &answers);
-        let other = Word {
-            machine: 2,
+        let word = |machine| Word {
+            machine,
             answers,
-            signature: machine_key(2).sign(&signed).to_bytes(),
+            signature: machine_key(machine).sign(&signed).to_bytes(),
         };
-        vec![
-            Word {
-                machine: 1,
-                answers,
-                signature,
-            },
-            other,
-        ]
+        vec![word(1), word(2)]
     }
 
     pub(crate) async fn commit(&mut self, transaction: &Transaction) -> u64 {
@@ -551,6 +629,10 @@ async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<Vote
                 });
             }
             VoterOutput::Order { operation, home } => {
+                if let Some(held) = &mut log.lock().unwrap().held {
+                    held.push((operation, home));
+                    continue;
+                }
                 let entry = append(&log, NODE, None, operation, home);
                 send(&input, &entry).await;
             }

@@ -18,13 +18,24 @@ pub(in super::super) fn derive_copy(
     let is_write = mode == Mode::Exclusive;
     deriver.writes = is_write;
     deriver.modifies = is_write;
+    let mut condition = words;
+    while !condition.is_end() && !condition.accept("where") {
+        condition.skip();
+    }
+    if super::calls_unknown_function(schema, condition) || super::uses_user_code(schema, condition) {
+        deriver.runs_unknown_code();
+    }
     match (table_name(&mut words), is_write) {
         (Some(name), true) => deriver.copied_into(&name, &columns(words)),
         (Some(name), false) => deriver.copied_from(&name),
         (None, _) => deriver.everything(mode),
     }
     let derived = deriver.finish();
-    Derived { class, ..derived }
+    Derived {
+        class,
+        plain_read: false,
+        ..derived
+    }
 }
 
 impl Deriver<'_> {
@@ -38,6 +49,7 @@ impl Deriver<'_> {
             [] => table.columns.iter().map(|column| column.name.clone()).collect(),
             some => some.to_vec(),
         };
+        self.needs_clock |= table.reads_clock;
         self.touch_table(name, table, Mode::Exclusive, |_| None);
         self.copied_defaults(table, &columns);
         self.constraints(name, table, &Change::Insert, |_, _| super::writes::Inserted::Unknown);
@@ -45,11 +57,15 @@ impl Deriver<'_> {
 
     fn copied_from(&mut self, name: &TableName) {
         let Some(table) = self.schema.table(name) else {
+            self.foreign_code = true;
             return self.everything(Mode::Shared);
         };
         match super::writes::is_plain_table(table) {
             true => self.touch_table(name, table, Mode::Shared, |_| None),
-            false => self.everything(Mode::Shared),
+            false => {
+                self.foreign_code = true;
+                self.everything(Mode::Shared);
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Expressions: an allow-list of their kinds, and what the functions in them do.
 
 use sqlparser::ast::{
-    BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause, FunctionArguments,
-    UnaryOperator, Value, WindowType,
+    AccessExpr, ArrayElemTypeDef, BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr,
+    FunctionArgumentClause, FunctionArguments, UnaryOperator, Value, WindowType,
 };
 
 use super::super::level::{name_of, parts_of};
+use super::super::template::{clock_word_refusal, is_clock_word};
 use super::Deriver;
 use super::query::address;
 use crate::footprint::{Mode, Resource};
@@ -15,9 +16,21 @@ use crate::schema::TableName;
 
 impl Deriver<'_> {
     pub(super) fn expression(&mut self, expression: &Expr) {
+        self.implied_operators(expression);
+        self.implied_dates(expression);
         match expression {
+            Expr::CompoundIdentifier(parts) => self.attribute(parts.last().map(name_of)),
+            Expr::CompoundFieldAccess { access_chain, .. } => {
+                for access in access_chain {
+                    match access {
+                        AccessExpr::Dot(Expr::Identifier(name)) => self.attribute(Some(name_of(name))),
+                        AccessExpr::Dot(_) => self.not_understood(),
+                        AccessExpr::Subscript(_) => {}
+                    }
+                }
+            }
+            Expr::TypedString(typed) => self.cast_runs_code(&typed.data_type),
             Expr::Identifier(_)
-            | Expr::CompoundIdentifier(_)
             | Expr::IsFalse(_)
             | Expr::IsNotFalse(_)
             | Expr::IsTrue(_)
@@ -44,7 +57,6 @@ impl Deriver<'_> {
             | Expr::Overlay { .. }
             | Expr::Collate { .. }
             | Expr::Nested(_)
-            | Expr::TypedString(_)
             | Expr::Case { .. }
             | Expr::Subquery(_)
             | Expr::GroupingSets(_)
@@ -53,7 +65,6 @@ impl Deriver<'_> {
             | Expr::Tuple(_)
             | Expr::Array(_)
             | Expr::Interval(_)
-            | Expr::CompoundFieldAccess { .. }
             | Expr::Wildcard(_)
             | Expr::QualifiedWildcard(..) => {}
             Expr::Value(value) => self.value(&value.value),
@@ -82,12 +93,71 @@ impl Deriver<'_> {
 
     fn operator(&mut self, operator: &BinaryOperator) {
         match operator {
-            BinaryOperator::PGCustomBinaryOperator(_) | BinaryOperator::Custom(_) => self.not_understood(),
+            BinaryOperator::PGCustomBinaryOperator(parts) => match parts.as_slice() {
+                [schema, _] if schema == "pg_catalog" => {
+                    self.reads_catalog = true;
+                    let mode = self.read_mode();
+                    self.everything(mode);
+                }
+                _ => self.runs_unknown_code(),
+            },
+            BinaryOperator::Custom(_) => self.runs_unknown_code(),
             known => {
                 if self.schema.is_user_operator(&known.to_string()) {
                     self.runs_unknown_code();
                 }
             }
+        }
+    }
+
+    /// `t.name` calls a function of that name if `t` has no such column, and `(value).name` likewise.
+    fn attribute(&mut self, name: Option<String>) {
+        let Some(name) = name else {
+            return self.runs_unknown_code();
+        };
+        if self.schema.function(&name).is_none() {
+            return;
+        }
+        // Where a table has such a column, that is most likely meant; in a write, nothing is left to likelihood.
+        match self.schema.is_column(&name) && !self.modifies {
+            true => self.foreign_code = true,
+            false => self.runs_unknown_code(),
+        }
+    }
+
+    /// Operators that an expression uses without naming them.
+    fn implied_operators(&mut self, expression: &Expr) {
+        let operators: &[&str] = match expression {
+            Expr::InList { .. }
+            | Expr::InSubquery { .. }
+            | Expr::IsDistinctFrom(..)
+            | Expr::IsNotDistinctFrom(..)
+            | Expr::Case { operand: Some(_), .. } => &["=", "<>"],
+            Expr::Between { .. } => &[">=", "<="],
+            Expr::Like { .. } => &["~~", "!~~"],
+            Expr::ILike { .. } => &["~~*", "!~~*"],
+            Expr::SimilarTo { .. } => &["~", "!~"],
+            Expr::Function(function) if last_name(function) == "nullif" => &["="],
+            _ => return,
+        };
+        if operators.iter().any(|operator| self.schema.is_user_operator(operator)) {
+            self.runs_unknown_code();
+        }
+    }
+
+    /// Comparisons with a column of a date or time type (rule 4).
+    fn implied_dates(&mut self, expression: &Expr) {
+        match expression {
+            Expr::Between { expr, low, high, .. } => {
+                self.compared_dates(expr, low);
+                self.compared_dates(expr, high);
+            }
+            Expr::InList { expr, list, .. } => list.iter().for_each(|value| self.compared_dates(expr, value)),
+            Expr::IsDistinctFrom(left, right) | Expr::IsNotDistinctFrom(left, right) => {
+                self.compared_dates(left, right)
+            }
+            Expr::AnyOp { left, right, .. } | Expr::AllOp { left, right, .. } => self.compared_dates(left, right),
+            _ => {}
         }
     }
 
@@ -106,6 +176,9 @@ impl Deriver<'_> {
     }
 
     fn unary(&mut self, operator: UnaryOperator) {
+        if self.schema.is_user_operator(&operator.to_string()) {
+            self.runs_unknown_code();
+        }
         if !matches!(
             operator,
             UnaryOperator::Not | UnaryOperator::Minus | UnaryOperator::Plus
@@ -116,7 +189,21 @@ impl Deriver<'_> {
 
     /// Casts to names of catalog objects read the catalog.
     fn cast(&mut self, data_type: &DataType, value: &Expr) {
+        self.cast_runs_code(data_type);
+        if string(value).is_none() && self.schema.casts_to_built_in() {
+            self.runs_unknown_code();
+        }
         match data_type {
+            DataType::Array(element) => {
+                if let ArrayElemTypeDef::SquareBracket(inner, _) | ArrayElemTypeDef::AngleBracket(inner) = element
+                    && matches!(
+                        inner.as_ref(),
+                        DataType::Date | DataType::Timestamp(..) | DataType::Time(..)
+                    )
+                {
+                    self.array_of_dates(value);
+                }
+            }
             DataType::Regclass => {
                 let name = string(value).and_then(sequence_name);
                 if !name.is_some_and(|name| self.schema.is_sequence(&name)) {
@@ -140,6 +227,33 @@ impl Deriver<'_> {
         }
     }
 
+    /// A cast to a type of users, of which a check or the cast itself may be their code.
+    fn cast_runs_code(&mut self, data_type: &DataType) {
+        match data_type {
+            DataType::Custom(name, _) => {
+                let parts = parts_of(name).unwrap_or_default();
+                let is_built_in = matches!(parts.as_slice(), [schema, _] if schema == "pg_catalog");
+                if !is_built_in && parts.last().is_none_or(|last| self.schema.cast_runs_code(last)) {
+                    self.runs_unknown_code();
+                }
+            }
+            DataType::Array(
+                ArrayElemTypeDef::SquareBracket(element, _)
+                | ArrayElemTypeDef::AngleBracket(element)
+                | ArrayElemTypeDef::Parenthesis(element),
+            ) => self.cast_runs_code(element),
+            _ => {}
+        }
+    }
+
+    /// `'{now}'::date[]` and `ARRAY['now']::date[]`.
+    fn array_of_dates(&mut self, value: &Expr) {
+        match string(value) {
+            Some(text) if is_clock_word(text) => self.refuse(clock_word_refusal()),
+            _ => self.date_value(value),
+        }
+    }
+
     fn function(&mut self, function: &Function) {
         let Some(parts) = parts_of(&function.name) else {
             return self.not_understood();
@@ -150,12 +264,7 @@ impl Deriver<'_> {
         self.called(&parts, first_argument(function));
         let name = parts.last().map(String::as_str).unwrap_or_default();
         if self.modifies && functions::ORDER_SENSITIVE.contains(&name) && !is_ordered(function) {
-            self.refuse(Refusal::new(
-                NONDETERMINISTIC,
-                19,
-                format!("the result of {name}() depends on the order of its input, which differs on every server"),
-                "Add ORDER BY inside the call, or in its OVER clause.",
-            ));
+            self.refuse(order_refusal(name));
         }
     }
 
@@ -169,8 +278,12 @@ impl Deriver<'_> {
         match functions::kind(self.schema, schema_name, name) {
             FunctionKind::Plain | FunctionKind::Nothing => {}
             FunctionKind::Clock => self.needs_clock = true,
-            FunctionKind::Catalog => self.everything(Mode::Shared),
+            FunctionKind::Catalog => {
+                self.reads_catalog = true;
+                self.everything(Mode::Shared);
+            }
             FunctionKind::ReadsAnything => {
+                self.foreign_code = true;
                 self.needs_clock = true;
                 self.everything(self.read_mode());
             }
@@ -197,6 +310,28 @@ impl Deriver<'_> {
             None => self.everything(Mode::Exclusive),
         }
     }
+}
+
+/// The refusal of an aggregate or window function over rows of unknown order.
+pub(super) fn order_refusal(name: &str) -> Refusal {
+    Refusal::new(
+        NONDETERMINISTIC,
+        19,
+        format!("the result of {name}() depends on the order of its input, which differs on every server"),
+        "Add ORDER BY inside the call, or in its OVER clause.",
+    )
+}
+
+/// The arguments of a call that are expressions.
+pub(super) fn arguments(function: &Function) -> impl Iterator<Item = &Expr> {
+    let list = match &function.args {
+        FunctionArguments::List(list) => list.args.as_slice(),
+        _ => &[],
+    };
+    list.iter().filter_map(|argument| match argument {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(expression)) => Some(expression),
+        _ => None,
+    })
 }
 
 /// The name in `nextval('...')`: as an identifier, with or without schema, without quotes.

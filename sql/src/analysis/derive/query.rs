@@ -1,8 +1,8 @@
 //! Queries: their levels, and whether a LIMIT picks the same rows on every server.
 
 use sqlparser::ast::{
-    Distinct, Expr, GroupByExpr, Ident, LimitClause, OrderByKind, Query, Select, SelectFlavor, SelectItem, SetExpr,
-    TableFactor, TableWithJoins, Value,
+    Distinct, Expr, GroupByExpr, Ident, Join, JoinConstraint, JoinOperator, LimitClause, OrderByKind, Query, Select,
+    SelectFlavor, SelectItem, SetExpr, TableFactor, TableWithJoins, Value,
 };
 
 use super::super::level::{ColumnOf, Level, Source, name_of, parts_of, plain_alias};
@@ -31,6 +31,10 @@ impl<'schema> Deriver<'schema> {
             && query.pipe_operators.is_empty();
         if !is_plain || !is_plain_body(&query.body) {
             self.not_understood();
+        }
+        if self.modifies {
+            self.refuse_drawn_projection(query);
+            self.refuse_float_sums(Some(query));
         }
         if self.modifies
             && picks_rows(query)
@@ -61,6 +65,7 @@ impl<'schema> Deriver<'schema> {
             self.source(&tables.relation, &mut level);
             for join in &tables.joins {
                 self.source(&join.relation, &mut level);
+                self.joined_columns(join);
                 match (Level::join_condition(join), conditions.as_mut()) {
                     (Some((is_inner, condition)), Some(conditions)) => {
                         conditions.push((is_inner, condition, level.sources.len() - 1));
@@ -83,6 +88,25 @@ impl<'schema> Deriver<'schema> {
             }
         }
         level
+    }
+
+    /// USING and NATURAL compare by the operator `=`.
+    fn joined_columns(&mut self, join: &Join) {
+        use JoinOperator::{FullOuter, Inner, Join, Left, LeftOuter, Right, RightOuter};
+        let (Join(constraint)
+        | Inner(constraint)
+        | Left(constraint)
+        | LeftOuter(constraint)
+        | Right(constraint)
+        | RightOuter(constraint)
+        | FullOuter(constraint)) = &join.join_operator
+        else {
+            return;
+        };
+        let compares = matches!(constraint, JoinConstraint::Using(_) | JoinConstraint::Natural);
+        if compares && self.schema.is_user_operator("=") {
+            self.runs_unknown_code();
+        }
     }
 
     /// Adds a member of the FROM list.
@@ -178,11 +202,24 @@ impl<'schema> Deriver<'schema> {
             let (name, table) = (None, None);
             return Source { alias, name, table };
         }
-        let schema = schema.unwrap_or_else(|| match table.starts_with("pg_") {
-            true => "pg_catalog".into(),
-            false => "public".into(),
-        });
-        let name = TableName { schema, name: table };
+        let is_catalog = schema.is_none() && table.starts_with("pg_");
+        let name = TableName {
+            schema: schema.unwrap_or_else(|| "public".into()),
+            name: table,
+        };
+        let name = match is_catalog {
+            true => {
+                // A table of the user's may have such a name: the catalog's comes first if there is one.
+                if self.schema.table(&name).is_some() || self.schema.is_sequence(&name) {
+                    self.runs_unknown_code();
+                }
+                TableName {
+                    schema: "pg_catalog".into(),
+                    ..name
+                }
+            }
+            false => name,
+        };
         let table = self.schema.table(&name);
         Source {
             alias,
@@ -205,10 +242,10 @@ impl<'schema> Deriver<'schema> {
         let Some(table) = source.table else {
             return self.touch_unknown(name, mode);
         };
-        if table.kind == TableKind::View {
-            self.needs_clock = true;
-        }
         let is_opaque = matches!(table.kind, TableKind::View | TableKind::Foreign);
+        self.needs_clock |= is_opaque || table.row_security;
+        // Planning a query evaluates functions of indexes and checks.
+        self.foreign_code |= is_opaque || table.row_security || table.inheritance || table.calls_functions;
         if is_opaque || table.row_security || table.inheritance {
             return self.everything(mode);
         }
@@ -251,6 +288,9 @@ impl<'schema> Deriver<'schema> {
         if self.schema.is_sequence(name) {
             self.fixed(Resource::Sequence(name.to_string()), mode);
         } else {
+            let is_system = ["pg_catalog", "information_schema"].contains(&name.schema.as_str());
+            self.foreign_code |= !is_system;
+            self.reads_catalog = true;
             self.everything(mode);
         }
     }

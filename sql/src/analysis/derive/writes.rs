@@ -5,7 +5,7 @@ mod order;
 
 use sqlparser::ast::{
     Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, ObjectName, OnConflictAction, OnInsert, Query,
-    SelectItem, SetExpr, TableObject, TableWithJoins, Update, UpdateTableFromKind,
+    SelectItem, SetExpr, TableObject, Update, UpdateTableFromKind,
 };
 
 use super::super::level::{ColumnOf, KEYS_MAX, Level, name_of, parts_of};
@@ -18,7 +18,8 @@ use crate::refusal::{NONDETERMINISTIC, Refusal};
 use crate::schema::{ColumnKind, Partitioning, Table, TableKind, TableName};
 
 pub(super) use constraints::Change;
-use order::{calls_any, conflict_refusal, draw_refusal, names_one_row, several_matches};
+pub(super) use order::draw_refusal;
+use order::{calls_any, conflict_refusal, names_one_row, several_matches};
 
 /// What an INSERT puts into one column.
 pub(super) enum Inserted {
@@ -36,6 +37,7 @@ impl<'schema> Deriver<'schema> {
             return self.runs_unknown_code();
         };
         self.relations_understood += 1;
+        self.insert_order(insert, object);
         if !is_plain_insert(insert) {
             return self.runs_unknown_code();
         }
@@ -46,20 +48,13 @@ impl<'schema> Deriver<'schema> {
             return self.runs_unknown_code();
         };
         let source = insert.source.as_deref();
+        self.needs_clock |= table.reads_clock;
         let inserted = |deriver: &mut Self, column: &str| deriver.inserted(table, &columns, column, source);
         self.insert_key(&name, table, &inserted);
         self.defaults(table, &columns, source);
-        self.refuse_draws_over_rows(table, &columns, source);
-        self.refuse_float_sums(source);
         self.constraints(&name, table, &Change::Insert, |deriver, column| {
             inserted(deriver, column)
         });
-        if let Some(source) = source {
-            self.date_literals(table, &columns, source);
-            if insert.on.is_some() && !self.has_known_order(source) {
-                self.refuse(conflict_refusal());
-            }
-        }
         if let Some(OnInsert::OnConflict(conflict)) = &insert.on
             && let OnConflictAction::DoUpdate(update) = &conflict.action
         {
@@ -67,20 +62,43 @@ impl<'schema> Deriver<'schema> {
         }
     }
 
-    /// The table that a statement writes to; what it may touch at all is added when it is not a plain one.
-    fn target(&mut self, object: &ObjectName) -> Option<(TableName, &'schema Table)> {
-        let parts = parts_of(object).unwrap_or_default();
-        let name = match parts.as_slice() {
+    /// What an INSERT may not leave to the order of rows and to each server's clock, whatever else its table makes run.
+    fn insert_order(&mut self, insert: &Insert, object: &ObjectName) {
+        let source = insert.source.as_deref();
+        let table = self.target_name(object).and_then(|name| self.schema.table(&name));
+        let columns = table.and_then(|table| insert_columns(insert, table));
+        match (table, &columns) {
+            (Some(table), Some(columns)) => {
+                self.refuse_draws_over_rows(table, columns, source);
+                if let Some(source) = source {
+                    self.date_literals(table, columns, source);
+                }
+            }
+            _ => self.refuse_calls_over_rows(source),
+        }
+        if let Some(source) = source
+            && insert.on.is_some()
+            && !self.has_known_order(source)
+        {
+            self.refuse(conflict_refusal());
+        }
+    }
+
+    fn target_name(&self, object: &ObjectName) -> Option<TableName> {
+        let parts = parts_of(object)?;
+        let (schema, name) = match parts.as_slice() {
             [name] => ("public".to_owned(), name.clone()),
             [schema, name] => (schema.clone(), name.clone()),
-            _ => {
-                self.runs_unknown_code();
-                return None;
-            }
+            _ => return None,
         };
-        let name = TableName {
-            schema: name.0,
-            name: name.1,
+        Some(TableName { schema, name })
+    }
+
+    /// The table that a statement writes to; what it may touch at all is added when it is not a plain one.
+    fn target(&mut self, object: &ObjectName) -> Option<(TableName, &'schema Table)> {
+        let Some(name) = self.target_name(object) else {
+            self.runs_unknown_code();
+            return None;
         };
         let table = self.schema.table(&name).filter(|table| is_plain_table(table));
         if table.is_none() {
@@ -231,31 +249,30 @@ impl<'schema> Deriver<'schema> {
             && update.table.joins.is_empty();
         let from = match &update.from {
             None => &[][..],
-            Some(UpdateTableFromKind::AfterSet(from)) => from,
-            Some(UpdateTableFromKind::BeforeSet(_)) => return self.runs_unknown_code(),
+            Some(UpdateTableFromKind::AfterSet(from) | UpdateTableFromKind::BeforeSet(from)) => from,
         };
-        if !is_plain {
-            return self.runs_unknown_code();
-        }
         let tables: Vec<_> = std::iter::once(update.table.clone())
             .chain(from.iter().cloned())
             .collect();
-        let Some((level, name, table)) = self.written_level(&tables, update.selection.as_ref()) else {
-            return;
-        };
-        if calls_any(update, functions::PER_CALL) && !names_one_row(&level, table) {
+        let level = self.level(&tables, update.selection.as_ref());
+        let draws = calls_any(update, functions::PER_CALL) || assigns_drawn_default(update, &level);
+        if draws && !is_one_row(&level) {
             self.refuse(draw_refusal());
         }
         if !level.matches_once() {
             self.refuse(several_matches());
         }
+        if !is_plain || matches!(update.from, Some(UpdateTableFromKind::BeforeSet(_))) {
+            return self.runs_unknown_code();
+        }
+        let Some((name, table)) = self.written(&level) else {
+            return;
+        };
         self.assignments(&name, table, &update.assignments, Some(&level));
     }
 
     pub(super) fn delete(&mut self, delete: &Delete) {
-        let FromTable::WithFromKeyword(from) = &delete.from else {
-            return self.runs_unknown_code();
-        };
+        let (FromTable::WithFromKeyword(from) | FromTable::WithoutKeyword(from)) = &delete.from;
         let is_plain = delete.optimizer_hints.is_empty()
             && delete.tables.is_empty()
             && delete.output.is_none()
@@ -263,27 +280,23 @@ impl<'schema> Deriver<'schema> {
             && delete.limit.is_none()
             && from.len() == 1
             && from.iter().all(|tables| tables.joins.is_empty());
-        if !is_plain {
-            return self.runs_unknown_code();
-        }
         let using = delete.using.iter().flatten();
         let tables: Vec<_> = from.iter().chain(using).cloned().collect();
-        let Some((level, name, table)) = self.written_level(&tables, delete.selection.as_ref()) else {
-            return;
-        };
-        if calls_any(delete, functions::PER_CALL) && !names_one_row(&level, table) {
+        let level = self.level(&tables, delete.selection.as_ref());
+        if calls_any(delete, functions::PER_CALL) && !is_one_row(&level) {
             self.refuse(draw_refusal());
         }
+        if !is_plain || !matches!(delete.from, FromTable::WithFromKeyword(_)) {
+            return self.runs_unknown_code();
+        }
+        let Some((name, table)) = self.written(&level) else {
+            return;
+        };
         self.constraints(&name, table, &Change::Delete, |_, _| Inserted::Unknown);
     }
 
-    /// The level of an UPDATE or DELETE, of which the first source is the target; it is touched.
-    fn written_level(
-        &mut self,
-        tables: &[TableWithJoins],
-        selection: Option<&Expr>,
-    ) -> Option<(Level<'schema>, TableName, &'schema Table)> {
-        let level = self.level(tables, selection);
+    /// Touches the level of an UPDATE or DELETE, of which the first source is the target.
+    fn written(&mut self, level: &Level<'schema>) -> Option<(TableName, &'schema Table)> {
         let target = level.sources.first()?;
         let found = target
             .name
@@ -294,10 +307,11 @@ impl<'schema> Deriver<'schema> {
             self.runs_unknown_code();
             return None;
         };
-        self.touch(&level, 0, Mode::Exclusive);
+        self.touch(level, 0, Mode::Exclusive);
+        self.needs_clock |= table.reads_clock;
         let mode = self.read_mode();
-        (1..level.sources.len()).for_each(|index| self.touch(&level, index, mode));
-        Some((level, name, table))
+        (1..level.sources.len()).for_each(|index| self.touch(level, index, mode));
+        Some((name, table))
     }
 
     /// SET of an UPDATE, or of ON CONFLICT DO UPDATE.
@@ -312,7 +326,7 @@ impl<'schema> Deriver<'schema> {
             return self.runs_unknown_code();
         };
         if let Some(key) = table.key_column()
-            && columns.iter().any(|column| column == key)
+            && table.is_set_by(key, &columns)
         {
             self.everything(Mode::Exclusive);
         }
@@ -321,6 +335,7 @@ impl<'schema> Deriver<'schema> {
         }
         let value = |deriver: &mut Self, column: &str| match column_value(assignments, column) {
             Some(value) => deriver.inserted_values(table, column, std::iter::once(Some(value))),
+            None if table.column(column).is_some_and(|column| column.is_generated) => Inserted::Unknown,
             None => kept_value(level, column),
         };
         self.constraints(name, table, &Change::Update(&columns), value);
@@ -341,6 +356,35 @@ impl<'schema> Deriver<'schema> {
             self.date_value(&assignment.value);
         }
     }
+}
+
+/// Whether a statement calls a function that gives each row another value.
+pub(super) fn draws(statement: &sqlparser::ast::Statement) -> bool {
+    calls_any(statement, functions::PER_CALL)
+}
+
+/// Whether the conditions name at most one row of the target, which is the first source.
+fn is_one_row(level: &Level<'_>) -> bool {
+    let table = level.sources.first().and_then(|source| source.table);
+    table.is_some_and(|table| names_one_row(level, table))
+}
+
+/// Whether `SET column = DEFAULT` draws a random value or a number.
+fn assigns_drawn_default(update: &Update, level: &Level<'_>) -> bool {
+    let Some(table) = level.sources.first().and_then(|source| source.table) else {
+        return false;
+    };
+    update.assignments.iter().any(|assignment| {
+        let AssignmentTarget::ColumnName(name) = &assignment.target else {
+            return false;
+        };
+        let name = parts_of(name)
+            .and_then(|parts| parts.last().cloned())
+            .unwrap_or_default();
+        let column = table.column(&name);
+        is_default(&assignment.value)
+            && column.is_some_and(|column| column.default_draws || !column.sequences.is_empty())
+    })
 }
 
 pub(super) fn is_plain_table(table: &Table) -> bool {
@@ -404,7 +448,7 @@ fn may_be_default(column: &str, columns: &[String], source: Option<&Query>) -> b
     }
 }
 
-fn assigned_columns(assignments: &[Assignment]) -> Option<Vec<String>> {
+pub(super) fn assigned_columns(assignments: &[Assignment]) -> Option<Vec<String>> {
     let mut columns = Vec::new();
     for assignment in assignments {
         let names = match &assignment.target {

@@ -38,7 +38,11 @@ impl Backend {
                     script.sync();
                 }
                 let text = job.analysis.texts.first().map_or("", |text| text.executable());
-                let single = job.analysis.texts.first().is_some_and(|text| text.statements.len() == 1);
+                let single = job
+                    .analysis
+                    .texts
+                    .first()
+                    .is_some_and(|text| text.statements.len() == 1);
                 if !single {
                     script.query(Part::Client, text)?;
                     return Ok(());

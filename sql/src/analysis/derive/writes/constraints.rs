@@ -17,10 +17,10 @@ pub(in super::super) enum Change<'columns> {
 }
 
 impl Change<'_> {
-    fn sets_any(&self, columns: &[String]) -> bool {
+    fn sets_any(&self, table: &Table, columns: &[String]) -> bool {
         match self {
             Change::Insert | Change::Delete => true,
-            Change::Update(set) => columns.iter().any(|column| set.contains(column)),
+            Change::Update(set) => columns.iter().any(|column| table.is_set_by(column, set)),
         }
     }
 }
@@ -37,7 +37,7 @@ impl<'schema> Deriver<'schema> {
         self.uniques(name, table, change);
         if !matches!(change, Change::Delete) {
             for key in &table.foreign_keys {
-                if change.sets_any(&key.columns) {
+                if change.sets_any(table, &key.columns) {
                     self.referenced(table, key, &value);
                 }
             }
@@ -51,7 +51,7 @@ impl<'schema> Deriver<'schema> {
     fn uniques(&mut self, name: &TableName, table: &Table, change: &Change<'_>) {
         let touches = table.uniques_across_partitions().any(|unique| {
             let columns: Option<Vec<String>> = unique.columns.iter().cloned().collect();
-            columns.is_none_or(|columns| !unique.plain || change.sets_any(&columns))
+            columns.is_none_or(|columns| !unique.plain || change.sets_any(table, &columns))
         });
         if touches {
             self.fixed(Resource::Table(name.to_string()), Mode::Exclusive);
@@ -64,6 +64,7 @@ impl<'schema> Deriver<'schema> {
             return self.everything(Mode::Exclusive);
         };
         if referenced.row_security || referenced.inheritance {
+            self.foreign_code = true;
             return self.everything(Mode::Exclusive);
         }
         match &referenced.partitioning {
@@ -98,7 +99,7 @@ impl<'schema> Deriver<'schema> {
             return self.everything(Mode::Exclusive);
         }
         for (child_name, key) in &table.referenced_by {
-            if !change.sets_any(&key.referenced_columns) {
+            if !change.sets_any(table, &key.referenced_columns) {
                 continue;
             }
             let action = match change {
@@ -111,12 +112,22 @@ impl<'schema> Deriver<'schema> {
             };
             let mode = match action {
                 Action::Check => Mode::Shared,
-                Action::Change => Mode::Exclusive,
+                Action::Cascade | Action::SetNull | Action::SetDefault => Mode::Exclusive,
             };
             self.children(table, child_name, child, key, mode);
             let is_itself = child_name == name;
-            if action == Action::Change && !is_itself {
-                self.cascade(child_name, child, key, change, depth);
+            match (action, change) {
+                (Action::Check, _) => {}
+                // The row that the default names is read, and which one it is, is not known here.
+                (Action::SetDefault, _) => {
+                    self.needs_clock = true;
+                    self.everything(Mode::Exclusive);
+                }
+                (Action::Cascade, Change::Delete) if !is_itself => {
+                    self.cascade(child_name, child, &Change::Delete, depth);
+                }
+                (Action::Cascade, Change::Delete) => {}
+                (Action::Cascade | Action::SetNull, _) => self.rewritten(child_name, child, key, depth),
             }
         }
     }
@@ -125,8 +136,12 @@ impl<'schema> Deriver<'schema> {
     fn children(&mut self, table: &Table, child_name: &TableName, child: &Table, key: &ForeignKey, mode: Mode) {
         let is_opaque = child.row_security || child.inheritance || (mode == Mode::Exclusive && child.runs_user_code);
         if is_opaque {
+            self.foreign_code = true;
             self.needs_clock = true;
             return self.everything(Mode::Exclusive);
+        }
+        if mode == Mode::Exclusive {
+            self.needs_clock |= child.reads_clock;
         }
         match &child.partitioning {
             Partitioning::None => self.fixed(Resource::Table(child_name.to_string()), mode),
@@ -140,20 +155,26 @@ impl<'schema> Deriver<'schema> {
         }
     }
 
-    /// What the change of referencing rows makes touch in turn.
-    fn cascade(
-        &mut self,
-        child_name: &TableName,
-        child: &'schema Table,
-        key: &ForeignKey,
-        change: &Change<'_>,
-        depth: usize,
-    ) {
-        if key.columns.iter().any(|column| child.key_column() == Some(column)) && !matches!(change, Change::Delete) {
+    /// Referencing rows get another key, or none: what this makes touch in turn.
+    fn rewritten(&mut self, child_name: &TableName, child: &'schema Table, key: &ForeignKey, depth: usize) {
+        let change = Change::Update(&key.columns);
+        let moves = child
+            .key_column()
+            .is_some_and(|column| child.is_set_by(column, &key.columns));
+        let refers_elsewhere = child
+            .foreign_keys
+            .iter()
+            .any(|other| other != key && change.sets_any(child, &other.columns));
+        if moves || refers_elsewhere {
             return self.everything(Mode::Exclusive);
         }
-        self.uniques(child_name, child, &Change::Delete);
-        self.referencing(child_name, child, &Change::Delete, depth + 1);
+        self.cascade(child_name, child, &change, depth);
+    }
+
+    /// What the change of referencing rows makes touch in turn.
+    fn cascade(&mut self, child_name: &TableName, child: &'schema Table, change: &Change<'_>, depth: usize) {
+        self.uniques(child_name, child, change);
+        self.referencing(child_name, child, change, depth + 1);
     }
 }
 

@@ -2,15 +2,38 @@
 
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{Expr, Query, SelectItem, SetExpr, TableFactor, Value, Visit, Visitor};
+use sqlparser::ast::{DataType, Expr, Query, SelectItem, SetExpr, TableFactor, Value, Visit, Visitor};
 
 use super::super::super::level::{ColumnOf, Level};
 use super::super::super::template::{clock_word_refusal, is_clock_word};
-use super::super::expressions::last_name;
+use super::super::expressions::{arguments, last_name};
 use super::{Deriver, may_be_default};
 use crate::functions;
 use crate::refusal::{NONDETERMINISTIC, Refusal};
 use crate::schema::{ColumnKind, Table};
+
+/// Aggregates of which the result depends on the order of floating-point operands.
+const SUMS: &[&str] = &[
+    "sum",
+    "avg",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "variance",
+    "var_pop",
+    "var_samp",
+    "corr",
+    "covar_pop",
+    "covar_samp",
+    "regr_avgx",
+    "regr_avgy",
+    "regr_intercept",
+    "regr_r2",
+    "regr_slope",
+    "regr_sxx",
+    "regr_sxy",
+    "regr_syy",
+];
 
 impl Deriver<'_> {
     /// Draws (random, UUIDs, sequences) for rows whose order is not known would differ (rules 6, 7, 9 and 18).
@@ -21,6 +44,28 @@ impl Deriver<'_> {
         });
         let draws = by_default || calls_any(query, functions::PER_CALL);
         if draws && !self.has_known_order(query) {
+            self.refuse(draw_refusal());
+        }
+    }
+
+    /// The same for a table of which nothing is known.
+    pub(super) fn refuse_calls_over_rows(&mut self, source: Option<&Query>) {
+        let Some(query) = source else { return };
+        if calls_any(query, functions::PER_CALL) && !self.has_known_order(query) {
+            self.refuse(draw_refusal());
+        }
+    }
+
+    /// Draws for the rows of a query within a statement that writes: `WITH r AS (SELECT id, random() FROM t) UPDATE ...`.
+    pub(in super::super) fn refuse_drawn_projection(&mut self, query: &Query) {
+        let SetExpr::Select(select) = query.body.as_ref() else {
+            return;
+        };
+        let draws = select
+            .projection
+            .iter()
+            .any(|item| calls_any(item, functions::PER_CALL));
+        if draws && !select.from.is_empty() && !self.has_known_order(query) {
             self.refuse(draw_refusal());
         }
     }
@@ -47,25 +92,57 @@ impl Deriver<'_> {
 
     /// `'now'` as the value of a date or time column (rule 4), as a literal or a parameter.
     pub(super) fn date_literals(&mut self, table: &Table, columns: &[String], source: &Query) {
-        let SetExpr::Values(values) = source.body.as_ref() else {
-            return;
-        };
         for (position, column) in columns.iter().enumerate() {
             let is_date = table
                 .column(column)
                 .is_some_and(|column| column.kind == ColumnKind::Date);
-            if is_date {
-                let cells = values.rows.iter().filter_map(|row| row.content.get(position));
-                cells.for_each(|value| self.date_value(value));
+            if !is_date {
+                continue;
+            }
+            match source.body.as_ref() {
+                SetExpr::Values(values) => {
+                    let cells = values.rows.iter().filter_map(|row| row.content.get(position));
+                    cells.for_each(|value| self.date_value(value));
+                }
+                SetExpr::Select(select) => {
+                    let item = select.projection.get(position);
+                    if let Some(SelectItem::UnnamedExpr(value) | SelectItem::ExprWithAlias { expr: value, .. }) = item {
+                        self.date_value(value);
+                    }
+                }
+                _ => {}
             }
         }
     }
 
     /// A value of a date or time type: `now` and the like would read the clock.
     pub(in super::super) fn date_value(&mut self, value: &Expr) {
-        let Expr::Value(value) = value else { return };
+        let value = match value {
+            Expr::Value(value) => value,
+            Expr::Nested(inner) => return self.date_value(inner),
+            Expr::Array(array) => return array.elem.iter().for_each(|value| self.date_value(value)),
+            Expr::Tuple(values) => return values.iter().for_each(|value| self.date_value(value)),
+            Expr::Case {
+                conditions,
+                else_result,
+                ..
+            } => {
+                let results = conditions.iter().map(|condition| &condition.result);
+                return results
+                    .chain(else_result.as_deref())
+                    .for_each(|value| self.date_value(value));
+            }
+            Expr::Function(function)
+                if ["coalesce", "greatest", "least", "nullif"].contains(&last_name(function).as_str()) =>
+            {
+                return arguments(function).for_each(|value| self.date_value(value));
+            }
+            _ => return,
+        };
         match &value.value {
             Value::SingleQuotedString(text) if is_clock_word(text) => self.refuse(clock_word_refusal()),
+            // What its escapes spell is not looked at.
+            Value::EscapedStringLiteral(_) => self.refuse(clock_word_refusal()),
             Value::Placeholder(name) => {
                 let number = name.strip_prefix('$').and_then(|digits| digits.parse::<u16>().ok());
                 let index = number.and_then(|number| number.checked_sub(1));
@@ -76,17 +153,7 @@ impl Deriver<'_> {
     }
 
     /// Sums of floats depend on the order in which they are added (rule 20).
-    pub(super) fn refuse_float_sums(&mut self, source: Option<&Query>) {
-        const SUMS: &[&str] = &[
-            "sum",
-            "avg",
-            "stddev",
-            "stddev_pop",
-            "stddev_samp",
-            "variance",
-            "var_pop",
-            "var_samp",
-        ];
+    pub(in super::super) fn refuse_float_sums(&mut self, source: Option<&Query>) {
         let Some(query) = source else { return };
         let SetExpr::Select(select) = query.body.as_ref() else {
             return;
@@ -132,7 +199,7 @@ pub(super) fn several_matches() -> Refusal {
     )
 }
 
-pub(super) fn draw_refusal() -> Refusal {
+pub(in super::super) fn draw_refusal() -> Refusal {
     Refusal::new(
         NONDETERMINISTIC,
         6,
@@ -170,12 +237,17 @@ pub(super) fn calls_any(tree: &impl Visit, names: &[&str]) -> bool {
     tree.visit(&mut Calls(names)).is_break()
 }
 
-/// Whether a float column is named anywhere in an expression.
+/// Whether a float column is named anywhere in an expression, or something is cast to float.
 fn names_float(expression: &Expr, level: &Level<'_>) -> bool {
     struct Floats<'level, 'schema>(&'level Level<'schema>);
     impl Visitor for Floats<'_, '_> {
         type Break = ();
         fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+            if let Expr::Cast { data_type, .. } = expression
+                && is_float(data_type)
+            {
+                return ControlFlow::Break(());
+            }
             let column = self.0.resolve(expression);
             let table = column
                 .as_ref()
@@ -190,4 +262,16 @@ fn names_float(expression: &Expr, level: &Level<'_>) -> bool {
         }
     }
     expression.visit(&mut Floats(level)).is_break()
+}
+
+fn is_float(data_type: &DataType) -> bool {
+    matches!(
+        data_type,
+        DataType::Float(_)
+            | DataType::Real
+            | DataType::Float4
+            | DataType::Float8
+            | DataType::Double(_)
+            | DataType::DoublePrecision
+    )
 }
