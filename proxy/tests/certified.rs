@@ -525,3 +525,64 @@ async fn real_voters_say_what_a_deferred_constraint_says() {
         "1"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_at_commit_are_certified_there() {
+    let world = World::start().await;
+    let client = with_table(&world).await;
+    client.batch_execute("INSERT INTO t VALUES (1, 5)").await.unwrap();
+    client.batch_execute("SET cloudbft.answers = at_commit").await.unwrap();
+    world.faults.take_live();
+    world.faults.take_words();
+    let update = "UPDATE t SET v = v + 1 WHERE id = 1";
+    for _ in 0..3 {
+        client.batch_execute("BEGIN").await.unwrap();
+        assert!(number(&client, "SELECT v::bigint FROM t").await >= 5);
+        client.batch_execute(update).await.unwrap();
+        client.batch_execute("COMMIT").await.unwrap();
+    }
+    let live = world.faults.take_live();
+    assert!(live.iter().all(|mask| mask.count_ones() == 1), "{live:?}");
+    assert_eq!(
+        world.faults.take_words().iter().map(Vec::len).collect::<Vec<_>>(),
+        [2, 2, 2]
+    );
+    assert_eq!(number(&client, "SELECT v::bigint FROM t").await, 8);
+    // What one voter invents, the others do not certify, be it the answer to a read or to a write.
+    let mut outcomes = Vec::new();
+    for text in ["SELECT v FROM t", update] {
+        for machine in [1, 1, 1, 2, 2, 2_u8] {
+            client.batch_execute("BEGIN; SELECT count(*) FROM t").await.unwrap();
+            world.faults.liar(machine);
+            client.batch_execute(text).await.unwrap();
+            world.faults.heal();
+            outcomes.push(client.batch_execute("COMMIT").await.is_err());
+            client.batch_execute("ROLLBACK").await.unwrap();
+        }
+    }
+    let failed = outcomes.iter().filter(|failed| **failed).count();
+    assert_eq!(failed, 4, "one in three has the liar for its voter: {outcomes:?}");
+    assert_eq!(number(&client, "SELECT v::bigint FROM t").await, 12);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_voters_certify_answers_at_commit() {
+    let (world, client) = real().await;
+    client.batch_execute("SET cloudbft.answers = at_commit").await.unwrap();
+    let update = "UPDATE warehouse SET w_ytd = w_ytd + 1 WHERE w_id = 1";
+    for turn in 0..3 {
+        client.batch_execute("BEGIN").await.unwrap();
+        let read = "SELECT w_ytd::bigint FROM warehouse WHERE w_id = 1";
+        assert_eq!(number(&client, read).await, turn * 2);
+        client.batch_execute(update).await.unwrap();
+        client
+            .batch_execute("SAVEPOINT s; UPDATE warehouse SET w_ytd = 9 WHERE w_id = 2")
+            .await
+            .unwrap();
+        client.batch_execute("ROLLBACK TO s").await.unwrap();
+        client.batch_execute(update).await.unwrap();
+        assert_eq!(number(&client, read).await, turn * 2 + 2);
+        client.batch_execute("COMMIT").await.unwrap();
+    }
+    assert_eq!(settled(&world).await, "6,0");
+}
