@@ -465,6 +465,8 @@ fn d_cascades() {
             "DELETE FROM top WHERE id = 1",
             "Write {table:public.middle S, table:public.top X}",
         ),
+        // The row that the default names is read.
+        ("DELETE FROM boss WHERE id = 2", "Write {all X}"),
         // The rows move to the partition of the default.
         ("DELETE FROM account_name WHERE name = 'b'", "Write {all X}"),
     ]);
