@@ -228,6 +228,35 @@ fn b6_draws_over_rows() {
     ]);
 }
 
+/// Random sources of extensions stand in any schema.
+#[test]
+fn b7_random_sources_in_any_schema() {
+    check(&[
+        ("SELECT public.gen_random_bytes(8)", "BF002 rule 7"),
+        ("SELECT crypto.gen_salt('bf')", "BF002 rule 7"),
+        ("SELECT * FROM normal_rand(5, 1, 2)", "BF002 rule 6"),
+    ]);
+    let executable = analyzer()
+        .text("SELECT public.gen_random_uuid()")
+        .executable()
+        .to_owned();
+    assert_eq!(executable, "SELECT cloudbft.gen_random_uuid()");
+    let own = "SELECT cloudbft.uuid_generate_v4()";
+    assert_eq!(analyzer().text(own).executable(), own);
+}
+
+#[test]
+fn b12_system_columns() {
+    check(&[
+        ("INSERT INTO child (id) SELECT tableoid FROM plain", "0A000 rule 12"),
+        (
+            "DO $$BEGIN DELETE FROM plain WHERE ctid = '(0,1)'; END$$",
+            "0A000 rule 12",
+        ),
+        ("SELECT tableoid FROM plain", "Read {table:public.plain S}"),
+    ]);
+}
+
 #[test]
 fn b8_columns_that_are_filled_by_each_server() {
     check(&[
