@@ -90,7 +90,7 @@ impl Client {
             Statement::Read => DirectKind::Read,
             Statement::Write => DirectKind::Write,
         };
-        let collect = Collect::new(self.voter_set, self.faults + 1, false, question.rows);
+        let collect = Collect::new(self.voter_set, live.needed(), false, question.rows);
         let (waiting, asking) = self.direct(question, Asked::Inside(kind), Some(&mut *live), collect);
         let voted = self.within_time(asking.run(&waiting), cancel).await?;
         live.note(&voted);
@@ -110,11 +110,18 @@ impl Client {
             exchange: Bytes::new(),
             rows: Rows::Unordered,
         };
+        self.join_enough(live).await?;
         let list = live.chain();
+        let uncertified = live.uncertified(self.faults + 1);
         let collect = Collect::new(self.voter_set, self.faults + 1, false, question.rows);
         let (waiting, asking) = self.direct(question, Asked::Inside(DirectKind::Word), Some(live), collect);
         let signed = |answers: &[u8; 32]| word_digest(transaction, began.0, &list, answers);
-        self.within_time(asking.run_to_words(&waiting, signed), cancel).await
+        let words = self.within_time(asking.run_to_words(&waiting, signed), cancel).await?;
+        let answers = words.first().map(|word| word.answers);
+        match uncertified.is_none_or(|seen| answers == Some(seen)) {
+            true => Ok(words),
+            false => Err(Failure::not_certified()),
+        }
     }
 
     fn direct<'all, 'live>(

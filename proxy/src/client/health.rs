@@ -33,6 +33,8 @@ pub(super) struct Health {
     start: Instant,
     machines: Vec<Machine>,
     next: AtomicUsize,
+    /// Transactions take turns of their own: each asks a few times, and that would lead back to the same voters.
+    next_live: AtomicUsize,
 }
 
 impl Health {
@@ -46,6 +48,7 @@ impl Health {
             start: Instant::now(),
             machines: voters.iter().map(machine).collect(),
             next: AtomicUsize::new(0),
+            next_live: AtomicUsize::new(0),
         }
     }
 
@@ -92,11 +95,24 @@ impl Health {
         live.map(|machine| machine.id).collect()
     }
 
+    /// `count` voters that shall run a transaction, in turn.
+    pub(super) fn pick_live(&self, count: usize) -> MachineSet {
+        let turn = self.next_live.fetch_add(1, Ordering::Relaxed);
+        let all = self.machines.iter().map(|machine| machine.id).collect();
+        self.in_turn(turn, count, Preference::default(), all)
+            .into_iter()
+            .collect()
+    }
+
     /// `count` voters of these to ask: stale ones last, before them those that seem down, and the prompt ones first; in turn, so
     /// that the work is spread.
     pub(super) fn pick(&self, count: usize, preference: Preference, among: MachineSet) -> Vec<MachineId> {
-        let live = self.live();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        self.in_turn(turn, count, preference, among)
+    }
+
+    fn in_turn(&self, turn: usize, count: usize, preference: Preference, among: MachineSet) -> Vec<MachineId> {
+        let live = self.live();
         let length = self.machines.len().max(1);
         let rotated = self.machines.iter().cycle().skip(turn % length).take(length);
         let mut picked: Vec<_> = rotated.map(|machine| machine.id).collect();
@@ -117,6 +133,18 @@ mod tests {
 
     fn all() -> MachineSet {
         [1, 2, 3].map(MachineId).into_iter().collect()
+    }
+
+    #[test]
+    fn transactions_take_turns_however_often_each_asks() {
+        let health = Health::new(&[1, 2, 3].map(MachineId));
+        let mut live = MachineSet::EMPTY;
+        for _ in 0..3 {
+            live = live.union(health.pick_live(1));
+            health.pick(1, Preference::default(), all());
+            health.pick(1, Preference::default(), all());
+        }
+        assert_eq!(live, all());
     }
 
     #[test]

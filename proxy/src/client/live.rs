@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use ordering::identifiers::Digest;
 use ordering::message::{CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, chain};
-use sql::operation::TransactionId;
+use sql::operation::{ExchangeResult, TransactionId};
 
 use super::{Client, Failure, Preference, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
@@ -15,6 +15,17 @@ use crate::port::{Destination, MachineSet, ToNode};
 struct Place {
     count: u32,
     chain: Digest,
+}
+
+/// How many voters run a transaction's statements as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lockstep {
+    /// One, whose answers the application sees: f+1 voters certify them at COMMIT (`cloudbft.answers = at_commit`).
+    One,
+    /// f+1, in turns: every answer is f+1 voters' before the application sees it.
+    Enough,
+    /// All.
+    All,
 }
 
 /// The live voters of one open transaction.
@@ -32,13 +43,17 @@ pub(crate) struct Live {
     place: Place,
     /// The direct writes that are listed, each with its place: what a voter that joins is sent.
     direct_writes: Vec<(Place, Bytes)>,
+    /// Equal answers that a statement needs.
+    needed: usize,
+    /// The chain over the digests of what the listed exchanges answered, as the application saw it.
+    answers: Digest,
     /// The request that ordered the statement which is on its way; 0 when there is none.
     request: u64,
 }
 
 impl Live {
     /// A transaction that has listed nothing yet.
-    pub(super) fn new(transaction: TransactionId, context: Bytes, machines: MachineSet) -> Self {
+    pub(super) fn new(transaction: TransactionId, context: Bytes, machines: MachineSet, needed: usize) -> Self {
         Self {
             transaction,
             context,
@@ -50,6 +65,8 @@ impl Live {
                 chain: CHAIN_START,
             },
             direct_writes: Vec::new(),
+            needed,
+            answers: CHAIN_START,
             request: 0,
         }
     }
@@ -88,6 +105,23 @@ impl Live {
         let before = self.place;
         self.listed(&exchange);
         self.direct_writes.push((before, exchange));
+    }
+
+    /// What a listed exchange answered.
+    pub(crate) fn answered(&mut self, result: &ExchangeResult) {
+        // A malformed result has no digest, and is never agreed on.
+        let multiset = result.digests().map_or(CHAIN_START, |digests| digests.multiset);
+        self.answers = chain(&self.answers, &multiset);
+    }
+
+    /// The chain that words must have over the answers, if the application saw answers that nobody has certified.
+    pub(super) fn uncertified(&self, enough: usize) -> Option<Digest> {
+        (self.needed < enough).then_some(self.answers)
+    }
+
+    /// Equal answers that a statement needs.
+    pub(super) fn needed(&self) -> usize {
+        self.needed
     }
 
     /// Exchanges that are listed.
@@ -129,32 +163,44 @@ impl Live {
 }
 
 impl Client {
-    /// A transaction's live voters: f+1 in turns, or all of them.
-    pub(crate) fn live(&self, transaction: TransactionId, context: Bytes, all: bool) -> Live {
-        let machines = match all {
-            true => self.voter_set,
-            false => {
-                let picked = self.health.pick(self.faults + 1, Preference::default(), self.voter_set);
-                picked.into_iter().collect()
-            }
+    /// A transaction's live voters.
+    pub(crate) fn live(&self, transaction: TransactionId, context: Bytes, lockstep: Lockstep) -> Live {
+        let enough = self.faults + 1;
+        let (count, needed) = match lockstep {
+            Lockstep::One => (1, 1),
+            Lockstep::Enough => (enough, enough),
+            Lockstep::All => (self.voters.len(), enough),
         };
-        Live::new(transaction, context, machines)
+        Live::new(transaction, context, self.health.pick_live(count), needed)
     }
 
     /// Sends the other voters all that they lack of the transaction, so that they are live from now on; gives them. What is
     /// sent next may go to them too.
     pub(super) async fn join(&self, live: &mut Live) -> Result<MachineSet, Failure> {
         let others = self.voter_set.without(live.machines);
+        self.join_machines(live, others).await?;
+        Ok(others)
+    }
+
+    /// The same until f+1 are live.
+    pub(super) async fn join_enough(&self, live: &mut Live) -> Result<(), Failure> {
+        let missing = (self.faults + 1).saturating_sub(live.machines.len());
+        let others = self.voter_set.without(live.machines);
+        let picked = self.health.pick(missing, live.preference, others);
+        self.join_machines(live, picked.into_iter().collect()).await
+    }
+
+    async fn join_machines(&self, live: &mut Live, others: MachineSet) -> Result<(), Failure> {
         if others.is_empty() {
-            return Ok(others);
+            return Ok(());
         }
         metrics::counter!("cloudbft_joins_total").increment(1);
         for (place, exchange) in &live.direct_writes {
             let place = live.at(*place, DirectKind::Write);
             self.tell(live, place, exchange.clone(), others).await?;
         }
-        live.machines = self.voter_set;
-        Ok(others)
+        live.machines = live.machines.union(others);
+        Ok(())
     }
 
     /// Has voters run the ordered statement that is on its way as soon as its locks are granted.
@@ -207,7 +253,7 @@ mod tests {
             session: 1,
             number: 1,
         };
-        let mut live = Live::new(id, Bytes::new(), MachineSet::one(MachineId(1)));
+        let mut live = Live::new(id, Bytes::new(), MachineSet::one(MachineId(1)), 1);
         live.listed(b"begin");
         live.wrote_directly(Bytes::from_static(b"one"));
         live.listed(b"extend");

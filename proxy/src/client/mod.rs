@@ -35,7 +35,7 @@ use numbers::Numbers;
 
 pub(crate) use direct::{Question, Quorum, Statement};
 pub(crate) use health::Preference;
-pub(crate) use live::Live;
+pub(crate) use live::{Live, Lockstep};
 
 /// How long other voters may take to say in which order the rows come, when f+1 agree on all but that.
 const ROWS_PATIENCE: Duration = Duration::from_secs(2);
@@ -112,6 +112,14 @@ impl Failure {
         let error = ApplicationError::new("40001", "the transaction was lost with a database node")
             .detail("Fewer than f+1 database nodes hold the state of this transaction.")
             .hint("Run the transaction again.");
+        Failure::Refused(error)
+    }
+
+    /// f+1 voters answer otherwise than the one that the application has listened to.
+    fn not_certified() -> Self {
+        let error = ApplicationError::new("40001", "the transaction's answers are not certified")
+            .detail("f+1 database nodes give other answers than the one that answered its statements.")
+            .hint("Run the transaction again; its answers so far may be wrong.");
         Failure::Refused(error)
     }
 

@@ -128,9 +128,8 @@ impl Client {
             live.ordered_by(request.number);
         }
         let key = ResultKey::Request(request.number);
-        let waiting = self
-            .calls
-            .open(key, Collect::new(self.voter_set, self.faults + 1, true, rows));
+        let needed = live.as_ref().map_or(self.faults + 1, |live| live.needed());
+        let waiting = self.calls.open(key, Collect::new(self.voter_set, needed, true, rows));
         let ordering = Ordering {
             waiting: &waiting,
             request,

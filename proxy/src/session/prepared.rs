@@ -71,9 +71,9 @@ impl Statements {
 
     /// Whether there is room for one more; the one of its name, if any, makes room.
     fn has_room(&self, name: &str, prepared: &Prepared) -> bool {
-        let before = self.get(name).map_or(0, |before| name.len() + before.bytes());
-        let bytes = self.bytes - before + name.len() + prepared.bytes();
-        (before > 0 || self.len() < STATEMENTS_MAX) && bytes <= STATEMENTS_BYTES_MAX
+        let before = self.get(name).map(|before| name.len() + before.bytes());
+        let bytes = self.bytes - before.unwrap_or(0) + name.len() + prepared.bytes();
+        (before.is_some() || self.len() < STATEMENTS_MAX) && bytes <= STATEMENTS_BYTES_MAX
     }
 
     pub(super) fn insert(&mut self, name: String, prepared: Arc<Prepared>) -> Option<Arc<Prepared>> {

@@ -14,7 +14,7 @@ use super::Session;
 use super::context::Context;
 use super::settings::READS;
 use super::transaction::{Begun, Deferred, exclusive};
-use crate::client::{Failure, Question, Quorum, Rows, Statement, Voted};
+use crate::client::{Failure, Lockstep, Question, Quorum, Rows, Statement, Voted};
 use crate::error::ApplicationError;
 use crate::measures::Stage;
 use crate::wire::{command_tag, first_error, leave_out, scan};
@@ -77,6 +77,8 @@ struct Opening {
     footprint: Footprint,
     exchanges: Vec<Deferred>,
     rows: Rows,
+    /// Whether one voter's answers do until COMMIT.
+    at_commit: bool,
 }
 
 impl Session {
@@ -206,6 +208,7 @@ impl Session {
                 short: routed.analysis.short,
             }],
             rows: routed.rows(),
+            at_commit: false,
         };
         let (mut begun, mut result) = self.open(opening).await?;
         begun.wrote = routed.analysis.effect > Effect::LockingRead;
@@ -277,7 +280,12 @@ impl Session {
         let snapshot = opening.isolation == Isolation::RepeatableRead;
         let all = snapshot || opening.read_only || holds_everything(&opening.footprint);
         let client = Arc::clone(&self.shared.client);
-        let live = client.live(id, opening.context.encoded.clone(), all);
+        let lockstep = match opening.at_commit {
+            _ if all => Lockstep::All,
+            true => Lockstep::One,
+            false => Lockstep::Enough,
+        };
+        let live = client.live(id, opening.context.encoded.clone(), lockstep);
         let exchanges: Vec<Bytes> = opening
             .exchanges
             .iter()
@@ -296,6 +304,7 @@ impl Session {
             },
         };
         let mut begun = Begun::new(id, opening.context, opening.footprint, snapshot, live, room);
+        begun.at_commit = lockstep == Lockstep::One;
         begun.all_short = opening.exchanges.iter().all(|deferred| deferred.short);
         let start = Instant::now();
         let voted = client
@@ -305,6 +314,7 @@ impl Session {
         match voted {
             Ok(voted) => {
                 begun.began(voted.order, &exchanges);
+                begun.live.answered(&voted.result);
                 Ok((begun, voted.result))
             }
             Err(failure) => {
@@ -346,6 +356,8 @@ impl Session {
             }
         };
         let mut exchanges = transaction.deferred.clone();
+        // The answers to what a Begin takes along are not sent, so that the proxy could not tell whether words are right.
+        let at_commit = transaction.answers_at_commit() && exchanges.is_empty();
         exchanges.push(first);
         let opening = Opening {
             context,
@@ -354,6 +366,7 @@ impl Session {
             footprint,
             exchanges,
             rows: routed.rows(),
+            at_commit,
         };
         match self.open(opening).await {
             Ok((mut begun, result)) => {
@@ -387,7 +400,7 @@ impl Session {
         };
         let locks_reads = transaction.locks_reads();
         let footprint = lock_footprint(analysis, locks_reads);
-        let plain_read = analysis.effect <= Effect::Read && routed.kind == Kind::Plain;
+        let plain_read = analysis.effect <= Effect::Read && routed.kind == Kind::Plain && !begun.at_commit;
         let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && plain_read);
         let bound = analysis.needs_transaction || analysis.needs_clock || begun.may_have_written(&footprint);
         let result = match (plain_read, covered) {
@@ -448,7 +461,7 @@ impl Session {
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         begun.all_short &= routed.analysis.short;
         begun.wrote |= writes(routed);
-        begun.wrote_directly(routed.encoded.clone());
+        begun.wrote_directly(routed.encoded.clone(), &voted.result);
         Ok(voted.result)
     }
 
@@ -468,7 +481,7 @@ impl Session {
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         begun.all_short &= routed.analysis.short;
         begun.wrote |= writes(routed);
-        begun.extended(voted.order, &routed.encoded, &operation.footprint);
+        begun.extended(&voted, &routed.encoded, &operation.footprint);
         Ok(voted.result)
     }
 
@@ -477,14 +490,14 @@ impl Session {
     /// # Errors
     /// [`Failure::OutcomeUnknown`] when it may be committed. After any other, it has no effect.
     pub(super) async fn finish(&mut self, mut begun: Begun) -> Result<Bytes, Failure> {
-        if !begun.wrote {
+        if !begun.wrote && !begun.at_commit {
             // Each answer was f+1 voters' under its locks or on its snapshot. Nothing is left to commit.
             self.abort_later(begun);
             return Ok(Bytes::new());
         }
         let client = Arc::clone(&self.shared.client);
         let mut words = Vec::new();
-        if !begun.all_short {
+        if !begun.all_short || begun.at_commit {
             let start = Instant::now();
             let (id, began) = (begun.id, begun.began);
             let given = client.words(&mut begun.live, id, began, Some(&self.cancel)).await;
@@ -499,6 +512,10 @@ impl Session {
                     });
                 }
             }
+        }
+        if !begun.wrote {
+            self.abort_later(begun);
+            return Ok(Bytes::new());
         }
         let ending = begun.into_ending();
         let operation = Operation {

@@ -5,7 +5,7 @@ use sql::operation::{Exchange, Isolation, SessionContext};
 use super::Session;
 use super::handshake::is_utf8;
 use super::routing::Kind;
-use super::settings::{READS, REPORTED, Settings, parse_milliseconds, reported_name, show_milliseconds};
+use super::settings::{ANSWERS, READS, REPORTED, Settings, parse_milliseconds, reported_name, show_milliseconds};
 use super::tokens::{quote_identifier, quote_literal};
 use super::transaction::{DEFERRED_MAX, Deferred};
 use crate::error::{ApplicationError, NOT_SUPPORTED};
@@ -220,6 +220,10 @@ fn own_setting(name: &str, value: Option<&str>, role: &str) -> Result<Own, Appli
             value @ ("linearizable" | "session") => Ok(Own::Value(value.to_owned())),
             _ => Err(invalid_value(name, value).hint("Available values: linearizable, session.")),
         },
+        (ANSWERS, Some(value)) => match value.to_ascii_lowercase().as_str() {
+            value @ ("voted" | "at_commit") => Ok(Own::Value(value.to_owned())),
+            _ => Err(invalid_value(name, value).hint("Available values: voted, at_commit.")),
+        },
         ("client_encoding", Some(value)) if is_utf8(value) => Ok(Own::Ignored),
         ("client_encoding", Some(value)) => Err(ApplicationError::new(
             "0A000",
@@ -290,6 +294,7 @@ fn is_time_limit(name: &str) -> bool {
 /// What SHOW says of a setting of the proxy's own that is not set.
 pub(super) fn shown_default(name: &str) -> Option<&'static str> {
     match name {
+        ANSWERS => Some("voted"),
         READS => Some("linearizable"),
         "application_name" => Some(""),
         "client_encoding" => Some("UTF8"),

@@ -23,6 +23,9 @@ pub(super) const REPORTED: [&str; 13] = [
 /// Which answers to unlocked reads the session accepts: `linearizable` or `session`.
 pub(super) const READS: &str = "cloudbft.reads";
 
+/// When an answer inside a transaction is f+1 voters': before the application sees it (`voted`), or at COMMIT (`at_commit`).
+pub(super) const ANSWERS: &str = "cloudbft.answers";
+
 /// The reported name of a setting, if it is reported.
 pub(super) fn reported_name(name: &str) -> Option<&'static str> {
     REPORTED
@@ -90,7 +93,8 @@ impl Settings {
 }
 
 /// Settings that the proxy itself acts on, or that the voters pin: they never travel with operations.
-const PROXYS_OWN: [&str; 22] = [
+const PROXYS_OWN: [&str; 23] = [
+    ANSWERS,
     READS,
     "application_name",
     "array_nulls",

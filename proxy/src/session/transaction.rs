@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ordering::identifiers::Order;
 use sql::footprint::{Footprint, Mode, Resource};
-use sql::operation::{Isolation, TransactionId, TransactionWrite};
+use sql::operation::{ExchangeResult, Isolation, TransactionId, TransactionWrite};
 use sql::statement::TransactionModes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::Context;
-use super::settings::Settings;
-use crate::client::Live;
+use super::settings::{ANSWERS, Settings};
+use crate::client::{Live, Voted};
 
 /// Writes kept inline for COMMIT, in bytes; what exceeds this is ordered instead, so that COMMIT stays bounded.
 pub(super) const INLINE_BYTES_MAX: usize = 4 << 20;
@@ -29,6 +29,8 @@ pub(super) struct Transaction {
     pub(super) doomed: bool,
     pub(super) isolation: Isolation,
     pub(super) read_only: bool,
+    /// `cloudbft.answers` was `at_commit` at its start.
+    at_commit: bool,
     /// A statement has run: modes are fixed.
     pub(super) used: bool,
     /// It may have changed the catalog.
@@ -75,6 +77,8 @@ pub(super) struct Begun {
     pub(super) all_short: bool,
     /// Whether it may have something to commit: if not, it ends without.
     pub(super) wrote: bool,
+    /// Whether the application sees one voter's answers: its reads are listed too, so that words cover them.
+    pub(super) at_commit: bool,
     writes: Vec<TransactionWrite>,
     inline_bytes: usize,
     /// One of the transactions that the session may have open or unaborted; given back when this one is known to have ended.
@@ -101,6 +105,7 @@ impl Transaction {
             doomed: false,
             isolation: modes.isolation.or(default_isolation).unwrap_or_default(),
             read_only: modes.read_only.unwrap_or(default_read_only),
+            at_commit: settings.get(ANSWERS) == Some("at_commit"),
             used: false,
             catalog_changed: false,
             deferred: Vec::new(),
@@ -119,14 +124,19 @@ impl Transaction {
         self.isolation
     }
 
+    /// Whether its answers are one voter's until COMMIT certifies them. Snapshots are read on all voters anyway.
+    pub(super) fn answers_at_commit(&self) -> bool {
+        self.at_commit && !self.read_only && self.isolation != Isolation::RepeatableRead
+    }
+
     /// Whether its plain reads take locks.
     pub(super) fn locks_reads(&self) -> bool {
-        self.voters_isolation() == Isolation::Serializable
+        self.voters_isolation() == Isolation::Serializable || self.answers_at_commit()
     }
 
     /// Whether its plain reads may run outside it, as autocommit reads, before it holds anything.
     pub(super) fn reads_outside(&self) -> bool {
-        self.isolation == Isolation::ReadCommitted
+        self.isolation == Isolation::ReadCommitted && !self.answers_at_commit()
     }
 
     /// The modes that `AND CHAIN` hands on.
@@ -163,6 +173,7 @@ impl Begun {
             began: Order(0),
             all_short: true,
             wrote: false,
+            at_commit: false,
             writes: Vec::new(),
             inline_bytes: 0,
             room,
@@ -177,16 +188,18 @@ impl Begun {
     }
 
     /// A direct write ran.
-    pub(super) fn wrote_directly(&mut self, exchange: Bytes) {
+    pub(super) fn wrote_directly(&mut self, exchange: Bytes, result: &ExchangeResult) {
+        self.live.answered(result);
         self.live.wrote_directly(exchange.clone());
         self.inline_bytes = self.inline_bytes.saturating_add(exchange.len());
         self.writes.push(TransactionWrite::Direct(exchange));
     }
 
     /// An ordered Extend ran.
-    pub(super) fn extended(&mut self, order: Order, exchange: &[u8], footprint: &Footprint) {
+    pub(super) fn extended(&mut self, voted: &Voted, exchange: &[u8], footprint: &Footprint) {
+        self.live.answered(&voted.result);
         self.live.listed(exchange);
-        self.writes.push(TransactionWrite::Ordered(order.0));
+        self.writes.push(TransactionWrite::Ordered(voted.order.0));
         self.held.extend(footprint);
     }
 

@@ -22,7 +22,6 @@ const PINNED: &[(&str, &[&str])] = &[
     ("lc_messages", &["c"]),
     ("exit_on_error", &["off", "false", "0", "no"]),
     ("gin_fuzzy_search_limit", &["0"]),
-    ("idle_session_timeout", &["0"]),
 ];
 
 /// List settings of which the elements are identifiers.
@@ -251,12 +250,12 @@ fn refuse_pinned(class: StatementClass) -> StatementClass {
 }
 
 fn pinned_refusal(name: &str, value: Option<&str>) -> Option<Refusal> {
-    if name.starts_with("cloudbft.") && name != "cloudbft.reads" {
+    if name.starts_with("cloudbft.") && !matches!(name, "cloudbft.reads" | "cloudbft.answers") {
         return Some(Refusal::new(
             INSUFFICIENT_PRIVILEGE,
             33,
             format!("parameter \"{name}\" is set by the database nodes"),
-            "Leave it alone; only cloudbft.reads is for applications.",
+            "Leave it alone; only cloudbft.reads and cloudbft.answers are for applications.",
         ));
     }
     let (_, allowed) = PINNED.iter().find(|(pinned, _)| *pinned == name)?;

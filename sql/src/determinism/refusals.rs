@@ -41,6 +41,12 @@ pub(super) fn refusal(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
     if let Some(name) = pass.calls() {
         return called(&name, purpose);
     }
+    // Of an extension, so in any schema.
+    if pass.is_punctuation(1, b'(')
+        && let Some(refusal) = pass.name(0).and_then(|name| random_source(&name))
+    {
+        return Some(refusal);
+    }
     word(pass, purpose)
 }
 
@@ -99,8 +105,9 @@ fn transaction_ids(name: &str) -> Option<Refusal> {
 }
 
 fn random_source(name: &str) -> Option<Refusal> {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 13] = [
         "setseed",
+        "normal_rand",
         "random_normal",
         "uuidv4",
         "uuidv7",
@@ -113,7 +120,7 @@ fn random_source(name: &str) -> Option<Refusal> {
         "pgp_pub_encrypt",
         "pgp_pub_encrypt_bytea",
     ];
-    let rule = if matches!(name, "setseed" | "random_normal") {
+    let rule = if matches!(name, "setseed" | "random_normal" | "normal_rand") {
         6
     } else {
         7
@@ -258,8 +265,12 @@ fn word(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
                 "Select rows by a hash of their key instead.",
             ))
         }
-        "ctid" | "xmin" | "xmax" | "cmin" | "cmax" if purpose == Purpose::Write && !is_xmax_test(pass) => {
-            let rule = if name == "ctid" { 12 } else { 11 };
+        "ctid" | "xmin" | "xmax" | "cmin" | "cmax" | "tableoid" if purpose == Purpose::Write && !is_xmax_test(pass) => {
+            let rule = if matches!(name.as_ref(), "ctid" | "tableoid") {
+                12
+            } else {
+                11
+            };
             Some(Refusal::new(
                 FEATURE_NOT_SUPPORTED,
                 rule,

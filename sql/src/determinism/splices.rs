@@ -81,7 +81,12 @@ fn call(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     let name = match pass.calls() {
         Some(name) => name,
         // Of an extension, so in any schema.
-        None if pass.is_punctuation(1, b'(') && pass.name(0).as_deref() == Some("uuid_generate_v4") => pass.name(0)?,
+        None if pass.is_punctuation(1, b'(')
+            && !pass.calls_own_function()
+            && matches!(pass.name(0).as_deref(), Some("uuid_generate_v4" | "gen_random_uuid")) =>
+        {
+            pass.name(0)?
+        }
         None => return None,
     };
     if NAME_FOLLOWS.iter().any(|word| pass.is_word(-1, word)) {

@@ -1,6 +1,7 @@
 //! Backends that are not in use, by role; bounded per kind of work.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -20,6 +21,15 @@ pub enum Purpose {
     /// A direct read.
     DirectRead,
 }
+
+/// How long the server may count connections that are closed.
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is tried again meanwhile.
+const OPEN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The SQLSTATE of a server that has too many connections.
+const TOO_MANY_CONNECTIONS: &str = "53300";
 
 /// The pool.
 #[derive(Debug)]
@@ -78,10 +88,25 @@ impl Pool {
         let permit = permit.map_err(|_| PostgresError::protocol("the pool is closed"))?;
         let backend = match self.take_idle(kind, role, settings) {
             Some(backend) => backend,
-            None => Backend::open(&self.config, kind, role, &self.token).await?,
+            None => self.open(kind, role).await?,
         };
         let pool = Arc::clone(self);
         Ok(Borrowed { backend, pool, permit })
+    }
+
+    /// Opens a connection. One that was closed a moment ago may still count for the server.
+    async fn open(&self, kind: Kind, role: &str) -> Result<Backend, PostgresError> {
+        let deadline = Instant::now() + OPEN_PATIENCE;
+        loop {
+            match Backend::open(&self.config, kind, role, &self.token).await {
+                Err(PostgresError::Server { sqlstate, .. })
+                    if sqlstate == TOO_MANY_CONNECTIONS && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(OPEN_INTERVAL).await;
+                }
+                opened => return opened,
+            }
+        }
     }
 
     fn take_idle(&self, kind: Kind, role: &str, settings: &[(String, String)]) -> Option<Backend> {

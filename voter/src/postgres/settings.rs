@@ -123,6 +123,8 @@ mod tests {
             "exit_on_error",
             "gin_fuzzy_search_limit",
             "cloudbft.seed",
+            "exit_on_error",
+            "gin_fuzzy_search_limit",
             "a; drop table t",
             "default_transaction_read_only",
         ] {
