@@ -219,7 +219,12 @@ mod tests {
         let raised = error_fields(b"C53100\0Mdisk full\0Rexec_stmt_raise\0\0");
         assert!(native.is_server_fault());
         assert!(!raised.is_server_fault());
-        for result in [&b"C23505\0\0"[..], b"CXX000\0\0", b"C08P01\0\0", b"C57014\0RCopyGetData\0\0"] {
+        for result in [
+            &b"C23505\0\0"[..],
+            b"CXX000\0\0",
+            b"C08P01\0\0",
+            b"C57014\0RCopyGetData\0\0",
+        ] {
             assert!(!error_fields(result).is_server_fault());
         }
         assert!(error_fields(b"C57014\0RProcessInterrupts\0\0").is_server_fault());
