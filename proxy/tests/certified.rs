@@ -104,15 +104,17 @@ async fn what_is_short_needs_no_words() {
     let client = with_table(&world).await;
     client.batch_execute("INSERT INTO t VALUES (1, 7)").await.unwrap();
     assert_eq!(world.faults.take_seen(), ["one-shot"]);
-    client
-        .batch_execute("BEGIN; INSERT INTO t VALUES (2, 7); UPDATE t SET v = 8 WHERE id = 1; COMMIT")
-        .await
-        .unwrap();
+    for text in [
+        "BEGIN; INSERT INTO t VALUES (2, 7)",
+        "UPDATE t SET v = 8 WHERE id = 1",
+        "COMMIT",
+    ] {
+        client.batch_execute(text).await.unwrap();
+    }
     assert_eq!(world.faults.take_words(), [Vec::<u8>::new()]);
-    client
-        .batch_execute("BEGIN; INSERT INTO t VALUES (3, 7); UPDATE t SET v = v + 1; COMMIT")
-        .await
-        .unwrap();
+    for text in ["BEGIN; INSERT INTO t VALUES (3, 7)", "UPDATE t SET v = v + 1", "COMMIT"] {
+        client.batch_execute(text).await.unwrap();
+    }
     assert_eq!(world.faults.take_words().iter().map(Vec::len).collect::<Vec<_>>(), [2]);
 }
 

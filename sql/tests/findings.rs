@@ -309,7 +309,7 @@ fn b9_caches_of_sequences() {
     ] {
         assert_eq!(analyzer.text(text).executable(), expected);
     }
-    // It draws the number of its row, whatever the VALUES say.
+    // Postgres draws the number of the row, whatever the VALUES say.
     check(&[(
         "INSERT INTO identified OVERRIDING USER VALUE VALUES (7, 'x')",
         "Write {all X}",
@@ -359,7 +359,7 @@ fn b16_b19_b20_what_is_stored_by_definitions_and_subqueries() {
     ]);
 }
 
-/// What a body does may be written, whoever calls the function.
+/// A body may write, whoever calls the function.
 #[test]
 fn b32_bodies_are_inspected_as_writes() {
     check(&[
@@ -429,7 +429,7 @@ fn b35_unlogged() {
     ]);
 }
 
-/// What may not be left to the order of rows, whatever else the table makes run.
+/// The order of rows may decide nothing, whatever else the table makes run.
 #[test]
 fn c1_order_rules_hold_for_every_table() {
     check(&[
@@ -451,7 +451,7 @@ fn c1_order_rules_hold_for_every_table() {
     ]);
 }
 
-/// What a foreign key's action changes depends on the action of each key on the way.
+/// Which rows a cascade changes depends on the action of each foreign key on the way.
 #[test]
 fn d_cascades() {
     check(&[

@@ -251,11 +251,10 @@ pub fn check(
         return Err(Refused::malformed("COPY data that no Commit lists"));
     }
     match place {
-        Place::OneShot if analysis.effect == Effect::Maintenance => {
-            if outside(&analysis) && !alone(&analysis) {
-                return Err(Refused::new("25001", "the statement cannot run together with others"));
-            }
+        Place::OneShot if analysis.effect == Effect::Maintenance && outside(&analysis) && !alone(&analysis) => {
+            return Err(Refused::new("25001", "the statement cannot run together with others"));
         }
+        Place::OneShot if analysis.effect == Effect::Maintenance => {}
         Place::OneShot if !analysis.short => {
             return Err(Refused {
                 hint: "The proxy runs it in a transaction that voters certify.".into(),

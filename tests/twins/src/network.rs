@@ -128,6 +128,7 @@ impl Network {
         let input = match message {
             ClientMessage::Direct(direct) => VoterInput::Direct { client, direct },
             ClientMessage::Recall(key) => VoterInput::Recall { client, key },
+            ClientMessage::GiveUp(key) => VoterInput::GiveUp { client, key },
             ClientMessage::KeepAlive => VoterInput::KeepAlive(client),
         };
         self.send(machine, input).await;

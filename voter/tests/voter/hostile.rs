@@ -496,3 +496,20 @@ async fn direct_reads_wait_for_a_no_op_of_the_voters_own() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// A read that nobody waits for any more is stopped, and holds no backend.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_was_given_up_is_stopped() {
+    let mut rig = with_table().await;
+    let endless = simple("SELECT count(*) FROM generate_series(1, 100000000000)");
+    let read = rig.send_direct(None, &endless, false).await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while rig.psql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series%' AND state = 'active' AND pid <> pg_backend_pid()").await != "1" {
+        assert!(Instant::now() < deadline, "it does not run");
+    }
+    rig.give_up(read).await;
+    let started = Instant::now();
+    assert_eq!(rig.direct_outcome(read).await, Outcome::Unavailable);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert_serving(&rig);
+}
