@@ -20,9 +20,17 @@ async fn nothing_that_clients_do_makes_voters_differ() {
     for seed in 0..SEEDS {
         let outcome = run(&servers, seed, &options).await;
         committed += outcome.committed;
-        violated.extend(outcome.violations.into_iter().map(|violation| format!("seed {seed}: {violation}")));
+        violated.extend(
+            outcome
+                .violations
+                .into_iter()
+                .map(|violation| format!("seed {seed}: {violation}")),
+        );
     }
     assert!(violated.is_empty(), "{}", violated.join("\n"));
     // Clients that get nothing done violate nothing.
-    assert!(committed > 2 * SEEDS as usize, "only {committed} transactions were committed");
+    assert!(
+        committed > 2 * SEEDS as usize,
+        "only {committed} transactions were committed"
+    );
 }
