@@ -305,18 +305,6 @@ fn runs(exchange: &Exchange, index: usize) -> bool {
     }
 }
 
-/// Whether names mean something else after the exchange than under the operation's context.
-pub fn changes_names(analysis: &ExchangeAnalysis) -> bool {
-    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
-    statements.any(|statement| match &statement.class {
-        StatementClass::Setting(Setting::Set { name, .. } | Setting::SetConfig { name, .. } | Setting::Reset(name)) => {
-            matches!(name.as_str(), "search_path" | "role" | "session_authorization")
-        }
-        StatementClass::Setting(Setting::ResetAll) => true,
-        _ => false,
-    })
-}
-
 /// Whether Postgres refuses the exchange inside a transaction block.
 pub fn outside(analysis: &ExchangeAnalysis) -> bool {
     let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);

@@ -513,3 +513,24 @@ async fn a_read_that_was_given_up_is_stopped() {
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert_serving(&rig);
 }
+
+/// findings: A7. Code that changes the search path changes nothing for the statements after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_names_mean_is_the_operations_alone() {
+    let mut rig = with_table().await;
+    rig.run("CREATE SCHEMA other; CREATE TABLE other.plain (id int PRIMARY KEY, name text); INSERT INTO other.plain VALUES (1, 'other')")
+        .await;
+    rig.run("INSERT INTO public.plain VALUES (1, 'public')").await;
+    let shadow = simple("DO $$BEGIN PERFORM set_config('search_path', 'other', false); END$$");
+    let (mut transaction, order) = begin(&mut rig, &shadow).await;
+    rig.result(order).await;
+    rig.write(
+        &mut transaction,
+        &simple("UPDATE plain SET name = 'changed' WHERE id = 1"),
+    )
+    .await;
+    let commit = rig.commit(&transaction).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_eq!(rig.psql("SELECT name FROM other.plain").await, "other");
+    assert_eq!(rig.psql("SELECT name FROM public.plain").await, "changed");
+}
