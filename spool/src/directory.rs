@@ -125,10 +125,7 @@ mod tests {
         let mut one = directory.create().unwrap();
         let mut other = directory.create().unwrap();
         one.append(&[1; 60]).unwrap();
-        assert_eq!(
-            other.append(&[2; 41]).unwrap_err().kind(),
-            io::ErrorKind::QuotaExceeded
-        );
+        assert_eq!(other.append(&[2; 41]).unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
         other.append(&[2; 40]).unwrap();
         assert_eq!(std::fs::read_dir(place.path().join("results")).unwrap().count(), 0);
         let mut read = [0; 60];

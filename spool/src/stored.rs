@@ -127,7 +127,11 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let directory = SpoolDirectory::new(place.path(), 1 << 20);
         let chunks: Vec<Vec<u8>> = (0..10)
-            .map(|chunk| (0..7).flat_map(|number| row(&format!("{}", chunk * 7 + number))).collect())
+            .map(|chunk| {
+                (0..7)
+                    .flat_map(|number| row(&format!("{}", chunk * 7 + number)))
+                    .collect()
+            })
             .collect();
         let mut writer = ChunkWriter::new(&directory).unwrap();
         chunks.iter().for_each(|chunk| writer.append(chunk).unwrap());

@@ -69,6 +69,7 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> Voter
             read_backends: 3,
             ..VoterLimits::default()
         },
+        spool: spool::SpoolDirectory::new(std::env::temp_dir(), 4 << 30),
     }
 }
 
