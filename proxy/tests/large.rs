@@ -7,7 +7,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use support::World;
+use tokio::sync::RwLock;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// Held alone by the test that measures the memory of the process.
+static PROCESS: RwLock<()> = RwLock::const_new(());
 
 /// The same rows of about 1 KiB on all servers, in this order on each.
 async fn with_rows(rows: u32, orders: [&str; 3]) -> (World, Client) {
@@ -100,6 +104,7 @@ fn count(seen: &[&str], kind: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copy_out_of_200_mib_needs_little_memory() {
+    let _process = PROCESS.write().await;
     let (world, client) = with_rows(200_000, SAME).await;
     forget_peak();
     let before = peak();
@@ -119,6 +124,7 @@ async fn copy_out_of_200_mib_needs_little_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_in_another_order_on_each_server_are_released_when_all_are_verified() {
+    let _process = PROCESS.read().await;
     let (world, _client) = with_rows(20_000, DIFFERING).await;
     let copied = printed(&world, "COPY t TO STDOUT").await;
     assert_eq!(copied, expected(&world, 20_000).await);
@@ -133,6 +139,7 @@ async fn rows_in_another_order_on_each_server_are_released_when_all_are_verified
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lying_voters_chunk_is_refused() {
+    let _process = PROCESS.read().await;
     let (world, _client) = with_rows(10_000, SAME).await;
     let mut forged = 0;
     for machine in 1..=3 {
@@ -158,6 +165,7 @@ async fn a_lying_voters_chunk_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_around_the_size_of_a_chunk_are_whole() {
+    let _process = PROCESS.read().await;
     let world = World::start_voters().await;
     let client = world.connect().await;
     let chunk = 1_usize << 20;
@@ -189,6 +197,7 @@ async fn results_around_the_size_of_a_chunk_are_whole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_results_of_the_extended_protocol_and_of_transactions() {
+    let _process = PROCESS.read().await;
     let (world, mut client) = with_rows(5_000, SAME).await;
     let statement = client.prepare("SELECT id, filler FROM t WHERE id <= $1").await.unwrap();
     let rows = client.query(&statement, &[&5000]).await.unwrap();
@@ -218,6 +227,7 @@ async fn large_results_of_the_extended_protocol_and_of_transactions() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_after_many_rows_is_the_databases_own() {
+    let _process = PROCESS.read().await;
     let (world, client) = with_rows(3_000, SAME).await;
     let failing = "SELECT id, filler, 1 / (id - 2900) FROM t";
     let error = client.simple_query(failing).await.unwrap_err();
@@ -234,6 +244,7 @@ async fn an_error_after_many_rows_is_the_databases_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_and_a_disconnect_end_the_release() {
+    let _process = PROCESS.read().await;
     let (world, client) = with_rows(60_000, SAME).await;
     let started = async {
         while count(&world.faults.take_seen(), "chunk") == 0 {
