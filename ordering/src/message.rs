@@ -66,6 +66,15 @@ pub enum ClientMessage {
     /// The client lives. Sent every second; voters of a client that has been silent for too long have its open transactions
     /// abandoned.
     KeepAlive,
+    /// Asks for a chunk of a large result: [`Outcome::Chunk`].
+    RecallChunk {
+        /// Which result.
+        key: ResultKey,
+        /// The chunk's number, from 0.
+        index: u32,
+    },
+    /// The client needs a large result no more.
+    Release(ResultKey),
 }
 
 /// DIRECT (DESIGN.md section 3): a read outside transactions, or a statement of an interactive transaction
@@ -147,6 +156,12 @@ pub enum ResultKey {
 /// proxy need not wait for the one voter that was picked.
 pub const SMALL_RESULT_BYTES: usize = 512;
 
+/// Results above this size, in bytes, travel in chunks: each chunk ends with the message with which it exceeds this size.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// The largest message of a database server that a voter takes, in bytes: the last one of a chunk.
+pub const CHUNK_MESSAGE_BYTES_MAX: usize = 24 << 20;
+
 /// RESULT: voter to proxy. Two results agree when their orders (of requests) and one of their digests are equal.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ResultMessage {
@@ -193,6 +208,26 @@ pub enum Outcome {
     },
     /// The voter cannot say (its transaction missed a statement, or its server is down): no vote.
     Unavailable,
+    /// The backend answered more than travels at once; the digests are over the whole, as those of `Done`.
+    Large {
+        /// Hash of the messages in sequence.
+        sequence: Digest,
+        /// The same with the rows of each statement sorted by hash (order of rows does not matter).
+        multiset: Digest,
+        /// The status byte of the ReadyForQuery that ended the messages.
+        status: u8,
+        /// `sql::result::chunk_digest` of each chunk, in order. Each chunk consists of whole messages.
+        chunks: Vec<Digest>,
+    },
+    /// A chunk of a large result: no vote.
+    Chunk {
+        /// The chunk's number, from 0.
+        index: u32,
+        /// The chunk; `None` when the voter does not have the result any more.
+        bytes: Option<Bytes>,
+    },
+    /// The voter runs it at this moment: no vote.
+    Running,
 }
 
 /// REPLY-COMMIT-DB: voter to replicas.

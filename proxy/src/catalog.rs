@@ -155,10 +155,12 @@ impl Catalog {
         };
         let voted = client.order(&operation, Rows::Ordered, None).await;
         let voted = voted.map_err(|failure| CatalogError::Query(failure.into_error().message.into_owned()))?;
-        if let Some(error) = first_error(&voted.result.messages) {
+        let result = client.gather(voted.result).await;
+        let result = result.map_err(|failure| CatalogError::Query(failure.into_error().message.into_owned()))?;
+        if let Some(error) = first_error(&result.messages) {
             return Err(CatalogError::Query(error.message.into_owned()));
         }
-        let rows = read_rows(&voted.result.messages).unwrap_or_default();
+        let rows = read_rows(&result.messages).unwrap_or_default();
         let texts = rows.iter().filter_map(|row| row.first()?.as_deref());
         Ok(Schema::parse(texts, &self.rules)?)
     }

@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId};
+use spool::SpoolDirectory;
 use sql::rules::PartitionRules;
+
+/// Bytes of results that a proxy keeps in files, at most, unless it is told otherwise.
+const SPOOL_BYTES_MAX: u64 = 8 << 30;
 
 /// A proxy's configuration. No globals: everything a session needs comes from here.
 #[derive(Clone)]
@@ -45,6 +49,8 @@ pub struct ProxyConfig {
     pub statement_timeout: Duration,
     /// A transaction that is open for longer, and idle, is aborted (25P03).
     pub transaction_timeout: Duration,
+    /// Where results lie that must be read to their end before anything of them is released.
+    pub spool: SpoolDirectory,
     /// How long sessions may go on with an open transaction after shutdown was asked for.
     pub shutdown_grace: Duration,
 }
@@ -93,6 +99,7 @@ impl ProxyConfig {
             connections_max: 500,
             statement_timeout: Duration::from_secs(30),
             transaction_timeout: Duration::from_secs(60),
+            spool: SpoolDirectory::new(std::env::temp_dir(), SPOOL_BYTES_MAX),
             shutdown_grace: Duration::from_secs(10),
         }
     }

@@ -1,5 +1,7 @@
 //! Digests of results: what voters vote with, and what a proxy recomputes from the bytes that it delivers.
 
+use std::convert::Infallible;
+
 use crate::operation::ExchangeResult;
 
 /// The two hashes of one result.
@@ -46,67 +48,140 @@ fn header(bytes: &[u8]) -> Option<(u8, usize)> {
     (total >= HEADER_BYTES).then_some((*tag, total))
 }
 
+/// The hashes of a run of rows, which are taken out in ascending order.
+pub trait Run {
+    /// Why a hash cannot be kept.
+    type Error;
+
+    /// Adds the hash of a row.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    fn push(&mut self, hash: [u8; 32]) -> Result<(), Self::Error>;
+
+    /// Takes out all hashes, ascending; says how many there were.
+    ///
+    /// # Errors
+    /// When what was kept cannot be read back.
+    fn drain_sorted(&mut self, take: impl FnMut(&[u8; 32])) -> Result<u64, Self::Error>;
+}
+
+/// A run in memory.
+impl Run for Vec<[u8; 32]> {
+    type Error = Infallible;
+
+    fn push(&mut self, hash: [u8; 32]) -> Result<(), Infallible> {
+        Vec::push(self, hash);
+        Ok(())
+    }
+
+    fn drain_sorted(&mut self, take: impl FnMut(&[u8; 32])) -> Result<u64, Infallible> {
+        self.sort_unstable();
+        self.iter().for_each(take);
+        let count = self.len() as u64;
+        self.clear();
+        Ok(count)
+    }
+}
+
 /// Computes [`ResultDigests`] while messages come in.
 #[derive(Clone, Debug)]
-pub struct ResultDigester {
+pub struct ResultDigester<R = Vec<[u8; 32]>> {
+    digested: Digested,
+    run: R,
+    in_run: bool,
+}
+
+/// The digests of all messages, before the status byte is known.
+#[derive(Clone, Debug)]
+pub struct Digested {
     sequence: blake3::Hasher,
     multiset: blake3::Hasher,
-    run: Vec<[u8; 32]>,
     /// Whether some run had several rows, so that the two digests mean different things.
     unordered: bool,
 }
 
 impl Default for ResultDigester {
     fn default() -> Self {
-        Self::new()
+        Self::new(Vec::new())
     }
 }
 
-impl ResultDigester {
-    /// Nothing digested yet.
-    pub fn new() -> Self {
-        Self {
+impl<R: Run> ResultDigester<R> {
+    /// Nothing digested yet; hashes of rows are kept in `run`, which is empty.
+    pub fn new(run: R) -> Self {
+        let digested = Digested {
             sequence: blake3::Hasher::new_derive_key("cloudbft result sequence v1"),
             multiset: blake3::Hasher::new_derive_key("cloudbft result multiset v1"),
-            run: Vec::new(),
             unordered: false,
+        };
+        Self {
+            digested,
+            run,
+            in_run: false,
         }
     }
 
     /// Adds one whole backend message (with its header) of type `tag`.
-    pub fn message(&mut self, tag: u8, message: &[u8]) {
-        self.sequence.update(message);
+    ///
+    /// # Errors
+    /// When the run of rows cannot be kept.
+    pub fn message(&mut self, tag: u8, message: &[u8]) -> Result<(), R::Error> {
+        self.digested.sequence.update(message);
         if is_row(tag) {
-            self.run.push(*blake3::hash(message).as_bytes());
-        } else {
-            self.end_run();
-            self.multiset.update(message);
+            self.in_run = true;
+            return self.run.push(*blake3::hash(message).as_bytes());
         }
+        self.end_run()?;
+        self.digested.multiset.update(message);
+        Ok(())
     }
 
-    fn end_run(&mut self) {
-        if self.run.len() > 1 {
-            self.unordered = true;
-            self.run.sort_unstable();
+    fn end_run(&mut self) -> Result<(), R::Error> {
+        if !std::mem::take(&mut self.in_run) {
+            return Ok(());
         }
-        for hash in self.run.drain(..) {
-            self.multiset.update(&hash);
-        }
+        let multiset = &mut self.digested.multiset;
+        let count = self.run.drain_sorted(|hash| {
+            multiset.update(hash);
+        })?;
+        self.digested.unordered |= count > 1;
+        Ok(())
     }
 
-    /// The digests of all messages, given the status byte of the ReadyForQuery that ended them.
-    pub fn finish(mut self, status: u8) -> ResultDigests {
-        self.end_run();
-        self.sequence.update(&[status]);
-        self.multiset.update(&[status]);
-        let sequence = *self.sequence.finalize().as_bytes();
-        let multiset = if self.unordered {
-            *self.multiset.finalize().as_bytes()
-        } else {
-            sequence
+    /// Ends the messages.
+    ///
+    /// # Errors
+    /// When the last run of rows cannot be read back.
+    pub fn end(mut self) -> Result<Digested, R::Error> {
+        self.end_run()?;
+        Ok(self.digested)
+    }
+}
+
+impl Digested {
+    /// The digests, given the status byte of the ReadyForQuery that ended the messages.
+    pub fn finish(&self, status: u8) -> ResultDigests {
+        let finish = |hasher: &blake3::Hasher| *hasher.clone().update(&[status]).finalize().as_bytes();
+        let sequence = finish(&self.sequence);
+        let multiset = match self.unordered {
+            true => finish(&self.multiset),
+            false => sequence,
         };
         ResultDigests { sequence, multiset }
     }
+}
+
+/// The digest of one chunk of a result that travels in chunks.
+pub fn chunk_digest(chunk: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("cloudbft result chunk v1");
+    *hasher.update(chunk).finalize().as_bytes()
+}
+
+/// The digest of a list of chunks' digests.
+pub fn chunks_digest(chunks: &[[u8; 32]]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("cloudbft result chunks v1");
+    *hasher.update(chunks.as_flattened()).finalize().as_bytes()
 }
 
 /// Whether a message of this type is a row, of which the order may not matter.
@@ -119,12 +194,13 @@ fn is_row(tag: u8) -> bool {
 /// # Errors
 /// When `bytes` are not whole backend messages.
 pub fn digests(bytes: &[u8], status: u8) -> Result<ResultDigests, MalformedResult> {
-    let mut digester = ResultDigester::new();
+    let mut digester = ResultDigester::default();
     for message in messages(bytes) {
         let (tag, message) = message?;
-        digester.message(tag, message);
+        let Ok(()) = digester.message(tag, message);
     }
-    Ok(digester.finish(status))
+    let Ok(digested) = digester.end();
+    Ok(digested.finish(status))
 }
 
 impl ExchangeResult {

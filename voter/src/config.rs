@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId};
+use ordering::message::CHUNK_BYTES;
+use spool::SpoolDirectory;
 use sql::rules::PartitionRules;
 
 /// How a voter finds and uses its PostgreSQL server.
@@ -36,7 +38,9 @@ pub struct VoterLimits {
     /// *Equal.* Bytes of writes that one open transaction may retain.
     pub transaction_bytes_max: usize,
     /// *Equal.* The largest result, in bytes.
-    pub result_bytes_max: usize,
+    pub result_bytes_max: u64,
+    /// *Equal.* A larger result goes into a file, and travels in chunks of about this size, in bytes.
+    pub chunk_bytes: usize,
     /// Backends that run one-shot operations.
     pub one_shot_backends: usize,
     /// Backends that run ordered reads, and as many again for direct reads.
@@ -44,7 +48,7 @@ pub struct VoterLimits {
     /// Direct reads that wait for a backend; further ones are answered `Unavailable`.
     pub direct_queue_max: usize,
     /// Bytes of results that are kept for retransmitted requests and recalls; each client's last one is kept, however large.
-    pub kept_result_bytes_max: usize,
+    pub kept_result_bytes_max: u64,
     /// How long a direct statement, or an ordered one of a transaction, waits for the transaction's earlier writes.
     pub direct_wait: Duration,
     /// How often the floor is written while orders are executed.
@@ -63,7 +67,8 @@ impl Default for VoterLimits {
             waiting_max: 65_536,
             waiting_bytes_max: 256 << 20,
             transaction_bytes_max: 64 << 20,
-            result_bytes_max: 64 << 20,
+            result_bytes_max: 64 << 30,
+            chunk_bytes: CHUNK_BYTES,
             one_shot_backends: 12,
             read_backends: 6,
             direct_queue_max: 1024,
@@ -108,4 +113,6 @@ pub struct VoterConfig {
     pub client_roles: BTreeMap<ClientId, BTreeSet<String>>,
     /// Limits.
     pub limits: VoterLimits,
+    /// Where results lie that travel in chunks, and how many bytes of them.
+    pub spool: SpoolDirectory,
 }

@@ -5,17 +5,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ordering::identifiers::{ClientId, Order};
-use ordering::message::{Outcome, ResultKey, ResultMessage};
+use ordering::message::{self, ResultKey, ResultMessage};
 use sql::operation::{ExchangeResult, SessionContext};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::VoterConfig;
+use crate::outcome::{LargeResult, Outcome, Report};
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Job, Record, Sequences, sequence_names};
 use crate::postgres::bootstrap::Bookkeeper;
 use crate::postgres::pool::{Pool, Purpose};
 use crate::reads::Reads;
-use crate::results::{ResultStore, without_whole};
+use crate::results::ResultStore;
 use crate::voter::VoterOutput;
 use crate::work::{Catalog, Refused, changes_settings, outside};
 
@@ -116,18 +117,50 @@ impl Shared {
     }
 }
 
+/// Chunks of large results that are read and sent at once.
+const CHUNKS_AT_ONCE: usize = 4;
+
+/// Chunks that are asked for at once, at most.
+const CHUNKS_ASKED_MAX: usize = 256;
+
+/// A client is told for the first time after this that what it asked for is being done.
+const RUNNING_FIRST: Duration = Duration::from_millis(200);
+
+/// It is told again as often as this.
+const RUNNING_INTERVAL: Duration = Duration::from_millis(400);
+
+async fn read_chunk(large: Arc<LargeResult>, index: u32) -> Option<Bytes> {
+    let read = tokio::task::spawn_blocking(move || large.stored.chunk(usize::try_from(index).unwrap_or(usize::MAX)));
+    let read = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    match read {
+        Ok(chunk) => chunk.map(Bytes::from),
+        Err(error) => {
+            tracing::warn!(%error, "a result cannot be read back");
+            None
+        }
+    }
+}
+
 /// Sends results, and keeps them for those who ask again.
 #[derive(Clone)]
 pub(crate) struct Reporter {
     outputs: mpsc::Sender<VoterOutput>,
     store: Arc<Mutex<ResultStore>>,
+    /// Chunks that are read and sent at once.
+    chunks: Arc<Semaphore>,
+    /// The same with those that wait.
+    asked_chunks: Arc<Semaphore>,
 }
 
 impl Reporter {
     /// A reporter to the node.
     pub(crate) fn new(outputs: mpsc::Sender<VoterOutput>, store: ResultStore) -> Self {
-        let store = Arc::new(Mutex::new(store));
-        Self { outputs, store }
+        Self {
+            outputs,
+            store: Arc::new(Mutex::new(store)),
+            chunks: Arc::new(Semaphore::new(CHUNKS_AT_ONCE)),
+            asked_chunks: Arc::new(Semaphore::new(CHUNKS_ASKED_MAX)),
+        }
     }
 
     /// Runs something on the kept results.
@@ -136,14 +169,59 @@ impl Reporter {
     }
 
     /// Keeps a result and sends it, whole or as digests.
-    pub(crate) async fn report(&self, client: ClientId, message: ResultMessage, whole: bool) {
-        let sent = if whole {
-            message.clone()
-        } else {
-            without_whole(message.clone())
-        };
-        self.with_store(|store| store.keep(client, message));
+    pub(crate) async fn report(&self, client: ClientId, report: Report, whole: bool) {
+        let sent = report.message(whole);
+        self.with_store(|store| store.keep(client, report));
         self.send(client, sent).await;
+    }
+
+    /// Answers a client that asks again; what is not kept is not answered.
+    pub(crate) async fn recall(&self, client: ClientId, key: ResultKey) {
+        let found = self.with_store(|store| store.find(client, key).cloned());
+        if let Some(report) = found {
+            self.send(client, report.message(true)).await;
+        }
+    }
+
+    /// Sends a chunk of a large result, in a task of its own; a client that asks for too many at once asks again.
+    pub(crate) fn recall_chunk(&self, client: ClientId, key: ResultKey, index: u32) {
+        let Ok(asked) = Arc::clone(&self.asked_chunks).try_acquire_owned() else {
+            return;
+        };
+        let found = self.with_store(|store| store.find(client, key).cloned());
+        let large = found.and_then(|report| match report.outcome {
+            Outcome::Large(large) => Some((report.order, large)),
+            _ => None,
+        });
+        let reporter = self.clone();
+        tokio::spawn(async move {
+            let Ok(_permit) = reporter.chunks.acquire().await else {
+                return;
+            };
+            let (order, bytes) = match large {
+                Some((order, large)) => (order, read_chunk(large, index).await),
+                None => (Order(0), None),
+            };
+            let outcome = message::Outcome::Chunk { index, bytes };
+            reporter.send(client, ResultMessage { key, order, outcome }).await;
+            drop(asked);
+        });
+    }
+
+    /// Does something for a client, and tells it from time to time that it is being done.
+    pub(crate) async fn while_running<T>(&self, client: ClientId, key: ResultKey, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        let mut pause = RUNNING_FIRST;
+        loop {
+            match tokio::time::timeout(pause, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => {
+                    let (order, outcome) = (Order(0), message::Outcome::Running);
+                    self.send(client, ResultMessage { key, order, outcome }).await;
+                }
+            }
+            pause = RUNNING_INTERVAL;
+        }
     }
 
     /// Sends a result without keeping it.
@@ -168,12 +246,17 @@ pub(crate) struct Asker {
 impl Asker {
     /// Reports an outcome.
     pub(crate) async fn answer(&self, reporter: &Reporter, outcome: Outcome) {
-        let message = ResultMessage {
-            key: ResultKey::Request(self.number),
+        let report = Report {
+            key: self.key(),
             order: Order(self.order),
             outcome,
         };
-        reporter.report(self.client, message, self.whole).await;
+        reporter.report(self.client, report, self.whole).await;
+    }
+
+    /// What is answered.
+    pub(crate) fn key(&self) -> ResultKey {
+        ResultKey::Request(self.number)
     }
 }
 
@@ -186,6 +269,12 @@ pub(crate) fn outcome(answer: Answer) -> Option<Outcome> {
             refused.detail = "The statement's effect, if any, is not undone.".into();
             Some(refused.into())
         }
+        Answer::Large(large) => Some(Outcome::Large(Arc::from(large))),
+        Answer::NoRoom(reason) => {
+            tracing::warn!(reason, "there is no room for a result");
+            metrics::counter!("cloudbft_voter_results_without_room_total").increment(1);
+            None
+        }
         Answer::Fault(_) => None,
     }
 }
@@ -195,7 +284,7 @@ fn done(result: &ExchangeResult) -> Outcome {
         (Ok(digests), Ok(whole)) => Outcome::Done {
             sequence: digests.sequence,
             multiset: digests.multiset,
-            whole: Some(Bytes::from(whole)),
+            whole: Bytes::from(whole),
         },
         _ => Outcome::Unavailable,
     }
@@ -262,7 +351,9 @@ async fn one_shot_once(shared: &Shared, work: &OneShot) -> Result<Option<Outcome
             if changes_settings(&work.job.analysis) {
                 borrowed.backend.forget_settings();
             }
-            let outcome = outcome(answer);
+            // What it answered is gone, and its effect is not.
+            let committed = matches!(answer, Answer::NoRoom(_)) && !outside(&work.job.analysis);
+            let outcome = outcome(answer).or(committed.then_some(Outcome::Executed));
             if outcome.is_some() {
                 borrowed.give_back();
             }
@@ -309,13 +400,14 @@ const READ_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) async fn run_read(shared: Arc<Shared>, work: OrderedRead) {
     let order = work.asker.order;
     let started = Instant::now();
-    let key = (work.asker.client, ResultKey::Request(work.asker.number));
+    let key = (work.asker.client, work.asker.key());
     let session = (&work.context, &work.catalog);
     let answer = read_on(&shared, key, Purpose::OrderedRead, session, async |backend| {
         backend
             .snapshot_read(&work.job, || shared.tell(Event::SnapshotOpen(order)))
             .await
     });
+    let answer = shared.reporter.while_running(key.0, key.1, answer);
     let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
     observe("read", started);
     work.asker.answer(&shared.reporter, outcome).await;
@@ -399,14 +491,16 @@ pub(crate) async fn run_direct_read(shared: Arc<Shared>, work: DirectRead) {
     let answer = read_on(&shared, key, Purpose::DirectRead, session, async |backend| {
         backend.read(&work.job).await
     });
+    let answer = shared.reporter.while_running(key.0, key.1, answer);
+    let key = key.1;
     let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
     observe("direct_read", started);
-    let message = ResultMessage {
-        key: ResultKey::Direct(work.number),
+    let report = Report {
+        key,
         order: work.executed,
         outcome,
     };
-    shared.reporter.report(work.client, message, work.whole).await;
+    shared.reporter.report(work.client, report, work.whole).await;
 }
 
 /// Notes how long a stage of execution took.

@@ -7,6 +7,7 @@ pub mod client_window;
 pub mod config;
 mod executor;
 pub mod lock_table;
+pub mod outcome;
 mod owner;
 pub mod postgres;
 mod reads;

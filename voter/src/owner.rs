@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ordering::identifiers::{ClientId, MachineId, Order};
-use ordering::message::{CommitDb, Outcome, ReplyCommitDb, ResultKey, ResultMessage};
+use ordering::message::{CommitDb, ReplyCommitDb, ResultKey};
 use sql::operation::{Operation, TransactionId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -21,6 +21,7 @@ use crate::client_window::ClientWindows;
 use crate::config::VoterConfig;
 use crate::executor::{Asker, Event, OneShot, OrderedRead, Reporter, Shared};
 use crate::lock_table::{LockLimits, LockTable, Position};
+use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::bootstrap::Bookkeeper;
 use crate::postgres::pool::Pool;
@@ -275,8 +276,13 @@ impl<'a> Owner<'a> {
             VoterInput::Decided(order) => self.decided = order.max(self.decided),
             VoterInput::Recall { client, key } => {
                 self.heard(client);
-                recall(&self.outside.reporter, client, key).await
+                self.outside.reporter.recall(client, key).await
             }
+            VoterInput::RecallChunk { client, key, index } => {
+                self.heard(client);
+                self.outside.reporter.recall_chunk(client, key, index);
+            }
+            VoterInput::Release { client, key } => release(&self.outside.reporter, client, key),
         }
     }
 
@@ -505,10 +511,7 @@ impl<'a> Owner<'a> {
 /// How many missing bodies are asked for at once.
 const BODIES_AT_ONCE: u64 = 64;
 
-/// Answers a proxy that asks again; what is not kept is not answered.
-pub(crate) async fn recall(reporter: &Reporter, client: ClientId, key: ResultKey) {
-    let found: Option<ResultMessage> = reporter.with_store(|store| store.find(client, key).cloned());
-    if let Some(message) = found {
-        reporter.send(client, message).await;
-    }
+/// A proxy needs a large result no more.
+pub(crate) fn release(reporter: &Reporter, client: ClientId, key: ResultKey) {
+    reporter.with_store(|store| store.release(client, key));
 }

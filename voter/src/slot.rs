@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ordering::identifiers::{ClientId, Order};
-use ordering::message::{Direct, DirectKind, DirectTransaction, Outcome, ResultKey, ResultMessage};
+use ordering::message::{Direct, DirectKind, DirectTransaction, ResultKey};
 use sql::footprint::Footprint;
 use sql::operation::{ExchangeResult, Word};
 use tokio::sync::mpsc;
 
 use crate::executor::{Asker, Event, Shared, observe, outcome};
+use crate::outcome::{Outcome, Report};
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record};
 use crate::postgres::capture::command_complete;
@@ -297,7 +298,10 @@ impl Slot {
             Command::Begin(asker) => {
                 self.begun = true;
                 if self.live {
-                    let outcome = self.begin(Some(asker.order)).await?;
+                    let shared = Arc::clone(&self.shared);
+                    let begin = self.begin(Some(asker.order));
+                    let begin = shared.reporter.while_running(asker.client, asker.key(), begin);
+                    let outcome = begin.await?;
                     self.answer(Command::Begin(asker), outcome).await;
                 } else {
                     self.shared.tell(Event::Finished(asker.order, None));
@@ -382,7 +386,10 @@ impl Slot {
         for command in std::mem::take(&mut self.kept) {
             match command {
                 Command::Begin(asker) => {
-                    let outcome = self.begin(None).await?;
+                    let shared = Arc::clone(&self.shared);
+                    let begin = self.begin(None);
+                    let begin = shared.reporter.while_running(asker.client, asker.key(), begin);
+                    let outcome = begin.await?;
                     asker.answer(&self.shared.reporter, outcome).await;
                 }
                 Command::Extend(asker, ..) if self.cancelled.contains(&asker.number) => {}
@@ -498,12 +505,12 @@ impl Slot {
         match command {
             Command::Direct(client, direct, _) => {
                 self.count_direct(&direct);
-                let message = ResultMessage {
+                let report = Report {
                     key: ResultKey::Direct(direct.number),
                     order: Order(self.executed.load(Ordering::Relaxed)),
                     outcome,
                 };
-                self.shared.reporter.report(client, message, direct.whole).await;
+                self.shared.reporter.report(client, report, direct.whole).await;
             }
             Command::Begin(asker)
             | Command::Extend(asker, ..)
@@ -522,19 +529,30 @@ impl Slot {
 
     async fn run_now(&mut self, command: Command) -> Result<(), PostgresError> {
         let started = Instant::now();
-        let (outcome, stage) = match &command {
-            Command::Direct(_, direct, place) => match place.kind {
-                DirectKind::Write => (self.run_write(&direct.exchange.clone()).await?, "direct_write"),
-                DirectKind::Word => (self.word().await?, "word"),
-                _ => (self.run_read(&direct.exchange.clone()).await?, "direct"),
-            },
-            Command::Extend(_, exchange, ..) => (self.run_write(&exchange.clone()).await?, "extend"),
-            Command::Read(_, exchange, _) => (self.run_read(&exchange.clone()).await?, "read"),
+        let (client, key) = match &command {
+            Command::Direct(client, direct, _) => (*client, ResultKey::Direct(direct.number)),
+            Command::Extend(asker, ..) | Command::Read(asker, ..) => (asker.client, asker.key()),
             _ => return Ok(()),
         };
+        let shared = Arc::clone(&self.shared);
+        let run = self.run_statement(&command);
+        let (outcome, stage) = shared.reporter.while_running(client, key, run).await?;
         observe(stage, started);
         self.answer(command, outcome).await;
         Ok(())
+    }
+
+    async fn run_statement(&mut self, command: &Command) -> Result<(Outcome, &'static str), PostgresError> {
+        Ok(match command {
+            Command::Direct(_, direct, place) => match place.kind {
+                DirectKind::Write => (self.run_write(&direct.exchange).await?, "direct_write"),
+                DirectKind::Word => (self.word().await?, "word"),
+                _ => (self.run_read(&direct.exchange).await?, "direct"),
+            },
+            Command::Extend(_, exchange, ..) => (self.run_write(exchange).await?, "extend"),
+            Command::Read(_, exchange, _) => (self.run_read(exchange).await?, "read"),
+            _ => (Outcome::Unavailable, "nothing"),
+        })
     }
 
     /// Runs Begin's exchanges; the last one's outcome. `announce`: the order of a Begin whose snapshot the owner waits for.

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::VoterConfig;
 use crate::executor::Reporter;
-use crate::owner::{End, Outside, Owner, recall, send_unavailable};
+use crate::owner::{End, Outside, Owner, release, send_unavailable};
 use crate::results::ResultStore;
 
 /// What the node hands to the voter. Senders are authenticated by the links.
@@ -49,6 +49,22 @@ pub enum VoterInput {
     },
     /// A proxy asks again for a result, whole.
     Recall {
+        /// The proxy.
+        client: ClientId,
+        /// Which result.
+        key: ResultKey,
+    },
+    /// A proxy asks for a chunk of a large result.
+    RecallChunk {
+        /// The proxy.
+        client: ClientId,
+        /// Which result.
+        key: ResultKey,
+        /// The chunk's number, from 0.
+        index: u32,
+    },
+    /// A proxy needs a large result no more.
+    Release {
         /// The proxy.
         client: ClientId,
         /// Which result.
@@ -121,9 +137,12 @@ impl Voter {
     pub fn start(config: VoterConfig, outputs: mpsc::Sender<VoterOutput>) -> VoterHandle {
         let (input, inputs) = mpsc::channel(INPUT_QUEUE_MAX);
         let (state_sender, state) = watch::channel(VoterState::Down("starting".into()));
-        let bytes_max = config.limits.kept_result_bytes_max / config.client_roles.len().max(1);
+        let clients = config.client_roles.len().max(1) as u64;
+        let bytes_max = config.limits.kept_result_bytes_max / clients;
+        // As much again is left for results that are on their way into their files.
+        let large_bytes_max = config.spool.bytes_max() / 2 / clients;
         let outside = Outside {
-            reporter: Reporter::new(outputs.clone(), ResultStore::new(bytes_max)),
+            reporter: Reporter::new(outputs.clone(), ResultStore::new(bytes_max, large_bytes_max)),
             config: Arc::new(config),
             outputs,
             state: state_sender,
@@ -177,7 +196,9 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
             Some(VoterInput::Direct { client, direct }) => {
                 send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;
             }
-            Some(VoterInput::Recall { client, key }) => recall(&outside.reporter, client, key).await,
+            Some(VoterInput::Recall { client, key }) => outside.reporter.recall(client, key).await,
+            Some(VoterInput::RecallChunk { client, key, index }) => outside.reporter.recall_chunk(client, key, index),
+            Some(VoterInput::Release { client, key }) => release(&outside.reporter, client, key),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use ordering::message::Outcome;
 use sql::analysis::{Analyzer, ExchangeAnalysis};
 use sql::footprint::{Footprint, Mode, Resource};
 use sql::operation::{Exchange, SessionContext, Step};
@@ -11,6 +10,7 @@ use sql::statement::{Effect, Setting, StatementClass, TransactionControl};
 
 use crate::config::VoterConfig;
 use crate::lock_table::LockRefusal;
+use crate::outcome::Outcome;
 use crate::postgres::backend::Sequences;
 use crate::postgres::settings;
 use ordering::identifiers::ClientId;

@@ -36,6 +36,7 @@ fn config(server: &Server) -> VoterConfig {
         node_clients: BTreeMap::new(),
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from([APPLICATION.to_owned()]))]),
         limits: VoterLimits::default(),
+        spool: spool::SpoolDirectory::new(std::env::temp_dir(), 0),
     }
 }
 

@@ -58,6 +58,16 @@ impl Layout {
         self.machine(id).join("log")
     }
 
+    /// The directory where a machine keeps results that are larger than memory shall hold: in files without names.
+    pub fn machine_results(&self, id: MachineId) -> PathBuf {
+        self.machine(id).join("results")
+    }
+
+    /// The same of the proxy.
+    pub fn proxy_results(&self) -> PathBuf {
+        self.proxy().join("results")
+    }
+
     /// The directory of a machine's database server.
     pub fn machine_database(&self, id: MachineId) -> PathBuf {
         self.machine(id).join("database")

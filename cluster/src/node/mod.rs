@@ -32,6 +32,7 @@ use ordering::hosting::Hosted;
 use ordering::identifiers::{ClientId, MachineId, node_client};
 use ordering::message::Request;
 use ordering::{minbft, pbft};
+use spool::SpoolDirectory;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use voter::{PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
@@ -412,6 +413,9 @@ pub fn backends_max(file: &ClusterFile) -> usize {
     limits(file).backends_max()
 }
 
+/// Bytes of results that a voter keeps in files, at most.
+const RESULTS_BYTES_MAX: u64 = 16 << 30;
+
 fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity) -> VoterConfig {
     let database = machine.database.as_ref();
     VoterConfig {
@@ -443,6 +447,7 @@ fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity) -> V
             .map(|client| (client.id, client.roles.clone()))
             .collect(),
         limits: limits(file),
+        spool: SpoolDirectory::new(file.layout().machine_results(machine.id), RESULTS_BYTES_MAX),
     }
 }
 

@@ -95,6 +95,12 @@ impl<H: Hosted> NodeReceiver<H> {
                     Frame::Client(ClientMessage::Recall(key)) => {
                         self.to_voter(from, bytes, VoterInput::Recall { client, key })
                     }
+                    Frame::Client(ClientMessage::RecallChunk { key, index }) => {
+                        self.to_voter(from, bytes, VoterInput::RecallChunk { client, key, index })
+                    }
+                    Frame::Client(ClientMessage::Release(key)) => {
+                        self.to_voter(from, bytes, VoterInput::Release { client, key })
+                    }
                     _ => {}
                 }
                 return Ok(None);

@@ -1,6 +1,7 @@
 //! The calls that wait for answers, by number: the dispatcher finds them here, many times per transaction.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metrics::counter;
@@ -20,6 +21,8 @@ const SETTLED_MAX: usize = 32;
 pub(super) struct Call {
     collect: Mutex<Collect>,
     pub(super) changed: Notify,
+    /// Nobody waits any more.
+    settled: AtomicBool,
 }
 
 impl Call {
@@ -62,13 +65,6 @@ pub(super) struct Waiting<'calls> {
     calls: &'calls Calls,
 }
 
-impl Waiting<'_> {
-    /// What is waited for.
-    pub(super) fn key(&self) -> ResultKey {
-        self.key
-    }
-}
-
 impl Calls {
     fn shard(&self, key: ResultKey) -> Option<MutexGuard<'_, Shard>> {
         let (ResultKey::Request(number) | ResultKey::Direct(number)) = key;
@@ -82,6 +78,7 @@ impl Calls {
         let call = Arc::new(Call {
             collect: Mutex::new(collect),
             changed: Notify::new(),
+            settled: AtomicBool::new(false),
         });
         if let Some(mut shard) = self.shard(key) {
             shard.calls.insert(key, Arc::clone(&call));
@@ -89,7 +86,7 @@ impl Calls {
         Waiting { call, key, calls: self }
     }
 
-    /// Hands an answer to the call that waits for it, if any does.
+    /// Hands an answer to the call that waits for it; whether somebody waits.
     pub(super) fn deliver(&self, from: MachineId, result: ResultMessage) -> bool {
         let call = self
             .shard(result.key)
@@ -108,12 +105,13 @@ impl Calls {
             tracing::debug!(voter = voter.0, "a voter's answer is not the one that was agreed on");
             counter!("cloudbft_divergences_total", "voter" => format!("m{}", voter.0), "kind" => "result").increment(1);
         }
-        true
+        !call.settled.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        self.call.settled.store(true, Ordering::Relaxed);
         if let Some(mut shard) = self.calls.shard(self.key) {
             if self.call.collect().settle() {
                 shard.settle(self.key);

@@ -1,8 +1,12 @@
 //! Counting the answers to one call: pure.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use ordering::identifiers::{Digest, MachineId, Order};
 use ordering::message::{Outcome, ResultMessage, SMALL_RESULT_BYTES};
+use sql::result::chunks_digest;
 
 use crate::port::MachineSet;
 
@@ -12,6 +16,8 @@ enum Verdict {
     Done {
         sequence: Digest,
         multiset: Digest,
+        /// Of a result that travels in chunks: the digest of their digests.
+        chunks: Option<Digest>,
     },
     Refused(Refused),
     /// The voter's word on a transaction.
@@ -27,6 +33,19 @@ impl Verdict {
         !matches!(self, Verdict::Unavailable | Verdict::Executed)
     }
 }
+
+/// A voter's answer that travels in chunks.
+#[derive(Debug)]
+pub(crate) struct LargeAnswer {
+    /// The multiset digest that the voter gives.
+    pub(crate) multiset: Digest,
+    pub(crate) status: u8,
+    /// The digests of the chunks.
+    pub(crate) chunks: Vec<Digest>,
+}
+
+/// A voter that says that it runs a statement says so again before this.
+const RUNNING_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// A refusal by voters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +93,8 @@ pub(crate) struct Standing {
     pub(crate) order_open: bool,
     /// Whether two answers differ.
     pub(crate) conflict: bool,
+    /// Voters that have not answered, and said a moment ago that they run it.
+    pub(crate) running: MachineSet,
 }
 
 impl Standing {
@@ -108,6 +129,10 @@ pub(crate) struct Collect {
     /// Voters whose whole result is welcome.
     whole_from: MachineSet,
     wholes: Vec<(MachineId, Bytes)>,
+    /// Answers that travel in chunks.
+    larges: Vec<(MachineId, Arc<LargeAnswer>)>,
+    /// When voters have said that they run it.
+    running: Vec<(MachineId, Instant)>,
     /// The signatures of words.
     signatures: Vec<(MachineId, [u8; 64])>,
     /// Whether a result counts whose rows come in another order than from other voters.
@@ -127,6 +152,8 @@ impl Collect {
             answers: Vec::with_capacity(voters.len()),
             whole_from: MachineSet::EMPTY,
             wholes: Vec::new(),
+            larges: Vec::new(),
+            running: Vec::new(),
             signatures: Vec::new(),
             any_order: rows == Rows::Unordered,
             may_differ: false,
@@ -166,6 +193,7 @@ impl Collect {
     pub(crate) fn settle(&mut self) -> bool {
         self.whole_from = MachineSet::EMPTY;
         self.wholes = Vec::new();
+        self.larges = Vec::new();
         let all = self
             .voters
             .iter()
@@ -197,8 +225,40 @@ impl Collect {
                 if let Some(whole) = whole {
                     self.keep_whole(machine, whole);
                 }
-                Verdict::Done { sequence, multiset }
+                Verdict::Done {
+                    sequence,
+                    multiset,
+                    chunks: None,
+                }
             }
+            Outcome::Large {
+                sequence,
+                multiset,
+                status,
+                chunks,
+            } => {
+                let digest = chunks_digest(&chunks);
+                if !self.larges.iter().any(|(from, _)| *from == machine) {
+                    let large = LargeAnswer {
+                        multiset,
+                        status,
+                        chunks,
+                    };
+                    self.larges.push((machine, Arc::new(large)));
+                }
+                Verdict::Done {
+                    sequence,
+                    multiset,
+                    chunks: Some(digest),
+                }
+            }
+            Outcome::Running => {
+                self.running.retain(|(from, _)| *from != machine);
+                self.running.push((machine, Instant::now()));
+                return true;
+            }
+            // They come to whoever has asked for them.
+            Outcome::Chunk { .. } => return false,
             Outcome::Refused {
                 sqlstate,
                 message,
@@ -251,6 +311,19 @@ impl Collect {
         Some(self.wholes.swap_remove(at))
     }
 
+    /// The answers of these voters that travel in chunks.
+    pub(crate) fn larges(&self, supporters: MachineSet) -> Vec<(MachineId, Arc<LargeAnswer>)> {
+        let of_supporters = self.larges.iter().filter(|(machine, _)| supporters.contains(*machine));
+        of_supporters.cloned().collect()
+    }
+
+    /// Whether so many voters run it at this moment that it may still be answered.
+    pub(crate) fn is_running(&self) -> bool {
+        let enough = self.needed.min(self.voters.len() / 2 + 1);
+        let Standing { running, answered, .. } = self.standing();
+        !running.is_empty() && running.union(answered).len() >= enough
+    }
+
     /// The signatures of these voters' words.
     pub(crate) fn signatures(&self, supporters: MachineSet) -> Vec<(MachineId, [u8; 64])> {
         let of_supporters = self
@@ -299,12 +372,17 @@ impl Collect {
     fn equal(&self, one: &Answer, other: &Answer) -> bool {
         let verdicts = match (&one.verdict, &other.verdict) {
             (
-                Verdict::Done { sequence, multiset },
+                Verdict::Done {
+                    sequence,
+                    multiset,
+                    chunks,
+                },
                 Verdict::Done {
                     sequence: sequence_2,
                     multiset: multiset_2,
+                    chunks: chunks_2,
                 },
-            ) => sequence == sequence_2 || multiset == multiset_2,
+            ) => (sequence == sequence_2 && chunks == chunks_2) || multiset == multiset_2,
             (Verdict::Refused(one), Verdict::Refused(other)) => one == other,
             (Verdict::Word(one), Verdict::Word(other)) => one == other,
             _ => false,
@@ -326,6 +404,7 @@ impl Collect {
             largest: 0,
             order_open: false,
             conflict: self.has_conflict(),
+            running: self.running_now(),
         };
         let sequence = self.largest_group(Self::same_sequence);
         let multiset = self.largest_group(Self::same_multiset);
@@ -345,6 +424,15 @@ impl Collect {
         standing
     }
 
+    fn running_now(&self) -> MachineSet {
+        let recent = self.running.iter().filter(|(_, at)| at.elapsed() < RUNNING_AGE_MAX);
+        let answered = |machine: &MachineId| self.answers.iter().any(|answer| answer.machine == *machine);
+        recent
+            .map(|(machine, _)| *machine)
+            .filter(|machine| !answered(machine))
+            .collect()
+    }
+
     /// The largest group of answers that are alike, with the order that they name.
     fn largest_group(&self, compare: impl Fn(&Answer, &Answer) -> Option<Agreed>) -> Group {
         let groups = self.answers.iter().filter_map(|answer| {
@@ -361,9 +449,14 @@ impl Collect {
 
     fn same_sequence(one: &Answer, other: &Answer) -> Option<Agreed> {
         match (&one.verdict, &other.verdict) {
-            (Verdict::Done { sequence, .. }, Verdict::Done { sequence: other, .. }) if sequence == other => {
-                Some(Agreed::Sequence(*sequence))
-            }
+            (
+                Verdict::Done { sequence, chunks, .. },
+                Verdict::Done {
+                    sequence: other,
+                    chunks: chunks_2,
+                    ..
+                },
+            ) if sequence == other && chunks == chunks_2 => Some(Agreed::Sequence(*sequence)),
             (Verdict::Refused(refused), Verdict::Refused(other)) if refused == other => {
                 Some(Agreed::Refused(refused.clone()))
             }
@@ -374,9 +467,15 @@ impl Collect {
 
     fn same_multiset(one: &Answer, other: &Answer) -> Option<Agreed> {
         match (&one.verdict, &other.verdict) {
-            (Verdict::Done { multiset, .. }, Verdict::Done { multiset: other, .. }) if multiset == other => {
-                Some(Agreed::Multiset(*multiset))
-            }
+            // In which order rows come says where chunks end, and not whether there are any.
+            (
+                Verdict::Done { multiset, chunks, .. },
+                Verdict::Done {
+                    multiset: other,
+                    chunks: chunks_2,
+                    ..
+                },
+            ) if multiset == other && chunks.is_some() == chunks_2.is_some() => Some(Agreed::Multiset(*multiset)),
             _ => None,
         }
     }

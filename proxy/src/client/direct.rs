@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::calls::{Call, Waiting};
 use super::collect::{Agreed, Collect, Rows};
+use super::large::Whole;
 use super::live::Live;
 use super::{Cancel, Client, Failure, OTHERS_PATIENCE, Preference, ROWS_PATIENCE, SILENCE_PATIENCE, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
@@ -74,10 +75,11 @@ impl Client {
         };
         let collect = Collect::new(self.voter_set, needed, false, question.rows).of_unlocked_read();
         let (waiting, asking) = self.direct(question, Asked::Outside(quorum), None, collect);
-        let mut read = self.given_up_unless_answered(waiting.key());
-        let voted = self.within_time(asking.run(&waiting), cancel).await;
+        let key = ResultKey::Direct(asking.number);
+        let mut read = self.given_up_unless_answered(key);
+        let voted = self.within_time(&waiting.call, asking.run(&waiting), cancel).await;
         read.answered |= voted.is_ok();
-        voted
+        self.resolved(key, &waiting.call, voted, cancel).await
     }
 
     /// Asks the live voters of an open transaction directly. With `cancel`, gives up when the application wants that: what the
@@ -95,7 +97,9 @@ impl Client {
         };
         let collect = Collect::new(self.voter_set, live.needed(), false, question.rows);
         let (waiting, asking) = self.direct(question, Asked::Inside(kind), Some(&mut *live), collect);
-        let voted = self.within_time(asking.run(&waiting), cancel).await?;
+        let key = ResultKey::Direct(asking.number);
+        let voted = self.within_time(&waiting.call, asking.run(&waiting), cancel).await;
+        let voted = self.resolved(key, &waiting.call, voted, cancel).await?;
         live.note(&voted);
         Ok(voted)
     }
@@ -119,7 +123,8 @@ impl Client {
         let collect = Collect::new(self.voter_set, self.faults + 1, false, question.rows);
         let (waiting, asking) = self.direct(question, Asked::Inside(DirectKind::Word), Some(live), collect);
         let signed = |answers: &[u8; 32]| word_digest(transaction, began.0, &list, answers);
-        let words = self.within_time(asking.run_to_words(&waiting, signed), cancel).await?;
+        let asking = asking.run_to_words(&waiting, signed);
+        let words = self.within_time(&waiting.call, asking, cancel).await?;
         let answers = words.first().map(|word| word.answers);
         match uncertified.is_none_or(|seen| answers == Some(seen)) {
             true => Ok(words),
@@ -155,12 +160,14 @@ impl Client {
 
     async fn within_time<T>(
         &self,
+        call: &Call,
         asking: impl Future<Output = Result<T, Failure>>,
         cancel: Option<&Cancel>,
     ) -> Result<T, Failure> {
         let deadline = Instant::now() + self.statement_timeout;
         tokio::select! {
-            answer = timeout_at(deadline, asking) => answer.map_err(|_| Failure::NoProgress)?,
+            answer = asking => answer,
+            () = self.no_progress(call, deadline, self.statement_timeout) => Err(Failure::NoProgress),
             () = super::order::wait_for(cancel) => Err(Failure::Cancelled),
         }
     }
@@ -212,7 +219,7 @@ struct Asking<'client, 'live> {
 }
 
 impl Asking<'_, '_> {
-    async fn run(mut self, waiting: &Waiting<'_>) -> Result<Voted, Failure> {
+    async fn run(mut self, waiting: &Waiting<'_>) -> Result<Voted<Whole>, Failure> {
         let settled = self.settle(waiting).await?;
         let result = self.whole(waiting, &settled).await?;
         Ok(Voted {
@@ -223,7 +230,7 @@ impl Asking<'_, '_> {
         })
     }
 
-    async fn whole(&self, waiting: &Waiting<'_>, settled: &Settled) -> Result<sql::operation::ExchangeResult, Failure> {
+    async fn whole(&self, waiting: &Waiting<'_>, settled: &Settled) -> Result<Whole, Failure> {
         let key = ResultKey::Direct(self.number);
         self.client
             .whole(&waiting.call, key, &settled.agreed, settled.supporters, self.first)
@@ -238,8 +245,10 @@ impl Asking<'_, '_> {
         loop {
             let settled = self.settle(waiting).await?;
             let Agreed::Word(answers) = settled.agreed else {
-                let result = self.whole(waiting, &settled).await?;
-                let error = crate::wire::first_error(&result.messages);
+                let error = match self.whole(waiting, &settled).await? {
+                    Whole::Result(result) => crate::wire::first_error(&result.messages),
+                    Whole::Chunks(_) => None,
+                };
                 return Err(error.map_or(Failure::Unavailable, Failure::Refused));
             };
             let words = self
@@ -298,7 +307,19 @@ impl Asking<'_, '_> {
                     patience = Instant::now() + self.client.statement_timeout;
                 }
                 Asked::Inside(_) if !standing.answered.is_empty() => {
-                    patience = patience.min(Instant::now() + OTHERS_PATIENCE);
+                    let missing = self.asked.without(standing.answered);
+                    let all_run = missing.without(standing.running).is_empty();
+                    let more = if all_run { start.elapsed() / 2 } else { Duration::ZERO };
+                    patience = patience.min(Instant::now() + OTHERS_PATIENCE + more);
+                }
+                Asked::Inside(_) if self.asked.without(standing.running).is_empty() => {
+                    patience = patience.max(Instant::now() + SILENCE_PATIENCE);
+                }
+                Asked::Outside(_)
+                    if !standing.running.is_empty()
+                        && standing.running.union(standing.answered).len() > self.client.faults =>
+                {
+                    patience = patience.max(Instant::now() + ORDER_PATIENCE);
                 }
                 _ => {}
             }

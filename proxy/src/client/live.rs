@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use ordering::identifiers::Digest;
 use ordering::message::{CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, chain};
-use sql::operation::{ExchangeResult, TransactionId};
+use sql::operation::TransactionId;
 
-use super::{Client, Failure, Preference, Voted};
+use super::{Client, Failure, Preference, Voted, VotedResult};
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// How far a transaction has come: what is listed, counted and chained.
@@ -108,9 +108,9 @@ impl Live {
     }
 
     /// What a listed exchange answered.
-    pub(crate) fn answered(&mut self, result: &ExchangeResult) {
+    pub(crate) fn answered(&mut self, result: &VotedResult) {
         // A malformed result has no digest, and is never agreed on.
-        let multiset = result.digests().map_or(CHAIN_START, |digests| digests.multiset);
+        let multiset = result.multiset().unwrap_or(CHAIN_START);
         self.answers = chain(&self.answers, &multiset);
     }
 

@@ -5,6 +5,7 @@ mod calls;
 mod collect;
 mod direct;
 mod health;
+mod large;
 mod live;
 mod numbers;
 mod order;
@@ -18,7 +19,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId, Order};
-use ordering::message::{ClientMessage, ResultKey};
+use ordering::message::{ClientMessage, Outcome, ResultKey, ResultMessage};
+use spool::SpoolDirectory;
 use sql::operation::ExchangeResult;
 use sql::result::ResultDigests;
 use tokio::sync::{Notify, mpsc};
@@ -35,6 +37,7 @@ use numbers::Numbers;
 
 pub(crate) use direct::{Question, Quorum, Statement};
 pub(crate) use health::Preference;
+pub(crate) use large::{Large, VotedResult};
 pub(crate) use live::{Live, Lockstep};
 
 /// How long other voters may take to say in which order the rows come, when f+1 agree on all but that.
@@ -63,6 +66,8 @@ pub(crate) struct Client {
     statement_timeout: Duration,
     to: mpsc::Sender<(Destination, ToNode)>,
     calls: Calls,
+    fetches: Arc<large::Fetches>,
+    spool: SpoolDirectory,
     numbers: Numbers,
     next_direct: AtomicU64,
     health: Health,
@@ -71,12 +76,12 @@ pub(crate) struct Client {
 }
 
 /// What enough voters said.
-#[derive(Clone, Debug)]
-pub(crate) struct Voted {
+#[derive(Debug)]
+pub(crate) struct Voted<R = VotedResult> {
     /// The order at which it ran (requests), or 0.
     pub(crate) order: Order,
     /// The result.
-    pub(crate) result: ExchangeResult,
+    pub(crate) result: R,
     /// Who said so before the others: they are not behind.
     pub(crate) prompt: MachineSet,
     /// Voters that could not say, or were too late: not to be asked first again.
@@ -207,6 +212,8 @@ impl Client {
             statement_timeout: config.statement_timeout,
             to,
             calls: Calls::default(),
+            fetches: Arc::default(),
+            spool: config.spool.clone(),
             numbers: Numbers::new(config.incarnation),
             next_direct: AtomicU64::new(numbers::first_number(config.incarnation)),
             health: Health::new(&config.voters),
@@ -237,11 +244,27 @@ impl Client {
                 match message {
                     FromNode::Result(result) => {
                         self.health.answered(machine);
-                        self.calls.deliver(machine, result);
+                        self.take_result(machine, result);
                     }
                     FromNode::LinkUp => self.health.link(machine, true),
                     FromNode::LinkDown => self.health.link(machine, false),
                 }
+            }
+        }
+    }
+
+    fn take_result(&self, machine: MachineId, result: ResultMessage) {
+        let key = result.key;
+        match result.outcome {
+            Outcome::Chunk { index, bytes } => self.fetches.deliver(machine, key, index, bytes),
+            Outcome::Large { .. } => {
+                let awaited = self.calls.deliver(machine, result);
+                if !awaited && !self.fetches.is_wanted(key) {
+                    self.release_unwanted(machine, key);
+                }
+            }
+            _ => {
+                self.calls.deliver(machine, result);
             }
         }
     }

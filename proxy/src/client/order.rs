@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::calls::{Call, Waiting};
 use super::collect::{Agreed, Collect, Rows, Standing};
+use super::large::{Chunks, Whole};
 use super::live::Live;
 use super::{Cancel, Client, Failure, OTHERS_PATIENCE, ROWS_PATIENCE, SILENCE_PATIENCE, Voted};
 use crate::port::{Destination, MachineSet, ToNode};
@@ -22,6 +23,8 @@ const RETRANSMIT_FIRST: Duration = Duration::from_millis(700);
 const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
 /// How long the voter that was picked may be later with the whole result than a majority with its digest.
 const WHOLE_PATIENCE: Duration = Duration::from_millis(20);
+/// Voters that run a statement are looked after as often as this, once its time is over.
+const RUNNING_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a voter may take to answer a recall before another is asked.
 const RECALL_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -141,16 +144,61 @@ impl Client {
             matches!(operation.work, Work::Read { transaction: None, .. }).then(|| self.given_up_unless_answered(key));
         let wait = self.await_order(&ordering, live);
         let voted = tokio::select! {
-            voted = timeout_at(deadline, wait) => voted.unwrap_or(Err(Failure::NoProgress)),
+            voted = wait => voted,
+            () = self.no_progress(&waiting.call, deadline, limit) => Err(Failure::NoProgress),
             () = wait_for(cancel) => Err(Failure::Cancelled),
         };
         if let Some(read) = &mut read {
             read.answered |= voted.is_ok();
         }
-        voted
+        self.resolved(key, &waiting.call, voted, cancel).await
     }
 
-    async fn await_order(&self, ordering: &Ordering<'_>, mut live: Option<&mut Live>) -> Result<Voted, Failure> {
+    /// Completes when the time limit is over. As long as enough voters say that they run it, it is not.
+    pub(super) async fn no_progress(&self, call: &Call, mut deadline: Instant, limit: Duration) {
+        loop {
+            tokio::time::sleep_until(deadline).await;
+            if !call.collect().is_running() {
+                return;
+            }
+            deadline = Instant::now() + limit.min(RUNNING_CHECK_INTERVAL);
+        }
+    }
+
+    /// Makes the result ready, if there is one; else nobody needs what voters have kept of it.
+    pub(super) async fn resolved(
+        &self,
+        key: ResultKey,
+        call: &Call,
+        voted: Result<Voted<Whole>, Failure>,
+        cancel: Option<&Cancel>,
+    ) -> Result<Voted, Failure> {
+        match voted {
+            Ok(Voted {
+                order,
+                result,
+                prompt,
+                unavailable,
+            }) => {
+                let result = self.resolve(result, cancel).await?;
+                Ok(Voted {
+                    order,
+                    result,
+                    prompt,
+                    unavailable,
+                })
+            }
+            Err(failure) => {
+                let kept = call.collect().larges(self.voter_set);
+                kept.iter()
+                    .for_each(|(machine, _)| self.release_unwanted(*machine, key));
+                Err(failure)
+            }
+        }
+    }
+
+    async fn await_order(&self, ordering: &Ordering<'_>, mut live: Option<&mut Live>) -> Result<Voted<Whole>, Failure> {
+        let started = Instant::now();
         let Ordering {
             waiting, request, key, ..
         } = ordering;
@@ -211,8 +259,13 @@ impl Client {
             if let Some(live) = live.as_deref_mut()
                 && self.voter_set != live.machines()
             {
+                let missing = live.machines().without(standing.answered);
+                let all_run = missing.without(standing.running).is_empty();
                 if !standing.answered.is_empty() {
-                    others_at = others_at.min(Instant::now() + OTHERS_PATIENCE);
+                    let more = if all_run { started.elapsed() / 2 } else { Duration::ZERO };
+                    others_at = others_at.min(Instant::now() + OTHERS_PATIENCE + more);
+                } else if all_run {
+                    others_at = others_at.max(Instant::now() + SILENCE_PATIENCE);
                 }
                 if standing.needs_others() || standing.order_open || others_at <= Instant::now() {
                     late = live.machines().without(standing.answered);
@@ -251,7 +304,7 @@ impl Client {
     }
 
     /// A Commit of which f+1 voters say that it is done, some of them without its result: what COMMIT answers is known.
-    fn committed_before(&self, ordering: &Ordering<'_>) -> Option<Voted> {
+    fn committed_before(&self, ordering: &Ordering<'_>) -> Option<Voted<Whole>> {
         if ordering.nature != Nature::Commit {
             return None;
         }
@@ -263,7 +316,7 @@ impl Client {
         let executed = ordering.waiting.call.collect().executed_with(&plain);
         (executed.len() > self.faults).then_some(Voted {
             order: Order(0),
-            result,
+            result: Whole::Result(result),
             prompt: executed,
             unavailable: MachineSet::EMPTY,
         })
@@ -288,7 +341,7 @@ impl Client {
         };
         let whole = self.whole(call, ordering.key, &agreed, members, None);
         match tokio::time::timeout(ROWS_PATIENCE, whole).await {
-            Ok(Ok(result)) if !crate::wire::scan(&result.messages).failed => Failure::ResultLost,
+            Ok(Ok(Whole::Result(result))) if !crate::wire::scan(&result.messages).failed => Failure::ResultLost,
             _ => Failure::OutcomeUnknown,
         }
     }
@@ -336,9 +389,19 @@ impl Client {
         agreed: &Agreed,
         supporters: MachineSet,
         picked: Option<MachineId>,
-    ) -> Result<ExchangeResult, Failure> {
+    ) -> Result<Whole, Failure> {
         if let Agreed::Refused(refused) = agreed {
             return Err(Failure::Refused(refused.clone().into()));
+        }
+        let sources = call.collect().larges(supporters);
+        if !sources.is_empty() {
+            let (agreed, count) = (agreed.clone(), supporters.len());
+            return Ok(Whole::Chunks(Chunks {
+                key,
+                each_agreed: matches!(agreed, Agreed::Sequence(_)) && count > self.faults,
+                agreed,
+                sources,
+            }));
         }
         let all = supporters.union(picked.map_or(MachineSet::EMPTY, MachineSet::one));
         call.collect().welcome_whole(all);
@@ -358,7 +421,7 @@ impl Client {
                 let whole = call.collect().take_whole(all);
                 if let Some((from, whole)) = whole {
                     if let Some(result) = Self::verify_whole(agreed, &whole) {
-                        return Ok(result);
+                        return Ok(Whole::Result(result));
                     }
                     tracing::warn!(machine = from.0, "a voter's result is not the one that it voted for");
                     metrics::counter!("cloudbft_invalid_messages_total", "reason" => "result_digest").increment(1);

@@ -308,7 +308,7 @@ impl Session {
         if self.begun().is_none() {
             return self.defer(&exchange);
         }
-        let result = self.execute(&exchange, Kind::Stateful).await?;
+        let result = self.execute_and_gather(&exchange, Kind::Stateful).await?;
         first_error(&result.messages).map_or(Ok(()), Err)
     }
 }

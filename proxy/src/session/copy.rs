@@ -23,7 +23,7 @@ impl Session {
     /// Runs `COPY ... FROM STDIN` inside the open block: the result's messages, or the error.
     pub(super) async fn copy_from(&mut self, text: &str) -> Result<Result<Bytes, ApplicationError>, End> {
         match self
-            .execute(&Exchange::CopyStart { text: text.to_owned() }, Kind::Stateful)
+            .execute_and_gather(&Exchange::CopyStart { text: text.to_owned() }, Kind::Stateful)
             .await
         {
             Err(error) => return Ok(Err(error)),
@@ -60,7 +60,9 @@ impl Session {
                 return Ok(error);
             }
             let (failure, violation) = failure.map_or((None, None), |(reason, error)| (Some(reason), error));
-            let ended = self.execute(&Exchange::CopyEnd { failure }, Kind::Stateful).await;
+            let ended = self
+                .execute_and_gather(&Exchange::CopyEnd { failure }, Kind::Stateful)
+                .await;
             return Ok(match violation {
                 Some(error) => {
                     self.fail_transaction();
@@ -80,7 +82,10 @@ impl Session {
                 self.doom();
                 return Some(Err(ApplicationError::cancelled()));
             }
-            match self.execute(&Exchange::CopyData { data }, Kind::Stateful).await {
+            match self
+                .execute_and_gather(&Exchange::CopyData { data }, Kind::Stateful)
+                .await
+            {
                 Ok(result) if scan(&result.messages).failed => return Some(Ok(result.messages)),
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),

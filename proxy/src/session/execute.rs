@@ -11,7 +11,7 @@ use sql::statement::{Effect, StatementClass};
 use super::Session;
 use super::routing::{Kind, Routed};
 use super::waiting::waits_for_locks;
-use crate::client::Failure;
+use crate::client::{Failure, VotedResult};
 use crate::error::{ApplicationError, FOOTPRINT_TOO_SMALL, NOT_SUPPORTED};
 use crate::measures::{QueryClass, Stage};
 use crate::wire::scan;
@@ -31,11 +31,7 @@ impl Session {
     /// Runs an exchange and gives the voted result (which may hold an error of the database's own).
     ///
     /// On an error, and on a result that fails, the transaction block (if any) has failed.
-    pub(super) async fn execute(
-        &mut self,
-        exchange: &Exchange,
-        kind: Kind,
-    ) -> Result<ExchangeResult, ApplicationError> {
+    pub(super) async fn execute(&mut self, exchange: &Exchange, kind: Kind) -> Result<VotedResult, ApplicationError> {
         let start = Instant::now();
         if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
             return Err(ApplicationError::in_failed_transaction());
@@ -58,12 +54,26 @@ impl Session {
         }
     }
 
+    /// The same for what the proxy itself reads: the whole result is here.
+    pub(super) async fn execute_and_gather(
+        &mut self,
+        exchange: &Exchange,
+        kind: Kind,
+    ) -> Result<ExchangeResult, ApplicationError> {
+        let result = self.execute(exchange, kind).await?;
+        let gathered = self.shared.client.gather(result).await;
+        gathered.map_err(|failure| {
+            self.fail_transaction();
+            failure.into_error()
+        })
+    }
+
     async fn execute_with_retries(
         &mut self,
         exchange: &Exchange,
         kind: Kind,
         start: Instant,
-    ) -> Result<(ExchangeResult, Effect), ApplicationError> {
+    ) -> Result<(VotedResult, Effect), ApplicationError> {
         let limits = self.limits(start);
         let encoded = exchange.encode();
         let mut retries = 0;
@@ -135,7 +145,7 @@ impl Session {
         }
     }
 
-    fn note_result(&mut self, result: &ExchangeResult, effect: Effect) {
+    fn note_result(&mut self, result: &VotedResult, effect: Effect) {
         let failed = scan(&result.messages).failed;
         match &mut self.transaction {
             Some(transaction) => {

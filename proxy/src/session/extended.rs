@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sql::operation::{ExchangeResult, StatementText, Step};
+use sql::operation::{StatementText, Step};
 use sql::statement::StatementClass;
 
+use super::connection::Connection;
 use super::describe::DescriptionKey;
 use super::pipeline::{Pipeline, Portal, Undo};
 use super::prepared::{Prepared, no_statement};
+use super::release::Pieces;
 use super::routing::Kind;
 use super::simple::is_cursor;
 use super::special::{INT4_OID, is_special, special_column};
 use super::{End, Session};
+use crate::client::VotedResult;
 use crate::error::ApplicationError;
 use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
 
@@ -306,7 +309,7 @@ impl Session {
             .execute(&exchange, Kind::stateful(pipeline.stateful || stays_open))
             .await;
         match outcome {
-            Ok(result) => self.pipeline_result(pipeline, &result, epoch).await,
+            Ok(result) => self.pipeline_result(pipeline, result, epoch).await,
             Err(error) => {
                 let first = pipeline.inserts.iter().take_while(|(after, _)| *after == 0);
                 first.for_each(|(_, messages)| self.connection.out.raw(messages));
@@ -318,39 +321,35 @@ impl Session {
         }
     }
 
-    async fn pipeline_result(&mut self, pipeline: Pipeline, result: &ExchangeResult, epoch: u64) -> Result<(), End> {
+    async fn pipeline_result(&mut self, pipeline: Pipeline, result: VotedResult, epoch: u64) -> Result<(), End> {
         let failed = scan(&result.messages).failed;
-        if pipeline.inserts.is_empty() && pipeline.described.is_empty() && !failed {
-            self.connection.deliver(&result.messages).await?;
-            return Ok(());
-        }
         let boundaries = step_boundaries(&result.messages);
-        for (step, key) in &pipeline.described {
-            if let Some(messages) = step_messages(result, &boundaries, *step) {
-                self.shared.descriptions.keep(*key, epoch, messages);
+        if result.before.is_none() {
+            for (step, key) in &pipeline.described {
+                if let Some(messages) = step_messages(&result.messages, &boundaries, *step) {
+                    self.shared.descriptions.keep(*key, epoch, messages);
+                }
             }
         }
-        let mut sent = 0;
-        for (after, messages) in &pipeline.inserts {
-            let at = match after.checked_sub(1) {
-                None => 0,
-                Some(step) => match boundaries.get(step) {
-                    Some(at) => *at,
-                    None => break,
-                },
-            };
-            self.connection
-                .deliver(&result.messages.slice(sent..at.max(sent)))
-                .await?;
-            self.connection.deliver(messages).await?;
-            sent = at.max(sent);
+        let mut pieces = WithInserts {
+            inserts: &pipeline.inserts,
+            completed: 0,
+        };
+        if let Some(before) = result.before
+            && !self.release_chunks(before, &mut pieces).await?
+        {
+            let completed = pieces.completed;
+            self.take_back(pipeline.undo, completed);
+            self.stop_pipeline();
+            return Ok(());
         }
-        self.connection.deliver(&result.messages.slice(sent..)).await?;
+        pieces.write(&mut self.connection, &result.messages).await?;
         if failed {
             if let Some(error) = first_error(&result.messages) {
                 self.shared.metrics.error(&error.sqlstate);
             }
-            self.take_back(pipeline.undo, boundaries.len());
+            let completed = pieces.completed;
+            self.take_back(pipeline.undo, completed);
             self.stop_pipeline();
         }
         Ok(())
@@ -422,18 +421,54 @@ impl Session {
     }
 }
 
+/// Pieces of a result between which the proxy's own responses go, each after so many completed steps.
+struct WithInserts<'pipeline> {
+    inserts: &'pipeline [(usize, Bytes)],
+    /// Steps that were completed in the pieces so far.
+    completed: usize,
+}
+
+impl Pieces for WithInserts<'_> {
+    async fn write(&mut self, connection: &mut Connection, piece: &Bytes) -> Result<(), End> {
+        if self.inserts.is_empty() {
+            // Which steps were completed is asked for only of a piece that fails.
+            if scan(piece).failed {
+                self.completed += step_boundaries(piece).len();
+            }
+            return Ok(connection.deliver(piece).await?);
+        }
+        let boundaries = step_boundaries(piece);
+        let mut sent = 0;
+        while let Some(((after, messages), rest)) = self.inserts.split_first() {
+            let at = match after.saturating_sub(self.completed).checked_sub(1) {
+                None => sent,
+                Some(step) => match boundaries.get(step) {
+                    Some(at) => *at,
+                    None => break,
+                },
+            };
+            connection.deliver(&piece.slice(sent..at)).await?;
+            connection.deliver(messages).await?;
+            sent = at;
+            self.inserts = rest;
+        }
+        self.completed += boundaries.len();
+        Ok(connection.deliver(&piece.slice(sent..)).await?)
+    }
+}
+
 /// The messages that answer one step (counted from 1).
-fn step_messages(result: &ExchangeResult, boundaries: &[usize], step: usize) -> Option<Bytes> {
+fn step_messages(result: &Bytes, boundaries: &[usize], step: usize) -> Option<Bytes> {
     let end = *boundaries.get(step.checked_sub(1)?)?;
     let start = step
         .checked_sub(2)
         .map_or(Some(0), |before| boundaries.get(before).copied())?;
     // Notices of the step before do not belong to it.
-    let messages = result.messages.get(start..end)?;
+    let messages = result.get(start..end)?;
     let clean = sql::result::messages(messages)
         .flatten()
         .all(|(tag, _)| matches!(tag, b't' | b'T' | b'n'));
-    clean.then(|| result.messages.slice(start..end))
+    clean.then(|| result.slice(start..end))
 }
 
 /// What Postgres refuses in a Bind whatever the database holds; how many columns a query has only the database knows.

@@ -339,7 +339,7 @@ impl Session {
 
     async fn read_defaults(&mut self) -> Result<Arc<BTreeMap<String, String>>, ApplicationError> {
         let text = REPORTED.map(|name| format!("SHOW {name}")).join("; ");
-        let result = self.execute(&Exchange::Simple { text }, Kind::Plain).await?;
+        let result = self.execute_and_gather(&Exchange::Simple { text }, Kind::Plain).await?;
         if let Some(error) = crate::wire::first_error(&result.messages) {
             return Err(error);
         }

@@ -10,6 +10,7 @@ mod extended;
 mod handshake;
 mod pipeline;
 mod prepared;
+mod release;
 mod routing;
 mod set;
 mod settings;

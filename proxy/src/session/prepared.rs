@@ -159,7 +159,7 @@ impl Session {
         };
         // With declared types the text alone may not be enough to infer them: the first EXECUTE tells.
         if declared.is_empty() {
-            let result = self.execute(&exchange, Kind::Plain).await?;
+            let result = self.execute_and_gather(&exchange, Kind::Plain).await?;
             if let Some(error) = first_error(&result.messages) {
                 let before = text.len().saturating_sub(body.len());
                 let shift = text.get(..before).map_or(0, |before| before.chars().count());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sql::analysis::ExchangeAnalysis;
 use sql::footprint::{Footprint, Mode, Resource};
-use sql::operation::{Exchange, ExchangeResult, Isolation, Operation, TransactionId, Work};
+use sql::operation::{Exchange, Isolation, Operation, TransactionId, Work};
 use sql::statement::Effect;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -14,7 +14,7 @@ use super::Session;
 use super::context::Context;
 use super::settings::READS;
 use super::transaction::{Begun, Deferred, exclusive};
-use crate::client::{Failure, Lockstep, Question, Quorum, Rows, Statement, Voted};
+use crate::client::{Failure, Lockstep, Question, Quorum, Rows, Statement, Voted, VotedResult};
 use crate::error::ApplicationError;
 use crate::measures::Stage;
 use crate::wire::{command_tag, first_error, leave_out, scan};
@@ -82,7 +82,7 @@ struct Opening {
 }
 
 impl Session {
-    pub(super) async fn route(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    pub(super) async fn route(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         if self.is_begun() {
             return self.within(routed).await;
         }
@@ -169,7 +169,7 @@ impl Session {
 
     /// An autocommit statement that writes: ordered once if it is short, else a transaction of its own, which commits only
     /// what f+1 voters give their words for.
-    async fn autocommit_write(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn autocommit_write(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         if routed.analysis.short || routed.analysis.effect == Effect::Maintenance {
             match self.one_shot(routed).await {
                 // The voters know a newer catalog, by which it is not short.
@@ -180,7 +180,7 @@ impl Session {
         self.certified(routed).await
     }
 
-    async fn one_shot(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn one_shot(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let operation = Operation {
             context: self.context().decoded.clone(),
             footprint: routed.analysis.footprint.clone(),
@@ -197,7 +197,7 @@ impl Session {
     }
 
     /// Runs an exchange in a transaction of its own; its result is the application's once that is committed.
-    async fn certified(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn certified(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let opening = Opening {
             context: self.context(),
             isolation: Isolation::ReadCommitted,
@@ -215,7 +215,11 @@ impl Session {
         if scan(&result.messages).failed || result.status == b'E' {
             self.abort_later(begun);
         } else {
+            let writes = begun.wrote;
             let notices = self.finish(begun).await?;
+            if let Some(before) = &mut result.before {
+                before.committed = writes;
+            }
             if !notices.is_empty() {
                 result.messages = [result.messages, notices].concat().into();
             }
@@ -224,7 +228,7 @@ impl Session {
         Ok(result)
     }
 
-    async fn autocommit_read(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn autocommit_read(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let context = self.context();
         if !routed.analysis.needs_clock && !routed.several && is_narrow(&routed.analysis.footprint) {
             let question = Question {
@@ -262,7 +266,7 @@ impl Session {
     }
 
     /// Opens a transaction on the voters; what it holds, and its last exchange's result.
-    async fn open(&mut self, opening: Opening) -> Result<(Begun, ExchangeResult), Failure> {
+    async fn open(&mut self, opening: Opening) -> Result<(Begun, VotedResult), Failure> {
         let id = TransactionId {
             client: self.shared.client.id().0,
             session: self.id,
@@ -333,7 +337,7 @@ impl Session {
     }
 
     /// Opens the session's transaction on the voters, with this exchange as its first.
-    async fn begin(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn begin(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let Some(transaction) = &self.transaction else {
             return Err(Failure::Unavailable);
         };
@@ -390,7 +394,7 @@ impl Session {
     }
 
     /// A statement of a transaction that is open on the voters.
-    async fn within(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn within(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let analysis = routed.analysis;
         let Some(transaction) = &self.transaction else {
             return Err(Failure::Unavailable);
@@ -433,14 +437,14 @@ impl Session {
         }
     }
 
-    async fn read_within(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn read_within(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         match self.ask_within(routed, Statement::Read).await {
             Err(Failure::Undecided | Failure::Unavailable) => self.ordered_read_within(routed).await,
             voted => voted.map(|voted| voted.result),
         }
     }
 
-    async fn ordered_read_within(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn ordered_read_within(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         let operation = Operation {
             context: begun.context.decoded.clone(),
@@ -456,7 +460,7 @@ impl Session {
         Ok(voted.result)
     }
 
-    async fn write_directly(&mut self, routed: &Routed<'_>) -> Result<ExchangeResult, Failure> {
+    async fn write_directly(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let voted = self.ask_within(routed, Statement::Write).await?;
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         begun.all_short &= routed.analysis.short;
@@ -465,7 +469,7 @@ impl Session {
         Ok(voted.result)
     }
 
-    async fn extend(&mut self, routed: &Routed<'_>, footprint: Footprint) -> Result<ExchangeResult, Failure> {
+    async fn extend(&mut self, routed: &Routed<'_>, footprint: Footprint) -> Result<VotedResult, Failure> {
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         let operation = Operation {
             context: begun.context.decoded.clone(),

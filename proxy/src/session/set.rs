@@ -76,7 +76,7 @@ impl Session {
             (false, Some(_)) => Kind::Apart,
             (false, None) => Kind::Plain,
         };
-        let result = self.execute(&exchange, kind).await?;
+        let result = self.execute_and_gather(&exchange, kind).await?;
         if let Some(error) = first_error(&result.messages) {
             return Err(error);
         }

@@ -7,9 +7,11 @@ use sql::analysis::{StatementAnalysis, TextAnalysis};
 use sql::operation::Exchange;
 use sql::statement::{Cursor, StatementClass};
 
+use super::release::Whole;
 use super::routing::Kind;
 use super::special::{INT4_OID, Reply, is_special, special_column};
 use super::{End, Session};
+use crate::client::VotedResult;
 use crate::error::ApplicationError;
 use crate::wire::{scan, shift_error_position};
 
@@ -62,7 +64,7 @@ impl Session {
         if let [Segment::Plain { stateful, .. }] = segments.as_slice() {
             let exchange = Exchange::Simple { text: text.to_owned() };
             let outcome = self.execute(&exchange, Kind::stateful(*stateful)).await;
-            self.answer(outcome.map(|result| result.messages)).await?;
+            self.answer(outcome).await?;
             return Ok(());
         }
         let several = segments.len() > 1;
@@ -89,11 +91,13 @@ impl Session {
     async fn run_plain(&mut self, text: &str, range: Range<usize>, stateful: bool) -> Result<Flow, End> {
         let before = text.get(..range.start).map_or(0, |before| before.chars().count());
         let part = text.get(range).unwrap_or_default();
-        let outcome = self
+        let mut outcome = self
             .execute(&Exchange::Simple { text: part.to_owned() }, Kind::stateful(stateful))
             .await;
-        self.answer(outcome.map(|result| shift_error_position(&result.messages, before)))
-            .await
+        if let Ok(result) = &mut outcome {
+            result.messages = shift_error_position(&result.messages, before);
+        }
+        self.answer(outcome).await
     }
 
     async fn run_special_statement(
@@ -116,14 +120,12 @@ impl Session {
                     self.begin_implicitly();
                 }
                 let outcome = self.execute(&Exchange::Simple { text: expanded }, Kind::Plain).await;
-                self.answer(outcome.map(|result| result.messages)).await
+                self.answer(outcome).await
             }
             StatementClass::CopyFrom => {
                 self.begin_implicitly();
-                match self.copy_from(part).await? {
-                    Ok(messages) => self.answer(Ok(messages)).await,
-                    Err(error) => self.answer(Err(error)).await,
-                }
+                let outcome = self.copy_from(part).await?;
+                self.answer(outcome.map(VotedResult::of_messages)).await
             }
             StatementClass::Refused(refusal) => {
                 self.shared.metrics.refused(refusal.rule, refusal.sqlstate);
@@ -164,9 +166,14 @@ impl Session {
         self.connection.out.command_complete(&reply.tag);
     }
 
-    async fn answer(&mut self, outcome: Result<bytes::Bytes, ApplicationError>) -> Result<Flow, End> {
+    async fn answer(&mut self, outcome: Result<VotedResult, ApplicationError>) -> Result<Flow, End> {
         match outcome {
-            Ok(messages) => {
+            Ok(VotedResult { before, messages, .. }) => {
+                if let Some(before) = before
+                    && !self.release_chunks(before, &mut Whole).await?
+                {
+                    return Ok(Flow::Stop);
+                }
                 let failed = scan(&messages).failed;
                 if let Some(error) = failed.then(|| crate::wire::first_error(&messages)).flatten() {
                     self.shared.metrics.error(&error.sqlstate);

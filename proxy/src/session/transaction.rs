@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ordering::identifiers::Order;
 use sql::footprint::{Footprint, Mode, Resource};
-use sql::operation::{ExchangeResult, Isolation, TransactionId, TransactionWrite};
+use sql::operation::{Isolation, TransactionId, TransactionWrite};
 use sql::statement::TransactionModes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::Context;
 use super::settings::{ANSWERS, Settings};
-use crate::client::{Live, Voted};
+use crate::client::{Live, Voted, VotedResult};
 
 /// Writes kept inline for COMMIT, in bytes; what exceeds this is ordered instead, so that COMMIT stays bounded.
 pub(super) const INLINE_BYTES_MAX: usize = 4 << 20;
@@ -188,7 +188,7 @@ impl Begun {
     }
 
     /// A direct write ran.
-    pub(super) fn wrote_directly(&mut self, exchange: Bytes, result: &ExchangeResult) {
+    pub(super) fn wrote_directly(&mut self, exchange: Bytes, result: &VotedResult) {
         self.live.answered(result);
         self.live.wrote_directly(exchange.clone());
         self.inline_bytes = self.inline_bytes.saturating_add(exchange.len());

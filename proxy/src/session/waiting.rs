@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sql::operation::ExchangeResult;
 use sql::statement::Effect;
 
 use super::Session;
 use super::connection::Channel;
 use super::routing::Routed;
 use super::settings::parse_milliseconds;
-use crate::client::{Cancel, Failure};
+use crate::client::{Cancel, Failure, VotedResult};
 use crate::error::ApplicationError;
 
 /// How long a statement of an open transaction may take to end after it was given up, before the whole transaction is
@@ -74,11 +73,7 @@ impl Session {
     ///
     /// What is ordered by itself is waited for all the same: it may be committed. A transaction that does not let go of
     /// its statement in time is abandoned as a whole.
-    pub(super) async fn route_within(
-        &mut self,
-        routed: &Routed<'_>,
-        limits: Limits,
-    ) -> Result<ExchangeResult, Failure> {
+    pub(super) async fn route_within(&mut self, routed: &Routed<'_>, limits: Limits) -> Result<VotedResult, Failure> {
         let lock_at = limits
             .lock_at
             .filter(|_| waits_for_locks(routed.analysis.effect) || self.locks_reads());

@@ -11,6 +11,7 @@ use ordering::message::{
     CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, Outcome, ResultKey, ResultMessage, chain,
 };
 use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
+use spool::SpoolDirectory;
 use sql::operation::{
     Exchange, ExchangeResult, Isolation, Operation, SessionContext, Step, TransactionId, TransactionWrite, Work,
     word_digest,
@@ -22,9 +23,20 @@ use super::postgres::Postgres;
 use super::raw::{Raw, message, startup};
 
 /// What is wrong with the voters.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Faults {
     state: Arc<Mutex<State>>,
+    /// Where real voters keep large results.
+    pub spool: SpoolDirectory,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            state: Arc::default(),
+            spool: SpoolDirectory::new(std::env::temp_dir(), 12 << 30),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -100,6 +112,10 @@ impl Faults {
     /// The live voters of the Begins since the last call, as bit masks.
     pub fn take_live(&self) -> Vec<u64> {
         std::mem::take(&mut self.state.lock().unwrap().live)
+    }
+
+    pub fn is_forger(&self, machine: MachineId) -> bool {
+        self.state.lock().unwrap().forgers.contains(machine)
     }
 
     pub fn is_mute(&self, machine: MachineId) -> bool {
@@ -231,6 +247,8 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
                         tokio::spawn(cluster.clone().answer(key, order, outcome, machines, machines));
                     }
                 }
+                // These voters answer everything at once.
+                ToNode::Client(ClientMessage::RecallChunk { .. } | ClientMessage::Release(_)) => {}
             }
         }
     });

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order};
-use ordering::message::{ClientMessage, CommitDb, CommitDbEntry, Request};
+use ordering::message::{ClientMessage, CommitDb, CommitDbEntry, Outcome, Request};
 use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
+use spool::SpoolDirectory;
 use sql::operation::Operation;
 use sql::rules::PartitionRules;
 use tokio::sync::mpsc;
@@ -26,7 +27,7 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
     let mut handles = Vec::new();
     for (machine, server) in (1..).map(MachineId).zip(servers) {
         let (outputs, received) = mpsc::channel(1024);
-        let handle = Voter::start(config(machine, server, rules.clone()), outputs);
+        let handle = Voter::start(config(machine, server, rules.clone(), faults.spool.clone()), outputs);
         tokio::spawn(pump(
             machine,
             received,
@@ -49,7 +50,7 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
     (ClusterPort { to, from }, faults)
 }
 
-fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> VoterConfig {
+fn config(machine: MachineId, server: &Postgres, rules: PartitionRules, spool: SpoolDirectory) -> VoterConfig {
     VoterConfig {
         machine,
         faults: 1,
@@ -69,6 +70,7 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules) -> Voter
             read_backends: 3,
             ..VoterLimits::default()
         },
+        spool,
     }
 }
 
@@ -93,7 +95,20 @@ async fn pump(
             eprintln!("{machine} {output:?}");
         }
         match output {
-            VoterOutput::Result { message, .. } if !faults.is_mute(machine) => {
+            VoterOutput::Result { mut message, .. } if !faults.is_mute(machine) => {
+                if let Outcome::Chunk {
+                    index,
+                    bytes: Some(bytes),
+                } = &mut message.outcome
+                {
+                    let forged = faults.is_forger(machine);
+                    faults.see(if forged { "forged chunk" } else { "chunk" });
+                    if forged && *index > 1 {
+                        let mut lie = bytes.to_vec();
+                        *lie.last_mut().unwrap() ^= 1;
+                        *bytes = lie.into();
+                    }
+                }
                 let _ = results.send((machine, FromNode::Result(message))).await;
             }
             VoterOutput::Order { operation, home } => {
@@ -218,6 +233,13 @@ async fn sequence(
             }
             (ToNode::Client(ClientMessage::Recall(key)), Destination::Machines(machines)) => {
                 sequencer.tell(machines, VoterInput::Recall { client, key }).await;
+            }
+            (ToNode::Client(ClientMessage::RecallChunk { key, index }), Destination::Machines(machines)) => {
+                let recall = VoterInput::RecallChunk { client, key, index };
+                sequencer.tell(machines, recall).await;
+            }
+            (ToNode::Client(ClientMessage::Release(key)), Destination::Machines(machines)) => {
+                sequencer.tell(machines, VoterInput::Release { client, key }).await;
             }
             (ToNode::Client(ClientMessage::KeepAlive), Destination::Machines(machines)) => {
                 sequencer.tell(machines, VoterInput::KeepAlive(client)).await;

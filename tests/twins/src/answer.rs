@@ -36,7 +36,8 @@ pub fn verdict(answers: &Answers) -> Option<(u64, Verdict)> {
                 .map_or(Verdict::Digest, Verdict::Done),
             Outcome::Refused { sqlstate, .. } => Verdict::Refused(sqlstate.clone()),
             Outcome::Executed => Verdict::Executed,
-            Outcome::Word { .. } | Outcome::Unavailable => continue,
+            Outcome::Large { .. } => Verdict::Digest,
+            Outcome::Word { .. } | Outcome::Unavailable | Outcome::Chunk { .. } | Outcome::Running => continue,
         };
         return Some((one.order.0, verdict));
     }
@@ -50,6 +51,14 @@ fn agree(one: &ResultMessage, other: &ResultMessage) -> bool {
         (
             Outcome::Done { sequence, multiset, .. },
             Outcome::Done {
+                sequence: other_sequence,
+                multiset: other_multiset,
+                ..
+            },
+        ) => sequence == other_sequence || multiset == other_multiset,
+        (
+            Outcome::Large { sequence, multiset, .. },
+            Outcome::Large {
                 sequence: other_sequence,
                 multiset: other_multiset,
                 ..

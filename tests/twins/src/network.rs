@@ -129,6 +129,8 @@ impl Network {
             ClientMessage::Direct(direct) => VoterInput::Direct { client, direct },
             ClientMessage::Recall(key) => VoterInput::Recall { client, key },
             ClientMessage::GiveUp(key) => VoterInput::GiveUp { client, key },
+            ClientMessage::RecallChunk { key, index } => VoterInput::RecallChunk { client, key, index },
+            ClientMessage::Release(key) => VoterInput::Release { client, key },
             ClientMessage::KeepAlive => VoterInput::KeepAlive(client),
         };
         self.send(machine, input).await;
@@ -234,7 +236,7 @@ impl Network {
         });
         let mut state = self.state();
         let answers = state.answers.entry((client, message.key)).or_default();
-        let says_nothing = matches!(message.outcome, Outcome::Unavailable);
+        let says_nothing = matches!(message.outcome, Outcome::Unavailable | Outcome::Running);
         if !says_nothing || !answers.contains_key(&machine) {
             answers.insert(machine, message);
         }

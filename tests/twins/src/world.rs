@@ -174,6 +174,7 @@ impl World {
                 .map(|id| (ClientId(NODE_CLIENTS + u32::from(id)), MachineId(id)))
                 .collect(),
             client_roles: BTreeMap::from([(HONEST, roles.clone()), (LIAR, roles)]),
+            spool: spool::SpoolDirectory::new(std::env::temp_dir(), 1 << 30),
             limits: VoterLimits {
                 transactions_max: 24,
                 one_shot_backends: 4,

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use borsh::BorshDeserialize;
 use ordering::identifiers::{ClientId, Order};
-use ordering::message::{Direct, Outcome, ResultKey, ResultMessage};
+use ordering::message::{self, Direct, ResultKey, ResultMessage};
 use sql::footprint::Footprint;
 use sql::operation::{SessionContext, TransactionId};
 
 use super::Owner;
 use crate::executor::{DirectRead, Reporter, run_direct_read};
+use crate::outcome::{Outcome, Report};
 use crate::postgres::backend::{Clock, Job};
 use crate::work::{Place, Refused, check, check_context, decode};
 
@@ -166,12 +167,12 @@ impl Owner<'_> {
     }
 
     async fn answer_direct(&self, client: ClientId, direct: &Direct, outcome: Outcome) {
-        let message = ResultMessage {
+        let report = Report {
             key: ResultKey::Direct(direct.number),
             order: Order(self.executed.load(Ordering::Relaxed)),
             outcome,
         };
-        self.outside.reporter.report(client, message, direct.whole).await;
+        self.outside.reporter.report(client, report, direct.whole).await;
     }
 }
 
@@ -180,7 +181,7 @@ pub(crate) async fn send_unavailable(reporter: &Reporter, client: ClientId, numb
     let message = ResultMessage {
         key: ResultKey::Direct(number),
         order: executed,
-        outcome: Outcome::Unavailable,
+        outcome: message::Outcome::Unavailable,
     };
     reporter.send(client, message).await;
 }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use borsh::BorshDeserialize;
-use ordering::message::{Outcome, Request};
+use ordering::message::Request;
 use sql::footprint::Footprint;
 use sql::operation::{Operation, TransactionId, TransactionWrite, Word, Work};
 
 use super::{Asker, Fed, OpenTransaction, Owner, Start};
 use crate::client_window::Admission;
 use crate::lock_table::{BeginKind, Grant, LockRefusal, Node, Position};
+use crate::outcome::Outcome;
 use crate::postgres::backend::Record;
 use crate::slot::ending::rolled_back;
 use crate::slot::signal::End;

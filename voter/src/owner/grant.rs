@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ordering::message::Outcome;
 use sql::footprint::{Footprint, Resource};
 use sql::operation::{Operation, TransactionId, Work};
 use sql::rules::MultiPartition;
@@ -15,6 +14,7 @@ use sql::statement::Effect;
 use super::{Asker, BEHIND_ORDERS_MAX, Owner, Start};
 use crate::executor::{OneShot, OrderedRead};
 use crate::lock_table::{Grant, Node, Position};
+use crate::outcome::Outcome;
 use crate::postgres::backend::{Clock, Job, Record};
 use crate::slot::Command;
 use crate::work::{Place, Refused, changes_catalog, check, decode, recorded_home, seed, sequences};

@@ -8,17 +8,20 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 use std::collections::BTreeSet;
 
+use ordering::message::CHUNK_MESSAGE_BYTES_MAX;
 use sql::analysis::ExchangeAnalysis;
 use sql::operation::{Exchange, ExchangeResult, Isolation};
 use sql::statement::{Setting, StatementClass};
 
 use super::PostgresError;
+use super::capture::{CaptureLimits, Captured};
 use super::connection::Connection;
 use super::prepared::Prepared;
 use super::script::{Part, Played, Script, Segment};
 use super::settings;
 use crate::config::VoterConfig;
 use crate::lock_table::Position;
+use crate::outcome::LargeResult;
 
 /// What a backend may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +74,16 @@ pub enum Sequences {
 }
 
 /// What became of an exchange.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Answer {
     /// The server answered: a result, even when it is an error.
     Result(ExchangeResult),
+    /// The same with a result that travels in chunks.
+    Large(Box<LargeResult>),
     /// The result is larger than the limit; the effect stands.
     TooLarge,
+    /// This machine has no room for the result; the effect stands.
+    NoRoom(String),
     /// An error that speaks of the server: no result.
     Fault(String),
 }
@@ -109,7 +116,7 @@ pub struct Backend {
     /// Code that is not ours has run: nobody else may be served here, since nothing in the backend can be trusted.
     foreign: bool,
     copying: bool,
-    result_bytes_max: usize,
+    limits: CaptureLimits,
 }
 
 impl Backend {
@@ -123,8 +130,7 @@ impl Backend {
             Kind::Read => "on",
         };
         let extra = [("default_transaction_read_only", read_only)];
-        let result_bytes_max = config.limits.result_bytes_max;
-        let connection = Connection::open(&config.postgres, role, &extra, result_bytes_max).await?;
+        let connection = Connection::open(&config.postgres, role, &extra, CHUNK_MESSAGE_BYTES_MAX).await?;
         Ok(Self {
             connection,
             kind,
@@ -142,7 +148,7 @@ impl Backend {
             renamed: false,
             foreign: false,
             copying: false,
-            result_bytes_max,
+            limits: CaptureLimits::of(config),
         })
     }
 
@@ -214,7 +220,7 @@ impl Backend {
             script.query(Part::Silent, &text)?;
             let played = self.play(script, || {}).await?;
             if played.error().is_some() {
-                return Ok(Some(self.answer(played)));
+                return Ok(Some(self.answer(played).await));
             }
             self.settings = Some(wants.to_vec());
             self.settings_hash = settings::hash(wants);
@@ -288,10 +294,12 @@ impl Backend {
         let mut played = self.play_and_note(script, || {}).await?;
         let committed = played.tag.starts_with(COMMIT_TAG);
         let at_commit = played.segments.pop();
-        let ran = self.answer_segment(played.into_segment(self.result_bytes_max));
+        let ran = self.answer_segment(played.into_segment(&self.limits)).await;
         let failed = at_commit.filter(|segment| segment.error.is_some());
         let answer = match (&ran, failed) {
-            (Answer::Result(result), Some(failed)) if !has_error(&result.messages) => self.answer_segment(failed),
+            (Answer::Result(result), Some(failed)) if !has_error(&result.messages) => self.answer_segment(failed).await,
+            (Answer::Large(large), Some(failed)) if !large.stored.failed() => self.answer_segment(failed).await,
+            (Answer::NoRoom(reason), _) if !committed => Answer::Fault(reason.clone()),
             _ => ran,
         };
         if !committed {
@@ -374,7 +382,7 @@ impl Backend {
         if let Some(Segment { error: Some(_), .. }) = played.segments.pop() {
             return Ok(Answer::Fault("a read's savepoint is gone".into()));
         }
-        let answer = self.answer_segment(played.into_segment(self.result_bytes_max));
+        let answer = self.answer_segment(played.into_segment(&self.limits)).await;
         Ok(self.still_open(answer))
     }
 
@@ -392,11 +400,10 @@ impl Backend {
         }
         let played = self.play_and_note(script, || {}).await?;
         let closed = played.segments.iter().any(|segment| segment.status == b'I');
-        let answers: Vec<_> = played
-            .segments
-            .into_iter()
-            .map(|segment| self.answer_segment(segment))
-            .collect();
+        let mut answers = Vec::with_capacity(played.segments.len());
+        for segment in played.segments {
+            answers.push(self.answer_segment(segment).await);
+        }
         if closed {
             return Ok(vec![Answer::Fault(CLOSED.into())]);
         }
@@ -438,7 +445,7 @@ impl Backend {
         script.query(Part::Client, own::COMMIT)?;
         let played = self.play_and_note(script, || {}).await?;
         let committed = played.tag.starts_with(COMMIT_TAG);
-        let answer = self.answer(played);
+        let answer = self.answer(played).await;
         if !committed {
             self.roll_back(&record.sequences).await?;
         }
@@ -499,9 +506,7 @@ impl Backend {
     }
 
     async fn play(&mut self, script: Script, between: impl FnMut()) -> Result<Played, PostgresError> {
-        let played = script
-            .play(&mut self.connection, self.result_bytes_max, between)
-            .await?;
+        let played = script.play(&mut self.connection, &self.limits, between).await?;
         self.status = played.status();
         Ok(played)
     }
@@ -516,22 +521,24 @@ impl Backend {
 
     async fn run(&mut self, script: Script, between: impl FnMut()) -> Result<Answer, PostgresError> {
         let played = self.play_and_note(script, between).await?;
-        Ok(self.answer(played))
+        Ok(self.answer(played).await)
     }
 
-    fn answer(&self, played: Played) -> Answer {
-        self.answer_segment(played.into_segment(self.result_bytes_max))
+    async fn answer(&self, played: Played) -> Answer {
+        self.answer_segment(played.into_segment(&self.limits)).await
     }
 
-    fn answer_segment(&self, segment: Segment) -> Answer {
+    async fn answer_segment(&self, segment: Segment) -> Answer {
         if let Some((error, part)) = &segment.error
             && (error.is_server_fault() || (*part == Part::Own && error.sqlstate != IN_FAILED_TRANSACTION))
         {
             return Answer::Fault(format!("{}: {}", error.sqlstate, error.message));
         }
-        match segment.capture.finish(segment.status) {
-            Some(result) => Answer::Result(result),
-            None => Answer::TooLarge,
+        match segment.capture.finish(segment.status).await {
+            Captured::Result(result) => Answer::Result(result),
+            Captured::Large(large) => Answer::Large(large),
+            Captured::TooLarge => Answer::TooLarge,
+            Captured::NoRoom(reason) => Answer::NoRoom(reason),
         }
     }
 
@@ -568,6 +575,7 @@ fn own_error(played: Played) -> Result<(), PostgresError> {
 fn idle(answer: Answer) -> Answer {
     match answer {
         Answer::Result(result) => Answer::Result(ExchangeResult { status: b'I', ..result }),
+        Answer::Large(large) => Answer::Large(Box::new(LargeResult { status: b'I', ..*large })),
         other => other,
     }
 }

@@ -1,10 +1,13 @@
 //! What a backend answered, as it goes into the vote: canonical, bounded.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use spool::{ChunkWriter, SpoolDirectory};
 use sql::operation::ExchangeResult;
 
 use super::PostgresError;
 use super::connection::{HEADER_BYTES, Message};
+use crate::config::VoterConfig;
+use crate::outcome::LargeResult;
 
 /// OIDs from here on belong to user objects and differ between servers.
 const FIRST_USER_OID: u32 = 16_384;
@@ -62,28 +65,76 @@ pub fn error_fields(body: &[u8]) -> ServerError {
     error
 }
 
-/// Collects the messages that belong to the client's exchange.
+/// How much of an answer is kept, and where.
+#[derive(Clone, Debug)]
+pub struct CaptureLimits {
+    /// Above this many bytes, a result goes into a file, and travels in chunks.
+    pub chunk_bytes: usize,
+    /// The largest result, in bytes.
+    pub result_bytes_max: u64,
+    /// Where files lie.
+    pub spool: SpoolDirectory,
+}
+
+impl CaptureLimits {
+    /// Those of a voter.
+    pub fn of(config: &VoterConfig) -> Self {
+        Self {
+            chunk_bytes: config.limits.chunk_bytes,
+            result_bytes_max: config.limits.result_bytes_max,
+            spool: config.spool.clone(),
+        }
+    }
+}
+
+/// Collects the messages that belong to the client's exchange: in memory, and above one chunk in a file.
 #[derive(Debug)]
 pub struct Capture {
     messages: BytesMut,
-    bytes_max: usize,
-    too_large: bool,
+    limits: CaptureLimits,
+    bytes: u64,
+    writer: Option<Box<ChunkWriter>>,
+    lost: Option<Lost>,
+}
+
+/// Why nothing is collected any more.
+#[derive(Clone, Debug)]
+enum Lost {
+    /// It is larger than a result may be, alike on all voters.
+    TooLarge,
+    /// This machine has no room for it.
+    NoRoom(String),
+}
+
+/// What was collected.
+#[derive(Debug)]
+pub enum Captured {
+    /// A result that travels at once.
+    Result(ExchangeResult),
+    /// A larger one.
+    Large(Box<LargeResult>),
+    /// It is larger than a result may be.
+    TooLarge,
+    /// This machine has no room for it.
+    NoRoom(String),
 }
 
 impl Capture {
-    /// Nothing yet; at most `bytes_max`.
-    pub fn new(bytes_max: usize) -> Self {
+    /// Nothing yet.
+    pub fn new(limits: &CaptureLimits) -> Self {
         Self {
             messages: BytesMut::new(),
-            bytes_max,
-            too_large: false,
+            limits: limits.clone(),
+            bytes: 0,
+            writer: None,
+            lost: None,
         }
     }
 
     /// Adds a message in its canonical form.
     pub fn add(&mut self, message: &Message) {
         if message.frame.is_empty() {
-            self.too_large = true;
+            self.lose(Lost::TooLarge);
         }
         match message.tag {
             b'T' => {
@@ -100,21 +151,78 @@ impl Capture {
 
     /// Adds a message that no server sent.
     pub fn add_bytes(&mut self, bytes: &[u8]) {
-        if self.too_large || self.messages.len() + bytes.len() > self.bytes_max {
-            self.too_large = true;
-            self.messages = BytesMut::new();
-            return;
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        if self.bytes > self.limits.result_bytes_max {
+            self.lose(Lost::TooLarge);
         }
-        self.messages.extend_from_slice(bytes);
+        if self.lost.is_none() {
+            self.messages.extend_from_slice(bytes);
+        }
     }
 
-    /// The result; `None` when it is larger than the limit.
-    pub fn finish(self, status: u8) -> Option<ExchangeResult> {
-        (!self.too_large).then(|| ExchangeResult {
-            messages: self.messages.freeze(),
-            status,
-        })
+    fn lose(&mut self, lost: Lost) {
+        // That it is too large is said alike by all voters.
+        if matches!(self.lost, None | Some(Lost::NoRoom(_))) {
+            self.lost = Some(lost);
+        }
+        self.messages = BytesMut::new();
+        self.writer = None;
     }
+
+    /// Whether a chunk is complete, and has to be put out before more is added.
+    pub fn is_full(&self) -> bool {
+        self.messages.len() > self.limits.chunk_bytes
+    }
+
+    /// Puts what is in memory into the file, as a chunk.
+    pub async fn put_out(&mut self) {
+        if self.messages.is_empty() {
+            return;
+        }
+        let (writer, spool) = (self.writer.take(), self.limits.spool.clone());
+        let mut messages = std::mem::take(&mut self.messages);
+        let written = tokio::task::spawn_blocking(move || {
+            let mut writer = match writer {
+                Some(writer) => writer,
+                None => Box::new(ChunkWriter::new(&spool)?),
+            };
+            writer.append(&messages)?;
+            messages.clear();
+            Ok((writer, messages))
+        });
+        match flattened(written.await) {
+            Ok((writer, messages)) => {
+                self.writer = Some(writer);
+                self.messages = messages;
+            }
+            Err(error) => self.lose(Lost::NoRoom(error.to_string())),
+        }
+    }
+
+    /// What was collected.
+    pub async fn finish(mut self, status: u8) -> Captured {
+        if self.writer.is_some() || self.is_full() {
+            self.put_out().await;
+        }
+        if let Some(writer) = self.writer.take() {
+            match flattened(tokio::task::spawn_blocking(move || writer.finish()).await) {
+                Ok(stored) => return Captured::Large(Box::new(LargeResult { stored, status })),
+                Err(error) => self.lose(Lost::NoRoom(error.to_string())),
+            }
+        }
+        match self.lost {
+            Some(Lost::TooLarge) => Captured::TooLarge,
+            Some(Lost::NoRoom(reason)) => Captured::NoRoom(reason),
+            None => Captured::Result(ExchangeResult {
+                messages: self.messages.freeze(),
+                status,
+            }),
+        }
+    }
+}
+
+fn flattened<T>(joined: Result<std::io::Result<T>, tokio::task::JoinError>) -> std::io::Result<T> {
+    joined.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// Sets table OID and column number to 0 where they name a user's table. A malformed message stays as it is.
@@ -187,15 +295,44 @@ mod tests {
         }
     }
 
-    #[test]
-    fn user_tables_are_not_named_by_oid_and_system_tables_are() {
-        let mut capture = Capture::new(1000);
-        capture.add(&row_description(16_400, 2));
-        let user = capture.finish(b'I').unwrap();
-        assert_eq!(user.messages, row_description(0, 0).frame);
-        let mut capture = Capture::new(1000);
-        capture.add(&row_description(1259, 2));
-        assert_eq!(capture.finish(b'I').unwrap().messages, row_description(1259, 2).frame);
+    fn limits(chunk_bytes: usize, result_bytes_max: u64, room: u64) -> (tempfile::TempDir, CaptureLimits) {
+        let place = tempfile::tempdir().unwrap();
+        let limits = CaptureLimits {
+            chunk_bytes,
+            result_bytes_max,
+            spool: SpoolDirectory::new(place.path(), room),
+        };
+        (place, limits)
+    }
+
+    async fn captured(limits: &CaptureLimits, rows: &[usize]) -> Captured {
+        let mut capture = Capture::new(limits);
+        for (number, bytes) in rows.iter().enumerate() {
+            let mut row = vec![b'D'];
+            row.put_u32(*bytes as u32 - 1);
+            row.resize(*bytes, number as u8);
+            capture.add_bytes(&row);
+            if capture.is_full() {
+                capture.put_out().await;
+            }
+        }
+        capture.finish(b'I').await
+    }
+
+    #[tokio::test]
+    async fn user_tables_are_not_named_by_oid_and_system_tables_are() {
+        let (_place, limits) = limits(1000, 1000, 0);
+        for (given, expected) in [
+            (row_description(16_400, 2), row_description(0, 0)),
+            (row_description(1259, 2), row_description(1259, 2)),
+        ] {
+            let mut capture = Capture::new(&limits);
+            capture.add(&given);
+            let Captured::Result(result) = capture.finish(b'I').await else {
+                panic!("not a result");
+            };
+            assert_eq!(result.messages, expected.frame);
+        }
     }
 
     #[test]
@@ -206,11 +343,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_result_above_the_limit_is_none() {
-        let mut capture = Capture::new(10);
-        capture.add_bytes(&[0; 11]);
-        assert!(capture.finish(b'I').is_none());
+    #[tokio::test]
+    async fn a_result_travels_in_chunks_exactly_when_it_exceeds_one() {
+        let (_place, limits) = limits(100, 1 << 20, 1 << 20);
+        assert!(matches!(captured(&limits, &[50, 50]).await, Captured::Result(_)));
+        for (rows, chunks) in [
+            (&[50, 51][..], 1),
+            (&[51, 50], 1),
+            (&[101], 1),
+            (&[101, 10], 2),
+            (&[50, 50, 10, 10, 10], 2),
+            (&[300, 300], 2),
+        ] {
+            let Captured::Large(large) = captured(&limits, rows).await else {
+                panic!("{rows:?} is not large");
+            };
+            assert_eq!(large.stored.chunk_digests().len(), chunks, "{rows:?}");
+            assert_eq!(large.stored.length(), rows.iter().sum::<usize>() as u64);
+        }
+        assert_eq!(limits.spool.bytes_used(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_result_above_the_limit_is_too_large_and_one_without_room_is_not_kept() {
+        let (_place, limits) = limits(100, 1000, 500);
+        assert!(matches!(captured(&limits, &[90; 5]).await, Captured::Large(_)));
+        assert!(matches!(captured(&limits, &[90; 8]).await, Captured::NoRoom(_)));
+        assert!(matches!(captured(&limits, &[90; 12]).await, Captured::TooLarge));
+        assert_eq!(limits.spool.bytes_used(), 0);
     }
 
     #[test]

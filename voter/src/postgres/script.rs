@@ -7,7 +7,7 @@ use postgres_protocol::IsNull;
 use postgres_protocol::message::frontend;
 
 use super::PostgresError;
-use super::capture::{Capture, ServerError, error_fields};
+use super::capture::{Capture, CaptureLimits, ServerError, error_fields};
 use super::connection::{Connection, HEADER_BYTES, Message};
 use super::prepared::PreparedKey;
 
@@ -73,9 +73,9 @@ pub struct Played {
 }
 
 impl Segment {
-    fn new(bytes_max: usize) -> Self {
+    fn new(limits: &CaptureLimits) -> Self {
         Self {
-            capture: Capture::new(bytes_max),
+            capture: Capture::new(limits),
             error: None,
             status: b'I',
         }
@@ -94,8 +94,8 @@ impl Played {
     }
 
     /// The only exchange's answers.
-    pub fn into_segment(mut self, bytes_max: usize) -> Segment {
-        self.segments.pop().unwrap_or_else(|| Segment::new(bytes_max))
+    pub fn into_segment(mut self, limits: &CaptureLimits) -> Segment {
+        self.segments.pop().unwrap_or_else(|| Segment::new(limits))
     }
 }
 
@@ -261,18 +261,21 @@ impl Script {
     pub async fn play(
         mut self,
         connection: &mut Connection,
-        bytes_max: usize,
+        limits: &CaptureLimits,
         mut between: impl FnMut(),
     ) -> Result<Played, PostgresError> {
         connection.outgoing().unsplit(std::mem::take(&mut self.buffer));
         let mut played = Played {
-            segments: vec![Segment::new(bytes_max)],
+            segments: vec![Segment::new(limits)],
             prepared: Vec::new(),
             tag: Bytes::new(),
         };
-        while self.advance(&mut played, bytes_max) {
+        while self.advance(&mut played, limits) {
             let message = connection.message().await?;
             self.take(&message, &mut played)?;
+            if let Some(segment) = played.segments.last_mut().filter(|segment| segment.capture.is_full()) {
+                segment.capture.put_out().await;
+            }
             if message.tag == b'Z' && !self.awaited.is_empty() {
                 between();
             }
@@ -281,7 +284,7 @@ impl Script {
     }
 
     /// Answers what needs no server; whether more is awaited.
-    fn advance(&mut self, played: &mut Played, bytes_max: usize) -> bool {
+    fn advance(&mut self, played: &mut Played, limits: &CaptureLimits) -> bool {
         loop {
             match self.awaited.front() {
                 Some((Awaited::Synthetic(bytes), _)) => {
@@ -289,7 +292,7 @@ impl Script {
                         segment.capture.add_bytes(bytes);
                     }
                 }
-                Some((Awaited::Cut, _)) => played.segments.push(Segment::new(bytes_max)),
+                Some((Awaited::Cut, _)) => played.segments.push(Segment::new(limits)),
                 Some(_) => return true,
                 None => return false,
             }

@@ -5,12 +5,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use ed25519_dalek::Signer;
 use ordering::identifiers::Digest;
-use ordering::message::Outcome;
 use sql::operation::{ExchangeResult, word_digest};
 
 use super::running::{ListRan, Played, Stop, Task, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
+use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record, has_error};
 use crate::postgres::capture::command_complete;
@@ -37,7 +37,7 @@ impl Slot {
         };
         let settled = answers.pop().and_then(outcome);
         match settled {
-            Some(Outcome::Done { whole: Some(whole), .. }) if self.status() == b'T' && !failed(&whole) => {}
+            Some(Outcome::Done { whole, .. }) if self.status() == b'T' && !failed(&whole) => {}
             Some(failed) => {
                 self.built = false;
                 return Ok(failed);

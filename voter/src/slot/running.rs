@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ordering::identifiers::Digest;
-use ordering::message::Outcome;
 use sql::footprint::Footprint;
 use sql::operation::Exchange;
 
 use super::Slot;
 use crate::executor::{Event, outcome};
+use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Clock, Job, Record};
 use crate::postgres::pool::{Borrowed, Purpose};
@@ -460,6 +460,7 @@ fn digest_of(outcome: Option<Outcome>) -> Option<Digest> {
 fn digest_of_ref(outcome: Option<&Outcome>) -> Option<Digest> {
     match outcome? {
         Outcome::Done { multiset, .. } => Some(*multiset),
+        Outcome::Large(large) => Some(large.stored.digests(large.status).multiset),
         Outcome::Refused { .. } => Some(TOO_LARGE),
         Outcome::Executed | Outcome::Word { .. } | Outcome::Unavailable => None,
     }

@@ -11,6 +11,7 @@ use ordering::message::{
     CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Outcome, Request, ResultKey,
     ResultMessage, chain,
 };
+use spool::SpoolDirectory;
 use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
 use sql::operation::{
     Exchange, ExchangeResult, Isolation, Operation, SessionContext, StatementText, Step, TransactionId,
@@ -36,6 +37,8 @@ struct Log {
     begins: u64,
     /// What the voter's machine wants ordered is kept here instead, if it is not to be ordered yet.
     held: Option<Vec<(Bytes, u64)>>,
+    /// Chunks of large results that have come.
+    chunks: BTreeMap<(ResultKey, u32), Option<Bytes>>,
 }
 
 pub(crate) struct Rig {
@@ -44,6 +47,7 @@ pub(crate) struct Rig {
     log: Arc<Mutex<Log>>,
     number: u64,
     pub(crate) settings: Vec<(String, String)>,
+    pub(crate) spool: SpoolDirectory,
 }
 
 /// A machine's key.
@@ -136,6 +140,7 @@ impl Rig {
             log: Arc::default(),
             number: 0,
             settings: Vec::new(),
+            spool: SpoolDirectory::new(std::env::temp_dir(), 4 << 30),
         };
         rig.start_voter();
         rig.wait_until_serving().await;
@@ -164,6 +169,7 @@ impl Rig {
                 client_silence_max: Duration::from_secs(2),
                 ..VoterLimits::default()
             },
+            spool: self.spool.clone(),
         };
         let (sender, outputs) = mpsc::channel(1024);
         let handle = Voter::start(config, sender);
@@ -358,9 +364,43 @@ impl Rig {
             input.send(VoterInput::Recall { client: CLIENT, key }).await.unwrap();
         }
         match self.wait_for(key).await.outcome {
+            Outcome::Large { status, chunks, .. } => {
+                let mut messages = Vec::new();
+                for index in 0..chunks.len() {
+                    messages.extend(self.chunk(key, index as u32).await.unwrap());
+                }
+                ExchangeResult {
+                    messages: messages.into(),
+                    status,
+                }
+            }
             Outcome::Done { whole: Some(whole), .. } => borsh::from_slice(&whole).unwrap(),
             other => panic!("not done: {other:?}"),
         }
+    }
+
+    /// A chunk of a large result.
+    pub(crate) async fn chunk(&self, key: ResultKey, index: u32) -> Option<Bytes> {
+        let client = CLIENT;
+        let input = self.handle.as_ref().unwrap().input();
+        input
+            .send(VoterInput::RecallChunk { client, key, index })
+            .await
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(bytes) = self.log.lock().unwrap().chunks.remove(&(key, index)) {
+                return bytes;
+            }
+            assert!(Instant::now() < deadline, "no chunk {index} of {key:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub(crate) async fn release(&self, key: ResultKey) {
+        let client = CLIENT;
+        let input = self.handle.as_ref().unwrap().input();
+        input.send(VoterInput::Release { client, key }).await.unwrap();
     }
 
     /// Orders a one-shot and waits for its result.
@@ -612,14 +652,19 @@ async fn send(input: &mpsc::Sender<VoterInput>, entry: &CommitDbEntry) {
 async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<VoterInput>, log: Arc<Mutex<Log>>) {
     while let Some(output) = outputs.recv().await {
         match output {
-            VoterOutput::Result { message, .. } => {
-                log.lock()
+            VoterOutput::Result { message, .. } => match message.outcome {
+                Outcome::Running => {}
+                Outcome::Chunk { index, bytes } => {
+                    log.lock().unwrap().chunks.insert((message.key, index), bytes);
+                }
+                _ => log
+                    .lock()
                     .unwrap()
                     .results
                     .entry(message.key)
                     .or_default()
-                    .push(message);
-            }
+                    .push(message),
+            },
             VoterOutput::Reply(reply) => log.lock().unwrap().flushed = reply.flushed.0,
             VoterOutput::Fetch { from } => {
                 let (entries, begins) = {
