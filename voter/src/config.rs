@@ -9,6 +9,8 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use ordering::identifiers::{ClientId, MachineId};
 use sql::rules::PartitionRules;
 
+use crate::bodies::BodyStore;
+
 /// How a voter finds and uses its PostgreSQL server.
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
@@ -33,8 +35,10 @@ pub struct VoterLimits {
     pub waiting_max: usize,
     /// *Equal.* Bytes of operations that wait for locks.
     pub waiting_bytes_max: usize,
-    /// *Equal.* Bytes of writes that one open transaction may retain.
-    pub transaction_bytes_max: usize,
+    /// *Equal.* Bytes of ordered writes that one open transaction may retain in memory.
+    pub transaction_ordered_bytes_max: usize,
+    /// *Equal.* Bytes of all that one transaction lists, bodies outside the order included.
+    pub transaction_bytes_max: u64,
     /// *Equal.* The largest result, in bytes.
     pub result_bytes_max: usize,
     /// Backends that run one-shot operations.
@@ -62,7 +66,8 @@ impl Default for VoterLimits {
             transactions_max: 64,
             waiting_max: 65_536,
             waiting_bytes_max: 256 << 20,
-            transaction_bytes_max: 64 << 20,
+            transaction_ordered_bytes_max: 64 << 20,
+            transaction_bytes_max: 4 << 30,
             result_bytes_max: 64 << 20,
             one_shot_backends: 12,
             read_backends: 6,
@@ -108,4 +113,6 @@ pub struct VoterConfig {
     pub client_roles: BTreeMap<ClientId, BTreeSet<String>>,
     /// Limits.
     pub limits: VoterLimits,
+    /// The machine's store of bodies.
+    pub bodies: BodyStore,
 }
