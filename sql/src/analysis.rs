@@ -156,10 +156,7 @@ impl Analyzer {
         }
         analysis.short &= !matches!(
             exchange,
-            Exchange::CopyStart { .. }
-                | Exchange::CopyData { .. }
-                | Exchange::CopyEnd { .. }
-                | Exchange::Stored { .. }
+            Exchange::CopyStart { .. } | Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. }
         );
         Ok(analysis)
     }

@@ -222,7 +222,10 @@ impl Index {
     }
 
     fn remove_where(&mut self, over: impl Fn(&TransactionId, &Transaction) -> bool) -> Vec<TransactionId> {
-        let over = self.transactions.iter().filter(|(id, transaction)| over(id, transaction));
+        let over = self
+            .transactions
+            .iter()
+            .filter(|(id, transaction)| over(id, transaction));
         let over: Vec<_> = over.map(|(id, _)| *id).collect();
         over.iter().for_each(|id| {
             self.remove(*id);

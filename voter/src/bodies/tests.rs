@@ -129,7 +129,10 @@ async fn a_client_that_needs_room_loses_what_enough_databases_have() {
     assert_eq!(keep(&store, 7, 3, 3).await, Kept::NoRoom, "only this database has them");
     store.flushed(MachineId(2), 9);
     assert_eq!(keep(&store, 7, 3, 3).await, Kept::Durable);
-    assert!(!has(&store, 7, 1, 1).await && has(&store, 7, 2, 2).await, "the oldest goes");
+    assert!(
+        !has(&store, 7, 1, 1).await && has(&store, 7, 2, 2).await,
+        "the oldest goes"
+    );
 }
 
 #[tokio::test]
@@ -170,7 +173,11 @@ async fn only_what_somebody_waits_for_is_taken_from_other_machines() {
     assert!(has(&store, 7, 1, 1).await && want.loose().is_none());
     let other = store.want(name(7, 2, 2));
     store.fetched(name(7, 2, 2), body(2));
-    assert_eq!(other.loose(), Some(body(2)), "there is no room for it, and it is wanted");
+    assert_eq!(
+        other.loose(),
+        Some(body(2)),
+        "there is no room for it, and it is wanted"
+    );
     drop((want, other));
     assert!(lock(&store.inner.wanted).is_empty());
 }

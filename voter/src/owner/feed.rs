@@ -196,9 +196,9 @@ impl Owner<'_> {
     /// An Extend. Whatever becomes of it, the transaction holds its locks to its ordered end.
     async fn feed_extend(&mut self, asker: Asker, id: TransactionId, footprint: &Footprint, exchange: bytes::Bytes) {
         if let Some(open) = self.transactions.get_mut(&id)
-            && let Err(refused) = open
-                .ordered
-                .extend(asker.order, exchange, self.config.limits.transaction_ordered_bytes_max)
+            && let Err(refused) =
+                open.ordered
+                    .extend(asker.order, exchange, self.config.limits.transaction_ordered_bytes_max)
         {
             return self.refuse(asker, refused).await;
         }
@@ -218,7 +218,11 @@ impl Owner<'_> {
         let bytes_max = self.config.limits.transaction_bytes_max;
         let listed = listed.and_then(|listed| {
             let bytes = listed.iter().map(|exchange| listed_bytes(exchange)).sum::<u64>();
-            if bytes > bytes_max { Err(too_large()) } else { Ok(listed) }
+            if bytes > bytes_max {
+                Err(too_large())
+            } else {
+                Ok(listed)
+            }
         });
         match listed {
             Ok(listed) => {

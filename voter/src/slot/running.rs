@@ -349,13 +349,7 @@ impl Slot {
 
     /// An exchange as it runs in this transaction, as its `index`-th listed one or a read after as many.
     /// What is `stored` outside the order is never short.
-    pub(super) fn job(
-        &mut self,
-        exchange: Exchange,
-        stored: bool,
-        place: Place,
-        index: u32,
-    ) -> Result<Job, Refused> {
+    pub(super) fn job(&mut self, exchange: Exchange, stored: bool, place: Place, index: u32) -> Result<Job, Refused> {
         let copies = matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. });
         if copies != self.copying() {
             return Err(Refused::new(

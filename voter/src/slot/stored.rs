@@ -120,7 +120,10 @@ impl Slot {
                 ask_at = now + FETCH_AGAIN;
             }
             if report_at <= now {
-                tracing::error!(began = self.transaction.began, "a committed body is on no machine that answers");
+                tracing::error!(
+                    began = self.transaction.began,
+                    "a committed body is on no machine that answers"
+                );
                 report_at = now + REPORT_INTERVAL;
             }
             let wake_at = deadline.unwrap_or(report_at).min(ask_at);
