@@ -58,6 +58,11 @@ impl Layout {
         self.machine(id).join("log")
     }
 
+    /// The directory of a machine's store of bodies.
+    pub fn machine_bodies(&self, id: MachineId) -> PathBuf {
+        self.machine(id).join("bodies")
+    }
+
     /// The directory of a machine's database server.
     pub fn machine_database(&self, id: MachineId) -> PathBuf {
         self.machine(id).join("database")

@@ -8,6 +8,7 @@ mod health;
 mod live;
 mod numbers;
 mod order;
+mod store;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use collect::{Agreed, Refused};
 pub(crate) use collect::Rows;
 use health::Health;
 use numbers::Numbers;
+use store::Stores;
 
 pub(crate) use direct::{Question, Quorum, Statement};
 pub(crate) use health::Preference;
@@ -63,6 +65,7 @@ pub(crate) struct Client {
     statement_timeout: Duration,
     to: mpsc::Sender<(Destination, ToNode)>,
     calls: Calls,
+    stores: Stores,
     numbers: Numbers,
     next_direct: AtomicU64,
     health: Health,
@@ -207,6 +210,7 @@ impl Client {
             statement_timeout: config.statement_timeout,
             to,
             calls: Calls::default(),
+            stores: Stores::default(),
             numbers: Numbers::new(config.incarnation),
             next_direct: AtomicU64::new(numbers::first_number(config.incarnation)),
             health: Health::new(&config.voters),
@@ -239,6 +243,7 @@ impl Client {
                         self.health.answered(machine);
                         self.calls.deliver(machine, result);
                     }
+                    FromNode::Receipt(receipt) => self.stores.deliver(machine, receipt),
                     FromNode::LinkUp => self.health.link(machine, true),
                     FromNode::LinkDown => self.health.link(machine, false),
                 }
