@@ -10,6 +10,7 @@ mod executor;
 pub mod lock_table;
 mod owner;
 pub mod postgres;
+mod reads;
 pub mod results;
 mod slot;
 pub mod transactions;

@@ -74,7 +74,10 @@ impl Client {
         };
         let collect = Collect::new(self.voter_set, needed, false, question.rows).of_unlocked_read();
         let (waiting, asking) = self.direct(question, Asked::Outside(quorum), None, collect);
-        self.within_time(asking.run(&waiting), cancel).await
+        let mut read = self.given_up_unless_answered(waiting.key());
+        let voted = self.within_time(asking.run(&waiting), cancel).await;
+        read.answered |= voted.is_ok();
+        voted
     }
 
     /// Asks the live voters of an open transaction directly. With `cancel`, gives up when the application wants that: what the

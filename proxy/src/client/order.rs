@@ -137,11 +137,17 @@ impl Client {
             nature: Nature::of(&operation.work),
             live_in_turns: matches!(operation.work, Work::Begin { .. } | Work::Extend { .. }),
         };
+        let mut read =
+            matches!(operation.work, Work::Read { transaction: None, .. }).then(|| self.given_up_unless_answered(key));
         let wait = self.await_order(&ordering, live);
-        tokio::select! {
-            voted = timeout_at(deadline, wait) => voted.map_err(|_| Failure::NoProgress)?,
+        let voted = tokio::select! {
+            voted = timeout_at(deadline, wait) => voted.unwrap_or(Err(Failure::NoProgress)),
             () = wait_for(cancel) => Err(Failure::Cancelled),
+        };
+        if let Some(read) = &mut read {
+            read.answered |= voted.is_ok();
         }
+        voted
     }
 
     async fn await_order(&self, ordering: &Ordering<'_>, mut live: Option<&mut Live>) -> Result<Voted, Failure> {
