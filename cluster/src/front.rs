@@ -188,9 +188,13 @@ struct FrontReceiver {
 
 impl Receiver for FrontReceiver {
     async fn receive(&self, from: Peer, frame: Frame, _bytes: usize) {
-        if let (Peer::Machine(machine), Frame::Result(result)) = (from, frame) {
-            let _ = self.incoming.send((machine, FromNode::Result(result))).await;
-        }
+        let Peer::Machine(machine) = from else { return };
+        let message = match frame {
+            Frame::Result(result) => FromNode::Result(result),
+            Frame::Receipt(receipt) => FromNode::Receipt(receipt),
+            _ => return,
+        };
+        let _ = self.incoming.send((machine, message)).await;
     }
 
     fn changed(&self, peer: Peer, up: bool) {

@@ -75,6 +75,69 @@ pub enum ClientMessage {
     },
     /// The client needs a large result no more.
     Release(ResultKey),
+    /// Keep a body of a transaction: answered by a [`StoreReceipt`] when it is durable.
+    Store(StoredBody),
+}
+
+/// The largest body, in bytes.
+pub const BODY_BYTES_MAX: usize = OPERATION_BYTES_MAX;
+
+/// The smallest body that machines keep outside the order, in bytes: what is smaller is cheap to order, and many small files
+/// are not.
+pub const BODY_BYTES_MIN: usize = 64 << 10;
+
+/// A large part of a transaction (a piece of COPY data, a long statement) that is not ordered: the transaction names it by
+/// its digest.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StoredBody {
+    /// The session of the transaction (its client is the sender).
+    pub session: u64,
+    /// The transaction's number within the session.
+    pub number: u64,
+    /// The encoded `sql::operation::Exchange`.
+    pub body: Bytes,
+}
+
+/// Which body of which transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
+pub struct BodyName {
+    /// The client that opened the transaction.
+    pub client: ClientId,
+    /// The session of the transaction.
+    pub session: u64,
+    /// The transaction's number within the session.
+    pub number: u64,
+    /// The [`body_digest`].
+    pub digest: Digest,
+}
+
+/// The digest that names a body.
+pub fn body_digest(body: &[u8]) -> Digest {
+    static CONTEXT: Context = context!("cloudbft body v1");
+    let mut hasher = hashing::hasher(&CONTEXT);
+    hasher.update(body);
+    *hasher.finalize().as_bytes()
+}
+
+/// A machine's answer to [`ClientMessage::Store`]. f+1 machines that say [`Kept::Durable`] are one that is correct at least:
+/// the others can fetch the body from it. The client needs that only for itself, so that the link's authentication does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StoreReceipt {
+    /// The body.
+    pub name: BodyName,
+    /// What became of it.
+    pub kept: Kept,
+}
+
+/// What became of a body that a client wanted to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Kept {
+    /// It is on the machine's disk.
+    Durable,
+    /// The transaction would be larger than `transaction_bytes_max`.
+    TooLarge,
+    /// The client's share of the machine's room for bodies is used up, or the disk is full.
+    NoRoom,
 }
 
 /// DIRECT (DESIGN.md section 3): a read outside transactions, or a statement of an interactive transaction

@@ -145,15 +145,18 @@ impl Analyzer {
         let mut analysis = match exchange {
             Exchange::Simple { text } | Exchange::CopyStart { text } => self.simple(text)?,
             Exchange::Extended { statements, steps } => self.extended(statements, steps)?,
-            // The code that their rows run is that of the COPY statement.
-            Exchange::CopyData { .. } | Exchange::CopyEnd { .. } => ExchangeAnalysis::with_effect(Effect::Write),
+            // The code that their rows run is that of the COPY statement. A stored exchange outside a COPY is analysed when its
+            // body is at hand.
+            Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. } => {
+                ExchangeAnalysis::with_effect(Effect::Write)
+            }
         };
         if !self.schema.is_plain_path(context) {
             analysis.widen();
         }
         analysis.short &= !matches!(
             exchange,
-            Exchange::CopyStart { .. } | Exchange::CopyData { .. } | Exchange::CopyEnd { .. }
+            Exchange::CopyStart { .. } | Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. }
         );
         Ok(analysis)
     }

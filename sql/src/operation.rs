@@ -186,6 +186,13 @@ pub enum Exchange {
         /// The reason of a CopyFail.
         failure: Option<String>,
     },
+    /// Another exchange, whose encoding is a body in the machines' stores, outside the order. (A body cannot be this again.)
+    Stored {
+        /// The body's digest.
+        digest: [u8; 32],
+        /// Its bytes.
+        length: u32,
+    },
 }
 
 /// A prepared statement by its text.

@@ -11,6 +11,8 @@ use ordering::message::CHUNK_BYTES;
 use spool::SpoolDirectory;
 use sql::rules::PartitionRules;
 
+use crate::bodies::BodyStore;
+
 /// How a voter finds and uses its PostgreSQL server.
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
@@ -35,8 +37,10 @@ pub struct VoterLimits {
     pub waiting_max: usize,
     /// *Equal.* Bytes of operations that wait for locks.
     pub waiting_bytes_max: usize,
-    /// *Equal.* Bytes of writes that one open transaction may retain.
-    pub transaction_bytes_max: usize,
+    /// *Equal.* Bytes of ordered writes that one open transaction may retain in memory.
+    pub transaction_ordered_bytes_max: usize,
+    /// *Equal.* Bytes of all that one transaction lists, bodies outside the order included.
+    pub transaction_bytes_max: u64,
     /// *Equal.* The largest result, in bytes.
     pub result_bytes_max: u64,
     /// *Equal.* A larger result goes into a file, and travels in chunks of about this size, in bytes.
@@ -66,7 +70,8 @@ impl Default for VoterLimits {
             transactions_max: 64,
             waiting_max: 65_536,
             waiting_bytes_max: 256 << 20,
-            transaction_bytes_max: 64 << 20,
+            transaction_ordered_bytes_max: 64 << 20,
+            transaction_bytes_max: 4 << 30,
             result_bytes_max: 64 << 30,
             chunk_bytes: CHUNK_BYTES,
             one_shot_backends: 12,
@@ -115,4 +120,6 @@ pub struct VoterConfig {
     pub limits: VoterLimits,
     /// Where results lie that travel in chunks, and how many bytes of them.
     pub spool: SpoolDirectory,
+    /// The machine's store of bodies.
+    pub bodies: BodyStore,
 }

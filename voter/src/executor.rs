@@ -224,6 +224,11 @@ impl Reporter {
         }
     }
 
+    /// Hands something to the node.
+    pub(crate) async fn output(&self, output: VoterOutput) {
+        let _ = self.outputs.send(output).await;
+    }
+
     /// Sends a result without keeping it.
     pub(crate) async fn send(&self, client: ClientId, message: ResultMessage) {
         let _ = self.outputs.send(VoterOutput::Result { client, message }).await;

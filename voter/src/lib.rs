@@ -3,6 +3,7 @@
 //!
 //! Pure: vote counting, the lock table, the table of transactions. With IO: the Postgres backends and the owner task.
 
+pub mod bodies;
 pub mod client_window;
 pub mod config;
 mod executor;
@@ -18,5 +19,6 @@ pub mod vote;
 pub mod voter;
 pub mod work;
 
+pub use bodies::{BodyLimits, BodyStore};
 pub use config::{PostgresConfig, VoterConfig, VoterLimits};
 pub use voter::{Voter, VoterHandle, VoterInput, VoterOutput, VoterState};

@@ -48,6 +48,12 @@ const BEHIND_ORDERS_MAX: u64 = 64;
 /// How often the database server is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often old bodies are looked for.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How much longer than twice the longest transaction a body is kept of which nothing has come.
+const UNNAMED_BODY_GRACE: Duration = Duration::from_secs(600);
+
 /// The shortest time between two Fetches when the first brought nothing.
 const FETCH_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -142,6 +148,8 @@ pub(crate) struct Owner<'a> {
     last_reply: (u64, u64),
     fetch: Fetch,
     last_ping: Instant,
+    /// When old bodies were last looked for.
+    bodies_expired: Instant,
 }
 
 struct Fetch {
@@ -214,6 +222,7 @@ impl<'a> Owner<'a> {
                 seen_next: floor + 1,
             },
             last_ping: now,
+            bodies_expired: now,
             config,
         })
     }
@@ -339,7 +348,10 @@ impl<'a> Owner<'a> {
                 self.advance().await;
                 self.retry_early().await;
             }
-            Event::FloorWritten(order) => self.floors.written(order),
+            Event::FloorWritten(order) => {
+                self.floors.written(order);
+                self.config.bodies.flushed(self.config.machine, order);
+            }
             Event::Suspect => self.ping_now(),
             Event::Lost(reason) => return Some(End::Lost(reason)),
         }
@@ -431,12 +443,23 @@ impl<'a> Owner<'a> {
         self.consider_floor();
         self.abandon_silent().await;
         self.ping();
+        self.expire_bodies();
         let executed = self.executed.load(Ordering::Relaxed);
         metrics::gauge!("cloudbft_voter_lag_entries").set(self.behind_by() as f64);
         metrics::gauge!("cloudbft_voter_executed_order").set(executed as f64);
         metrics::gauge!("cloudbft_voter_waiting_operations").set(self.locks.waiting() as f64);
         metrics::gauge!("cloudbft_voter_unfinished_operations").set(self.locks.unfinished_nodes() as f64);
         metrics::gauge!("cloudbft_voter_open_transactions").set(self.locks.transactions() as f64);
+    }
+
+    /// Drops bodies of which nothing has come for longer than any transaction may be open.
+    fn expire_bodies(&mut self) {
+        if self.bodies_expired.elapsed() < EXPIRE_INTERVAL {
+            return;
+        }
+        self.bodies_expired = Instant::now();
+        let age = 2 * self.config.limits.transaction_time_max + UNNAMED_BODY_GRACE;
+        self.config.bodies.expire(age, |id| self.transactions.contains_key(id));
     }
 
     /// Decided orders that have not been fed, as far as is known.

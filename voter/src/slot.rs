@@ -8,6 +8,7 @@
 pub(crate) mod ending;
 mod running;
 pub(crate) mod signal;
+mod stored;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use crate::work::{Catalog, Refused};
 use signal::{End, Signal};
 
 /// Direct statements that wait in one transaction, at most.
-const DIRECT_QUEUE_MAX: usize = 256;
+const DIRECT_QUEUE_MAX: usize = 8192;
 
 /// Bytes of direct statements that wait in one transaction, at most.
 const DIRECT_QUEUE_BYTES_MAX: usize = 32 << 20;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use ordering::identifiers::{ClientId, Digest, MachineId};
 use ordering::message::{CHAIN_START, chain};
-use sql::operation::{Isolation, SessionContext, TransactionId, TransactionWrite, Word, word_digest};
+use sql::operation::{Exchange, Isolation, SessionContext, TransactionId, TransactionWrite, Word, word_digest};
 
 use crate::work::Refused;
 
@@ -97,10 +97,10 @@ impl OrderedTransaction {
     /// Notes the exchange of an Extend, for Commits that name it.
     ///
     /// # Errors
-    /// When the transaction would retain more than `bytes_max`.
+    /// When the transaction would retain more than `bytes_max` in memory.
     pub fn extend(&mut self, order: u64, exchange: Bytes, bytes_max: usize) -> Result<(), Refused> {
         if self.bytes.saturating_add(exchange.len()) > bytes_max {
-            return Err(Refused::new("54000", "the transaction writes too much"));
+            return Err(too_large());
         }
         self.bytes += exchange.len();
         self.ordered.insert(order, vec![exchange]);
@@ -133,6 +133,38 @@ impl OrderedTransaction {
         Ok(listed)
     }
 }
+
+/// A transaction that lists more than it may.
+pub fn too_large() -> Refused {
+    Refused {
+        hint: "Use several transactions, or raise transaction_bytes_max in the cluster file.".into(),
+        ..Refused::new("54000", "the transaction writes too much")
+    }
+}
+
+/// What a listed exchange weighs, in bytes: with its body, if it is kept outside the order.
+pub fn listed_bytes(exchange: &[u8]) -> u64 {
+    let encoded = u64::try_from(exchange.len()).unwrap_or(u64::MAX);
+    encoded.saturating_add(stored_length(exchange).map_or(0, u64::from))
+}
+
+/// Whether an encoded exchange names a body that is kept outside the order.
+pub fn is_stored(exchange: &[u8]) -> bool {
+    stored_length(exchange).is_some()
+}
+
+fn stored_length(exchange: &[u8]) -> Option<u32> {
+    if exchange.len() != STORED_BYTES {
+        return None;
+    }
+    match Exchange::decode(exchange) {
+        Ok(Exchange::Stored { length, .. }) => Some(length),
+        _ => None,
+    }
+}
+
+/// The bytes of an encoded exchange that names a body.
+const STORED_BYTES: usize = 1 + 32 + 4;
 
 /// The chain over a list of exchanges, or of digests of answers.
 pub fn chain_over<'links>(links: impl IntoIterator<Item = &'links [u8]>) -> Digest {
@@ -192,6 +224,8 @@ struct Ran {
     /// The chains after it.
     list: Digest,
     answers: Digest,
+    /// The bytes up to it.
+    bytes: u64,
 }
 
 /// The listed exchanges of a transaction that have run on this voter, in order, and what they answered.
@@ -232,6 +266,11 @@ impl History {
         self.ran.last().map_or(CHAIN_START, |ran| ran.answers)
     }
 
+    /// The bytes of what has run, bodies outside the order included.
+    pub fn bytes(&self) -> u64 {
+        self.ran.last().map_or(0, |ran| ran.bytes)
+    }
+
     /// The exchanges.
     pub fn exchanges(&self) -> Vec<Bytes> {
         self.ran.iter().map(|ran| ran.exchange.clone()).collect()
@@ -242,6 +281,7 @@ impl History {
         let ran = Ran {
             list: chain(&self.list(), &exchange),
             answers: chain(&self.answers(), &answer),
+            bytes: self.bytes().saturating_add(listed_bytes(&exchange)),
             exchange,
             answer,
         };

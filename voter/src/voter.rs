@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
-use ordering::message::{CommitDb, Direct, ReplyCommitDb, ResultKey, ResultMessage};
+use ordering::message::{BodyName, CommitDb, Direct, ReplyCommitDb, ResultKey, ResultMessage};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::VoterConfig;
@@ -103,6 +103,14 @@ pub enum VoterOutput {
         order: Order,
         /// The request's digest.
         digest: Digest,
+    },
+    /// The voter needs a body that its machine's store lacks: what the other machine answers goes to the store
+    /// ([`crate::BodyStore::fetched`]). Asked again, of another machine, while it does not come.
+    FetchBody {
+        /// Whom to ask.
+        from: MachineId,
+        /// The body.
+        name: BodyName,
     },
 }
 

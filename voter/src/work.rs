@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ordering::message::{BODY_BYTES_MAX, BODY_BYTES_MIN};
 use sql::analysis::{Analyzer, ExchangeAnalysis};
 use sql::footprint::{Footprint, Mode, Resource};
 use sql::operation::{Exchange, SessionContext, Step};
@@ -146,13 +147,32 @@ pub fn check_context(config: &VoterConfig, client: ClientId, context: &SessionCo
     }
 }
 
-/// Decodes an exchange, and makes sure that it can be encoded for the server.
+/// Decodes an exchange that is not a stored one, and makes sure that it can be encoded for the server.
 ///
 /// # Errors
 /// When it cannot.
 pub fn decode(bytes: &[u8]) -> Result<Exchange, Refused> {
+    match decode_listed(bytes)? {
+        Exchange::Stored { .. } => Err(Refused::malformed("a stored exchange where none can be")),
+        exchange => Ok(exchange),
+    }
+}
+
+/// Decodes an exchange of a transaction's list, which may name a body of the store, and makes sure that it can be encoded
+/// for the server.
+///
+/// # Errors
+/// When it cannot.
+pub fn decode_listed(bytes: &[u8]) -> Result<Exchange, Refused> {
     let exchange = Exchange::decode(bytes).map_err(|_| Refused::malformed("not an exchange"))?;
     let nul = match &exchange {
+        Exchange::Stored { length, .. } => {
+            let length = usize::try_from(*length).unwrap_or(usize::MAX);
+            if !(BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&length) {
+                return Err(Refused::malformed("a body of a size that no machine keeps"));
+            }
+            false
+        }
         Exchange::Simple { text } | Exchange::CopyStart { text } => text.contains('\0'),
         Exchange::Extended { statements, steps } => {
             let count = statements.len();

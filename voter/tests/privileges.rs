@@ -17,7 +17,7 @@ use sql::rules::PartitionRules;
 use voter::postgres::PostgresError;
 use voter::postgres::bootstrap::Bookkeeper;
 use voter::postgres::connection::{Connection, PINNED_SETTINGS};
-use voter::{VoterConfig, VoterLimits};
+use voter::{BodyLimits, BodyStore, VoterConfig, VoterLimits};
 
 use server::{APPLICATION, Server};
 
@@ -37,7 +37,18 @@ fn config(server: &Server) -> VoterConfig {
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from([APPLICATION.to_owned()]))]),
         limits: VoterLimits::default(),
         spool: spool::SpoolDirectory::new(std::env::temp_dir(), 0),
+        bodies: bodies(),
     }
+}
+
+/// A store that is not used.
+fn bodies() -> BodyStore {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = BodyLimits {
+        client_bytes_max: 0,
+        transaction_bytes_max: 0,
+    };
+    BodyStore::open(directory.path().join("bodies"), limits, [], 1).unwrap()
 }
 
 async fn start() -> Server {

@@ -193,13 +193,18 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
          batches_in_flight_max = {}\n\
          # A machine's log, in bytes. It is cut where every database has what it says. When it grows beyond this, the f\n\
          # slowest databases do not count any more: one that was down for so long must be repaired from the others.\n\
-         log_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
+         log_bytes_max = {}\n\
+         # What one transaction may write, COPY data included, and what a machine keeps of such data on its disk until every\n\
+         # database has it, in bytes.\n\
+         transaction_bytes_max = {}\nbodies_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
          proxy_threads = {}\n",
         limits.application_connections_max,
         limits.open_transactions_max,
         limits.batch_entries_max,
         limits.batches_in_flight_max,
         limits.log_bytes_max,
+        limits.transaction_bytes_max,
+        limits.bodies_bytes_max,
         limits.shared_buffers_mib,
         limits.node_threads,
         limits.proxy_threads,

@@ -68,6 +68,11 @@ impl Layout {
         self.proxy().join("results")
     }
 
+    /// The directory of a machine's store of bodies.
+    pub fn machine_bodies(&self, id: MachineId) -> PathBuf {
+        self.machine(id).join("bodies")
+    }
+
     /// The directory of a machine's database server.
     pub fn machine_database(&self, id: MachineId) -> PathBuf {
         self.machine(id).join("database")

@@ -22,6 +22,8 @@ pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Ro
 
 /// The most faults that a cluster file may ask for.
 pub const FAULTS_MAX: usize = 10;
+/// The smallest `transaction_bytes_max` and `bodies_bytes_max`.
+const TRANSACTION_BYTES_MIN: u64 = 16 << 20;
 /// The smallest `log_bytes_max`.
 pub const LOG_BYTES_MIN: u64 = 1 << 20;
 /// The least that a client may be silent before it counts as dead, in milliseconds: it sends something every second.

@@ -13,6 +13,7 @@ use toml::Spanned;
 
 use super::{
     CLIENT_SILENCE_MS_MIN, Client, ClusterFile, Database, FAULTS_MAX, FileError, GROUPS_MAX, LOG_BYTES_MIN, Machine,
+    TRANSACTION_BYTES_MIN,
 };
 use crate::hex;
 
@@ -184,6 +185,11 @@ pub struct Limits {
     /// What the durable log of a machine may weigh before databases that lag (f at most) hold it back no longer, in bytes.
     /// It is cut at checkpoints, which are 16 MiB of operations apart at most, so it may weigh up to twice that more.
     pub log_bytes_max: u64,
+    /// What one transaction may write, in bytes: its statements and its COPY data.
+    pub transaction_bytes_max: u64,
+    /// What a machine keeps of COPY data and long statements on its disk until all databases have them, in bytes; each client
+    /// (proxy) has an equal share.
+    pub bodies_bytes_max: u64,
     /// `shared_buffers` of each database server that `up` makes, in MiB.
     pub shared_buffers_mib: usize,
     /// Threads that run a node's tasks (the log's writer has one of its own).
@@ -200,6 +206,8 @@ impl Default for Limits {
             batch_entries_max: 64,
             batches_in_flight_max: 4,
             log_bytes_max: 8 << 30,
+            transaction_bytes_max: 4 << 30,
+            bodies_bytes_max: 8 << 30,
             shared_buffers_mib: 128,
             node_threads: 1,
             proxy_threads: 1,
@@ -424,6 +432,17 @@ impl Parsed<'_> {
                 "log_bytes_max",
                 format!("log_bytes_max must be at least {LOG_BYTES_MIN} (1 MiB)"),
                 "a database that is down for longer than the log reaches back needs repair: allow some GiB",
+            ));
+        }
+        let bytes = [
+            ("transaction_bytes_max", limits.transaction_bytes_max),
+            ("bodies_bytes_max", limits.bodies_bytes_max),
+        ];
+        if let Some((key, _)) = bytes.into_iter().find(|(_, bytes)| *bytes < TRANSACTION_BYTES_MIN) {
+            return Err(self.error_at(
+                key,
+                format!("{key} must be at least {TRANSACTION_BYTES_MIN} (16 MiB)"),
+                "a COPY of this size must fit: remove the line to get the default",
             ));
         }
         if roles.is_empty() {

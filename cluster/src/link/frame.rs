@@ -6,7 +6,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::{Bytes, BytesMut};
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
 use ordering::message::{
-    ClientMessage, CommitDb, MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX, ReplyCommitDb, Request, ResultMessage,
+    BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX, ReplyCommitDb, Request,
+    ResultMessage, StoreReceipt,
 };
 
 /// Room for what surrounds an operation or a result in a frame.
@@ -63,10 +64,16 @@ pub enum Frame {
     FetchRequest(Order, Digest),
     /// A replica's log does not go back to what a voter asked for: it begins with this order.
     LogBegins(Order),
+    /// What became of a body that a proxy wanted to be kept.
+    Receipt(StoreReceipt),
+    /// A voter's machine asks another one for a body.
+    FetchBody(BodyName),
+    /// The body that was asked for.
+    Body(BodyName, Bytes),
 }
 
 /// A frame's kind, for metrics and limits; the index is its Borsh tag.
-const KINDS: [(&str, usize); 11] = [
+const KINDS: [(&str, usize); 14] = [
     ("ping", SMALL_BYTES_MAX),
     ("pong", SMALL_BYTES_MAX),
     ("request", OPERATION_BYTES_MAX + SLACK_BYTES),
@@ -78,6 +85,9 @@ const KINDS: [(&str, usize); 11] = [
     ("fetch_commit_db", SMALL_BYTES_MAX),
     ("fetch_request", SMALL_BYTES_MAX),
     ("log_begins", SMALL_BYTES_MAX),
+    ("receipt", SMALL_BYTES_MAX),
+    ("fetch_body", SMALL_BYTES_MAX),
+    ("body", BODY_BYTES_MAX + SLACK_BYTES),
 ];
 
 /// The name and the largest size in bytes of the kind with this tag.
@@ -90,8 +100,8 @@ pub(super) fn may_send(sender: Peer, receiver: Peer, tag: u8) -> bool {
     let Some((name, _)) = kind(tag) else { return false };
     match (sender, receiver) {
         (Peer::Client(_), Peer::Machine(_)) => matches!(name, "ping" | "pong" | "request" | "client"),
-        (Peer::Machine(_), Peer::Client(_)) => matches!(name, "ping" | "pong" | "result"),
-        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result"),
+        (Peer::Machine(_), Peer::Client(_)) => matches!(name, "ping" | "pong" | "result" | "receipt"),
+        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result" | "receipt"),
         (Peer::Client(_), Peer::Client(_)) => false,
     }
 }
@@ -260,7 +270,7 @@ mod tests {
         /// Whatever a peer sends is taken as frames, waited for, or refused; and something is always taken or left.
         #[test]
         fn any_bytes_end_without_a_panic(
-            tag in 0_u8..12,
+            tag in 0_u8..15,
             length in 0_u32..300,
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
         ) {
@@ -285,6 +295,19 @@ mod tests {
         assert_eq!(kind(tag(Frame::FetchCommitDb(Order(1)))).unwrap().0, "fetch_commit_db");
         assert_eq!(kind(tag(Frame::Agreement(Bytes::new()))).unwrap().0, "agreement");
         assert_eq!(kind(tag(Frame::LogBegins(Order(1)))).unwrap().0, "log_begins");
+        let name = BodyName {
+            client: ClientId(0),
+            session: 0,
+            number: 0,
+            digest: [0; 32],
+        };
+        let kept = ordering::message::Kept::Durable;
+        assert_eq!(
+            kind(tag(Frame::Receipt(StoreReceipt { name, kept }))).unwrap().0,
+            "receipt"
+        );
+        assert_eq!(kind(tag(Frame::FetchBody(name))).unwrap().0, "fetch_body");
+        assert_eq!(kind(tag(Frame::Body(name, Bytes::new()))).unwrap().0, "body");
         assert_eq!(
             kind(tag(Frame::FetchRequest(Order(1), [0; 32]))).unwrap().0,
             "fetch_request"

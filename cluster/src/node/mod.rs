@@ -9,6 +9,7 @@
 //! | voter outputs | sends results to proxies, and progress and questions to replicas |
 //! | HTTP | `/metrics` and `/status` |
 
+mod bodies;
 #[cfg(feature = "byzantine-primary")]
 mod byzantine;
 mod history;
@@ -35,7 +36,7 @@ use ordering::{minbft, pbft};
 use spool::SpoolDirectory;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use voter::{PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
+use voter::{BodyLimits, BodyStore, PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
 
 pub use status::{DATABASE_DOWN, NEEDS_REPAIR, NodeStatus, STOPPED};
 
@@ -50,6 +51,7 @@ use crate::log::{Log, LogError, LogEvent, SEGMENT_BYTES};
 use crate::metrics::Metrics;
 use crate::postgres::SUPERUSER;
 use crate::tls::TlsError;
+use bodies::BodyDesk;
 use measures::Measures;
 use own_client::{OwnClient, Undecided};
 use owner::Owner;
@@ -101,6 +103,14 @@ pub enum NodeError {
     #[error("cannot count starts in {path}: {source}")]
     Incarnation {
         /// The file.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The store of bodies cannot be opened.
+    #[error("cannot open the store of bodies in {path}: {source}")]
+    Bodies {
+        /// The directory.
         path: std::path::PathBuf,
         /// The cause.
         source: io::Error,
@@ -191,17 +201,25 @@ impl<H: Hosted> Node<H> {
         let own_client = own_client(file, me, &identity, undecided.clone())?;
 
         let (voter_outputs, outputs) = mpsc::channel(VOTER_OUTPUTS_MAX);
-        let voter = machine
-            .database
-            .as_ref()
-            .and_then(|_| start_voter(voter_config(file, machine, &identity), voter_outputs));
+        let store = machine.database.as_ref().map(|_| open_bodies(file, me)).transpose()?;
+        let voter = store
+            .clone()
+            .and_then(|bodies| start_voter(voter_config(file, machine, &identity, bodies), voter_outputs));
         let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
         let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let addresses = peers(file, me);
         let queue = |voter: &VoterHandle| Arc::new(VoterQueue::new(me, voter.input(), addresses.len()));
         let voter_queue = voter.as_ref().map(queue);
         let everybody = addresses.iter().map(|address| address.peer);
-        let receiver = NodeReceiver::<H>::new(directory.clone(), owner_inputs.clone(), voter_queue.clone(), everybody);
+        let (answers, body_answers) = mpsc::unbounded_channel();
+        let desk = store.map(|store| BodyDesk::new(store, answers, everybody.clone()));
+        let receiver = NodeReceiver::<H>::new(
+            directory.clone(),
+            owner_inputs.clone(),
+            voter_queue.clone(),
+            desk,
+            everybody,
+        );
         let links = Arc::new(Links::start(
             Peer::Machine(me),
             &identity,
@@ -209,6 +227,7 @@ impl<H: Hosted> Node<H> {
             Some(listen(machine.link).await?),
             Arc::new(receiver),
         )?);
+        tokio::spawn(bodies::send_answers(Arc::downgrade(&links), body_answers));
         let others = peers_of(me, file.machines.iter().map(|other| other.id));
         let carrier = OutputCarrier {
             me,
@@ -404,6 +423,7 @@ fn limits(file: &ClusterFile) -> VoterLimits {
         transactions_max: file.tunables.limits.open_transactions_max,
         client_silence_max: Duration::from_millis(file.tunables.timeouts.client_silence_ms),
         transaction_time_max: Duration::from_millis(file.tunables.timeouts.transaction_ms),
+        transaction_bytes_max: file.tunables.limits.transaction_bytes_max,
         ..VoterLimits::default()
     }
 }
@@ -416,7 +436,21 @@ pub fn backends_max(file: &ClusterFile) -> usize {
 /// Bytes of results that a voter keeps in files, at most.
 const RESULTS_BYTES_MAX: u64 = 16 << 30;
 
-fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity) -> VoterConfig {
+/// Opens a machine's store of bodies: each client has an equal share of it.
+fn open_bodies(file: &ClusterFile, me: MachineId) -> Result<BodyStore, NodeError> {
+    let limits = &file.tunables.limits;
+    let clients = u64::try_from(file.clients.len()).unwrap_or(u64::MAX).max(1);
+    let limits = BodyLimits {
+        client_bytes_max: limits.bodies_bytes_max / clients,
+        transaction_bytes_max: limits.transaction_bytes_max,
+    };
+    let path = file.layout().machine_bodies(me);
+    let faults = file.tunables.faults;
+    let opened = BodyStore::open(path.clone(), limits, receiver::voters(faults), faults);
+    opened.map_err(|source| NodeError::Bodies { path, source })
+}
+
+fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity, bodies: BodyStore) -> VoterConfig {
     let database = machine.database.as_ref();
     VoterConfig {
         machine: machine.id,
@@ -448,6 +482,7 @@ fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity) -> V
             .collect(),
         limits: limits(file),
         spool: SpoolDirectory::new(file.layout().machine_results(machine.id), RESULTS_BYTES_MAX),
+        bodies,
     }
 }
 
@@ -500,6 +535,10 @@ impl<H: Hosted> OutputCarrier<H> {
             VoterOutput::Fetch { from: order } => {
                 let own = Input::FetchCommitDb { from: me, order };
                 self.send(&Frame::FetchCommitDb(order), own).await
+            }
+            VoterOutput::FetchBody { from, name } => {
+                self.links.send_frame(Peer::Machine(from), &Frame::FetchBody(name));
+                Ok(())
             }
             VoterOutput::FetchRequest { order, digest } => {
                 let own = Input::FetchRequest {

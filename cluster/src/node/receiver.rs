@@ -13,6 +13,7 @@ use ordering::verified::Rejection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use voter::VoterInput;
 
+use super::bodies::BodyDesk;
 use super::voter_queue::VoterQueue;
 use crate::link::{Frame, Peer, Receiver};
 
@@ -37,6 +38,7 @@ pub(super) struct NodeReceiver<H: Hosted> {
     directory: Directory,
     owner: mpsc::Sender<Arrival<H>>,
     voter: Option<Arc<VoterQueue>>,
+    bodies: Option<BodyDesk>,
     budgets: BTreeMap<Peer, Arc<Semaphore>>,
 }
 
@@ -45,6 +47,7 @@ impl<H: Hosted> NodeReceiver<H> {
         directory: Directory,
         owner: mpsc::Sender<Arrival<H>>,
         voter: Option<Arc<VoterQueue>>,
+        bodies: Option<BodyDesk>,
         peers: impl Iterator<Item = Peer>,
     ) -> Self {
         let budgets = peers
@@ -54,6 +57,7 @@ impl<H: Hosted> NodeReceiver<H> {
             directory,
             owner,
             voter,
+            bodies,
             budgets,
         }
     }
@@ -122,20 +126,38 @@ impl<H: Hosted> NodeReceiver<H> {
                 self.to_voter(from, bytes, VoterInput::LogBegins { from: machine, first });
                 None
             }
-            Frame::ReplyCommitDb(reply) => Some(Input::Reply { from: machine, reply }),
+            Frame::ReplyCommitDb(reply) => {
+                if let Some(bodies) = &self.bodies {
+                    bodies.flushed(machine, reply.flushed);
+                }
+                Some(Input::Reply { from: machine, reply })
+            }
             Frame::FetchCommitDb(order) => Some(Input::FetchCommitDb { from: machine, order }),
             Frame::FetchRequest(order, digest) => Some(Input::FetchRequest {
                 from: machine,
                 order,
                 digest,
             }),
-            Frame::Ping(_) | Frame::Pong(_) | Frame::Client(_) | Frame::Result(_) => None,
+            Frame::Ping(_)
+            | Frame::Pong(_)
+            | Frame::Client(_)
+            | Frame::Result(_)
+            | Frame::Receipt(_)
+            | Frame::FetchBody(_)
+            | Frame::Body(..) => None,
         })
     }
 }
 
 impl<H: Hosted> Receiver for NodeReceiver<H> {
     async fn receive(&self, from: Peer, frame: Frame, bytes: usize) {
+        let frame = match &self.bodies {
+            Some(bodies) => match bodies.take(from, frame).await {
+                Some(other) => other,
+                None => return,
+            },
+            None => frame,
+        };
         let signed = matches!(frame, Frame::Request(_) | Frame::Agreement(_));
         let started = Instant::now();
         let verified = self.verified(from, frame, bytes);

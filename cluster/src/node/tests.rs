@@ -105,7 +105,8 @@ fn the_machines_that_hold_voters_are_clients_and_no_others() {
         assert_eq!(keys.clients.len(), file.clients.len() + voters.len());
         assert_eq!(keys.clients[&voters[0]].to_bytes(), m1.identity);
         let identity = Identity::read(&file.layout().machine_identity(MachineId(1))).unwrap();
-        let config = voter_config(&file, m1, &identity);
+        let bodies = open_bodies(&file, MachineId(1)).unwrap();
+        let config = voter_config(&file, m1, &identity, bodies);
         assert!(config.node_clients.keys().eq(&voters));
         assert!(
             !peers(&file, MachineId(0))

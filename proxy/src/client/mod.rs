@@ -9,6 +9,7 @@ mod large;
 mod live;
 mod numbers;
 mod order;
+mod store;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use collect::{Agreed, Refused};
 pub(crate) use collect::Rows;
 use health::Health;
 use numbers::Numbers;
+use store::Stores;
 
 pub(crate) use direct::{Question, Quorum, Statement};
 pub(crate) use health::Preference;
@@ -68,6 +70,7 @@ pub(crate) struct Client {
     calls: Calls,
     fetches: Arc<large::Fetches>,
     spool: SpoolDirectory,
+    stores: Stores,
     numbers: Numbers,
     next_direct: AtomicU64,
     health: Health,
@@ -214,6 +217,7 @@ impl Client {
             calls: Calls::default(),
             fetches: Arc::default(),
             spool: config.spool.clone(),
+            stores: Stores::default(),
             numbers: Numbers::new(config.incarnation),
             next_direct: AtomicU64::new(numbers::first_number(config.incarnation)),
             health: Health::new(&config.voters),
@@ -246,6 +250,7 @@ impl Client {
                         self.health.answered(machine);
                         self.take_result(machine, result);
                     }
+                    FromNode::Receipt(receipt) => self.stores.deliver(machine, receipt),
                     FromNode::LinkUp => self.health.link(machine, true),
                     FromNode::LinkDown => self.health.link(machine, false),
                 }

@@ -1,15 +1,34 @@
-//! COPY FROM STDIN: pieces of at most 1 MiB, each ordered, so that memory stays bounded.
+//! COPY FROM STDIN: pieces of at most 1 MiB, kept by the voters' machines outside the order, so that memory stays bounded.
+//!
+//! A few pieces are on their way to the machines' disks while the ones before them run; the application waits when there are
+//! more.
+
+use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
-use sql::operation::Exchange;
+use sql::operation::{Exchange, TransactionId};
+use tokio::task::JoinHandle;
 
-use super::routing::Kind;
+use super::routing::{INLINE_EXCHANGE_BYTES_MAX, Kind};
 use super::{End, Session};
+use crate::client::Failure;
 use crate::error::{ApplicationError, NOT_SUPPORTED};
 use crate::wire::{Frontend, scan};
 
-/// The largest piece of COPY data that is ordered, in bytes.
+/// The largest piece of COPY data, in bytes.
 const PIECE_BYTES_MAX: usize = 1 << 20;
+
+/// Pieces whose receipts are waited for, at most.
+const UNDERWAY_MAX: usize = 4;
+
+/// A piece that is on its way to the machines' disks: what stands for it, once it is there.
+struct Underway(JoinHandle<Result<Exchange, Failure>>);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// What the application did with the COPY.
 enum Next {
@@ -40,13 +59,16 @@ impl Session {
                 self.connection.flush().await?;
             }
         }
-        let mut gathered = BytesMut::new();
+        let (mut gathered, mut underway) = (BytesMut::new(), VecDeque::new());
         loop {
             let failure = match self.next_copy_message().await? {
                 Next::Data(data) => {
                     gathered.extend_from_slice(&data);
-                    if let Some(error) = self.send_pieces(&mut gathered, PIECE_BYTES_MAX).await {
-                        return Ok(error);
+                    while gathered.len() >= PIECE_BYTES_MAX {
+                        let piece = gathered.split_to(PIECE_BYTES_MAX).freeze();
+                        if let Some(error) = self.send_piece(piece, &mut underway).await {
+                            return Ok(error);
+                        }
                     }
                     continue;
                 }
@@ -55,7 +77,7 @@ impl Session {
                 Next::Violated(error) => Some((error.message.clone().into_owned(), Some(error))),
             };
             if failure.is_none()
-                && let Some(error) = self.send_pieces(&mut gathered, 1).await
+                && let Some(error) = self.send_rest(gathered.split().freeze(), &mut underway).await
             {
                 return Ok(error);
             }
@@ -73,25 +95,80 @@ impl Session {
         }
     }
 
-    /// Sends gathered data in pieces, as long as there are at least `least` bytes of it. `Some` when it failed.
-    async fn send_pieces(&mut self, gathered: &mut BytesMut, least: usize) -> Option<Result<Bytes, ApplicationError>> {
-        while gathered.len() >= least {
-            let data = gathered.split_to(gathered.len().min(PIECE_BYTES_MAX)).freeze();
-            if self.cancel.is_requested() {
-                // The backends are in the middle of the COPY: no savepoint can be gone back to.
-                self.doom();
-                return Some(Err(ApplicationError::cancelled()));
-            }
-            match self
-                .execute_and_gather(&Exchange::CopyData { data }, Kind::Stateful)
-                .await
-            {
-                Ok(result) if scan(&result.messages).failed => return Some(Ok(result.messages)),
-                Ok(_) => {}
-                Err(error) => return Some(Err(error)),
+    /// Starts to store a piece, and runs earlier ones if too many are on their way. `Some` when it failed.
+    async fn send_piece(
+        &mut self,
+        data: Bytes,
+        underway: &mut VecDeque<Underway>,
+    ) -> Option<Result<Bytes, ApplicationError>> {
+        let Some(transaction) = self.open_transaction() else {
+            return Some(Err(Failure::transaction_lost().into_error()));
+        };
+        let client = std::sync::Arc::clone(&self.shared.client);
+        let body = Exchange::CopyData { data }.encode();
+        let storing = tokio::spawn(async move { client.store(transaction, body).await });
+        underway.push_back(Underway(storing));
+        while underway.len() > UNDERWAY_MAX {
+            let oldest = underway.pop_front()?;
+            if let Some(error) = self.run_stored(oldest).await {
+                return Some(error);
             }
         }
         None
+    }
+
+    /// Sends the last piece, and runs all that are on their way. `Some` when it failed.
+    async fn send_rest(
+        &mut self,
+        data: Bytes,
+        underway: &mut VecDeque<Underway>,
+    ) -> Option<Result<Bytes, ApplicationError>> {
+        let inline = data.len() < INLINE_EXCHANGE_BYTES_MAX;
+        if !inline && let Some(error) = self.send_piece(data.clone(), underway).await {
+            return Some(error);
+        }
+        while let Some(oldest) = underway.pop_front() {
+            if let Some(error) = self.run_stored(oldest).await {
+                return Some(error);
+            }
+        }
+        match inline && !data.is_empty() {
+            true => self.run_piece(&Exchange::CopyData { data }).await,
+            false => None,
+        }
+    }
+
+    /// Runs a piece when it is stored.
+    async fn run_stored(&mut self, mut underway: Underway) -> Option<Result<Bytes, ApplicationError>> {
+        let stored = tokio::select! {
+            stored = &mut underway.0 => stored,
+            () = self.cancel.wait() => Ok(Err(Failure::Cancelled)),
+        };
+        match stored.unwrap_or(Err(Failure::NoProgress)) {
+            Ok(stored) => self.run_piece(&stored).await,
+            Err(failure) => {
+                // The backends are in the middle of the COPY: no savepoint can be gone back to.
+                self.doom();
+                Some(Err(failure.into_error()))
+            }
+        }
+    }
+
+    /// Runs a piece. `Some` when it failed.
+    async fn run_piece(&mut self, piece: &Exchange) -> Option<Result<Bytes, ApplicationError>> {
+        if self.cancel.is_requested() {
+            self.doom();
+            return Some(Err(ApplicationError::cancelled()));
+        }
+        match self.execute(piece, Kind::Stateful).await {
+            Ok(result) if scan(&result.messages).failed => Some(Ok(result.messages)),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn open_transaction(&mut self) -> Option<TransactionId> {
+        self.begun().map(|begun| begun.id)
     }
 
     async fn next_copy_message(&mut self) -> Result<Next, End> {

@@ -120,7 +120,10 @@ impl Session {
             let routed = Routed {
                 encoded: encoded.clone(),
                 several: runs_several(exchange, &analysis),
-                copies: matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. }),
+                copies: matches!(
+                    exchange,
+                    Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. }
+                ),
                 analysis: &analysis,
                 kind,
             };

@@ -30,6 +30,9 @@ const WORDS_REFUSED: &str = "BF007";
 /// Refused by voters: too many transactions are open. Such a Begin holds nothing.
 const TOO_MANY_OPEN: &str = "53400";
 
+/// An exchange of a transaction that is larger, in bytes, is kept by the voters' machines outside the order.
+pub(super) const INLINE_EXCHANGE_BYTES_MAX: usize = 256 << 10;
+
 /// What an exchange needs beside its footprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -150,13 +153,18 @@ impl Session {
     }
 
     /// Asks the live voters of the open transaction.
-    async fn ask_within(&mut self, routed: &Routed<'_>, statement: Statement) -> Result<Voted, Failure> {
+    async fn ask_within(
+        &mut self,
+        routed: &Routed<'_>,
+        exchange: Bytes,
+        statement: Statement,
+    ) -> Result<Voted, Failure> {
         let start = Instant::now();
         let (shared, cancel) = (Arc::clone(&self.shared), Arc::clone(&self.cancel));
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         let question = Question {
             context: begun.context.encoded.clone(),
-            exchange: routed.encoded.clone(),
+            exchange,
             rows: routed.rows(),
         };
         let voted = shared
@@ -170,7 +178,8 @@ impl Session {
     /// An autocommit statement that writes: ordered once if it is short, else a transaction of its own, which commits only
     /// what f+1 voters give their words for.
     async fn autocommit_write(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
-        if routed.analysis.short || routed.analysis.effect == Effect::Maintenance {
+        let maintenance = routed.analysis.effect == Effect::Maintenance;
+        if maintenance || (routed.analysis.short && !is_large(&routed.encoded)) {
             match self.one_shot(routed).await {
                 // The voters know a newer catalog, by which it is not short.
                 Err(Failure::Refused(error)) if error.sqlstate == NEEDS_TRANSACTION => {}
@@ -265,6 +274,20 @@ impl Session {
         }
     }
 
+    /// What a transaction lists for an encoded exchange: a large one's digest, once the voters' machines keep it.
+    async fn listable(&self, transaction: TransactionId, encoded: &Bytes) -> Result<Bytes, Failure> {
+        if !is_large(encoded) {
+            return Ok(encoded.clone());
+        }
+        let start = Instant::now();
+        let stored = tokio::select! {
+            stored = self.shared.client.store(transaction, encoded.clone()) => stored?,
+            () = self.cancel.wait() => return Err(Failure::Cancelled),
+        };
+        self.shared.metrics.stage(Stage::Direct, start.elapsed());
+        Ok(stored.encode())
+    }
+
     /// Opens a transaction on the voters; what it holds, and its last exchange's result.
     async fn open(&mut self, opening: Opening) -> Result<(Begun, VotedResult), Failure> {
         let id = TransactionId {
@@ -290,26 +313,35 @@ impl Session {
             false => Lockstep::Enough,
         };
         let live = client.live(id, opening.context.encoded.clone(), lockstep);
-        let exchanges: Vec<Bytes> = opening
-            .exchanges
-            .iter()
-            .map(|deferred| deferred.encoded.clone())
-            .collect();
+        let machines = live.machines();
+        let mut begun = Begun::new(id, opening.context, opening.footprint.clone(), snapshot, live, room);
+        begun.at_commit = lockstep == Lockstep::One;
+        let mut exchanges = Vec::with_capacity(opening.exchanges.len());
+        for deferred in &opening.exchanges {
+            let large = is_large(&deferred.encoded);
+            begun.all_short &= deferred.short && !large;
+            match self.listable(id, &deferred.encoded).await {
+                Ok(listed) => exchanges.push(listed),
+                Err(failure) => {
+                    // The machines may keep bodies for it, which go with an Abort.
+                    self.abort_later(begun);
+                    return Err(failure);
+                }
+            }
+        }
+        let stored = opening.exchanges.iter().any(|deferred| is_large(&deferred.encoded));
         let operation = Operation {
-            context: opening.context.decoded.clone(),
-            footprint: opening.footprint.clone(),
+            context: begun.context.decoded.clone(),
+            footprint: opening.footprint,
             nonce: rand::random(),
             work: Work::Begin {
                 transaction: id,
                 isolation: opening.isolation,
                 read_only: opening.read_only,
-                live: live.machines().bits(),
+                live: machines.bits(),
                 exchanges: exchanges.clone(),
             },
         };
-        let mut begun = Begun::new(id, opening.context, opening.footprint, snapshot, live, room);
-        begun.at_commit = lockstep == Lockstep::One;
-        begun.all_short = opening.exchanges.iter().all(|deferred| deferred.short);
         let start = Instant::now();
         let voted = client
             .order_live(&operation, opening.rows, Some(&self.cancel), &mut begun.live)
@@ -326,7 +358,7 @@ impl Session {
                     Failure::Refused(error) => error.sqlstate != TOO_MANY_OPEN,
                     Failure::TooLarge => false,
                     _ => true,
-                };
+                } || stored;
                 // Also a refused Begin holds its locks to an ordered end.
                 if holds {
                     self.abort_later(begun);
@@ -412,7 +444,9 @@ impl Session {
             // No lock protects it: as outside the transaction, unless it may depend on what that wrote.
             (true, false) if !locks_reads && !bound => return self.autocommit_read(routed).await,
             (true, false) if !locks_reads => self.ordered_read_within(routed).await,
-            (_, true) if begun.has_room(routed.encoded.len()) => self.write_directly(routed).await,
+            (_, true) if is_large(&routed.encoded) || begun.has_room(routed.encoded.len()) => {
+                self.write_directly(routed).await
+            }
             _ => self.extend(routed, footprint).await,
         };
         let result = match result {
@@ -438,7 +472,7 @@ impl Session {
     }
 
     async fn read_within(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
-        match self.ask_within(routed, Statement::Read).await {
+        match self.ask_within(routed, routed.encoded.clone(), Statement::Read).await {
             Err(Failure::Undecided | Failure::Unavailable) => self.ordered_read_within(routed).await,
             voted => voted.map(|voted| voted.result),
         }
@@ -461,15 +495,19 @@ impl Session {
     }
 
     async fn write_directly(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
-        let voted = self.ask_within(routed, Statement::Write).await?;
+        let id = self.begun().ok_or(Failure::Unavailable)?.id;
+        let listed = self.listable(id, &routed.encoded).await?;
+        let voted = self.ask_within(routed, listed.clone(), Statement::Write).await?;
         let begun = self.begun().ok_or(Failure::Unavailable)?;
-        begun.all_short &= routed.analysis.short;
+        begun.all_short &= routed.analysis.short && !is_large(&routed.encoded);
         begun.wrote |= writes(routed);
-        begun.wrote_directly(routed.encoded.clone(), &voted.result);
+        begun.wrote_directly(listed, &voted.result);
         Ok(voted.result)
     }
 
     async fn extend(&mut self, routed: &Routed<'_>, footprint: Footprint) -> Result<VotedResult, Failure> {
+        let id = self.begun().ok_or(Failure::Unavailable)?.id;
+        let listed = self.listable(id, &routed.encoded).await?;
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         let operation = Operation {
             context: begun.context.decoded.clone(),
@@ -478,14 +516,14 @@ impl Session {
             work: Work::Extend {
                 transaction: begun.id,
                 writes_before: begun.live.count(),
-                exchange: routed.encoded.clone(),
+                exchange: listed.clone(),
             },
         };
         let voted = self.order_within(&operation, routed.rows()).await?;
         let begun = self.begun().ok_or(Failure::Unavailable)?;
-        begun.all_short &= routed.analysis.short;
+        begun.all_short &= routed.analysis.short && !is_large(&routed.encoded);
         begun.wrote |= writes(routed);
-        begun.extended(&voted, &routed.encoded, &operation.footprint);
+        begun.extended(&voted, &listed, &operation.footprint);
         Ok(voted.result)
     }
 
@@ -617,6 +655,11 @@ impl Session {
             }
         });
     }
+}
+
+/// Whether an encoded exchange of a transaction is kept outside the order.
+fn is_large(encoded: &Bytes) -> bool {
+    encoded.len() > INLINE_EXCHANGE_BYTES_MAX
 }
 
 /// What a COMMIT says that was answered: an error, or the messages beside its tag.

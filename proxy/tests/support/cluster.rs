@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use ordering::identifiers::{MachineId, Order};
+use ordering::identifiers::{ClientId, MachineId, Order};
 use ordering::message::{
-    CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, Outcome, ResultKey, ResultMessage, chain,
+    BodyName, CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, Kept, Outcome, ResultKey,
+    ResultMessage, StoreReceipt, StoredBody, body_digest, chain,
 };
 use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
 use spool::SpoolDirectory;
@@ -61,6 +62,8 @@ struct State {
     words: Vec<Vec<u8>>,
     /// The live voters of each Begin.
     live: Vec<u64>,
+    /// Machines that keep no bodies, and why.
+    without_bodies: HashMap<MachineId, Kept>,
     /// The kinds of messages seen, in order.
     seen: Vec<&'static str>,
 }
@@ -96,6 +99,17 @@ impl Faults {
 
     pub fn answer_commit_with(&self, tag: &'static [u8]) {
         self.state.lock().unwrap().commit_tag = Some(tag);
+    }
+
+    /// These machines keep no bodies, for this reason.
+    pub fn refuse_bodies(&self, machines: &[u8], kept: Kept) {
+        let machines = machines.iter().map(|machine| (MachineId(*machine), kept));
+        self.state.lock().unwrap().without_bodies = machines.collect();
+    }
+
+    pub fn kept(&self, machine: MachineId) -> Kept {
+        let state = self.state.lock().unwrap();
+        state.without_bodies.get(&machine).copied().unwrap_or(Kept::Durable)
     }
 
     pub fn heal(&self) {
@@ -186,6 +200,7 @@ struct Cluster {
     told: Arc<Mutex<HashMap<TransactionId, Told>>>,
     idle: Arc<Mutex<Vec<Backend>>>,
     kept: Arc<Mutex<HashMap<ResultKey, (Order, Outcome)>>>,
+    bodies: Arc<Mutex<HashMap<[u8; 32], Bytes>>>,
 }
 
 /// The key with which a machine signs words.
@@ -206,6 +221,7 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
         told: Arc::default(),
         idle: Arc::default(),
         kept: Arc::default(),
+        bodies: Arc::default(),
     };
     tokio::spawn(async move {
         let mut order = 0;
@@ -225,6 +241,13 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
                     }
                 }
                 ToNode::Client(ClientMessage::KeepAlive) => {}
+                ToNode::Client(ClientMessage::Store(stored)) => {
+                    let Destination::Machines(machines) = destination else {
+                        panic!("a body to all")
+                    };
+                    cluster.faults.see("store");
+                    cluster.keep_body(stored, machines).await;
+                }
                 ToNode::Client(ClientMessage::Direct(direct)) => {
                     let Destination::Machines(machines) = destination else {
                         panic!("direct to all")
@@ -330,6 +353,33 @@ impl Cluster {
         }
     }
 
+    async fn keep_body(&self, stored: StoredBody, machines: MachineSet) {
+        let name = BodyName {
+            client: ClientId(0),
+            session: stored.session,
+            number: stored.number,
+            digest: body_digest(&stored.body),
+        };
+        self.bodies.lock().unwrap().insert(name.digest, stored.body);
+        for machine in machines.iter().filter(|machine| !self.faults.is_mute(*machine)) {
+            let kept = self.faults.kept(machine);
+            let receipt = StoreReceipt { name, kept };
+            let _ = self.results.send((machine, FromNode::Receipt(receipt))).await;
+        }
+    }
+
+    /// An exchange, from its body if only its digest is listed.
+    fn decode(&self, bytes: &[u8]) -> Exchange {
+        match Exchange::decode(bytes).unwrap() {
+            Exchange::Stored { digest, length } => {
+                let body = self.bodies.lock().unwrap()[&digest].clone();
+                assert_eq!(body.len(), length as usize);
+                Exchange::decode(&body).unwrap()
+            }
+            exchange => exchange,
+        }
+    }
+
     fn keep(&self, key: ResultKey, order: Order, outcome: &Outcome) {
         self.kept.lock().unwrap().insert(key, (order, outcome.clone()));
     }
@@ -414,7 +464,7 @@ impl Cluster {
                     Some((_, outcome)) => outcome,
                     None => {
                         let context: SessionContext = borsh::from_slice(&direct.context).unwrap();
-                        let exchange = Exchange::decode(&direct.exchange).unwrap();
+                        let exchange = self.decode(&direct.exchange);
                         done(self.alone(&context, "BEGIN READ ONLY", &[exchange], "COMMIT").await)
                     }
                 }
@@ -513,7 +563,7 @@ impl Cluster {
                 backend.settings(&open.context).await;
                 backend.simple(&open.begin).await;
                 for ran in &open.list {
-                    backend.exchange(&Exchange::decode(&ran.exchange).unwrap()).await;
+                    backend.exchange(&self.decode(&ran.exchange)).await;
                 }
                 self.runs_on(transaction_of(place), &backend);
                 open.backend = backend;
@@ -547,7 +597,7 @@ impl Cluster {
                 if let Some((_, outcome)) = self.kept.lock().unwrap().get(&key) {
                     return Some(outcome.clone());
                 }
-                let exchange = Exchange::decode(&direct.exchange).unwrap();
+                let exchange = self.decode(&direct.exchange);
                 let outcome = done(open.backend.exchange(&exchange).await);
                 self.keep(key, Order(0), &outcome);
                 Some(outcome)
@@ -560,10 +610,7 @@ impl Cluster {
                 if self.told.lock().unwrap()[&transaction_of(place)].stopping {
                     return None;
                 }
-                let result = open
-                    .backend
-                    .exchange(&Exchange::decode(&direct.exchange).unwrap())
-                    .await;
+                let result = open.backend.exchange(&self.decode(&direct.exchange)).await;
                 if result.status == 0 {
                     return None;
                 }
@@ -587,7 +634,7 @@ impl Cluster {
         let context = &operation.context;
         match operation.work {
             Work::OneShot { exchange } => {
-                let exchange = Exchange::decode(&exchange).unwrap();
+                let exchange = self.decode(&exchange);
                 let mut backend = self.backend().await;
                 backend.settings(context).await;
                 let mut result = backend.exchange(&exchange).await;
@@ -600,7 +647,7 @@ impl Cluster {
                 exchange,
                 ..
             } => {
-                let exchange = Exchange::decode(&exchange).unwrap();
+                let exchange = self.decode(&exchange);
                 done(self.alone(context, "BEGIN READ ONLY", &[exchange], "COMMIT").await)
             }
             Work::Read {
@@ -609,13 +656,7 @@ impl Cluster {
                 ..
             } => {
                 let open = self.transactions.lock().await.get(&id).cloned().unwrap();
-                done(
-                    open.lock()
-                        .await
-                        .backend
-                        .exchange(&Exchange::decode(&exchange).unwrap())
-                        .await,
-                )
+                done(open.lock().await.backend.exchange(&self.decode(&exchange)).await)
             }
             Work::Begin {
                 transaction,
@@ -654,7 +695,7 @@ impl Cluster {
                 };
                 let mut last = Outcome::Unavailable;
                 for exchange in exchanges {
-                    let result = open.backend.exchange(&Exchange::decode(&exchange).unwrap()).await;
+                    let result = open.backend.exchange(&self.decode(&exchange)).await;
                     if result.status == 0 {
                         return Outcome::Unavailable;
                     }
@@ -679,7 +720,7 @@ impl Cluster {
                 let open = self.transactions.lock().await.get(&transaction).cloned().unwrap();
                 let mut open = open.lock().await;
                 assert_eq!(open.list.len(), writes_before as usize);
-                let result = open.backend.exchange(&Exchange::decode(&exchange).unwrap()).await;
+                let result = open.backend.exchange(&self.decode(&exchange)).await;
                 let ResultKey::Request(number) = key else {
                     panic!("an Extend is ordered")
                 };
@@ -858,6 +899,7 @@ impl Backend {
                     status: b'T',
                 };
             }
+            Exchange::Stored { .. } => panic!("a body that is only a name"),
             Exchange::CopyEnd { failure: None } => self.send(&message(b'c', b"")).await,
             Exchange::CopyEnd { failure: Some(reason) } => {
                 self.send(&message(b'f', format!("{reason}\0").as_bytes())).await;

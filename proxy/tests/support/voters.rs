@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order};
-use ordering::message::{ClientMessage, CommitDb, CommitDbEntry, Outcome, Request};
+use ordering::message::{
+    BodyName, ClientMessage, CommitDb, CommitDbEntry, Outcome, Request, StoreReceipt, StoredBody, body_digest,
+};
 use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
 use spool::SpoolDirectory;
 use sql::operation::Operation;
 use sql::rules::PartitionRules;
 use tokio::sync::mpsc;
-use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
+use voter::{BodyLimits, BodyStore, Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
 
 use super::cluster::{Faults, machine_key};
 use super::postgres::Postgres;
@@ -25,9 +27,12 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
     let (own, owns) = mpsc::channel(64);
     let (faults, log) = (Faults::default(), Log::default());
     let mut handles = Vec::new();
-    for (machine, server) in (1..).map(MachineId).zip(servers) {
+    let directory = tempfile::tempdir().unwrap();
+    let stores: Vec<_> = (1..=3).map(|machine| open_store(directory.path(), machine)).collect();
+    for ((machine, server), store) in (1..).map(MachineId).zip(servers).zip(&stores) {
         let (outputs, received) = mpsc::channel(1024);
-        let handle = Voter::start(config(machine, server, rules.clone(), faults.spool.clone()), outputs);
+        let spool = faults.spool.clone();
+        let handle = Voter::start(config(machine, server, rules.clone(), (spool, store.clone())), outputs);
         tokio::spawn(pump(
             machine,
             received,
@@ -35,6 +40,7 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
             Arc::clone(&log),
             (results.clone(), own.clone()),
             faults.clone(),
+            stores.clone(),
         ));
         handles.push(handle);
     }
@@ -46,11 +52,59 @@ pub async fn start(servers: &[Arc<Postgres>], rules: PartitionRules) -> (Cluster
     }
     // A voter takes what comes at first for a replay.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    tokio::spawn(sequence(requests, owns, handles, log, faults.clone()));
+    let keeping = Keeping {
+        stores,
+        results,
+        _directory: directory,
+    };
+    tokio::spawn(sequence(requests, owns, handles, log, faults.clone(), keeping));
     (ClusterPort { to, from }, faults)
 }
 
-fn config(machine: MachineId, server: &Postgres, rules: PartitionRules, spool: SpoolDirectory) -> VoterConfig {
+fn open_store(directory: &std::path::Path, machine: u8) -> BodyStore {
+    let limits = BodyLimits {
+        client_bytes_max: 1 << 30,
+        transaction_bytes_max: 1 << 30,
+    };
+    let voters = (1..=3).map(MachineId);
+    BodyStore::open(directory.join(machine.to_string()), limits, voters, 1).unwrap()
+}
+
+/// The machines' stores of bodies.
+struct Keeping {
+    stores: Vec<BodyStore>,
+    results: mpsc::Sender<(MachineId, FromNode)>,
+    _directory: tempfile::TempDir,
+}
+
+impl Keeping {
+    async fn keep(&self, stored: StoredBody, machines: MachineSet, faults: &Faults) {
+        let name = BodyName {
+            client: ClientId(0),
+            session: stored.session,
+            number: stored.number,
+            digest: body_digest(&stored.body),
+        };
+        for (machine, store) in (1..).map(MachineId).zip(&self.stores) {
+            if !machines.contains(machine) || faults.is_mute(machine) {
+                continue;
+            }
+            let (results, runtime) = (self.results.clone(), tokio::runtime::Handle::current());
+            let done = move |kept| {
+                let receipt = FromNode::Receipt(StoreReceipt { name, kept });
+                runtime.spawn(async move { results.send((machine, receipt)).await });
+            };
+            store.store(name, stored.body.clone(), done).await;
+        }
+    }
+}
+
+fn config(
+    machine: MachineId,
+    server: &Postgres,
+    rules: PartitionRules,
+    (spool, bodies): (SpoolDirectory, BodyStore),
+) -> VoterConfig {
     VoterConfig {
         machine,
         faults: 1,
@@ -71,6 +125,7 @@ fn config(machine: MachineId, server: &Postgres, rules: PartitionRules, spool: S
             ..VoterLimits::default()
         },
         spool,
+        bodies,
     }
 }
 
@@ -89,6 +144,7 @@ async fn pump(
     log: Log,
     (results, own): (mpsc::Sender<(MachineId, FromNode)>, mpsc::Sender<Own>),
     faults: Faults,
+    stores: Vec<BodyStore>,
 ) {
     while let Some(output) = outputs.recv().await {
         if std::env::var_os("VOTERS_TRACE").is_some() {
@@ -110,6 +166,15 @@ async fn pump(
                     }
                 }
                 let _ = results.send((machine, FromNode::Result(message))).await;
+            }
+            VoterOutput::Reply(reply) => {
+                stores.iter().for_each(|store| store.flushed(machine, reply.flushed.0));
+            }
+            VoterOutput::FetchBody { from, name } if !faults.is_mute(from) => {
+                faults.see("fetch body");
+                if let Some(body) = stores[usize::from(from.0) - 1].read(name).await {
+                    stores[usize::from(machine.0) - 1].fetched(name, body);
+                }
             }
             VoterOutput::Order { operation, home } => {
                 let _ = own.send((machine, operation, home)).await;
@@ -191,6 +256,7 @@ async fn sequence(
     voters: Vec<VoterHandle>,
     log: Log,
     faults: Faults,
+    keeping: Keeping,
 ) {
     let client = ClientId(0);
     let mut sequencer = Sequencer {
@@ -240,6 +306,10 @@ async fn sequence(
             }
             (ToNode::Client(ClientMessage::Release(key)), Destination::Machines(machines)) => {
                 sequencer.tell(machines, VoterInput::Release { client, key }).await;
+            }
+            (ToNode::Client(ClientMessage::Store(stored)), Destination::Machines(machines)) => {
+                faults.see("store");
+                keeping.keep(stored, machines, &faults).await;
             }
             (ToNode::Client(ClientMessage::KeepAlive), Destination::Machines(machines)) => {
                 sequencer.tell(machines, VoterInput::KeepAlive(client)).await;

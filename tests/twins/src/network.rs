@@ -128,6 +128,8 @@ impl Network {
         let input = match message {
             ClientMessage::Direct(direct) => VoterInput::Direct { client, direct },
             ClientMessage::Recall(key) => VoterInput::Recall { client, key },
+            // No script keeps anything outside the order.
+            ClientMessage::Store(_) => return,
             ClientMessage::GiveUp(key) => VoterInput::GiveUp { client, key },
             ClientMessage::RecallChunk { key, index } => VoterInput::RecallChunk { client, key, index },
             ClientMessage::Release(key) => VoterInput::Release { client, key },
@@ -215,7 +217,7 @@ impl Network {
                     let order = self.order(client, self.number(client), &operation);
                     self.note(|| format!("    m{machine} orders {:?} at {order}", operation.work));
                 }
-                VoterOutput::Reply(_) | VoterOutput::FetchRequest { .. } => {}
+                VoterOutput::Reply(_) | VoterOutput::FetchRequest { .. } | VoterOutput::FetchBody { .. } => {}
             }
         }
     }

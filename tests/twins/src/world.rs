@@ -13,7 +13,7 @@ use sql::rules::{Family, PartitionRules};
 use sql::schema::{CATALOG_QUERY, Schema};
 use tokio::sync::mpsc;
 use tokio_postgres::SimpleQueryMessage;
-use voter::{Voter, VoterConfig, VoterHandle, VoterLimits, VoterState};
+use voter::{BodyLimits, BodyStore, Voter, VoterConfig, VoterHandle, VoterLimits, VoterState};
 
 use crate::network::{NODE_CLIENTS, Network, VOTERS};
 use crate::server::{APPLICATION, Server, TEMPLATE};
@@ -117,6 +117,8 @@ pub struct World {
     /// Whether the voters give words (else they are those of the first version).
     pub words: bool,
     floor_interval: Duration,
+    /// Where the machines would keep bodies outside the order: scripts name none, so nothing is kept there.
+    bodies: tempfile::TempDir,
     voters: tokio::sync::Mutex<BTreeMap<u8, VoterHandle>>,
     analyzer: Mutex<Arc<Analyzer>>,
     left_open: Mutex<Vec<LeftOpen>>,
@@ -139,6 +141,7 @@ impl World {
             database,
             words,
             floor_interval,
+            bodies: tempfile::tempdir().unwrap(),
             voters: tokio::sync::Mutex::default(),
             analyzer: Mutex::new(Arc::new(Analyzer::new(Arc::new(schema)))),
             left_open: Mutex::default(),
@@ -155,6 +158,15 @@ impl World {
         };
         tokio::join!(refreshed, serving);
         world
+    }
+
+    fn open_bodies(&self, machine: u8) -> BodyStore {
+        let limits = BodyLimits {
+            client_bytes_max: 64 << 20,
+            transaction_bytes_max: 64 << 20,
+        };
+        let directory = self.bodies.path().join(machine.to_string());
+        BodyStore::open(directory, limits, machines().map(MachineId), 1).unwrap()
     }
 
     fn config(&self, machine: u8) -> VoterConfig {
@@ -175,6 +187,7 @@ impl World {
                 .collect(),
             client_roles: BTreeMap::from([(HONEST, roles.clone()), (LIAR, roles)]),
             spool: spool::SpoolDirectory::new(std::env::temp_dir(), 1 << 30),
+            bodies: self.open_bodies(machine),
             limits: VoterLimits {
                 transactions_max: 24,
                 one_shot_backends: 4,

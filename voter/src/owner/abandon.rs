@@ -126,6 +126,7 @@ impl Owner<'_> {
         let (mut held, mut slots) = (Footprint::empty(), Vec::new());
         for id in &transactions {
             tracing::info!(order, ?id, "a transaction is abandoned");
+            self.config.bodies.aborted(*id);
             if let Some((held_by_it, slot)) = self.leave(order, *id).await {
                 held.extend(&held_by_it);
                 slots.push(slot);

@@ -15,7 +15,7 @@ use crate::postgres::backend::Record;
 use crate::slot::ending::rolled_back;
 use crate::slot::signal::End;
 use crate::slot::{Command, Commit, Finish, SlotHandle};
-use crate::transactions::{Begin, OrderedTransaction};
+use crate::transactions::{Begin, OrderedTransaction, listed_bytes, too_large};
 use crate::vote::Decided;
 use crate::work::{Refused, check_context, is_everything, recorded_home, sequences};
 
@@ -197,9 +197,9 @@ impl Owner<'_> {
     /// An Extend. Whatever becomes of it, the transaction holds its locks to its ordered end.
     async fn feed_extend(&mut self, asker: Asker, id: TransactionId, footprint: &Footprint, exchange: bytes::Bytes) {
         if let Some(open) = self.transactions.get_mut(&id)
-            && let Err(refused) = open
-                .ordered
-                .extend(asker.order, exchange, self.config.limits.transaction_bytes_max)
+            && let Err(refused) =
+                open.ordered
+                    .extend(asker.order, exchange, self.config.limits.transaction_ordered_bytes_max)
         {
             return self.refuse(asker, refused).await;
         }
@@ -216,6 +216,15 @@ impl Owner<'_> {
             Some(open) => open.ordered.listed(writes),
             None => Ok(Vec::new()),
         };
+        let bytes_max = self.config.limits.transaction_bytes_max;
+        let listed = listed.and_then(|listed| {
+            let bytes = listed.iter().map(|exchange| listed_bytes(exchange)).sum::<u64>();
+            if bytes > bytes_max {
+                Err(too_large())
+            } else {
+                Ok(listed)
+            }
+        });
         match listed {
             Ok(listed) => {
                 let asked = Asked::Commit(asker, listed, words.to_vec());
@@ -251,7 +260,12 @@ impl Owner<'_> {
 
     /// Ends a transaction at an order: releases its locks, and commits or rolls back in Postgres as the work of that order.
     pub(super) async fn end_transaction(&mut self, order: u64, id: TransactionId, asked: Asked) {
-        let over = self.locks.held(id).is_some() && !self.transactions.contains_key(&id);
+        let open = self.locks.held(id).is_some();
+        let over = open && !self.transactions.contains_key(&id);
+        match asked {
+            Asked::Commit(..) if open => self.config.bodies.committed(id, order),
+            _ => self.config.bodies.aborted(id),
+        }
         let Some((held, slot)) = self.leave(order, id).await else {
             return self.ended_without_work(order, asked, over).await;
         };

@@ -362,6 +362,8 @@ impl Backend {
                 self.copying = false;
                 script.copy_end(failure.as_deref())?;
             }
+            // Its body runs in its place.
+            Exchange::Stored { .. } => return Ok(Answer::Fault("a stored exchange without its body".into())),
             Exchange::Simple { .. } | Exchange::Extended { .. } => self.add_within(&mut script, job)?,
         }
         let answer = self.run(script, || {}).await?;

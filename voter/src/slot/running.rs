@@ -8,12 +8,13 @@ use sql::footprint::Footprint;
 use sql::operation::Exchange;
 
 use super::Slot;
+use super::stored::{Patience, Ready};
 use crate::executor::{Event, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Clock, Job, Record};
 use crate::postgres::pool::{Borrowed, Purpose};
-use crate::transactions::{History, WORDS_MISSING};
+use crate::transactions::{History, WORDS_MISSING, is_stored, listed_bytes, too_large};
 use crate::work::{Place, Refused, changes_catalog, changes_settings, check, decode, seed, sequences};
 
 /// Exchanges of a list that go out in one pipeline, at most.
@@ -72,7 +73,7 @@ impl Slot {
         self.backend.as_ref().is_some_and(|borrowed| borrowed.backend.copying())
     }
 
-    fn must_stop(&self, stop: &Stop<'_>) -> bool {
+    pub(super) fn must_stop(&self, stop: &Stop<'_>) -> bool {
         match stop {
             Stop::Never => false,
             Stop::AtEnd => self.signal.is_ending(),
@@ -290,9 +291,22 @@ impl Slot {
         let (mut jobs, mut bytes) = (Vec::new(), 0);
         let index = self.history.len();
         for (offset, exchange) in (0_u32..).zip(listed) {
-            let decoded = match decode(exchange) {
-                Ok(decoded) => decoded,
-                Err(refused) => return Ok((ListRan::Refused(refused), 0)),
+            // Words say that a correct voter has had the bodies. Without words nobody may have them.
+            let is_body = is_stored(exchange);
+            if is_body && only_short {
+                return Ok((ListRan::Refused(words_missing()), 0));
+            }
+            if is_body && !jobs.is_empty() {
+                break;
+            }
+            let patience = match stop {
+                Stop::Never => Patience::Endless,
+                _ => Patience::Short,
+            };
+            let decoded = match self.exchange(exchange, stop, patience).await {
+                Ready::Exchange(decoded) => decoded,
+                Ready::Refused(refused) => return Ok((ListRan::Refused(refused), 0)),
+                Ready::Missing | Ready::Stopped => return Ok((ListRan::Failed, 0)),
             };
             let copies = !matches!(decoded, Exchange::Simple { .. } | Exchange::Extended { .. });
             let full = jobs.len() >= PIPELINE_MAX || bytes > PIPELINE_BYTES_MAX;
@@ -300,12 +314,12 @@ impl Slot {
                 break;
             }
             bytes += exchange.len();
-            match self.job(decoded, Place::Listed, index.saturating_add(offset)) {
+            match self.job(decoded, is_body, Place::Listed, index.saturating_add(offset)) {
                 Ok(job) if only_short && !job.analysis.short => return Ok((ListRan::Refused(words_missing()), 0)),
                 Ok(job) => jobs.push(job),
                 Err(refused) => return Ok((ListRan::Refused(refused), 0)),
             }
-            if copies {
+            if copies || is_body {
                 break;
             }
         }
@@ -334,7 +348,8 @@ impl Slot {
     }
 
     /// An exchange as it runs in this transaction, as its `index`-th listed one or a read after as many.
-    pub(super) fn job(&mut self, exchange: Exchange, place: Place, index: u32) -> Result<Job, Refused> {
+    /// What is `stored` outside the order is never short.
+    pub(super) fn job(&mut self, exchange: Exchange, stored: bool, place: Place, index: u32) -> Result<Job, Refused> {
         let copies = matches!(exchange, Exchange::CopyData { .. } | Exchange::CopyEnd { .. });
         if copies != self.copying() {
             return Err(Refused::new(
@@ -343,7 +358,8 @@ impl Slot {
             ));
         }
         let context = &self.transaction.context;
-        let analysis = check(&self.catalog.analyzer, &exchange, context, place, &self.held)?;
+        let mut analysis = check(&self.catalog.analyzer, &exchange, context, place, &self.held)?;
+        analysis.short &= !stored;
         if place == Place::Listed {
             if self.names_changed && !analysis.footprint.is_empty() && !self.held.covers(&Footprint::everything()) {
                 return Err(Refused::too_small(&Footprint::everything(), &self.held));
@@ -374,7 +390,24 @@ impl Slot {
         if !self.ensure_built(false).await? {
             return Ok(Outcome::Unavailable);
         }
-        let job = decode(exchange).and_then(|decoded| self.job(decoded, Place::Listed, self.history.len()));
+        let bytes = self.history.bytes().saturating_add(listed_bytes(exchange));
+        if bytes > self.shared.config.limits.transaction_bytes_max {
+            return Ok(too_large().into());
+        }
+        let is_body = is_stored(exchange);
+        let stop = Stop::Statement(Some((exchange, false)));
+        let decoded = match self.exchange(exchange, &stop, Patience::Short).await {
+            Ready::Exchange(decoded) => Ok(decoded),
+            Ready::Refused(refused) => Err(refused),
+            Ready::Stopped => return Ok(Outcome::Unavailable),
+            Ready::Missing => {
+                // The others may run it.
+                self.lost = true;
+                self.close().await?;
+                return Ok(Outcome::Unavailable);
+            }
+        };
+        let job = decoded.and_then(|decoded| self.job(decoded, is_body, Place::Listed, self.history.len()));
         let job = match job {
             Ok(job) => job,
             Err(refused) => return Ok(refused.into()),
@@ -406,7 +439,7 @@ impl Slot {
         if self.snapshot_lost {
             return Ok(Outcome::Unavailable);
         }
-        let job = decode(exchange).and_then(|decoded| self.job(decoded, Place::Unlisted, self.history.len()));
+        let job = decode(exchange).and_then(|decoded| self.job(decoded, false, Place::Unlisted, self.history.len()));
         let job = match job {
             Ok(job) => job,
             Err(refused) => return Ok(refused.into()),

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{
-    CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Outcome, Request, ResultKey,
-    ResultMessage, chain,
+    BodyName, CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Outcome, Request, ResultKey,
+    ResultMessage, body_digest, chain,
 };
 use spool::SpoolDirectory;
 use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
@@ -19,7 +19,7 @@ use sql::operation::{
 };
 use sql::rules::{Family, PartitionRules};
 use tokio::sync::mpsc;
-use voter::{Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
+use voter::{BodyLimits, BodyStore, Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
 
 use crate::server::{APPLICATION, Server};
 
@@ -41,11 +41,18 @@ struct Log {
     chunks: BTreeMap<(ResultKey, u32), Option<Bytes>>,
 }
 
+type Bodies = Arc<Mutex<BTreeMap<BodyName, Bytes>>>;
+
 pub(crate) struct Rig {
     pub(crate) server: Server,
     handle: Option<VoterHandle>,
     log: Arc<Mutex<Log>>,
     number: u64,
+    bodies_directory: tempfile::TempDir,
+    pub(crate) bodies: BodyStore,
+    /// The bodies that other machines have.
+    elsewhere: Bodies,
+    pub(crate) transaction_bytes_max: u64,
     pub(crate) settings: Vec<(String, String)>,
     pub(crate) spool: SpoolDirectory,
 }
@@ -134,11 +141,16 @@ impl Transaction {
 impl Rig {
     pub(crate) async fn start() -> Self {
         let server = tokio::task::spawn_blocking(Server::start).await.unwrap();
+        let bodies_directory = tempfile::tempdir().unwrap();
         let mut rig = Self {
             server,
             handle: None,
             log: Arc::default(),
             number: 0,
+            bodies: open_bodies(&bodies_directory),
+            bodies_directory,
+            elsewhere: Arc::default(),
+            transaction_bytes_max: VoterLimits::default().transaction_bytes_max,
             settings: Vec::new(),
             spool: SpoolDirectory::new(std::env::temp_dir(), 4 << 30),
         };
@@ -167,13 +179,21 @@ impl Rig {
                 direct_wait: Duration::from_millis(400),
                 floor_interval: Duration::from_millis(300),
                 client_silence_max: Duration::from_secs(2),
+                transaction_bytes_max: self.transaction_bytes_max,
                 ..VoterLimits::default()
             },
             spool: self.spool.clone(),
+            bodies: self.bodies.clone(),
         };
         let (sender, outputs) = mpsc::channel(1024);
         let handle = Voter::start(config, sender);
-        tokio::spawn(pump(outputs, handle.input(), Arc::clone(&self.log)));
+        tokio::spawn(pump(
+            outputs,
+            handle.input(),
+            Arc::clone(&self.log),
+            self.elsewhere.clone(),
+            self.bodies.clone(),
+        ));
         let mut state = handle.state();
         tokio::spawn(async move {
             while state.changed().await.is_ok() {
@@ -610,9 +630,57 @@ impl Rig {
         self.order(transaction.footprint.clone(), work).await
     }
 
+    /// What stands for an exchange whose body is kept outside the order, and the body's name.
+    pub(crate) fn stored(transaction: &Transaction, exchange: &Exchange) -> (Exchange, BodyName, Bytes) {
+        let body = exchange.encode();
+        let name = BodyName {
+            client: CLIENT,
+            session: transaction.id.session,
+            number: transaction.id.number,
+            digest: body_digest(&body),
+        };
+        let stored = Exchange::Stored {
+            digest: name.digest,
+            length: body.len() as u32,
+        };
+        (stored, name, body)
+    }
+
+    /// Keeps an exchange's body in the voter's store, and says what stands for it.
+    pub(crate) async fn store(&self, transaction: &Transaction, exchange: &Exchange) -> Exchange {
+        let (stored, name, body) = Self::stored(transaction, exchange);
+        let (sender, kept) = tokio::sync::oneshot::channel();
+        self.bodies.store(name, body, |kept| sender.send(kept).unwrap()).await;
+        assert_eq!(kept.await.unwrap(), ordering::message::Kept::Durable);
+        stored
+    }
+
+    /// Has other machines keep an exchange's body, and says what stands for it.
+    pub(crate) fn store_elsewhere(&self, transaction: &Transaction, exchange: &Exchange) -> Exchange {
+        let (stored, name, body) = Self::stored(transaction, exchange);
+        self.elsewhere.lock().unwrap().insert(name, body);
+        stored
+    }
+
+    /// Opens the store again, as it is on the disk; empty if the disk is `lost`.
+    pub(crate) fn reopen_bodies(&mut self, lost: bool) {
+        if lost {
+            self.bodies_directory = tempfile::tempdir().unwrap();
+        }
+        self.bodies = open_bodies(&self.bodies_directory);
+    }
+
     pub(crate) async fn psql(&self, text: &str) -> String {
         self.server.psql("test", text)
     }
+}
+
+fn open_bodies(directory: &tempfile::TempDir) -> BodyStore {
+    let limits = BodyLimits {
+        client_bytes_max: 1 << 30,
+        transaction_bytes_max: 1 << 30,
+    };
+    BodyStore::open(directory.path().to_owned(), limits, (1..=3).map(MachineId), 1).unwrap()
 }
 
 /// Orders a request; its number is its order unless one is given.
@@ -649,7 +717,13 @@ async fn send(input: &mpsc::Sender<VoterInput>, entry: &CommitDbEntry) {
 }
 
 /// Plays the node: keeps results, and answers Fetch from the log.
-async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<VoterInput>, log: Arc<Mutex<Log>>) {
+async fn pump(
+    mut outputs: mpsc::Receiver<VoterOutput>,
+    input: mpsc::Sender<VoterInput>,
+    log: Arc<Mutex<Log>>,
+    elsewhere: Bodies,
+    bodies: BodyStore,
+) {
     while let Some(output) = outputs.recv().await {
         match output {
             VoterOutput::Result { message, .. } => match message.outcome {
@@ -688,6 +762,12 @@ async fn pump(mut outputs: mpsc::Receiver<VoterOutput>, input: mpsc::Sender<Vote
                 send(&input, &entry).await;
             }
             VoterOutput::FetchRequest { .. } => {}
+            VoterOutput::FetchBody { name, .. } => {
+                let body = elsewhere.lock().unwrap().get(&name).cloned();
+                if let Some(body) = body {
+                    bodies.fetched(name, body);
+                }
+            }
         }
     }
 }
