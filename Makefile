@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench bench-core soak soak-sim sim mutants fuzz model
+.PHONY: run test install lint bench bench-core soak soak-sim sim mutants fuzz model twins twins-faults
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -69,6 +69,15 @@ fuzz:
 ## Every interleaving of small configurations: SECONDS for each scenario.
 model:
 	@$(CARGO) run --release --locked --quiet -p model -- $(if $(SECONDS),$(SECONDS),600)
+
+## Three real voters on three real servers under one fake order, honest and lying clients: SEEDS=2000, or one with its trace:
+## SEED=n. OPTIONS="--without crashes --jobs 2". Exit code: 1 when something was violated.
+twins: install
+	@$(CARGO) run --release --locked --quiet -p twins -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(OPTIONS)
+
+## Faults of earlier versions, put back one at a time in a scratch copy: the twins must find each.
+twins-faults: install
+	scripts/twins-faults $(FAULTS)
 
 install:
 	scripts/install

@@ -61,6 +61,8 @@ pub enum ClientMessage {
     Direct(Direct),
     /// Asks again for the result of a request or of a direct statement, this time whole.
     Recall(ResultKey),
+    /// Nobody waits for the result of a read any more: the voter stops it.
+    GiveUp(ResultKey),
     /// The client lives. Sent every second; voters of a client that has been silent for too long have its open transactions
     /// abandoned.
     KeepAlive,

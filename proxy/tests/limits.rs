@@ -1,5 +1,7 @@
 //! Limits of what one application, or a stranger, can make the proxy hold.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

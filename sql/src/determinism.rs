@@ -79,7 +79,7 @@ fn is_body(pass: &Pass<'_>, purpose: Purpose) -> bool {
     is_string && (defines || pass.is_word(-1, "execute"))
 }
 
-/// Passes over a function's body that is given as a string. What a body does may be written, whoever calls it.
+/// Passes over a function's body that is given as a string. A body may write, whoever calls the function.
 fn inspect_body(pass: &Pass<'_>, findings: &mut Findings) {
     let Some(token) = pass.token(0) else { return };
     let Some(body) = token.string_value(pass.text) else {

@@ -165,7 +165,7 @@ fn not_short() {
         "UPDATE plain SET value = 'x' FROM child WHERE plain.id = 1 AND child.plain_id = plain.id AND false",
         "UPDATE plain SET value = 'x' WHERE id = 1 AND EXISTS (SELECT 1 FROM child)",
         "WITH x AS (SELECT 1) UPDATE plain SET value = 'x' WHERE id = 1",
-        // It cascades, or looks for the rows that reference it.
+        // The write cascades, or looks for the rows that reference its row.
         "DELETE FROM plain WHERE id = 1",
         "UPDATE plain SET id = 2 WHERE id = 1",
         "INSERT INTO child SELECT id FROM plain WHERE id = 1",

@@ -86,7 +86,7 @@ impl System {
         let sockets = tempfile::tempdir_in("/tmp").map_err(system_error("no directory for sockets"))?;
         let options = ServerOptions {
             directory: directory.join(SystemName::Plain.word()),
-            socket_directory: sockets.path().to_owned(),
+            socket_directory: sockets.path().join("sockets"),
             port,
             connections_max: 0,
             shared_buffers_mib: 0,

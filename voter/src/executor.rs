@@ -15,6 +15,7 @@ use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Job, Record, Sequences, sequence_names};
 use crate::postgres::bootstrap::Bookkeeper;
 use crate::postgres::pool::{Pool, Purpose};
+use crate::reads::Reads;
 use crate::results::ResultStore;
 use crate::voter::VoterOutput;
 use crate::work::{Catalog, Refused, changes_settings, outside};
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<VoterConfig>,
     /// Backends.
     pub(crate) pool: Arc<Pool>,
+    /// Reads that run.
+    pub(crate) reads: Arc<Reads>,
     /// The token of the bookkeeping functions.
     pub(crate) token: Arc<str>,
     /// The voter's own connection.
@@ -397,55 +400,66 @@ const READ_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) async fn run_read(shared: Arc<Shared>, work: OrderedRead) {
     let order = work.asker.order;
     let started = Instant::now();
-    let answer = read_on(
-        &shared,
-        Purpose::OrderedRead,
-        &work.context,
-        &work.catalog,
-        async |backend| {
-            backend
-                .snapshot_read(&work.job, || shared.tell(Event::SnapshotOpen(order)))
-                .await
-        },
-    );
-    let (client, key) = (work.asker.client, work.asker.key());
-    let answer = shared.reporter.while_running(client, key, answer);
+    let key = (work.asker.client, ResultKey::Request(work.asker.number));
+    let session = (&work.context, &work.catalog);
+    let answer = read_on(&shared, key, Purpose::OrderedRead, session, async |backend| {
+        backend
+            .snapshot_read(&work.job, || shared.tell(Event::SnapshotOpen(order)))
+            .await
+    });
+    let answer = shared.reporter.while_running(key.0, key.1, answer);
     let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
     observe("read", started);
     work.asker.answer(&shared.reporter, outcome).await;
     shared.tell(Event::Finished(order, None));
 }
 
-/// Runs a read on a backend of its own; `None` when this server cannot.
+/// Runs a read on a backend of its own, until it ends or nobody waits for it any more; `None` when this server cannot.
 async fn read_on(
     shared: &Shared,
+    (client, key): (ClientId, ResultKey),
     purpose: Purpose,
-    context: &SessionContext,
-    catalog: &Catalog,
+    (context, catalog): (&SessionContext, &Catalog),
     read: impl AsyncFnOnce(&mut Backend) -> Result<Answer, PostgresError>,
 ) -> Option<Answer> {
+    let running = shared.reads.begin(client, key)?;
     let borrowed = shared.pool.borrow(purpose, &context.role, &context.settings);
-    let borrowed = tokio::time::timeout(READ_PATIENCE, borrowed).await.ok()?;
-    let answer = match borrowed {
-        Err(error) => Err(error),
-        Ok(mut borrowed) => {
-            let backend = &mut borrowed.backend;
-            let answer = match backend.prepare(&context.settings, catalog.generation).await {
-                Ok(None) => read(backend).await,
-                Ok(Some(refused)) => Ok(refused),
-                Err(error) => Err(error),
-            };
-            if answer.is_ok() {
-                borrowed.give_back();
-            }
-            answer
+    let mut borrowed = match tokio::time::timeout(READ_PATIENCE, borrowed).await.ok()? {
+        Ok(borrowed) => borrowed,
+        Err(error) => {
+            tracing::info!(%error, "a read got no backend");
+            shared.tell(Event::Suspect);
+            return None;
         }
     };
+    let backend = &mut borrowed.backend;
+    let process = backend.process();
+    let reading = async {
+        match backend.prepare(&context.settings, catalog.generation).await? {
+            Some(refused) => Ok(refused),
+            None => read(backend).await,
+        }
+    };
+    let answer = tokio::select! {
+        answer = reading => Some(answer),
+        () = running.given_up() => None,
+    };
     match answer {
-        Ok(answer) => Some(answer),
-        Err(error) => {
+        Some(Ok(answer)) => {
+            borrowed.give_back();
+            Some(answer)
+        }
+        Some(Err(error)) => {
             tracing::info!(%error, "a read lost its backend");
             shared.tell(Event::Suspect);
+            None
+        }
+        // Its place is free only when the server has ended it.
+        None => {
+            if let Err(error) = shared.terminate(process).await {
+                shared.tell(Event::Lost(format!("a read that was given up: {error}")));
+            }
+            drop(borrowed);
             None
         }
     }
@@ -472,19 +486,16 @@ pub(crate) struct DirectRead {
 /// Runs a direct read and answers.
 pub(crate) async fn run_direct_read(shared: Arc<Shared>, work: DirectRead) {
     let started = Instant::now();
-    let answer = read_on(
-        &shared,
-        Purpose::DirectRead,
-        &work.context,
-        &work.catalog,
-        async |backend| backend.read(&work.job).await,
-    );
-    let key = ResultKey::Direct(work.number);
-    let answer = shared.reporter.while_running(work.client, key, answer);
+    let key = (work.client, ResultKey::Direct(work.number));
+    let session = (&work.context, &work.catalog);
+    let answer = read_on(&shared, key, Purpose::DirectRead, session, async |backend| {
+        backend.read(&work.job).await
+    });
+    let answer = shared.reporter.while_running(key.0, key.1, answer);
     let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
     observe("direct_read", started);
     let report = Report {
-        key,
+        key: key.1,
         order: work.executed,
         outcome,
     };

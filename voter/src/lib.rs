@@ -10,6 +10,7 @@ pub mod lock_table;
 pub mod outcome;
 mod owner;
 pub mod postgres;
+mod reads;
 pub mod results;
 mod slot;
 pub mod transactions;

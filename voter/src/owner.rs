@@ -166,6 +166,7 @@ impl<'a> Owner<'a> {
         let shared = Shared {
             config: Arc::clone(&config),
             token,
+            reads: Arc::default(),
             pool: Arc::new(pool),
             bookkeeper: tokio::sync::Mutex::new(bookkeeper),
             reporter: outside.reporter.clone(),
@@ -271,6 +272,7 @@ impl<'a> Owner<'a> {
             }
             VoterInput::LogBegins { from, first } => self.log_begins(from, first),
             VoterInput::KeepAlive(client) => self.heard(client),
+            VoterInput::GiveUp { client, key } => self.shared.reads.give_up(client, key),
             VoterInput::Decided(order) => self.decided = order.max(self.decided),
             VoterInput::Recall { client, key } => {
                 self.heard(client);

@@ -40,6 +40,13 @@ pub enum VoterInput {
     Decided(Order),
     /// A client lives.
     KeepAlive(ClientId),
+    /// A client waits for a read no more.
+    GiveUp {
+        /// The client.
+        client: ClientId,
+        /// Which read.
+        key: ResultKey,
+    },
     /// A proxy asks again for a result, whole.
     Recall {
         /// The proxy.
@@ -183,7 +190,8 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
                 VoterInput::CommitDb { .. }
                 | VoterInput::LogBegins { .. }
                 | VoterInput::Decided(_)
-                | VoterInput::KeepAlive(_),
+                | VoterInput::KeepAlive(_)
+                | VoterInput::GiveUp { .. },
             ) => {}
             Some(VoterInput::Direct { client, direct }) => {
                 send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;

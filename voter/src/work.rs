@@ -251,11 +251,10 @@ pub fn check(
         return Err(Refused::malformed("COPY data that no Commit lists"));
     }
     match place {
-        Place::OneShot if analysis.effect == Effect::Maintenance => {
-            if outside(&analysis) && !alone(&analysis) {
-                return Err(Refused::new("25001", "the statement cannot run together with others"));
-            }
+        Place::OneShot if analysis.effect == Effect::Maintenance && outside(&analysis) && !alone(&analysis) => {
+            return Err(Refused::new("25001", "the statement cannot run together with others"));
         }
+        Place::OneShot if analysis.effect == Effect::Maintenance => {}
         Place::OneShot if !analysis.short => {
             return Err(Refused {
                 hint: "The proxy runs it in a transaction that voters certify.".into(),
@@ -304,18 +303,6 @@ fn runs(exchange: &Exchange, index: usize) -> bool {
         }),
         _ => true,
     }
-}
-
-/// Whether names mean something else after the exchange than under the operation's context.
-pub fn changes_names(analysis: &ExchangeAnalysis) -> bool {
-    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
-    statements.any(|statement| match &statement.class {
-        StatementClass::Setting(Setting::Set { name, .. } | Setting::SetConfig { name, .. } | Setting::Reset(name)) => {
-            matches!(name.as_str(), "search_path" | "role" | "session_authorization")
-        }
-        StatementClass::Setting(Setting::ResetAll) => true,
-        _ => false,
-    })
 }
 
 /// Whether Postgres refuses the exchange inside a transaction block.

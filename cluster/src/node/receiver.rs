@@ -89,6 +89,9 @@ impl<H: Hosted> NodeReceiver<H> {
                     Frame::Client(ClientMessage::KeepAlive) => {
                         self.to_voter(from, bytes, VoterInput::KeepAlive(client))
                     }
+                    Frame::Client(ClientMessage::GiveUp(key)) => {
+                        self.to_voter(from, bytes, VoterInput::GiveUp { client, key })
+                    }
                     Frame::Client(ClientMessage::Recall(key)) => {
                         self.to_voter(from, bytes, VoterInput::Recall { client, key })
                     }

@@ -65,6 +65,13 @@ pub(super) struct Waiting<'calls> {
     calls: &'calls Calls,
 }
 
+impl Waiting<'_> {
+    /// What is waited for.
+    pub(super) fn key(&self) -> ResultKey {
+        self.key
+    }
+}
+
 impl Calls {
     fn shard(&self, key: ResultKey) -> Option<MutexGuard<'_, Shard>> {
         let (ResultKey::Request(number) | ResultKey::Direct(number)) = key;

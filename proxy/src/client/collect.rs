@@ -607,6 +607,42 @@ mod tests {
         assert_eq!(collect.take_whole(voters()), None);
     }
 
+    fn says(order: u64, outcome: Outcome) -> ResultMessage {
+        ResultMessage {
+            outcome,
+            ..done(order, A, A)
+        }
+    }
+
+    #[test]
+    fn what_is_executed_counts_with_the_results_of_the_same_order_only() {
+        let mut collect = Collect::new(voters(), 2, true, Rows::Unordered);
+        collect.add(MachineId(1), says(5, Outcome::Executed));
+        collect.add(MachineId(2), done(6, A, A));
+        assert_eq!(collect.executed_with(&A).len(), 1);
+        collect.add(MachineId(3), done(5, A, A));
+        assert_eq!(collect.executed_with(&A).len(), 2);
+        assert_eq!(collect.executed_with(&B).len(), 1);
+        assert_eq!(collect.standing().agreed, None, "no result is f+1 voters'");
+    }
+
+    #[test]
+    fn words_agree_by_their_answers_until_one_is_discarded() {
+        let word = |answers| Outcome::Word {
+            answers,
+            signature: [7; 64],
+        };
+        let mut collect = Collect::new(voters(), 2, false, Rows::Unordered);
+        collect.add(MachineId(1), says(0, word(A)));
+        collect.add(MachineId(2), says(0, word(B)));
+        assert!(collect.standing().needs_others());
+        collect.add(MachineId(3), says(0, word(A)));
+        let (agreed, supporters, _) = collect.standing().agreed.unwrap();
+        assert_eq!((agreed, supporters.len()), (Agreed::Word(A), 2));
+        collect.discard(MachineId(3));
+        assert_eq!(collect.standing().agreed, None);
+    }
+
     #[test]
     fn a_voter_that_could_not_say_may_say_later() {
         let mut collect = Collect::new(voters(), 2, false, Rows::Unordered);

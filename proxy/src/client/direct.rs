@@ -75,8 +75,10 @@ impl Client {
         };
         let collect = Collect::new(self.voter_set, needed, false, question.rows).of_unlocked_read();
         let (waiting, asking) = self.direct(question, Asked::Outside(quorum), None, collect);
-        let key = ResultKey::Direct(asking.number);
+        let key = waiting.key();
+        let mut read = self.given_up_unless_answered(key);
         let voted = self.within_time(&waiting.call, asking.run(&waiting), cancel).await;
+        read.answered |= voted.is_ok();
         self.resolved(key, &waiting.call, voted, cancel).await
     }
 

@@ -314,6 +314,35 @@ impl Client {
     }
 }
 
+/// A read that voters run. When it is dropped without an answer, they are told that nobody waits for it any more: an
+/// application has left, or has cancelled it.
+struct Reading<'client> {
+    client: &'client Client,
+    key: ResultKey,
+    answered: bool,
+}
+
+impl Client {
+    fn given_up_unless_answered(&self, key: ResultKey) -> Reading<'_> {
+        Reading {
+            client: self,
+            key,
+            answered: false,
+        }
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let message = ToNode::Client(ClientMessage::GiveUp(self.key));
+            let voters = Destination::Machines(self.client.voter_set);
+            // A full queue loses it: the read ends by itself, later.
+            let _ = self.client.to.try_send((voters, message));
+        }
+    }
+}
+
 /// Decodes an [`ExchangeResult`] without copying its messages.
 fn split_result(whole: &Bytes) -> Option<ExchangeResult> {
     let length = usize::try_from(u32::from_le_bytes(*whole.first_chunk::<4>()?)).ok()?;

@@ -140,12 +140,17 @@ impl Client {
             nature: Nature::of(&operation.work),
             live_in_turns: matches!(operation.work, Work::Begin { .. } | Work::Extend { .. }),
         };
+        let mut read =
+            matches!(operation.work, Work::Read { transaction: None, .. }).then(|| self.given_up_unless_answered(key));
         let wait = self.await_order(&ordering, live);
         let voted = tokio::select! {
             voted = wait => voted,
             () = self.no_progress(&waiting.call, deadline, limit) => Err(Failure::NoProgress),
             () = wait_for(cancel) => Err(Failure::Cancelled),
         };
+        if let Some(read) = &mut read {
+            read.answered |= voted.is_ok();
+        }
         self.resolved(key, &waiting.call, voted, cancel).await
     }
 

@@ -237,6 +237,7 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
                     }
                     tokio::spawn(cluster.clone().direct(direct, machines));
                 }
+                ToNode::Client(ClientMessage::GiveUp(_)) => {}
                 ToNode::Client(ClientMessage::Recall(key)) => {
                     let Destination::Machines(machines) = destination else {
                         panic!("recall to all")

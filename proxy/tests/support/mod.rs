@@ -53,9 +53,6 @@ impl World {
 
     /// With three real voters.
     pub async fn start_voters() -> World {
-        if std::env::var_os("FAKE_VOTERS").is_some() {
-            return Self::start_with(|config| config.rules = sql::rules::PartitionRules::tpcc()).await;
-        }
         let config = configured(|config| config.rules = sql::rules::PartitionRules::tpcc());
         let servers: Vec<_> = (0..3).map(|_| Postgres::start()).collect();
         let (port, faults) = voters::start(&servers, config.rules.clone()).await;

@@ -228,6 +228,9 @@ async fn sequence(
                 }
                 sequencer.tell(machines, VoterInput::Direct { client, direct }).await;
             }
+            (ToNode::Client(ClientMessage::GiveUp(key)), Destination::Machines(machines)) => {
+                sequencer.tell(machines, VoterInput::GiveUp { client, key }).await;
+            }
             (ToNode::Client(ClientMessage::Recall(key)), Destination::Machines(machines)) => {
                 sequencer.tell(machines, VoterInput::Recall { client, key }).await;
             }

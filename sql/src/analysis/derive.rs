@@ -105,7 +105,7 @@ fn unparsed(schema: &Schema, words: Words<'_>, class: StatementClass) -> Derived
     }
 }
 
-/// What a write of unknown form may leave to the order in which each server finds rows (rules 6, 16 and 19).
+/// The refusal of a write of unknown form whose outcome may depend on the order in which a server finds rows (rules 6, 16, 19).
 fn unparsed_refusal(words: Words<'_>) -> Option<Refusal> {
     let calls = |names: &[&str]| {
         let mut pairs = words.rest().windows(2);

@@ -141,7 +141,7 @@ fn purpose(sketch: &Sketch<'_>, words: Words<'_>) -> Purpose {
     let modifies = words.contains_any(&["insert", "update", "delete", "merge"]);
     match &sketch.class {
         _ if words.keyword().as_deref() == Some("do") => Purpose::Definition,
-        // What it selects is stored.
+        // The rows of the query are stored.
         StatementClass::Ddl if ddl::stored_query(words).is_some() => Purpose::Write,
         StatementClass::Ddl => Purpose::Definition,
         StatementClass::Write | StatementClass::CopyFrom => Purpose::Write,

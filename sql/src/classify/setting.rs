@@ -22,7 +22,6 @@ const PINNED: &[(&str, &[&str])] = &[
     ("lc_messages", &["c"]),
     ("exit_on_error", &["off", "false", "0", "no"]),
     ("gin_fuzzy_search_limit", &["0"]),
-    ("idle_session_timeout", &["0"]),
 ];
 
 /// List settings of which the elements are identifiers.

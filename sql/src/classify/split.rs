@@ -34,7 +34,7 @@ pub(crate) fn split(text: &str, tokens: &[Token]) -> Vec<Range<usize>> {
 
 /// `CREATE FUNCTION ... BEGIN ATOMIC ...; ... END`: semicolons in it do not end the statement.
 ///
-/// What is taken for a body here must be one for Postgres too: else COMMIT could hide in it. (The other way round is
+/// A body that is read here must be a body for Postgres too: else COMMIT could hide in it. (The other way round is
 /// harmless: Postgres then refuses the pieces.) So BEGIN ATOMIC counts outside of parentheses only, where no name can
 /// stand, and CASE only where an expression begins, since it may also be the name of an output column.
 #[derive(Default)]

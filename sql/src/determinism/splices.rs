@@ -185,7 +185,7 @@ pub(super) fn is_unclear_moment(pass: &Pass<'_>) -> bool {
     let Some(token) = pass.token(0) else { return false };
     let is_date = is_cast_after(pass) || typed_literal(pass).is_some() || is_date_default(pass);
     let Some(value) = token.string_value(pass.text) else {
-        // What escapes spell is not looked at.
+        // The word that escapes spell is not known.
         return is_date && token.kind == TokenKind::EscapeString;
     };
     is_date && is_clock_word(&value) && literal(pass, token).is_none()

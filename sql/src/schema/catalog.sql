@@ -121,7 +121,7 @@ WITH RECURSIVE namespaces AS (
     UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, coded_types.oid FROM coded_types
   ) c ON c.class OPERATOR(pg_catalog.=) d.refclassid AND c.oid OPERATOR(pg_catalog.=) d.refobjid
 ), table_expressions AS (
-  -- What a write computes beyond the defaults of columns: checks, expressions and conditions of indexes.
+  -- Expressions that a write computes beyond the defaults of columns: checks, expressions and conditions of indexes.
   SELECT e.relation, pg_catalog.jsonb_agg(e.expression ORDER BY e.expression COLLATE pg_catalog."C") AS expressions FROM (
     SELECT k.conrelid AS relation, pg_catalog.pg_get_expr(k.conbin, k.conrelid) AS expression
     FROM pg_catalog.pg_constraint k JOIN relations r ON r.oid OPERATOR(pg_catalog.=) k.conrelid

@@ -111,11 +111,11 @@ pub(crate) struct Unique {
 pub(crate) enum Action {
     /// They are looked for (NO ACTION, RESTRICT).
     Check,
-    /// They are deleted, or get the new key (CASCADE).
+    /// Referencing rows are deleted, or get the new key (CASCADE).
     Cascade,
-    /// Their reference becomes NULL (SET NULL).
+    /// The reference of those rows becomes NULL (SET NULL).
     SetNull,
-    /// They get the default key, which names another row (SET DEFAULT).
+    /// Referencing rows get the default key, which names another row (SET DEFAULT).
     SetDefault,
 }
 

@@ -108,6 +108,11 @@ pub struct Backend {
     drop_prepared: bool,
     /// Sequences may have been drawn from: `currval` tells so until they are discarded.
     drew: bool,
+    /// Sets what names and texts mean under the operation's settings: after code that is not ours, which may have changed it
+    /// in the same transaction.
+    meaning: String,
+    /// The operation's own statements have changed what names mean.
+    renamed: bool,
     /// Code that is not ours has run: nobody else may be served here, since nothing in the backend can be trusted.
     foreign: bool,
     copying: bool,
@@ -139,6 +144,8 @@ impl Backend {
             status: b'I',
             drop_prepared: false,
             drew: false,
+            meaning: own::meaning(&[]),
+            renamed: false,
             foreign: false,
             copying: false,
             limits: CaptureLimits::of(config),
@@ -193,6 +200,8 @@ impl Backend {
     /// When the connection is lost.
     pub async fn prepare(&mut self, wants: &[(String, String)], catalog: u64) -> Result<Option<Answer>, PostgresError> {
         let mut script = Script::default();
+        self.meaning = own::meaning(wants);
+        self.renamed = false;
         if self.catalog != catalog {
             self.catalog = catalog;
             for name in self.prepared.clear() {
@@ -484,8 +493,8 @@ impl Backend {
     /// An exchange of an open transaction, with its clock.
     fn add_within(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
         add_clock(script, job)?;
-        if self.foreign && statements(job) > 1 {
-            script.query(Part::Own, own::PLAIN_STRINGS)?;
+        if self.foreign && !self.renamed {
+            script.query(Part::Own, &self.meaning)?;
         }
         self.add_exchange(script, job)
     }
@@ -493,6 +502,7 @@ impl Backend {
     /// Notes what an exchange may leave behind in the backend.
     fn note(&mut self, job: &Job) {
         self.foreign |= job.analysis.foreign_code || sets_custom(&job.analysis);
+        self.renamed |= job.analysis.renames;
     }
 
     async fn play(&mut self, script: Script, between: impl FnMut()) -> Result<Played, PostgresError> {
@@ -573,13 +583,6 @@ fn idle(answer: Answer) -> Answer {
 /// Whether a result holds an ErrorResponse.
 pub fn has_error(messages: &[u8]) -> bool {
     sql::result::messages(messages).any(|message| matches!(message, Ok((b'E', _)) | Err(_)))
-}
-
-fn statements(job: &Job) -> usize {
-    match &job.exchange {
-        Exchange::Simple { .. } => job.analysis.texts.iter().map(|text| text.statements.len()).sum(),
-        _ => 1,
-    }
 }
 
 /// Whether a statement sets a setting that has a dot in its name.

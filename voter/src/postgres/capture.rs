@@ -32,7 +32,9 @@ impl ServerError {
         let code = self.sqlstate.as_str();
         let fault = (matches!(class, "08" | "53" | "57" | "58") && code != "08P01")
             || matches!(code, "40001" | "40P01" | "55P03");
-        fault && self.routine != "exec_stmt_raise"
+        // 57014 of CopyGetData: the application gave its COPY up (CopyFail), which every server is told alike.
+        let copy_failed = code == "57014" && self.routine == "CopyGetData";
+        fault && !copy_failed && self.routine != "exec_stmt_raise"
     }
 }
 
@@ -377,8 +379,14 @@ mod tests {
         let raised = error_fields(b"C53100\0Mdisk full\0Rexec_stmt_raise\0\0");
         assert!(native.is_server_fault());
         assert!(!raised.is_server_fault());
-        for result in [&b"C23505\0\0"[..], b"CXX000\0\0", b"C08P01\0\0"] {
+        for result in [
+            &b"C23505\0\0"[..],
+            b"CXX000\0\0",
+            b"C08P01\0\0",
+            b"C57014\0RCopyGetData\0\0",
+        ] {
             assert!(!error_fields(result).is_server_fault());
         }
+        assert!(error_fields(b"C57014\0RProcessInterrupts\0\0").is_server_fault());
     }
 }

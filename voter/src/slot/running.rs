@@ -14,7 +14,7 @@ use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Clock, Job, Record};
 use crate::postgres::pool::{Borrowed, Purpose};
 use crate::transactions::{History, WORDS_MISSING};
-use crate::work::{Place, Refused, changes_catalog, changes_names, changes_settings, check, decode, seed, sequences};
+use crate::work::{Place, Refused, changes_catalog, changes_settings, check, decode, seed, sequences};
 
 /// Exchanges of a list that go out in one pipeline, at most.
 const PIPELINE_MAX: usize = 64;
@@ -349,7 +349,7 @@ impl Slot {
                 return Err(Refused::too_small(&Footprint::everything(), &self.held));
             }
             self.all_short &= analysis.short;
-            self.names_changed |= changes_names(&analysis);
+            self.names_changed |= analysis.renames;
         }
         self.settings_changed |= changes_settings(&analysis);
         self.catalog_changed |= changes_catalog(&analysis);

@@ -496,3 +496,41 @@ async fn direct_reads_wait_for_a_no_op_of_the_voters_own() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// A read that nobody waits for any more is stopped, and holds no backend.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_was_given_up_is_stopped() {
+    let mut rig = with_table().await;
+    let endless = simple("SELECT count(*) FROM generate_series(1, 100000000000)");
+    let read = rig.send_direct(None, &endless, false).await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while rig.psql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series%' AND state = 'active' AND pid <> pg_backend_pid()").await != "1" {
+        assert!(Instant::now() < deadline, "it does not run");
+    }
+    rig.give_up(read).await;
+    let started = Instant::now();
+    assert_eq!(rig.direct_outcome(read).await, Outcome::Unavailable);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert_serving(&rig);
+}
+
+/// findings: A7. Code that changes the search path changes nothing for the statements after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_names_mean_is_the_operations_alone() {
+    let mut rig = with_table().await;
+    rig.run("CREATE SCHEMA other; CREATE TABLE other.plain (id int PRIMARY KEY, name text); INSERT INTO other.plain VALUES (1, 'other')")
+        .await;
+    rig.run("INSERT INTO public.plain VALUES (1, 'public')").await;
+    let shadow = simple("DO $$BEGIN PERFORM set_config('search_path', 'other', false); END$$");
+    let (mut transaction, order) = begin(&mut rig, &shadow).await;
+    rig.result(order).await;
+    rig.write(
+        &mut transaction,
+        &simple("UPDATE plain SET name = 'changed' WHERE id = 1"),
+    )
+    .await;
+    let commit = rig.commit(&transaction).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_eq!(rig.psql("SELECT name FROM other.plain").await, "other");
+    assert_eq!(rig.psql("SELECT name FROM public.plain").await, "changed");
+}

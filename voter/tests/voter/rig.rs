@@ -306,6 +306,12 @@ impl Rig {
         }
     }
 
+    /// The client waits for a read no more.
+    pub(crate) async fn give_up(&self, key: ResultKey) {
+        let input = self.handle.as_ref().unwrap().input();
+        input.send(VoterInput::GiveUp { client: CLIENT, key }).await.unwrap();
+    }
+
     /// A node says that a transaction is abandoned.
     pub(crate) async fn abandon(&mut self, machine: u8, transaction: &Transaction) {
         let footprint = Footprint::empty();

@@ -1,4 +1,4 @@
-//! Short statements: those of which the form alone bounds run time, result and outcome (DESIGN.md section 3).
+//! Short statements: those of which the form alone bounds run time, result and outcome.
 //!
 //! Everything here is an allow-list: what is not named is not short. That no code of users runs is decided elsewhere.
 

@@ -62,7 +62,7 @@ impl<'schema> Deriver<'schema> {
         }
     }
 
-    /// What an INSERT may not leave to the order of rows and to each server's clock, whatever else its table makes run.
+    /// Refuses an INSERT that depends on the order of rows or on each server's clock, whatever else its table makes run.
     fn insert_order(&mut self, insert: &Insert, object: &ObjectName) {
         let source = insert.source.as_deref();
         let table = self.target_name(object).and_then(|name| self.schema.table(&name));

@@ -35,8 +35,18 @@ pub(super) const CLOSE_ALL: &str = "CLOSE ALL";
 /// No later transaction on this backend sees `currval` of an earlier one.
 pub(super) const DISCARD_SEQUENCES: &str = "DISCARD SEQUENCES";
 
-/// Code that ran before may have changed how string constants are read.
-pub(super) const PLAIN_STRINGS: &str = "SET LOCAL standard_conforming_strings = on";
+/// Sets again, for the rest of the transaction, what tells how texts are read and which tables names mean.
+pub(super) fn meaning(settings: &[(String, String)]) -> String {
+    let value = |wanted: &str, default: &str| {
+        let found = settings.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        super::settings::literal(found.map_or(default, |(_, value)| value))
+    };
+    let (path, role) = (value("search_path", "\"$user\", public"), value("role", "none"));
+    format!(
+        "SET LOCAL standard_conforming_strings = on; SELECT pg_catalog.set_config('role', {role}, true), \
+         pg_catalog.set_config('search_path', {path}, true)"
+    )
+}
 
 pub(super) const APPLIED: &str = "SELECT cloudbft.set_applied($1::pg_catalog.text, $2::pg_catalog.text, \
     $3::pg_catalog.int8, $4::pg_catalog.int8)";

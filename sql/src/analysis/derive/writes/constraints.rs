@@ -171,7 +171,7 @@ impl<'schema> Deriver<'schema> {
         self.cascade(child_name, child, &change, depth);
     }
 
-    /// What the change of referencing rows makes touch in turn.
+    /// Adds the tables that a change of referencing rows makes touch in turn.
     fn cascade(&mut self, child_name: &TableName, child: &'schema Table, change: &Change<'_>, depth: usize) {
         self.uniques(child_name, child, change);
         self.referencing(child_name, child, change, depth + 1);

@@ -141,7 +141,7 @@ impl Deriver<'_> {
         };
         match &value.value {
             Value::SingleQuotedString(text) if is_clock_word(text) => self.refuse(clock_word_refusal()),
-            // What its escapes spell is not looked at.
+            // The word that its escapes spell is not known.
             Value::EscapedStringLiteral(_) => self.refuse(clock_word_refusal()),
             Value::Placeholder(name) => {
                 let number = name.strip_prefix('$').and_then(|digits| digits.parse::<u16>().ok());
