@@ -129,6 +129,8 @@ impl Network {
             ClientMessage::Direct(direct) => VoterInput::Direct { client, direct },
             ClientMessage::Recall(key) => VoterInput::Recall { client, key },
             ClientMessage::GiveUp(key) => VoterInput::GiveUp { client, key },
+            ClientMessage::RecallChunk { key, index } => VoterInput::RecallChunk { client, key, index },
+            ClientMessage::Release(key) => VoterInput::Release { client, key },
             ClientMessage::KeepAlive => VoterInput::KeepAlive(client),
         };
         self.send(machine, input).await;
@@ -196,6 +198,7 @@ impl Network {
     pub async fn pump(self: Arc<Self>, machine: u8, life: u64, mut outputs: mpsc::Receiver<VoterOutput>) {
         while let Some(output) = outputs.recv().await {
             match output {
+                VoterOutput::Result { message, .. } if message.outcome == Outcome::Running => {}
                 VoterOutput::Result { client, message } => self.take(machine, client, message),
                 VoterOutput::Fetch { from } => {
                     let mut state = self.state();
