@@ -200,6 +200,7 @@ impl Network {
     pub async fn pump(self: Arc<Self>, machine: u8, life: u64, mut outputs: mpsc::Receiver<VoterOutput>) {
         while let Some(output) = outputs.recv().await {
             match output {
+                VoterOutput::Result { message, .. } if message.outcome == Outcome::Running => {}
                 VoterOutput::Result { client, message } => self.take(machine, client, message),
                 VoterOutput::Fetch { from } => {
                     let mut state = self.state();

@@ -196,6 +196,7 @@ impl World {
                 floor_interval: self.floor_interval,
                 ..VoterLimits::default()
             },
+            spool: spool::SpoolDirectory::new(std::env::temp_dir(), 1 << 30),
         }
     }
 
