@@ -129,6 +129,8 @@ impl Network {
             ClientMessage::Direct(direct) => VoterInput::Direct { client, direct },
             ClientMessage::Recall(key) => VoterInput::Recall { client, key },
             ClientMessage::GiveUp(key) => VoterInput::GiveUp { client, key },
+            // What sessions say here is too short for it.
+            ClientMessage::Store(_) => return,
             ClientMessage::KeepAlive => VoterInput::KeepAlive(client),
         };
         self.send(machine, input).await;
@@ -213,7 +215,7 @@ impl Network {
                     let order = self.order(client, self.number(client), &operation);
                     self.note(|| format!("    m{machine} orders {:?} at {order}", operation.work));
                 }
-                VoterOutput::Reply(_) | VoterOutput::FetchRequest { .. } => {}
+                VoterOutput::Reply(_) | VoterOutput::FetchRequest { .. } | VoterOutput::FetchBody { .. } => {}
             }
         }
     }

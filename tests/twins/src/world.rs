@@ -13,7 +13,7 @@ use sql::rules::{Family, PartitionRules};
 use sql::schema::{CATALOG_QUERY, Schema};
 use tokio::sync::mpsc;
 use tokio_postgres::SimpleQueryMessage;
-use voter::{Voter, VoterConfig, VoterHandle, VoterLimits, VoterState};
+use voter::{BodyLimits, BodyStore, Voter, VoterConfig, VoterHandle, VoterLimits, VoterState};
 
 use crate::network::{NODE_CLIENTS, Network, VOTERS};
 use crate::server::{APPLICATION, Server, TEMPLATE};
@@ -117,6 +117,7 @@ pub struct World {
     /// Whether the voters give words (else they are those of the first version).
     pub words: bool,
     floor_interval: Duration,
+    bodies: tempfile::TempDir,
     voters: tokio::sync::Mutex<BTreeMap<u8, VoterHandle>>,
     analyzer: Mutex<Arc<Analyzer>>,
     left_open: Mutex<Vec<LeftOpen>>,
@@ -139,6 +140,7 @@ impl World {
             database,
             words,
             floor_interval,
+            bodies: tempfile::tempdir().unwrap(),
             voters: tokio::sync::Mutex::default(),
             analyzer: Mutex::new(Arc::new(Analyzer::new(Arc::new(schema)))),
             left_open: Mutex::default(),
@@ -182,7 +184,18 @@ impl World {
                 floor_interval: self.floor_interval,
                 ..VoterLimits::default()
             },
+            bodies: self.open_bodies(machine),
         }
+    }
+
+    /// A machine's store of bodies, as its last voter left it.
+    fn open_bodies(&self, machine: u8) -> BodyStore {
+        let limits = BodyLimits {
+            client_bytes_max: 64 << 20,
+            transaction_bytes_max: 64 << 20,
+        };
+        let directory = self.bodies.path().join(machine.to_string());
+        BodyStore::open(directory, limits, machines().map(MachineId), 1).unwrap()
     }
 
     /// Starts a machine's voter.
