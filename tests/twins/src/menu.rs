@@ -72,8 +72,8 @@ pub fn brief(exchange: &Exchange) -> String {
         Exchange::Simple { text } => format!("Q {text}"),
         Exchange::CopyStart { text } => format!("COPY {text}"),
         Exchange::CopyData { data } => format!("DATA {:?}", String::from_utf8_lossy(data)),
-        Exchange::Stored { .. } => "STORED".into(),
         Exchange::CopyEnd { failure } => format!("END {failure:?}"),
+        Exchange::Stored { length, .. } => format!("STORED {length} bytes"),
         Exchange::Extended { statements, steps } => {
             let texts: Vec<_> = statements.iter().map(|statement| statement.text.as_str()).collect();
             let steps: Vec<_> = steps.iter().map(step).collect();

@@ -160,15 +160,6 @@ impl World {
         world
     }
 
-    fn open_bodies(&self, machine: u8) -> BodyStore {
-        let limits = BodyLimits {
-            client_bytes_max: 64 << 20,
-            transaction_bytes_max: 64 << 20,
-        };
-        let directory = self.bodies.path().join(machine.to_string());
-        BodyStore::open(directory, limits, machines().map(MachineId), 1).unwrap()
-    }
-
     fn config(&self, machine: u8) -> VoterConfig {
         let roles = BTreeSet::from([APPLICATION.to_owned()]);
         VoterConfig {
@@ -196,8 +187,17 @@ impl World {
                 floor_interval: self.floor_interval,
                 ..VoterLimits::default()
             },
-            spool: spool::SpoolDirectory::new(std::env::temp_dir(), 1 << 30),
         }
+    }
+
+    /// A machine's store of bodies, as its last voter left it.
+    fn open_bodies(&self, machine: u8) -> BodyStore {
+        let limits = BodyLimits {
+            client_bytes_max: 64 << 20,
+            transaction_bytes_max: 64 << 20,
+        };
+        let directory = self.bodies.path().join(machine.to_string());
+        BodyStore::open(directory, limits, machines().map(MachineId), 1).unwrap()
     }
 
     /// Starts a machine's voter.
