@@ -1,4 +1,4 @@
-//! Identities: the Ed25519 keys by which machines and clients know each other (DESIGN.md section 10).
+//! Identities: the Ed25519 keys by which machines and clients know each other (`docs/design.md#security`).
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! The interface that every agreement protocol has: a deterministic value that is fed (DESIGN.md section 4).
+//! The interface that every agreement protocol has: a deterministic value that is fed (`docs/protocol.md`).
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Exactly once (DESIGN.md section 4, rule 8): which request numbers of a client have been seen.
+//! Exactly once (`docs/protocol.md`, rule OnceOnly): which request numbers of a client have been seen.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -98,38 +98,38 @@ pub struct Configuration {
     pub mutant: Option<Mutant>,
 }
 
-/// A machine with one rule of DESIGN.md section 4 taken out: only with the feature `mutants`.
+/// A machine with one rule of `docs/protocol.md` taken out: only with the feature `mutants`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
-    /// Rule 1: COMMITs are followed across holes.
+    /// Rule NoHoles: COMMITs are followed across holes.
     FollowAcrossHoles,
-    /// Rule 2: one VIEW-CHANGE is enough for a NEW-VIEW.
+    /// Rule QuorumsMeet: one VIEW-CHANGE is enough for a NEW-VIEW.
     OneViewChange,
-    /// Rule 3: the own counter may skip values.
+    /// Rule NoLateCommit: the own counter may skip values.
     SkipWarrants,
-    /// Rule 4: a view begins with the own acknowledgement alone.
+    /// Rule CommittedView: a view begins with the own acknowledgement alone.
     EnterUnacknowledged,
-    /// Rule 4: an outcome is acknowledged without others' endorsements.
+    /// Rule EndorseThenAcknowledge: an outcome is acknowledged without others' endorsements.
     AcknowledgeUnendorsed,
-    /// Rule 5: one wish makes a machine leave.
+    /// Rule JustifiedChange: one wish makes a machine leave.
     LeaveAlone,
-    /// Rule 5: requests are not passed on to the primary.
+    /// Rule RequestsPassedOn: requests are not passed on to the primary.
     KeepRequests,
-    /// Rule 6: COMMITs of any epoch count.
+    /// Rule AdmittedEpochs: COMMITs of any epoch count.
     AnyEpoch,
-    /// Rule 7: COMMITs ahead of a gap are kept without limit.
+    /// Rule BoundedState: COMMITs ahead of a gap are kept without limit.
     EndlessWindow,
-    /// Rule 8: the primary orders a request as often as it comes.
+    /// Rule OnceOnly: the primary orders a request as often as it comes.
     OrderTwice,
-    /// PBFT: 2f votes are a quorum.
+    /// Rule FullQuorum: 2f votes are a quorum.
     PbftSmallQuorum,
-    /// PBFT: of several certificates, that of the lowest view counts.
+    /// Rule HighestView: of several certificates, that of the lowest view counts.
     PbftLowestView,
-    /// PBFT: VIEW-CHANGE is sent once.
+    /// Rule ChangesSaidAgain: VIEW-CHANGE is sent once.
     PbftSayOnce,
-    /// PBFT: COMMIT is sent without 2f+1 PREPAREs.
+    /// Rule PreparedFirst: COMMIT is sent without 2f+1 PREPAREs.
     PbftCommitUnprepared,
-    /// PBFT, rule 8: what was decided is taken again.
+    /// PBFT, rule OnceOnly: what was decided is taken again.
     PbftForgetDecided,
 }
 

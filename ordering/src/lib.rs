@@ -1,4 +1,4 @@
-//! Agreement: messages, MinBFT and the protocols beside it; pure (DESIGN.md section 4).
+//! Agreement: messages, MinBFT and the protocols beside it; pure (`docs/protocol.md`).
 //!
 //! Nothing here knows sockets, clocks, threads, randomness or files. A shell (crate `cluster`) feeds a
 //! [`minbft::Machine`] or a [`pbft::Machine`] with inputs and carries out its outputs in order:

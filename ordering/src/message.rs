@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::hashing::{self, Context, context};
 use crate::identifiers::{ClientId, Digest, GroupId, Order};
 
-/// A REQUEST (DESIGN.md section 4), signed by the client.
+/// A REQUEST (`docs/protocol.md`), signed by the client.
 ///
 /// Exactly once: replicas and voters run a (client, number) at most once. `floor` bounds what they must
 /// remember: the client promises that every number below it is finished or given up, so they forget those
@@ -140,7 +140,7 @@ pub enum Kept {
     NoRoom,
 }
 
-/// DIRECT (DESIGN.md section 3): a read outside transactions, or a statement of an interactive transaction
+/// DIRECT (`docs/design.md#statements`): a read outside transactions, or a statement of an interactive transaction
 /// within its held footprint.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Direct {

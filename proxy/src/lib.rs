@@ -1,4 +1,4 @@
-//! The Postgres wire front and the client side of the agreement (DESIGN.md sections 3 and 5): the thesis's client
+//! The Postgres wire front and the client side of the agreement (`docs/design.md`): the thesis's client
 //! plugin. Applications connect to a [`Proxy`] as to a PostgreSQL server; it answers what a majority decided.
 
 mod cancels;

@@ -1,4 +1,5 @@
-//! From the text of an exchange to its class, its footprint and the text that runs (DESIGN.md sections 5 to 7).
+//! From the text of an exchange to its class, its footprint and the text that runs (`docs/design.md` and
+//! `docs/determinism.md`).
 //!
 //! A text is analysed once and cached; per exchange only the bound parameters are put into the templates of
 //! its statements.

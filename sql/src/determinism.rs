@@ -1,4 +1,4 @@
-//! What makes the same statement differ on independent servers, and what is done about it (DESIGN.md section 7).
+//! What makes the same statement differ on independent servers, and what is done about it (`docs/determinism.md`).
 //!
 //! This is the pass over tokens, which every statement takes, also one that the parser cannot read. It gives the
 //! replacements of clocks and random sources, and refuses what cannot be made deterministic. Numbers of rules are

@@ -1,4 +1,4 @@
-//! Resources, lock modes and footprints (DESIGN.md section 6).
+//! Resources, lock modes and footprints (`docs/design.md#locks`).
 //!
 //! Resources form a tree: [`Resource::Everything`] is the root, partitions, tables that no partition rule
 //! names and sequences are its children. Locking a resource implies an intention lock on its parents.
@@ -7,7 +7,7 @@ use std::fmt;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-/// One value of the partition key of one partition family, for example warehouse 7 (DESIGN.md section 2).
+/// One value of the partition key of one partition family, for example warehouse 7 (`docs/design.md#words`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
 pub struct PartitionKey {
     /// The family's name in the cluster file, for example `warehouse`.

@@ -196,7 +196,7 @@ fn tells_facts(name: &str) -> bool {
         )
 }
 
-/// Facts of one server, which another does not share (rule 32): a write must not store them.
+/// Facts of one server, which another does not share (rule LocalFacts): a write must not store them.
 pub(crate) fn is_local_fact(name: &str) -> bool {
     const NAMES: &[&str] = &[
         "version",

@@ -1,8 +1,9 @@
 //! Footprints and determinism of SQL statements, and the self-contained operation: pure, no IO.
 //!
 //! An [`operation::Operation`] is what a proxy signs and replicas order; a [`footprint::Footprint`] says
-//! which resources it touches. Proxies and voters derive footprints with the same code (DESIGN.md, 5 to 7):
-//! [`analysis::Analyzer`], from the text, the bound parameters and the catalog ([`schema::Schema`]).
+//! which resources it touches. Proxies and voters derive footprints with the same code (`docs/design.md` and
+//! `docs/determinism.md`): [`analysis::Analyzer`], from the text, the bound parameters and the catalog
+//! ([`schema::Schema`]).
 
 pub mod analysis;
 pub mod determinism;

@@ -1,4 +1,4 @@
-//! The self-contained operation (DESIGN.md section 5): what a proxy signs, replicas order, and any voter can
+//! The self-contained operation (`docs/design.md#operations`): what a proxy signs, replicas order, and any voter can
 //! run on any backend connection. Nothing in it refers to session state by name.
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -53,7 +53,7 @@ pub enum Work {
         /// The exchange.
         exchange: Bytes,
     },
-    /// An ordered read: takes no lock, runs on the snapshot of its order (DESIGN.md section 3).
+    /// An ordered read: takes no lock, runs on the snapshot of its order (`docs/design.md#statements`).
     Read {
         /// The open transaction in whose backend the read runs, so that it sees that transaction's writes.
         transaction: Option<TransactionId>,
@@ -86,7 +86,7 @@ pub enum Work {
         /// The exchange.
         exchange: Bytes,
     },
-    /// Ends a transaction: it commits exactly this list of writes (DESIGN.md section 3, step 4).
+    /// Ends a transaction: it commits exactly this list of writes (`docs/design.md#statements`, step 4).
     Commit {
         /// The transaction.
         transaction: TransactionId,
@@ -144,7 +144,7 @@ pub enum TransactionWrite {
     Ordered(u64),
 }
 
-/// The isolation level that the application asked for (DESIGN.md section 3, table).
+/// The isolation level that the application asked for (`docs/design.md#isolation`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
 pub enum Isolation {
     /// READ UNCOMMITTED and READ COMMITTED.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-/// A statement nondeterministic in a way that cannot be repaired (DESIGN.md section 7).
+/// A statement nondeterministic in a way that cannot be repaired (`docs/determinism.md`).
 pub const NONDETERMINISTIC: &str = "BF002";
 /// A statement that does not work through the proxy.
 pub const NOT_SUPPORTED: &str = "BF004";
@@ -25,7 +25,7 @@ pub struct Refusal {
     pub sqlstate: &'static str,
     /// The primary message.
     pub message: String,
-    /// DETAIL: names the rule (row of `reference/determinism.md`).
+    /// DETAIL: names the rule (row of `docs/determinism.md`).
     pub detail: String,
     /// HINT: how to rewrite the statement.
     pub hint: Cow<'static, str>,

@@ -1,4 +1,4 @@
-//! Partition rules: which column of which table holds the partition key (DESIGN.md sections 2 and 6).
+//! Partition rules: which column of which table holds the partition key (`docs/design.md`).
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! The catalog of user objects, as far as footprints and determinism depend on it (DESIGN.md section 6).
+//! The catalog of user objects, as far as footprints and determinism depend on it (`docs/design.md#locks`).
 
 mod parse;
 mod table;

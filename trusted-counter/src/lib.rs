@@ -1,4 +1,4 @@
-//! The trusted counter: the tamper-proof component of each machine (DESIGN.md sections 2, 4 rule 6, and 10).
+//! The trusted counter: the tamper-proof component of each machine (`docs/design.md#security`, rule AdmittedEpochs).
 //!
 //! A counter signs *unique warrants*: it binds a digest to (its identity, an epoch, a slot, a value) and never
 //! gives one (epoch, slot, value) to two digests. It trusts nobody: not the node beside it, not its peers.

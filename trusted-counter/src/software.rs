@@ -30,8 +30,8 @@ enum Secret {
 /// A trusted counter in software.
 ///
 /// Slot values live in memory; what is durable is the epoch ([`CounterState`]), which rises with each start. A
-/// durable mode (`counter_sync`, DESIGN.md section 4 rule 6) that also keeps the last values, so that a restart
-/// costs no epoch, has its place in `SoftwareCounter::next_value`: it would write there, before the release.
+/// durable mode (`counter_sync`, `docs/protocol.md` rule AdmittedEpochs) that also keeps the last values, so that a
+/// restart costs no epoch, has its place in `SoftwareCounter::next_value`: it would write there, before the release.
 pub struct SoftwareCounter {
     secret: Secret,
     epoch: u64,

@@ -1,4 +1,4 @@
-//! Which requests of which client have run: no request runs twice (DESIGN.md section 4, rule 8). Pure.
+//! Which requests of which client have run: no request runs twice (rule OnceOnly). Pure.
 //!
 //! A function of the ordered history alone, so that all voters refuse the same duplicates.
 

@@ -1,5 +1,5 @@
 //! The voter: counts the replicas' decisions, locks and runs the operations in order on its PostgreSQL server, and
-//! answers proxies and replicas (DESIGN.md sections 3, 5, 6 and 8).
+//! answers proxies and replicas (`docs/design.md`).
 //!
 //! Pure: vote counting, the lock table, the table of transactions. With IO: the Postgres backends and the owner task.
 

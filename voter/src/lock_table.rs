@@ -1,4 +1,4 @@
-//! The lock table (DESIGN.md section 6): who may run, and after whom. Pure.
+//! The lock table (`docs/design.md#locks`): who may run, and after whom. Pure.
 //!
 //! Two layers. *Logical* locks are granted by the ordered history alone, so every voter grants alike. *Physical*
 //! dependencies say which granted work must have finished in this voter's Postgres before other work starts; they

@@ -1,4 +1,4 @@
-//! Open interactive transactions: what has run, and what their Commit has to do (DESIGN.md section 3). Pure.
+//! Open interactive transactions: what has run, and what their Commit has to do (`docs/design.md#statements`). Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

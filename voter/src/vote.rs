@@ -1,4 +1,4 @@
-//! Counts COMMIT-DBs (DESIGN.md section 3, step 5): an order is decided when f+1 machines sent the same time and
+//! Counts COMMIT-DBs (`docs/protocol.md#a-request`): an order is decided when f+1 machines sent the same time and
 //! digest for one group. Pure.
 //!
 //! Orders leave without gaps. A bounded window of later orders waits; what lies beyond is dropped and fetched again.

@@ -1,4 +1,4 @@
-//! Checks of operations and exchanges that all correct voters make alike (DESIGN.md section 6). Pure.
+//! Checks of operations and exchanges that all correct voters make alike (`docs/design.md#locks`). Pure.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::postgres::backend::Sequences;
 use crate::postgres::settings;
 use ordering::identifiers::ClientId;
 
-/// Footprint too small (DESIGN.md section 7).
+/// Footprint too small (`docs/wire.md#sqlstates-of-our-own`).
 pub const FOOTPRINT_TOO_SMALL: &str = "BF003";
 
 /// Why a voter refuses something, alike on all correct voters: becomes [`Outcome::Refused`].

@@ -225,8 +225,9 @@ impl DatabaseServer {
         format!("unix_socket_directories = '{socket}'\nport = {port}\n")
     }
 
-    /// The settings that keep servers alike (`determinism` rules 14, 20, 23, 24, 29 and 33), and those that make
-    /// use of the replicas' logs being the durable copy (DESIGN.md section 8).
+    /// The settings that keep servers alike (`docs/determinism.md`, rules RowOrder, FloatSums, PlanDifferences,
+    /// ParallelPlans, TimeLimits and SessionSettings), and those that make use of the replicas' logs being the durable
+    /// copy (`docs/design.md#exactly-once`).
     fn settings(&self) -> String {
         let ServerOptions {
             socket_directory,

@@ -1,5 +1,5 @@
 //! Checkpoints: f+1 machines' signed word on how far the decided history goes, and its hash. They are signed with
-//! ordinary keys, so they use up no warrant (rule 3), and they bound what a recovery must carry.
+//! ordinary keys, so they use up no warrant (rule CheckpointsSpendNothing), and they bound what a recovery must carry.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

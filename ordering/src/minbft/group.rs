@@ -1,4 +1,5 @@
-//! One group at one machine: the own replica's COMMITs, and the streams of its peers' COMMITs (rules 1 and 3).
+//! One group at one machine: the own replica's COMMITs, and the streams of its peers' COMMITs (rules NoHoles and
+//! NoLateCommit).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ pub(crate) const COMMITS_KEPT: usize = 1024;
 
 /// A peer replica's COMMITs, followed strictly in the order of its counter.
 ///
-/// No COMMIT after a view change (rule 3): within a view nothing but COMMITs uses up the replica's warrants, so
-/// one that was spent on leaving the view is a gap that never closes.
+/// No COMMIT after a view change (rule NoLateCommit): within a view nothing but COMMITs uses up the replica's warrants,
+/// so one that was spent on leaving the view is a gap that never closes.
 #[derive(Debug)]
 pub(crate) struct PeerStream {
     /// The counter epoch that this view admitted.

@@ -1,4 +1,4 @@
-//! MinBFT's messages (DESIGN.md section 4, table): what replicas and primaries send each other.
+//! MinBFT's messages (`docs/protocol.md#messages`): what replicas and primaries send each other.
 
 use std::sync::Arc;
 
@@ -231,7 +231,7 @@ pub(crate) fn extend_history(history: &Digest, group: GroupId, time_us: u64, dig
     *blake3::hash(&bytes).as_bytes()
 }
 
-/// CHECKPOINT: signed with the machine's ordinary key, so it uses up no warrant (rule 3).
+/// CHECKPOINT: signed with the machine's ordinary key, so it uses up no warrant (rule CheckpointsSpendNothing).
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Checkpoint {
     /// Who signs.

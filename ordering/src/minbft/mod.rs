@@ -1,4 +1,4 @@
-//! MinBFT with a separate primary and several groups (DESIGN.md section 4; `reference/agreement.md` section 1).
+//! MinBFT with a separate primary and several groups (`docs/protocol.md`).
 //!
 //! One [`Machine`] is everything that one machine does in the agreement: its primary candidate, and (except on m0)
 //! its replica of every group. It follows the PREPARE stream once for all groups.
@@ -7,15 +7,15 @@
 //! |---|---|
 //! | a request comes in and waits to be ordered | `bodies.rs`, `requests.rs` |
 //! | the primary gives it an order: PREPARE, one warrant for a batch | `primary.rs`, `normal.rs` |
-//! | PREPAREs are followed in counter order, bodies are matched (rule 1) | `stream.rs`, `normal.rs` |
+//! | PREPAREs are followed in counter order, bodies are matched (rule NoHoles) | `stream.rs`, `normal.rs` |
 //! | COMMIT: certified, written with the bodies, and only then sent | `journal.rs`, `record.rs`, `normal.rs` |
-//! | peers' COMMITs are followed in counter order (rules 1, 3); f+1 decide | `group.rs`, `normal.rs` |
+//! | peers' COMMITs are followed in counter order (rules NoHoles and NoLateCommit); f+1 decide | `group.rs`, `normal.rs` |
 //! | the decided history, its checkpoints, answers to voters and peers | `history.rs`, `checkpoints.rs`, `serving.rs`, `reader.rs` |
 //! | the log is cut | `truncation.rs`, `serving.rs` |
 //! | what is missing is asked for and sent again | `retransmission.rs`, `fetching.rs`, `catch_up.rs` |
-//! | the start of the cluster, fresh or after all machines were down (rule 6) | `start.rs`, `lead.rs`, `outcome.rs`, `enter.rs`, `recovery.rs` |
+//! | the start of the cluster, fresh or after all machines were down (rule AllLogsAtStart) | `start.rs`, `lead.rs`, `outcome.rs`, `enter.rs`, `recovery.rs` |
 //! | a primary is suspected, a view is left | `suspicion.rs`, `view_change.rs`, `own_runs.rs` |
-//! | the next view: NEW-VIEW, endorsements, acknowledgements (rules 2, 4) | `new_view.rs`, `view_outcome.rs`, `enter.rs` |
+//! | the next view: NEW-VIEW, endorsements, acknowledgements (rules QuorumsMeet and CommittedView) | `new_view.rs`, `view_outcome.rs`, `enter.rs` |
 //! | what can be verified without state, by any thread | `messages.rs`, `start_messages.rs`, `view_messages.rs`, `verification.rs`, `view_verification.rs` |
 //!
 //! **Persist before COMMIT.** A replica sends COMMIT only when the PREPARE, its COMMIT and the bodies are durable.

@@ -1,4 +1,5 @@
-//! From VIEW-CHANGEs to a live view: the candidate's choice, endorsements, acknowledgements (rules 2 and 4).
+//! From VIEW-CHANGEs to a live view: the candidate's choice, endorsements, acknowledgements (rules QuorumsMeet and
+//! EndorseThenAcknowledge).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -363,7 +364,7 @@ impl Machine {
         self.advance_change(out);
     }
 
-    /// Acknowledges an outcome that f+1 have endorsed (rule 4).
+    /// Acknowledges an outcome that f+1 have endorsed (rule EndorseThenAcknowledge).
     fn acknowledge_view(&mut self, outcome: &Arc<Outcome>, out: &mut Vec<Output>) {
         let quorum =
             if self.configuration.is(Mutant::AcknowledgeUnendorsed) || self.configuration.is(Mutant::OneViewChange) {

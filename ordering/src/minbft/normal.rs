@@ -193,7 +193,7 @@ impl Machine {
         }
     }
 
-    /// Follows PREPAREs strictly in counter order (rule 1), within the watermarks.
+    /// Follows PREPAREs strictly in counter order (rule NoHoles), within the watermarks.
     fn follow_prepares(&mut self, out: &mut Vec<Output>) {
         loop {
             let stable = self.checkpoints.point();
@@ -277,7 +277,7 @@ impl Machine {
         };
         let Some(peer) = group.peers.get_mut(&from) else { return };
         if commit.warrant.epoch != peer.epoch && !self.configuration.is(Mutant::AnyEpoch) {
-            // A counter that was restarted counts again only when its epoch is admitted (rule 6).
+            // A counter that was restarted counts again only when its epoch is admitted (rule AdmittedEpochs).
             self.report(from, MisbehaviourKind::WrongEpoch, out);
             return;
         }
@@ -290,7 +290,7 @@ impl Machine {
         live.touch(commit.group);
     }
 
-    /// Follows the COMMITs of a group's peers, each strictly in counter order (rules 1 and 3).
+    /// Follows the COMMITs of a group's peers, each strictly in counter order (rules NoHoles and NoLateCommit).
     fn follow_commits(&mut self, group: GroupId, out: &mut Vec<Output>) {
         let machines = self.configuration.replica_machines();
         let holes = self.configuration.is(Mutant::FollowAcrossHoles);

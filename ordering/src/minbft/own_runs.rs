@@ -1,5 +1,5 @@
 //! Everything that this machine's replica counters have certified since positions that others can prove: what its
-//! next VIEW-CHANGE must show (rules 1 and 3).
+//! next VIEW-CHANGE must show (rules NoHoles and NoLateCommit).
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The start of the cluster (rule 6): fresh, or after all machines were down and their counters have new epochs.
+//! The start of the cluster (rule AllLogsAtStart): fresh, or after all machines were down and their counters have new
+//! epochs.
 //!
 //! 1. Every machine announces itself: HELLO with its counter's epoch and its highest proven checkpoint.
 //! 2. The candidate of the next view takes one hello of each machine, and so fixes epochs, view and base: COLLECT.
@@ -7,11 +8,11 @@
 //! 4. From the reports of **all** replicas follows how the view begins (`outcome.rs`): START carries them, and
 //!    everybody computes the same.
 //! 5. A replica that has this, with all bodies, in its durable log says so: ACKNOWLEDGE.
-//! 6. When **all** replicas have acknowledged, the view is live, and what it takes over is decided (rule 4: no
-//!    correct machine can have started the view differently).
+//! 6. When **all** replicas have acknowledged, the view is live, and what it takes over is decided (rule CommittedView:
+//!    no correct machine can have started the view differently).
 //!
-//! All means all that the operator has not declared lost. A silent liar can hold a start up, but not corrupt it; one that
-//! mentions a view far above those of f others counts as silent, else liars could use up the views. A
+//! All means all that the operator has not declared lost. A silent liar can hold a start up, but not corrupt it; one
+//! that mentions a view far above those of f others counts as silent, else liars could use up the views. A
 //! machine that is restarted alone takes no part in this: the live ones admit it by a view change (`suspicion.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};

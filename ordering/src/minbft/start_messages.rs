@@ -1,5 +1,5 @@
-//! Messages of a start: fresh, or after all machines were down (rule 6). Signed with ordinary keys; they use
-//! up no warrant. The exchange is described in `start.rs`.
+//! Messages of a start: fresh, or after all machines were down (rule AllLogsAtStart). Signed with ordinary keys; they
+//! use up no warrant. The exchange is described in `start.rs`.
 
 use std::sync::Arc;
 

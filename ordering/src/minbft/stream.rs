@@ -1,4 +1,4 @@
-//! The PREPARE stream: all batches of the primary, followed strictly in counter order (rule 1), for all groups.
+//! The PREPARE stream: all batches of the primary, followed strictly in counter order (rule NoHoles), for all groups.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -177,7 +177,7 @@ fn encoded_bytes(prepare: &Prepare) -> usize {
 /// The stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    /// The last value that was followed. Invariant: every value up to it was, since the view began (rule 1).
+    /// The last value that was followed. Invariant: every value up to it was, since the view began (rule NoHoles).
     pub(crate) value: u64,
     /// The order after the last one that was followed.
     pub(crate) next: Order,

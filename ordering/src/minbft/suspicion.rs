@@ -1,5 +1,6 @@
-//! When a machine wants another view (rule 5): requests that wait too long, a primary whose counter was restarted,
-//! a machine that is to be admitted again (rule 6). Waiting times double with each change, and come back slowly.
+//! When a machine wants another view (rule JustifiedChange): requests that wait too long, a primary whose counter was
+//! restarted, a machine that is to be admitted again (rule AdmittedEpochs). Waiting times double with each change, and
+//! come back slowly.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -287,7 +288,7 @@ impl Machine {
         self.patience_us().saturating_mul(4)
     }
 
-    /// f+1 machines want a higher view: one of them is correct, so it is worth leaving (rule 5).
+    /// f+1 machines want a higher view: one of them is correct, so it is worth leaving (rule JustifiedChange).
     pub(crate) fn count_wishes(&mut self, out: &mut Vec<Output>) {
         let (now_us, lasts_us) = (self.now.monotonic_us, self.wish_lasts_us());
         let fresh = |(_, at_us): &&(RequestViewChange, u64)| at_us.saturating_add(lasts_us) >= now_us;
@@ -312,7 +313,7 @@ impl Machine {
         self.change_view(view, justifying.collect(), out);
     }
 
-    /// A machine announces itself although a view is live: it was restarted (rule 6), or does not know.
+    /// A machine announces itself although a view is live: it was restarted (rule AdmittedEpochs), or does not know.
     pub(crate) fn on_late_hello(&mut self, hello: &Hello, out: &mut Vec<Output>) {
         if self.lost_counters() > usize::from(self.configuration.faults.0) {
             self.abandon_view(out);

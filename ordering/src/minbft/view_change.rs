@@ -1,5 +1,5 @@
-//! Leaving a view, and what a machine does until the next one is live (DESIGN.md section 4, rules 1 to 5 and 8;
-//! `docs/decisions/0012`).
+//! Leaving a view, and what a machine does until the next one is live (`docs/protocol.md`, rules NoHoles, QuorumsMeet,
+//! NoLateCommit, CommittedView, JustifiedChange and OnceOnly; `docs/decisions/0012`).
 //!
 //! 1. A machine that waits too long for the primary wants the next view: REQ-VIEW-CHANGE (`suspicion.rs`).
 //! 2. f+1 such wishes make it leave: VIEW-CHANGE, with one warrant of each of its replicas, so that nothing that
@@ -9,7 +9,7 @@
 //! 4. A machine that has that with all bodies in its durable log endorses it, with the warrant that follows its
 //!    VIEW-CHANGE: so a view has one endorsed outcome at most, whatever its primary does.
 //! 5. f+1 endorsements prove the outcome to anybody. Who has seen them acknowledges, with the next warrant.
-//! 6. f+1 acknowledgements decide (rule 4): the view is live.
+//! 6. f+1 acknowledgements decide (rule CommittedView): the view is live.
 //!
 //! A machine that was not among those f+1 joins late: its own VIEW-CHANGE to that view shows the others that its
 //! counters are without hole.
@@ -161,7 +161,7 @@ impl Machine {
         self.bodies.forget_missing();
         for (_, operation) in live.stream.slots.iter().flat_map(|slot| slot.operations()) {
             let Some(request) = operation.request else { continue };
-            // It waits to be ordered again, unless the next view takes it over (rule 8).
+            // It waits to be ordered again, unless the next view takes it over (rule OnceOnly).
             self.bodies.forget_location(&operation.digest, operation.order);
             if self.clients.is_new(request.client, request.number, request.floor) {
                 let bytes_max = self.configuration.client_bytes_max;

@@ -1,4 +1,4 @@
-//! Messages of a view change (DESIGN.md section 4; `docs/decisions/0012`). The exchange is described in
+//! Messages of a view change (`docs/protocol.md`; `docs/decisions/0012`). The exchange is described in
 //! `view_change.rs`.
 
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl RequestViewChange {
     }
 }
 
-/// How far a machine has followed the counters of the others, without hole (rule 1).
+/// How far a machine has followed the counters of the others, without hole (rule NoHoles).
 ///
 /// In `view`, everything that these counters certified up to these positions was seen, and the batches that the
 /// COMMITs among it cover end at or below `order`. f+1 of them let a run of COMMITs begin behind these positions.
@@ -133,7 +133,8 @@ pub struct ViewChange {
     pub machine: MachineId,
     /// The view that it goes to.
     pub view: View,
-    /// The f+1 requests that justify it (rule 5); none: the view is live already, and the sender joins it late.
+    /// The f+1 requests that justify it (rule JustifiedChange); none: the view is live already, and the sender joins it
+    /// late.
     pub requests: Vec<RequestViewChange>,
     /// Its highest stable checkpoint.
     pub stable: Option<StableCheckpoint>,
@@ -219,7 +220,7 @@ pub struct NewView {
     pub admission: Admission,
     /// At least f+1, ascending by machine.
     pub changes: Vec<Arc<ViewChange>>,
-    /// Machines whose counters have new epochs, and are to count again (rule 6); ascending by machine.
+    /// Machines whose counters have new epochs, and are to count again (rule AdmittedEpochs); ascending by machine.
     pub hellos: Vec<Arc<Hello>>,
     /// The primary's, over [`NewView::digest`].
     pub signature: [u8; 64],
@@ -269,7 +270,7 @@ pub struct CertifiedOutcome {
     pub endorsements: Vec<(MachineId, UniqueWarrant)>,
 }
 
-/// COMMIT of a NEW-VIEW (rule 4): the replica has seen f+1 endorsements.
+/// COMMIT of a NEW-VIEW (rule CommittedView): the replica has seen f+1 endorsements.
 ///
 /// Uses the warrant right after its endorsement: so it has not left the view between the two.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

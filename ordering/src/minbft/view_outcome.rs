@@ -11,7 +11,7 @@ use crate::minbft::start_messages::{Admission, Outcome, OutcomeEntry};
 use crate::minbft::view_messages::{NewView, ViewChange};
 
 /// Computes the outcome of a view change from f+1 VIEW-CHANGEs or more, each of which speaks for the replicas of
-/// **every** group on its machine (rule 2).
+/// **every** group on its machine (rule EveryGroupSpeaks).
 ///
 /// 1. The base is the highest stable checkpoint, or the base of the basis (whoever endorsed that saw its proof).
 /// 2. The basis is the highest outcome that any of them acknowledged: whatever was decided in its view or a lower
@@ -19,8 +19,8 @@ use crate::minbft::view_messages::{NewView, ViewChange};
 /// 3. Then the PREPAREs of the basis' view, in counter order. A group's share of a batch may have been decided
 ///    only if at most f of these machines did not commit it: such shares stay, all others become nothing, and
 ///    their requests will be ordered again.
-/// 4. The counters of these machines are admitted where they are; restarted ones with their new epoch (rule 6);
-///    all others stay as they were.
+/// 4. The counters of these machines are admitted where they are; restarted ones with their new epoch (rule
+///    AdmittedEpochs); all others stay as they were.
 ///
 /// None: the evidence does not suffice, or contradicts itself.
 pub fn compute_change(new_view: &NewView, configuration: &Configuration) -> Option<Outcome> {
@@ -74,7 +74,7 @@ pub(crate) fn keep_fitting(changes: &mut Vec<Arc<ViewChange>>) {
 }
 
 /// Whether the basis knows the counter, and not further than it claims to be: a VIEW-CHANGE that was made in an
-/// earlier epoch or kept back since does not count (rule 6).
+/// earlier epoch or kept back since does not count (rule AdmittedEpochs).
 fn is_admitted(change: &ViewChange, basis: &Outcome) -> bool {
     let Some(admission) = basis.admission(change.machine) else {
         return false;

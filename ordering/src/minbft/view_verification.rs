@@ -114,7 +114,7 @@ pub(crate) fn verify_view_change(change: &ViewChange, directory: &Directory) -> 
     Ok(digest)
 }
 
-/// Rule 5: f+1 machines want this view or a higher one; nobody leaves a view alone.
+/// Rule JustifiedChange: f+1 machines want this view or a higher one; nobody leaves a view alone.
 fn verify_justification(change: &ViewChange, directory: &Directory) -> Result<(), Rejection> {
     let requests = &change.requests;
     bounded(requests.len(), usize::from(machines(directory)))?;
@@ -195,7 +195,7 @@ fn run_start(change: &ViewChange, directory: &Directory) -> Result<(u64, Vec<u64
     }
 }
 
-/// Rules 1 and 3: everything that the counter certified since `start`, in its order.
+/// Rules NoHoles and NoLateCommit: everything that the counter certified since `start`, in its order.
 fn verify_run(
     change: &ViewChange,
     group: GroupId,
@@ -356,7 +356,7 @@ pub(crate) fn verify_outcome(outcome: &Outcome, directory: &Directory) -> Result
     )
 }
 
-/// f+1 of those whose VIEW-CHANGEs the outcome follows from have acknowledged it (rule 4).
+/// f+1 of those whose VIEW-CHANGEs the outcome follows from have acknowledged it (rule CommittedView).
 pub(crate) fn verify_changed(proof: &LiveProof, directory: &Directory) -> Result<Digest, Rejection> {
     let acknowledgements = &proof.acknowledgements;
     bounded(acknowledgements.len(), usize::from(machines(directory)))?;

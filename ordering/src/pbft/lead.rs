@@ -20,7 +20,7 @@ pub(crate) struct Leader {
     pub(crate) is_ready: bool,
     /// Requests in the order in which they came; those that do not wait any more are skipped.
     queue: VecDeque<Digest>,
-    /// What the queue holds: a request that was given up and came again stands in it once (rule 8).
+    /// What the queue holds: a request that was given up and came again stands in it once (rule OnceOnly).
     queued: HashSet<Digest>,
 }
 

@@ -1,4 +1,4 @@
-//! The rules of DESIGN.md section 4 that published implementations got wrong, each with the test that fails
+//! The rules of `docs/protocol.md` that published implementations got wrong, each with the test that fails
 //! without it.
 
 use crate::cluster::Cluster;

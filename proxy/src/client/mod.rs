@@ -1,5 +1,5 @@
-//! The client side of the agreement (DESIGN.md sections 3 and 4): signs and numbers requests, asks voters directly,
-//! and believes only what enough of them say alike.
+//! The client side of the agreement (`docs/design.md` and `docs/protocol.md`): signs and numbers requests, asks voters
+//! directly, and believes only what enough of them say alike.
 
 mod calls;
 mod collect;

@@ -1,4 +1,4 @@
-//! How an exchange reaches the voters (DESIGN.md section 3): ordered, or directly.
+//! How an exchange reaches the voters (`docs/design.md#statements`): ordered, or directly.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

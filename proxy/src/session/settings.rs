@@ -1,4 +1,4 @@
-//! A session's settings (GUCs): kept by the proxy, sent with every operation (DESIGN.md section 5).
+//! A session's settings (GUCs): kept by the proxy, sent with every operation (`docs/design.md#operations`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

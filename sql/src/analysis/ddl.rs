@@ -87,7 +87,8 @@ fn without_data_clause(words: Words<'_>) -> Words<'_> {
     Words::new(words.text, tokens.get(..length).unwrap_or_default())
 }
 
-/// DDL that gives each row of a table a random value or a number, in the order in which the server finds them (rules 6, 8).
+/// DDL that gives each row of a table a random value or a number, in the order in which the server finds them (rules
+/// RandomNumbers and StoredExpressions).
 fn drawn_rows(schema: &Schema, words: Words<'_>) -> Option<Refusal> {
     let mut ahead = words;
     let draws = if ahead.accept_all(&["alter", "table"]) {
@@ -172,7 +173,8 @@ fn default_of(column: Words<'_>) -> Words<'_> {
     )
 }
 
-/// `'now'` and the like where Postgres reads it when the statement runs, and stores each server's own time (rule 4).
+/// `'now'` and the like where Postgres reads it when the statement runs, and stores each server's own time (rule
+/// DateWords).
 fn stored_clock(schema: &Schema, words: Words<'_>) -> Option<Refusal> {
     let tokens = words.rest();
     let names_dates = words.contains_any(&DATE_TYPES);

@@ -1,4 +1,4 @@
-//! From a statement's syntax tree to its footprint template (DESIGN.md section 6).
+//! From a statement's syntax tree to its footprint template (`docs/design.md#locks`).
 //!
 //! Only an allow-list of shapes is narrow; whatever else is found makes the template take everything.
 
@@ -105,7 +105,8 @@ fn unparsed(schema: &Schema, words: Words<'_>, class: StatementClass) -> Derived
     }
 }
 
-/// The refusal of a write of unknown form whose outcome may depend on the order in which a server finds rows (rules 6, 16, 19).
+/// The refusal of a write of unknown form whose outcome may depend on the order in which a server finds rows (rules
+/// RandomNumbers, LimitWithoutOrder and OrderedAggregates).
 fn unparsed_refusal(words: Words<'_>) -> Option<Refusal> {
     let calls = |names: &[&str]| {
         let mut pairs = words.rest().windows(2);

@@ -142,7 +142,7 @@ impl<'bind> Parameters<'bind> {
         key.map_or(Bound::NotUnderstood, Bound::Value)
     }
 
-    /// Refuses `now` and the like as value of a date or time (rule 4): each server would read its own clock.
+    /// Refuses `now` and the like as value of a date or time (rule DateWords): each server would read its own clock.
     fn refuse_clock_words(&self, date_parameters: &[u16]) -> Result<(), Refusal> {
         for (index, value) in self.values.iter().enumerate() {
             let Some(value) = value else { continue };

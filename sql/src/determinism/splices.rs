@@ -1,4 +1,5 @@
-//! Replacement of clocks and random sources by functions of schema `cloudbft` (rules 1 to 4, 6 and 7).
+//! Replacement of clocks and random sources by functions of schema `cloudbft` (rules TransactionClock, ClockKeywords,
+//! StatementClock, DateWords, RandomNumbers and RandomIdentifiers).
 //!
 //! Each function has the name of what it replaces, so that output columns keep their names.
 
@@ -38,7 +39,7 @@ pub(super) fn splice(pass: &Pass<'_>) -> Option<Splice> {
     }
 }
 
-/// `CURRENT_TIMESTAMP` and the like, with or without precision (rule 2).
+/// `CURRENT_TIMESTAMP` and the like, with or without precision (rule ClockKeywords).
 fn keyword(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     if token.kind != TokenKind::Word || pass.is_punctuation(-1, b'.') || pass.is_word(-1, "as") {
         return None;
@@ -76,7 +77,8 @@ fn type_of(keyword: &str) -> &'static str {
     }
 }
 
-/// `now()`, `random()` and the like (rules 1, 3, 6 and 7), and `age(x)` with one argument (rule 5).
+/// `now()`, `random()` and the like (rules TransactionClock, StatementClock, RandomNumbers and RandomIdentifiers), and
+/// `age(x)` with one argument (rule TimeZones).
 fn call(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     let name = match pass.calls() {
         Some(name) => name,
@@ -125,7 +127,8 @@ fn has_one_argument(pass: &Pass<'_>) -> bool {
     depth > 0
 }
 
-/// CONCURRENTLY cannot run in a transaction, and waits for local ones: DDL runs alone anyway (rule 44).
+/// CONCURRENTLY cannot run in a transaction, and waits for local ones: DDL runs alone anyway (rule
+/// MaintenanceCommands).
 fn concurrently(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     let first = pass.tokens.first()?;
     let is_first = |word| first.is_word(pass.text, word);
@@ -138,7 +141,7 @@ fn concurrently(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
 }
 
 /// `CACHE n` of a sequence: each backend would take a block of numbers for itself, and which backend of a pool runs a
-/// statement differs on every server (rule 9). The cache is there for speed alone, so it becomes 1.
+/// statement differs on every server (rule SequenceValues). The cache is there for speed alone, so it becomes 1.
 fn sequence_cache(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     let is_cache = pass.is_word(-1, "cache") || (pass.is_operator(-1, "+") && pass.is_word(-2, "cache"));
     let before = pass.tokens.get(..pass.at)?;
@@ -154,7 +157,7 @@ fn sequence_cache(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     })
 }
 
-/// `'now'` and the like, where the text itself says that it is a date or time (rule 4).
+/// `'now'` and the like, where the text itself says that it is a date or time (rule DateWords).
 fn literal(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     let value = token.string_value(pass.text)?;
     let word = value

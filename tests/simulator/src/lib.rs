@@ -1,4 +1,4 @@
-//! Whole clusters of the production state machines in virtual time, from one seed (DESIGN.md section 4).
+//! Whole clusters of the production state machines in virtual time, from one seed (`docs/protocol.md`).
 //!
 //! Every run draws its options from its seed: sizes, load, what the network, the disks, the clocks and the power do,
 //! and which machines an adversary has. A *safety phase* with all of that is followed by a *liveness phase*: the

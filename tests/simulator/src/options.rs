@@ -189,7 +189,7 @@ impl Options {
             self.power_cuts = 0;
             self.primary_cuts = rng.random_range(1..=4);
             self.safety_ms = self.safety_ms.max(2_500);
-            // From the beginning, a liar can hold the start up, and nothing can be demanded (rule 6).
+            // From the beginning, a liar can hold the start up, and nothing can be demanded (rule AllLogsAtStart).
             self.corrupted_ms = *pick(rng, &[0, 800, 800]);
         }
     }

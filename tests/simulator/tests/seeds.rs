@@ -94,7 +94,7 @@ fn lies_in_view_changes_are_told_and_borne() {
     }
 }
 
-/// Rule 6: nothing that a counter certifies in another epoch than the admitted one counts.
+/// Rule AdmittedEpochs: nothing that a counter certifies in another epoch than the admitted one counts.
 #[test]
 fn restarted_counters_are_borne() {
     let mut told = Told::default();

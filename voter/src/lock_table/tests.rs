@@ -324,7 +324,7 @@ fn exclude(one: &Footprint, other: &Footprint) -> bool {
     })
 }
 
-/// The rules of DESIGN.md section 6 written down naively: every event tries everything again.
+/// The rules of `docs/design.md#locks` written down naively: every event tries everything again.
 #[derive(Default)]
 struct Model {
     held: BTreeMap<u64, Footprint>,

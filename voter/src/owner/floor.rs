@@ -1,8 +1,9 @@
-//! The floor: up to where everything is over and durable, with the voter's logical state there (DESIGN.md section 8).
+//! The floor: up to where everything is over and durable, with the voter's logical state there
+//! (`docs/design.md#exactly-once`).
 //!
 //! A candidate is the state after some order. It becomes the floor when everything up to it has finished, and every
-//! transaction that began up to it has ended. Transactions may span it: the state names what they held, so that the orders
-//! after it are locked and granted as they were.
+//! transaction that began up to it has ended. Transactions may span it: the state names what they held, so that the
+//! orders after it are locked and granted as they were.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
--- The voter's bookkeeping (DESIGN.md section 8). Run as superuser, once per start; may be run again.
+-- The voter's bookkeeping (`docs/design.md#exactly-once`). Run as superuser, once per start; may be run again.
 CREATE SCHEMA IF NOT EXISTS cloudbft;
 GRANT USAGE ON SCHEMA cloudbft TO PUBLIC;
 

@@ -24,9 +24,9 @@ pub struct ServerError {
 }
 
 impl ServerError {
-    /// Whether the error speaks of the server rather than of the statement (DESIGN.md section 3): no result. All else is a
-    /// result, 08P01 of a Bind that does not fit and class XX included: every server says so alike. So is what a function
-    /// raises by itself, whatever its class.
+    /// Whether the error speaks of the server rather than of the statement (rule LocalFaults): no result. All else is a
+    /// result, 08P01 of a Bind that does not fit and class XX included: every server says so alike. So is what a
+    /// function raises by itself, whatever its class.
     pub fn is_server_fault(&self) -> bool {
         let class = self.sqlstate.get(..2).unwrap_or_default();
         let code = self.sqlstate.as_str();

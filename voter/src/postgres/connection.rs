@@ -12,14 +12,15 @@ use crate::config::PostgresConfig;
 /// The name by which a voter's connections are found.
 pub const APPLICATION_NAME: &str = "cloudbft-voter";
 
-/// Settings at connection start that make independent servers answer alike (reference/determinism.md, last list), and
-/// their values as `SHOW` prints them.
+/// Settings at connection start that make independent servers answer alike
+/// (`docs/determinism.md#settings-that-are-pinned`), and their values as `SHOW` prints them.
 ///
-/// What comes with the start of a connection counts more than what `ALTER ROLE ... SET` and `ALTER DATABASE ... SET` say, and
-/// `RESET` goes back to it. So a setting that is here is the same in every backend, whenever it was opened. All of them may
-/// be set by any role (but what a superuser alone may set, only a superuser can have attached to a role; see
-/// [`super::bootstrap`]), and all are known to every version that is supported: a server refuses a connection that starts
-/// with a setting that it does not know. Settings that only cost time (`work_mem`, costs of the planner) are the server's.
+/// What comes with the start of a connection counts more than what `ALTER ROLE ... SET` and `ALTER DATABASE ... SET`
+/// say, and `RESET` goes back to it. So a setting that is here is the same in every backend, whenever it was opened.
+/// All of them may be set by any role (but what a superuser alone may set, only a superuser can have attached to a
+/// role; see [`super::bootstrap`]), and all are known to every version that is supported: a server refuses a connection
+/// that starts with a setting that it does not know. Settings that only cost time (`work_mem`, costs of the planner)
+/// are the server's.
 pub const PINNED_SETTINGS: &[(&str, &str)] = &[
     ("client_encoding", "UTF8"),
     ("search_path", "\"$user\", public"),

@@ -145,7 +145,7 @@ impl Deriver<'_> {
         }
     }
 
-    /// Comparisons with a column of a date or time type (rule 4).
+    /// Comparisons with a column of a date or time type (rule DateWords).
     fn implied_dates(&mut self, expression: &Expr) {
         match expression {
             Expr::Between { expr, low, high, .. } => {
@@ -161,7 +161,7 @@ impl Deriver<'_> {
         }
     }
 
-    /// `at < 'now'`, where the type comes from the column (rule 4).
+    /// `at < 'now'`, where the type comes from the column (rule DateWords).
     fn compared_dates(&mut self, left: &Expr, right: &Expr) {
         for (column, value) in [(left, right), (right, left)] {
             let name = match column {

@@ -1,5 +1,6 @@
 //! The own counter: a machine whose counter was spent on something that it did not ask for takes part no longer
-//! (DESIGN.md section 4, rule 3): what it certifies from then on nobody can follow, and nobody knows what is missing.
+//! (`docs/protocol.md`, rule NoLateCommit): what it certifies from then on nobody can follow, and nobody knows what is
+//! missing.
 
 use ordering::agreement::Phase;
 

@@ -1,5 +1,5 @@
-//! Proposals: a correct primary orders each request once in its view, whoever sends it how often (DESIGN.md section 4,
-//! rule 8). Voters run a repetition once anyway; orders are spent on it all the same.
+//! Proposals: a correct primary orders each request once in its view, whoever sends it how often (`docs/protocol.md`,
+//! rule OnceOnly). Voters run a repetition once anyway; orders are spent on it all the same.
 //!
 //! A batch that another view has left is proposed again as it is, whatever its primary had put into it.
 

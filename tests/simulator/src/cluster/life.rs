@@ -52,7 +52,7 @@ impl<P: Protocol> Cluster<P> {
     }
 
     /// Notes when more than f machines are Byzantine or out: from then on a start of all is needed, for counters
-    /// that forget their values (DESIGN.md section 4, rule 6).
+    /// that forget their values (`docs/protocol.md`, rule AdmittedEpochs).
     pub(super) fn note_cold(&mut self) {
         let byzantine = self.options.adversaries.len();
         let out = self.correct().filter(|instance| {

@@ -71,7 +71,7 @@ pub trait Protocol: Sized + 'static {
     /// Whether a machine that was restarted takes part again while the others run.
     const REJOINS: bool;
     /// Whether a start of the whole cluster waits for every replica: then a liar can hold it up, and liveness is
-    /// demanded only as long as no such start is needed (DESIGN.md section 4, rule 6).
+    /// demanded only as long as no such start is needed (rule AllLogsAtStart).
     const STARTS_WITH_ALL: bool;
     /// Every lie that an adversary can tell in this protocol.
     const LIES: &'static [Lie];

@@ -1,4 +1,5 @@
-//! What a write may not leave to the order in which a server finds rows, nor to its clock (rules 4, 6, 17, 18, 20).
+//! What a write may not leave to the order in which a server finds rows, nor to its clock (rules DateWords,
+//! RandomNumbers, SeveralMatches, ConflictSources and FloatSums).
 
 use std::ops::ControlFlow;
 
@@ -36,7 +37,8 @@ const SUMS: &[&str] = &[
 ];
 
 impl Deriver<'_> {
-    /// Draws (random, UUIDs, sequences) for rows whose order is not known would differ (rules 6, 7, 9 and 18).
+    /// Draws (random, UUIDs, sequences) for rows whose order is not known would differ (rules RandomNumbers,
+    /// RandomIdentifiers, SequenceValues and ConflictSources).
     pub(super) fn refuse_draws_over_rows(&mut self, table: &Table, columns: &[String], source: Option<&Query>) {
         let Some(query) = source else { return };
         let by_default = table.columns.iter().any(|column| {
@@ -90,7 +92,7 @@ impl Deriver<'_> {
         }
     }
 
-    /// `'now'` as the value of a date or time column (rule 4), as a literal or a parameter.
+    /// `'now'` as the value of a date or time column (rule DateWords), as a literal or a parameter.
     pub(super) fn date_literals(&mut self, table: &Table, columns: &[String], source: &Query) {
         for (position, column) in columns.iter().enumerate() {
             let is_date = table
@@ -152,7 +154,7 @@ impl Deriver<'_> {
         }
     }
 
-    /// Sums of floats depend on the order in which they are added (rule 20).
+    /// Sums of floats depend on the order in which they are added (rule FloatSums).
     pub(in super::super) fn refuse_float_sums(&mut self, source: Option<&Query>) {
         let Some(query) = source else { return };
         let SetExpr::Select(select) = query.body.as_ref() else {

@@ -91,8 +91,8 @@ fn with_late_commit(
     sent
 }
 
-/// Commits the last batch that was heard of in the view that has just been left (rule 3): that spends the warrant
-/// after the VIEW-CHANGE's, so the machine's own production code stops soon after.
+/// Commits the last batch that was heard of in the view that has just been left (rule NoLateCommit): that spends the
+/// warrant after the VIEW-CHANGE's, so the machine's own production code stops soon after.
 fn commit_late(memory: &Memory, left_for: View, tools: &mut Tools<'_>) -> Option<Message> {
     let ((view, _), last) = memory.prepares.range(..(left_for, 0)).next_back()?;
     let commit = commit_of(*view, last, tools)?;

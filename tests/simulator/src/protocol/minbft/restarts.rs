@@ -1,4 +1,4 @@
-//! A counter that its machine restarts at will (DESIGN.md section 4, rule 6).
+//! A counter that its machine restarts at will (`docs/protocol.md`, rule AdmittedEpochs).
 //!
 //! Each restart gives a fresh epoch, whose warrants verify: with it, the machine commits at the values that the others
 //! expect of the epoch that the view has admitted, and spends nothing of that one. Its next VIEW-CHANGE shows the
