@@ -135,7 +135,7 @@ impl Honest {
                     self.autocommit(None).await;
                 }
                 2 => self.series().await,
-                3 if self.session.topics.has(Topic::Reads) => self.read_back().await,
+                3..=4 if self.session.topics.has(Topic::Reads) => self.read_back().await,
                 _ => self.transaction().await,
             }
         }

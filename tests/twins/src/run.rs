@@ -59,7 +59,7 @@ impl Weather {
         Self {
             lag: is(Topic::Lag, 2),
             restarts: is(Topic::Restarts, 2),
-            power_cuts: is(Topic::PowerCuts, 10),
+            power_cuts: is(Topic::PowerCuts, 6),
             crashes,
             crashes_left: 1,
         }
@@ -223,12 +223,14 @@ async fn change_weather(world: &Arc<World>, random: &mut ChaCha8Rng, weather: &m
             world.start_server(machine).await;
         }
     }
-    if weather.power_cuts && random.random_ratio(1, 30) {
+    if weather.power_cuts && random.random_ratio(1, 15) {
         weather.power_cuts = false;
         for machine in machines() {
             crash(world, machine, Ending::Kill).await;
         }
         for machine in machines() {
+            // What the servers have lost comes back late.
+            world.network.hold(machine, weather.lag);
             world.start_server(machine).await;
         }
     }

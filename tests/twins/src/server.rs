@@ -131,6 +131,8 @@ impl Server {
             "wal_writer_delay=10s",
             "autovacuum=off",
             "jit=off",
+            // Where it is removed with the server, however that ends.
+            "dynamic_shared_memory_type=mmap",
             "log_min_messages=fatal",
         ];
         let deadline = Instant::now() + Duration::from_secs(60);
