@@ -67,6 +67,8 @@ pub struct Honest {
     pub records: Records,
     /// What it does.
     pub programs: usize,
+    /// Whether it only looks whether what others were told is true.
+    pub reads_only: bool,
 }
 
 /// Why a transaction cannot go on.
@@ -129,6 +131,10 @@ impl Honest {
     /// Runs to the end.
     pub async fn run(mut self) {
         for _ in 0..self.programs {
+            if self.reads_only {
+                self.read_back().await;
+                continue;
+            }
             match self.session.random.random_range(0..10) {
                 0..=1 => {
                     self.session.turn.take().await;

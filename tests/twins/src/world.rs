@@ -218,7 +218,8 @@ impl World {
         state.unwrap_or_else(|| VoterState::Down("stopped".into()))
     }
 
-    async fn wait_until_serving(&self, machine: u8) {
+    /// Waits until a machine's voter serves.
+    pub async fn wait_until_serving(&self, machine: u8) {
         let state = self.voters.lock().await.get(&machine).map(VoterHandle::state);
         if let Some(mut state) = state {
             let serving = state.wait_for(|state| matches!(state, VoterState::Serving { .. }));
