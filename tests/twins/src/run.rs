@@ -37,8 +37,6 @@ const CLIENTS: Duration = Duration::from_secs(40);
 pub struct Options {
     /// What seeds may bring up.
     pub topics: Topics,
-    /// Whether the voters give words.
-    pub words: bool,
     /// Whether to print what happens.
     pub trace: bool,
 }
@@ -91,7 +89,7 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Outcom
     let floor = *[30, 200, 5000].choose(&mut random).unwrap();
     network.note(|| format!("seed {seed}: lying voter {liar:?}, floor every {floor} ms"));
     let floor = Duration::from_millis(floor);
-    let world = World::start(network, Arc::clone(servers), database.clone(), options.words, floor).await;
+    let world = World::start(network, Arc::clone(servers), database.clone(), floor).await;
     world
         .network
         .note(|| format!("created after {created:?}, started after {:?}", started.elapsed()));

@@ -95,17 +95,6 @@ impl Servers {
     }
 }
 
-/// A transaction that nobody will end.
-#[derive(Clone, Debug)]
-pub struct LeftOpen {
-    /// The transaction.
-    pub id: TransactionId,
-    /// The session.
-    pub context: SessionContext,
-    /// What it holds.
-    pub held: Footprint,
-}
-
 /// The world of one seed.
 pub struct World {
     /// What carries the messages.
@@ -114,12 +103,10 @@ pub struct World {
     pub servers: Arc<Servers>,
     /// The seed's database.
     pub database: String,
-    /// Whether the voters give words (else they are those of the first version).
-    pub words: bool,
     floor_interval: Duration,
     voters: tokio::sync::Mutex<BTreeMap<u8, VoterHandle>>,
     analyzer: Mutex<Arc<Analyzer>>,
-    left_open: Mutex<Vec<LeftOpen>>,
+    left_open: Mutex<Vec<TransactionId>>,
     violations: Mutex<Vec<String>>,
 }
 
@@ -129,7 +116,6 @@ impl World {
         network: Arc<Network>,
         servers: Arc<Servers>,
         database: String,
-        words: bool,
         floor_interval: Duration,
     ) -> Arc<Self> {
         let schema = Schema::parse(std::iter::empty(), &rules()).unwrap();
@@ -137,7 +123,6 @@ impl World {
             network,
             servers,
             database,
-            words,
             floor_interval,
             voters: tokio::sync::Mutex::default(),
             analyzer: Mutex::new(Arc::new(Analyzer::new(Arc::new(schema)))),
@@ -282,7 +267,7 @@ impl World {
     }
 
     /// Notes that a transaction's client has gone.
-    pub fn leave_open(&self, left: LeftOpen) {
+    pub fn leave_open(&self, left: TransactionId) {
         self.left_open.lock().unwrap_or_else(PoisonError::into_inner).push(left);
     }
 
@@ -290,18 +275,13 @@ impl World {
     pub fn abandon(&self) {
         let left = std::mem::take(&mut *self.left_open.lock().unwrap_or_else(PoisonError::into_inner));
         for left in left {
-            self.network.note(|| format!("abandon {:?}", left.id));
-            if self.words {
-                for machine in [1, 2] {
-                    let client = ClientId(NODE_CLIENTS + machine);
-                    let work = Work::Abandon {
-                        transactions: vec![left.id],
-                    };
-                    self.order_for(client, SessionContext::default(), Footprint::empty(), work);
-                }
-            } else {
-                let work = Work::Abort { transaction: left.id };
-                self.order_for(LIAR, left.context, left.held, work);
+            self.network.note(|| format!("abandon {left:?}"));
+            for machine in [1, 2] {
+                let client = ClientId(NODE_CLIENTS + machine);
+                let work = Work::Abandon {
+                    transactions: vec![left],
+                };
+                self.order_for(client, SessionContext::default(), Footprint::empty(), work);
             }
         }
     }
