@@ -19,7 +19,7 @@ use crate::menu::{self, Savepoint, Statement};
 use crate::network::Answers;
 use crate::session::{Ran, Session};
 use crate::topic::Topic;
-use crate::world::{LeftOpen, machine_key, machines};
+use crate::world::{machine_key, machines};
 
 /// How long the voters that run statements as they come are waited for before the others are asked.
 const PATIENCE: Duration = Duration::from_millis(120);
@@ -67,6 +67,8 @@ pub struct Honest {
     pub records: Records,
     /// What it does.
     pub programs: usize,
+    /// Whether it only looks whether what others were told is true.
+    pub reads_only: bool,
 }
 
 /// Why a transaction cannot go on.
@@ -129,6 +131,10 @@ impl Honest {
     /// Runs to the end.
     pub async fn run(mut self) {
         for _ in 0..self.programs {
+            if self.reads_only {
+                self.read_back().await;
+                continue;
+            }
             match self.session.random.random_range(0..10) {
                 0..=1 => {
                     self.session.turn.take().await;
@@ -195,7 +201,7 @@ impl Honest {
         if statement.savepoint.is_some() || analysis.effect <= Effect::Session {
             return;
         }
-        if self.session.world.words && !analysis.short {
+        if !analysis.short {
             return self.implicit_transaction(statement, record).await;
         }
         self.one_shot(statement.clone(), &analysis, record).await;
@@ -363,12 +369,7 @@ impl Honest {
         }
         if self.session.topics.has(Topic::Abandoned) && self.session.random.random_ratio(1, 25) {
             self.session.note(|| format!("dies with {:?}", open.id));
-            let left = LeftOpen {
-                id: open.id,
-                context: self.session.context(),
-                held: open.held.clone(),
-            };
-            self.session.world.leave_open(left);
+            self.session.world.leave_open(open.id);
             return self.record(open.record);
         }
         match self.session.random.random_range(0..10) {
@@ -531,7 +532,7 @@ impl Honest {
     /// Now and then the application cancels a statement that waits for locks: COMMIT will not list it.
     async fn may_cancel(&mut self, open: &mut Open, key: ResultKey) -> Option<ExchangeResult> {
         let ResultKey::Request(request) = key else { return None };
-        let wants = self.session.world.words && self.session.random.random_ratio(1, 3);
+        let wants = self.session.random.random_ratio(1, 3);
         if !wants || self.session.verdict(key, PATIENCE).await.is_some() {
             return None;
         }
@@ -560,18 +561,13 @@ impl Honest {
         exchanges.push(exchange.clone());
         let encoded: Vec<Bytes> = exchanges.iter().map(Exchange::encode).collect();
         let everything = footprint.entries().first() == Some(&(Resource::Everything, Mode::Exclusive));
-        open.live = if !self.session.world.words || open.snapshot() || everything {
+        open.live = if open.snapshot() || everything {
             machines().collect()
         } else {
             let out = self.session.random.random_range(1..=3_u8);
             machines().filter(|machine| *machine != out).collect()
         };
-        // The first version opens a snapshot without locks.
-        let bare = !self.session.world.words && open.snapshot() && exchanges.len() == 1;
-        let reads = self
-            .analyse(exchange)
-            .is_some_and(|analysis| analysis.effect <= Effect::Read);
-        open.held = if bare && reads { Footprint::empty() } else { footprint };
+        open.held = footprint;
         let work = Work::Begin {
             transaction: open.id,
             isolation: open.isolation,
@@ -681,7 +677,7 @@ impl Honest {
 
     async fn commit(&mut self, mut open: Open) {
         let mut words = Vec::new();
-        if self.session.world.words && !open.all_short {
+        if !open.all_short {
             match self.words(&mut open).await {
                 Some(given) => words = given,
                 None => return self.abort(open).await,

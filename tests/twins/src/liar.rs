@@ -14,7 +14,7 @@ use sql::operation::{Exchange, Isolation, Step, TransactionId, TransactionWrite,
 use crate::menu::{self, bind, execute, extended, simple, steps};
 use crate::session::{Ran, Session};
 use crate::topic::Topic;
-use crate::world::{LeftOpen, machines};
+use crate::world::machines;
 
 /// How long a liar waits for answers, at most: it has no use for most of them.
 const PATIENCE: Duration = Duration::from_millis(40);
@@ -362,7 +362,7 @@ impl Liar {
                 let insert = self.insert("'after a failed read'");
                 self.write(open, &insert).await;
             }
-            Trick::JoinAndCancel if self.session.world.words => {
+            Trick::JoinAndCancel => {
                 let number = self.session.direct_number();
                 for machine in &some {
                     let request = self.session.random.random_range(0..30);
@@ -380,7 +380,6 @@ impl Liar {
                     self.session.send_direct(*machine, number, place, Bytes::new()).await;
                 }
             }
-            Trick::JoinAndCancel => {}
             Trick::VolatileAsRead => {
                 let texts = [
                     "SELECT steady(3)",
@@ -432,13 +431,8 @@ impl Liar {
 
     async fn end(&mut self, open: Open) {
         if self.session.topics.has(Topic::Abandoned) && self.session.random.random_ratio(1, 10) {
-            let left = LeftOpen {
-                id: open.id,
-                context: self.session.context(),
-                held: open.held.clone(),
-            };
             self.session.note(|| format!("leaves {} open", open.id.number));
-            return self.session.world.leave_open(left);
+            return self.session.world.leave_open(open.id);
         }
         if self.session.random.random_ratio(1, 8) {
             let (order, _) = self
@@ -477,9 +471,6 @@ impl Liar {
 
     /// Words for a Commit, right or wrong.
     async fn words(&mut self, open: &Open) -> Vec<Word> {
-        if !self.session.world.words {
-            return Vec::new();
-        }
         let number = self.session.direct_number();
         let key = ResultKey::Direct(number);
         let listed = open.listed();

@@ -46,7 +46,6 @@ fn parse() -> Result<Arguments, String> {
         within: false,
         options: Options {
             topics: Topics::default(),
-            words: std::env::var_os("TWINS_WITHOUT_WORDS").is_none(),
             trace: false,
         },
     };

@@ -37,8 +37,6 @@ const CLIENTS: Duration = Duration::from_secs(40);
 pub struct Options {
     /// What seeds may bring up.
     pub topics: Topics,
-    /// Whether the voters give words.
-    pub words: bool,
     /// Whether to print what happens.
     pub trace: bool,
 }
@@ -91,7 +89,7 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Outcom
     let floor = *[30, 200, 5000].choose(&mut random).unwrap();
     network.note(|| format!("seed {seed}: lying voter {liar:?}, floor every {floor} ms"));
     let floor = Duration::from_millis(floor);
-    let world = World::start(network, Arc::clone(servers), database.clone(), options.words, floor).await;
+    let world = World::start(network, Arc::clone(servers), database.clone(), floor).await;
     world
         .network
         .note(|| format!("created after {created:?}, started after {:?}", started.elapsed()));
@@ -123,9 +121,13 @@ fn clients(world: &Arc<World>, random: &mut ChaCha8Rng, options: &Options, recor
     let honest = random.random_range(2..=3);
     let liars = random.random_range(1..=2);
     let mut actors = Vec::new();
-    for number in 0..honest + liars {
+    for number in 0..=honest + liars {
         let (turn, actor) = turns();
-        let is_honest = number < honest;
+        let reads_only = number == honest + liars;
+        let is_honest = number < honest || reads_only;
+        if reads_only && !options.topics.has(Topic::Reads) {
+            break;
+        }
         let session = Session {
             world: Arc::clone(world),
             client: if is_honest { HONEST } else { LIAR },
@@ -140,7 +142,8 @@ fn clients(world: &Arc<World>, random: &mut ChaCha8Rng, options: &Options, recor
             let honest = Honest {
                 session,
                 records: Arc::clone(records),
-                programs: random.random_range(2..=5),
+                programs: random.random_range(2..=5) * if reads_only { 3 } else { 1 },
+                reads_only,
             };
             tokio::spawn(honest.run());
         } else {
@@ -169,7 +172,13 @@ async fn drive(world: &Arc<World>, mut actors: Vec<Actor>, mut random: ChaCha8Rn
             .filter(|at| actors[*at].phase() == Phase::Ready)
             .collect();
         if let Some(at) = ready.choose(&mut random) {
-            change_weather(world, &mut random, &mut weather).await;
+            if change_weather(world, &mut random, &mut weather).await
+                && let Some(reader) = actors.last_mut().filter(|reader| reader.phase() == Phase::Ready)
+            {
+                // Nobody may see that servers have forgotten what was acknowledged.
+                reader.act(Duration::from_millis(300)).await;
+                continue;
+            }
             actors[*at].act(TURN).await;
             moved = tokio::time::Instant::now();
             continue;
@@ -203,7 +212,8 @@ async fn keep_alive(world: &World) {
     }
 }
 
-async fn change_weather(world: &Arc<World>, random: &mut ChaCha8Rng, weather: &mut Weather) {
+/// Something may befall the machines; true when the power was cut.
+async fn change_weather(world: &Arc<World>, random: &mut ChaCha8Rng, weather: &mut Weather) -> bool {
     let machine = random.random_range(1..=3);
     if weather.lag && random.random_ratio(1, 6) {
         let held = random.random_ratio(1, 2);
@@ -233,7 +243,17 @@ async fn change_weather(world: &Arc<World>, random: &mut ChaCha8Rng, weather: &m
             world.network.hold(machine, weather.lag);
             world.start_server(machine).await;
         }
+        for machine in machines() {
+            // The machines were off, not the servers alone.
+            world.stop_voter(machine).await;
+            world.start_voter(machine).await;
+        }
+        for machine in machines() {
+            world.wait_until_serving(machine).await;
+        }
+        return true;
     }
+    false
 }
 
 async fn crash(world: &Arc<World>, machine: u8, ending: Ending) {

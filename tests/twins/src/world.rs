@@ -95,17 +95,6 @@ impl Servers {
     }
 }
 
-/// A transaction that nobody will end.
-#[derive(Clone, Debug)]
-pub struct LeftOpen {
-    /// The transaction.
-    pub id: TransactionId,
-    /// The session.
-    pub context: SessionContext,
-    /// What it holds.
-    pub held: Footprint,
-}
-
 /// The world of one seed.
 pub struct World {
     /// What carries the messages.
@@ -114,14 +103,12 @@ pub struct World {
     pub servers: Arc<Servers>,
     /// The seed's database.
     pub database: String,
-    /// Whether the voters give words (else they are those of the first version).
-    pub words: bool,
     floor_interval: Duration,
     /// Where the machines would keep bodies outside the order: scripts name none, so nothing is kept there.
     bodies: tempfile::TempDir,
     voters: tokio::sync::Mutex<BTreeMap<u8, VoterHandle>>,
     analyzer: Mutex<Arc<Analyzer>>,
-    left_open: Mutex<Vec<LeftOpen>>,
+    left_open: Mutex<Vec<TransactionId>>,
     violations: Mutex<Vec<String>>,
 }
 
@@ -131,7 +118,6 @@ impl World {
         network: Arc<Network>,
         servers: Arc<Servers>,
         database: String,
-        words: bool,
         floor_interval: Duration,
     ) -> Arc<Self> {
         let schema = Schema::parse(std::iter::empty(), &rules()).unwrap();
@@ -139,7 +125,6 @@ impl World {
             network,
             servers,
             database,
-            words,
             floor_interval,
             bodies: tempfile::tempdir().unwrap(),
             voters: tokio::sync::Mutex::default(),
@@ -233,7 +218,8 @@ impl World {
         state.unwrap_or_else(|| VoterState::Down("stopped".into()))
     }
 
-    async fn wait_until_serving(&self, machine: u8) {
+    /// Waits until a machine's voter serves.
+    pub async fn wait_until_serving(&self, machine: u8) {
         let state = self.voters.lock().await.get(&machine).map(VoterHandle::state);
         if let Some(mut state) = state {
             let serving = state.wait_for(|state| matches!(state, VoterState::Serving { .. }));
@@ -296,7 +282,7 @@ impl World {
     }
 
     /// Notes that a transaction's client has gone.
-    pub fn leave_open(&self, left: LeftOpen) {
+    pub fn leave_open(&self, left: TransactionId) {
         self.left_open.lock().unwrap_or_else(PoisonError::into_inner).push(left);
     }
 
@@ -304,18 +290,13 @@ impl World {
     pub fn abandon(&self) {
         let left = std::mem::take(&mut *self.left_open.lock().unwrap_or_else(PoisonError::into_inner));
         for left in left {
-            self.network.note(|| format!("abandon {:?}", left.id));
-            if self.words {
-                for machine in [1, 2] {
-                    let client = ClientId(NODE_CLIENTS + machine);
-                    let work = Work::Abandon {
-                        transactions: vec![left.id],
-                    };
-                    self.order_for(client, SessionContext::default(), Footprint::empty(), work);
-                }
-            } else {
-                let work = Work::Abort { transaction: left.id };
-                self.order_for(LIAR, left.context, left.held, work);
+            self.network.note(|| format!("abandon {left:?}"));
+            for machine in [1, 2] {
+                let client = ClientId(NODE_CLIENTS + machine);
+                let work = Work::Abandon {
+                    transactions: vec![left],
+                };
+                self.order_for(client, SessionContext::default(), Footprint::empty(), work);
             }
         }
     }

@@ -14,7 +14,6 @@ async fn job(number: u64) -> Vec<(u64, Outcome)> {
     let servers = tokio::task::spawn_blocking(Servers::start).await.unwrap();
     let options = Options {
         topics: Topics::default(),
-        words: true,
         trace: false,
     };
     let mut outcomes = Vec::new();
