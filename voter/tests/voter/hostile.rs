@@ -518,8 +518,12 @@ async fn a_read_that_was_given_up_is_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_names_mean_is_the_operations_alone() {
     let mut rig = with_table().await;
-    rig.run("CREATE SCHEMA other; CREATE TABLE other.plain (id int PRIMARY KEY, name text); INSERT INTO other.plain VALUES (1, 'other')")
-        .await;
+    rig.psql(
+        "CREATE SCHEMA other; CREATE TABLE other.plain (id int PRIMARY KEY, name text); \
+         INSERT INTO other.plain VALUES (1, 'other'); \
+         GRANT ALL ON SCHEMA other TO PUBLIC; GRANT ALL ON other.plain TO PUBLIC",
+    )
+    .await;
     rig.run("INSERT INTO public.plain VALUES (1, 'public')").await;
     let shadow = simple("DO $$BEGIN PERFORM set_config('search_path', 'other', false); END$$");
     let (mut transaction, order) = begin(&mut rig, &shadow).await;
