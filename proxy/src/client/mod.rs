@@ -138,7 +138,7 @@ impl Failure {
             Failure::NoMajority(detail) => {
                 ApplicationError::new(NO_MAJORITY, "no majority of the database nodes gives the same result")
                     .detail(detail)
-                    .hint("Ask for a total order (ORDER BY), or run `cloudbft scrub` to find a node that diverged.")
+                    .hint("Ask for a total order (ORDER BY), or run `cloudbft verify` to find a node that diverged.")
             }
             Failure::Undecided | Failure::Unavailable => {
                 ApplicationError::new(NO_PROGRESS, "too few database nodes can answer")
