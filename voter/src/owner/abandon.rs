@@ -36,6 +36,8 @@ pub(super) struct OwnOrders {
     ordered: Option<u64>,
     /// When each client was last heard of; clients of the configuration only.
     heard: BTreeMap<ClientId, Instant>,
+    /// The newest start of each client, as its request numbers tell.
+    starts: BTreeMap<ClientId, u64>,
     started: Instant,
     /// What was said last, and when.
     said: BTreeSet<TransactionId>,
@@ -54,6 +56,7 @@ impl OwnOrders {
             nonce,
             ordered: None,
             heard: BTreeMap::new(),
+            starts: BTreeMap::new(),
             started: now,
             said: BTreeSet::new(),
             said_at: now,
@@ -91,6 +94,12 @@ impl Owner<'_> {
         if self.config.client_roles.contains_key(&client) {
             self.own.heard.insert(client, Instant::now());
         }
+    }
+
+    /// A client has ordered a request with this number: transactions of earlier starts of it have nobody any more.
+    pub(super) fn started(&mut self, client: ClientId, number: u64) {
+        let start = self.own.starts.entry(client).or_default();
+        *start = start_of(number).max(*start);
     }
 
     /// An operation of a node.
@@ -158,10 +167,14 @@ impl Owner<'_> {
             now.saturating_duration_since(heard) > limits.client_silence_max
         };
         let open_max = limits.transaction_time_max + GRACE;
-        let abandoned = self
-            .transactions
-            .iter()
-            .filter(|(_, open)| silent(open.ordered.client) || now.saturating_duration_since(open.since) > open_max);
+        let earlier = |id: &TransactionId, client: ClientId| {
+            let newest = self.own.starts.get(&client);
+            newest.is_some_and(|newest| start_of(id.session) < *newest)
+        };
+        let abandoned = self.transactions.iter().filter(|(id, open)| {
+            let client = open.ordered.client;
+            silent(client) || earlier(id, client) || now.saturating_duration_since(open.since) > open_max
+        });
         let abandoned: BTreeSet<_> = abandoned.map(|(id, _)| *id).take(ABANDONED_MAX).collect();
         let again = now.saturating_duration_since(self.own.said_at) >= AGAIN_INTERVAL;
         if abandoned.is_empty() || (abandoned == self.own.said && !again) {
@@ -172,4 +185,9 @@ impl Owner<'_> {
         let transactions = abandoned.into_iter().collect();
         self.order(self.own.nonce, Work::Abandon { transactions }).await;
     }
+}
+
+/// The start of a client that a number or a session of it belongs to: its high bits.
+fn start_of(number: u64) -> u64 {
+    number >> 32
 }

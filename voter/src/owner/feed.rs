@@ -67,6 +67,7 @@ impl Owner<'_> {
             return self.feed_node(order, node, &operation).await;
         }
         self.heard(request.client);
+        self.started(request.client, request.number);
         let ends = matches!(operation.work, Work::Abort { .. });
         if let Err(refused) = check_context(&self.config, request.client, &operation.context)
             && !ends

@@ -538,3 +538,22 @@ async fn what_names_mean_is_the_operations_alone() {
     assert_eq!(rig.psql("SELECT name FROM other.plain").await, "other");
     assert_eq!(rig.psql("SELECT name FROM public.plain").await, "changed");
 }
+
+/// A proxy that was killed and is back at once says that it lives; what it had open before has nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_of_an_earlier_start_of_their_client_are_abandoned() {
+    let mut rig = with_table().await;
+    let (transaction, order) = begin(&mut rig, &simple("INSERT INTO plain VALUES (1)")).await;
+    rig.result(order).await;
+    rig.abandon(2, &transaction).await;
+    let started = Instant::now();
+    let number = (1 << 32) | 7;
+    rig.order_again(number, "INSERT INTO plain VALUES (2)").await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(number)).await), "C");
+    assert!(
+        started.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(rig.psql("SELECT id FROM plain").await, "2");
+}

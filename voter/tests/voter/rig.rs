@@ -690,7 +690,7 @@ fn append(log: &Mutex<Log>, client: ClientId, number: Option<u64>, operation: By
     let request = Request {
         client,
         number: number.unwrap_or(order),
-        floor: 0,
+        floor: number.filter(|number| *number > u64::from(u32::MAX)).unwrap_or(0),
         home,
         operation,
         signature: [0; 64],
