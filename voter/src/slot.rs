@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ordering::identifiers::{ClientId, Order};
+use ordering::identifiers::{ClientId, Digest, Order};
 use ordering::message::{Direct, DirectKind, DirectTransaction, ResultKey};
 use sql::footprint::Footprint;
-use sql::operation::{ExchangeResult, Word};
+use sql::operation::ExchangeResult;
 use tokio::sync::mpsc;
 
 use crate::executor::{Asker, Event, Shared, observe, outcome};
@@ -94,8 +94,8 @@ pub(crate) struct Commit {
     pub(crate) asker: Asker,
     /// The list.
     pub(crate) listed: Vec<Bytes>,
-    /// The words.
-    pub(crate) words: Vec<Word>,
+    /// What f+1 voters have answered by their words, if it carries words; or why these certify nothing.
+    pub(crate) certified: Result<Option<Digest>, Refused>,
     /// What to record.
     pub(crate) record: Record,
     /// What the transaction holds.

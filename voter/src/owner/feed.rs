@@ -15,7 +15,7 @@ use crate::postgres::backend::Record;
 use crate::slot::ending::rolled_back;
 use crate::slot::signal::End;
 use crate::slot::{Command, Commit, Finish, SlotHandle};
-use crate::transactions::{Begin, OrderedTransaction, listed_bytes, too_large};
+use crate::transactions::{Begin, OrderedTransaction, certificate, chain_over, listed_bytes, too_large};
 use crate::vote::Decided;
 use crate::work::{Refused, check_context, is_everything, recorded_home, sequences};
 
@@ -263,6 +263,7 @@ impl Owner<'_> {
     pub(super) async fn end_transaction(&mut self, order: u64, id: TransactionId, asked: Asked) {
         let open = self.locks.held(id).is_some();
         let over = open && !self.transactions.contains_key(&id);
+        let began = self.transactions.get(&id).map_or(0, |open| open.ordered.began);
         match asked {
             Asked::Commit(..) if open => self.config.bodies.committed(id, order),
             _ => self.config.bodies.aborted(id),
@@ -284,9 +285,13 @@ impl Owner<'_> {
                     asker.answer(&self.outside.reporter, outcome).await;
                     (Command::Abort(Finish::of(order), None), End::Abort)
                 } else {
+                    // Words that a client made up let nothing run on: only what f+1 voters have run to its end is waited for.
+                    let list = chain_over(listed.iter().map(bytes::Bytes::as_ref));
+                    let (keys, faults) = (&self.config.voter_keys, self.config.faults);
+                    let certified = certificate(&words, keys, faults, id, began, &list);
                     let end = End::Commit {
                         listed: listed.clone(),
-                        certified: !words.is_empty(),
+                        certified: matches!(certified, Ok(Some(_))),
                     };
                     let record = Record {
                         applied,
@@ -295,7 +300,7 @@ impl Owner<'_> {
                     let commit = Commit {
                         asker,
                         listed,
-                        words,
+                        certified,
                         record,
                         held: held.clone(),
                     };

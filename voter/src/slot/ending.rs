@@ -14,7 +14,7 @@ use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record, has_error};
 use crate::postgres::capture::command_complete;
-use crate::transactions::{certificate, chain_over};
+use crate::transactions::chain_over;
 use crate::work::{Refused, is_everything};
 
 /// What became of one attempt to commit.
@@ -74,11 +74,10 @@ impl Slot {
 
     async fn try_commit(&mut self, commit: &Commit) -> Result<Outcome, PostgresError> {
         let list = chain_over(commit.listed.iter().map(Bytes::as_ref));
-        let (id, began) = (self.transaction.id, self.transaction.began);
-        let config = std::sync::Arc::clone(&self.shared.config);
-        let certified = match certificate(&commit.words, &config.voter_keys, config.faults, id, began, &list) {
-            Ok(certified) => certified,
-            Err(refused) => return Ok(refused.into()),
+        let began = self.transaction.began;
+        let certified = match &commit.certified {
+            Ok(certified) => *certified,
+            Err(refused) => return Ok(refused.clone().into()),
         };
         let mut contradicted = false;
         for attempt in 1..=ATTEMPTS_MAX {

@@ -557,3 +557,24 @@ async fn transactions_of_an_earlier_start_of_their_client_are_abandoned() {
     );
     assert_eq!(rig.psql("SELECT id FROM plain").await, "2");
 }
+
+/// A client that commits, with words of its own making, what does not end: it is stopped, and what waits goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_words_keep_no_endless_statement_running() {
+    let mut rig = with_table().await;
+    let endless = simple("DO $$BEGIN LOOP NULL; END LOOP; END$$");
+    let (transaction, _) = begin(&mut rig, &endless).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let forged = Word {
+        machine: 2,
+        answers: [1; 32],
+        signature: [7; 64],
+    };
+    let commit = rig.commit_with(&transaction, vec![forged]).await;
+    let Outcome::Refused { sqlstate, .. } = rig.result(commit).await.outcome else {
+        panic!("committed");
+    };
+    assert_eq!(sqlstate, "BF007");
+    rig.run("INSERT INTO plain VALUES (1)").await;
+    assert_eq!(count(&rig).await, "1");
+}
