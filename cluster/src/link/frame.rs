@@ -64,7 +64,7 @@ pub enum Frame {
     FetchRequest(Order, Digest),
     /// A replica's log does not go back to what a voter asked for: it begins with this order.
     LogBegins(Order),
-    /// What became of a body that a proxy wanted to be kept.
+    /// The receipt for a body that a proxy wanted to be kept.
     Receipt(StoreReceipt),
     /// A voter's machine asks another one for a body.
     FetchBody(BodyName),

@@ -46,7 +46,7 @@ pub(super) struct Owner<H> {
     pub(super) replicas: Vec<Peer>,
     /// All other machines that hold voters.
     pub(super) voters: Vec<Peer>,
-    /// What this machine has asked to have ordered itself.
+    /// The operations that this machine has asked to have ordered under its own client.
     pub(super) undecided: Undecided,
     pub(super) board: StatusBoard,
     pub(super) clock: Clock,

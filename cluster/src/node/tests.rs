@@ -21,7 +21,7 @@ fn cluster(directory: &Path, agreement: Agreement) -> ClusterFile {
     generate(directory, &tunables, counter).unwrap()
 }
 
-/// What a voter has its node order after its start.
+/// The no-op that a voter has its node order after its start.
 fn nothing() -> Bytes {
     let operation = Operation {
         context: SessionContext::default(),

@@ -1,4 +1,4 @@
-//! What waits for this machine's voter: bounded for each sender, in messages and in bytes.
+//! The queue into this machine's voter: bounded for each sender, in messages and in bytes.
 //!
 //! A voter that is stuck must not hold up the agreement on the same link, so nobody waits here: what exceeds a sender's share
 //! is dropped and counted. What was decided is fetched again from the logs, and clients ask again. A sender that floods the
@@ -14,13 +14,13 @@ use voter::VoterInput;
 
 use crate::link::Peer;
 
-/// What may wait for the voter from one peer, in bytes.
+/// Bytes of one peer that may wait for the voter.
 const PEER_BYTES_MAX: usize = 64 << 20;
-/// What may wait for the voter from this machine itself, in bytes: decisions with their bodies.
+/// Bytes of this machine itself that may wait for the voter: decisions with their bodies.
 const OWN_BYTES_MAX: usize = 256 << 20;
 /// How many messages of one sender may wait, if the queue is shared by many.
 const SENDER_MESSAGES_MIN: usize = 1024;
-/// What a message weighs beside what it carries, in bytes.
+/// Bytes that a message counts beside its content.
 const MESSAGE_BYTES: usize = 128;
 
 #[derive(Clone, Copy, Default)]
@@ -117,7 +117,7 @@ impl State {
     }
 }
 
-/// What decisions with their bodies weigh.
+/// The bytes of decisions with their bodies.
 fn commit_bytes(message: &CommitDb) -> usize {
     let body = |entry: &ordering::message::CommitDbEntry| {
         MESSAGE_BYTES + entry.request.as_ref().map_or(0, |request| request.operation.len())
