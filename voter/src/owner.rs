@@ -45,6 +45,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// A voter that is further behind does not run what open transactions do, only what they commit.
 const BEHIND_ORDERS_MAX: u64 = 64;
 
+/// The shortest time between two replies to the replicas.
+const REPLY_INTERVAL: Duration = Duration::from_millis(100);
+
 /// How often the database server is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -141,11 +144,14 @@ pub(crate) struct Owner<'a> {
     floors: Floors,
     /// Orders up to here were over before this life began.
     resumed_from: u64,
-    /// What the machine's own replica knows to be decided.
+    /// What the machine's own replica knows to be decided, or a correct voter has executed.
     decided: Order,
+    /// What the voters of other machines say that they have executed.
+    executed_elsewhere: BTreeMap<MachineId, Order>,
     /// Where the logs of replicas begin that could not give what we lack.
     logs_begin: BTreeMap<MachineId, Order>,
     last_reply: (u64, u64),
+    replied: Instant,
     fetch: Fetch,
     last_ping: Instant,
     /// When old bodies were last looked for.
@@ -192,7 +198,8 @@ impl<'a> Owner<'a> {
             events,
             tasks: JoinSet::new(),
             votes: VoteCounter::new(config.faults, config.groups, Order(floor + 1))
-                .of_replicas(config.replicas.clone()),
+                .of_replicas(config.replicas.clone())
+                .beside_replica(config.machine),
             windows: state.windows,
             locks: LockTable::restore(limits, &state.locks),
             fed: BTreeMap::new(),
@@ -214,8 +221,10 @@ impl<'a> Owner<'a> {
             floors: Floors::new(floor, now),
             resumed_from: floor,
             decided: Order(0),
+            executed_elsewhere: BTreeMap::new(),
             logs_begin: BTreeMap::new(),
             last_reply: (u64::MAX, u64::MAX),
+            replied: now,
             fetch: Fetch {
                 from: floor + 1,
                 at: now,
@@ -283,6 +292,7 @@ impl<'a> Owner<'a> {
             VoterInput::KeepAlive(client) => self.heard(client),
             VoterInput::GiveUp { client, key } => self.shared.reads.give_up(client, key),
             VoterInput::Decided(order) => self.decided = order.max(self.decided),
+            VoterInput::Executed { from, order } => self.executed_by(from, order),
             VoterInput::Recall { client, key } => {
                 self.heard(client);
                 self.outside.reporter.recall(client, key).await
@@ -302,6 +312,16 @@ impl<'a> Owner<'a> {
                 .increment(1);
         }
         self.advance().await;
+    }
+
+    /// What another voter has executed was decided. One of f+1 that say so is correct.
+    fn executed_by(&mut self, from: MachineId, order: Order) {
+        self.executed_elsewhere.insert(from, order);
+        let mut orders: Vec<_> = self.executed_elsewhere.values().copied().collect();
+        orders.sort_unstable_by(|one, other| other.cmp(one));
+        if let Some(order) = orders.get(self.config.faults) {
+            self.decided = self.decided.max(*order);
+        }
     }
 
     /// A replica has cut off what we lack. One of f+1 that say so is correct, and cuts only what f+1 databases have.
@@ -493,10 +513,11 @@ impl<'a> Owner<'a> {
     async fn reply(&mut self) {
         let executed = self.executed.load(Ordering::Relaxed);
         let reply = (executed, self.floors.floor());
-        if reply == self.last_reply {
+        if reply == self.last_reply || self.replied.elapsed() < REPLY_INTERVAL {
             return;
         }
         self.last_reply = reply;
+        self.replied = Instant::now();
         let (executed, flushed) = (Order(reply.0), Order(reply.1));
         if !self.is_left_behind() {
             self.outside

@@ -1,5 +1,6 @@
 //! Counts COMMIT-DBs (`docs/protocol.md#a-request`): an order is decided when f+1 machines sent the same time and
-//! digest for one group. Pure.
+//! digest for one group, or when the replica of the voter's own machine says so, which has seen a quorum of certified
+//! COMMITs itself. Pure.
 //!
 //! Orders leave without gaps. A bounded window of later orders waits; what lies beyond is dropped and fetched again.
 
@@ -90,6 +91,8 @@ pub struct VoteCounter {
     faults: usize,
     groups: u16,
     replicas: Range<u8>,
+    /// The voter's own machine.
+    own: Option<MachineId>,
     next: u64,
     highest_seen: u64,
     pending: BTreeMap<u64, Pending>,
@@ -103,6 +106,7 @@ impl VoteCounter {
             faults,
             groups: groups.max(1),
             replicas: 1..u8::try_from(2 * faults + 2).unwrap_or(u8::MAX),
+            own: None,
             next: next.0,
             highest_seen: 0,
             pending: BTreeMap::new(),
@@ -114,6 +118,13 @@ impl VoteCounter {
     #[must_use]
     pub fn of_replicas(mut self, replicas: Range<u8>) -> Self {
         self.replicas = replicas;
+        self
+    }
+
+    /// Believes the replica of this machine, the voter's own: either both are correct or neither is.
+    #[must_use]
+    pub fn beside_replica(mut self, own: MachineId) -> Self {
+        self.own = Some(own);
         self
     }
 
@@ -193,7 +204,7 @@ impl VoteCounter {
         pending.votes.push(vote);
         let same =
             |other: &&Vote| (other.group, other.time_us, other.digest) == (vote.group, vote.time_us, vote.digest);
-        if pending.votes.iter().filter(same).count() >= needed {
+        if self.own == Some(vote.machine) || pending.votes.iter().filter(same).count() >= needed {
             self.decide(order, vote);
         }
         Counted::Match
@@ -325,6 +336,19 @@ mod tests {
             votes.take_next().and_then(|decided| decided.request),
             Some(Arc::new(request(1)))
         );
+    }
+
+    #[test]
+    fn the_replica_beside_the_voter_decides_alone_and_no_other_does() {
+        let mut votes = VoteCounter::new(1, 1, Order(1)).beside_replica(MachineId(2));
+        votes.count(MachineId(1), GroupId(0), entry(1, &request(1), true));
+        assert!(votes.take_next().is_none());
+        votes.count(MachineId(2), GroupId(0), entry(1, &request(2), true));
+        let decided = votes.take_next().and_then(|decided| decided.request);
+        assert_eq!(decided, Some(Arc::new(request(2))));
+        votes.count(MachineId(2), GroupId(0), entry(2, &request(2), true));
+        let contradiction = votes.count(MachineId(3), GroupId(0), entry(2, &request(1), true));
+        assert_eq!(contradiction, Counted::Mismatch);
     }
 
     #[test]

@@ -38,6 +38,13 @@ pub enum VoterInput {
     },
     /// The machine's own replica knows everything up to this order to be decided: how far the voter is behind.
     Decided(Order),
+    /// The voter of another machine has executed everything up to this order.
+    Executed {
+        /// Its machine.
+        from: MachineId,
+        /// The order.
+        order: Order,
+    },
     /// A client lives.
     KeepAlive(ClientId),
     /// A client waits for a read no more.
@@ -198,6 +205,7 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
                 VoterInput::CommitDb { .. }
                 | VoterInput::LogBegins { .. }
                 | VoterInput::Decided(_)
+                | VoterInput::Executed { .. }
                 | VoterInput::KeepAlive(_)
                 | VoterInput::GiveUp { .. },
             ) => {}

@@ -195,7 +195,6 @@ impl<H: Hosted> Node<H> {
         let directory = directory(file, verifier)?;
         let configuration = configuration(file, me)?;
         let replicas = peers_of(me, configuration.replica_machines());
-        let voters = peers_of(me, receiver::voters(file.tunables.faults));
         let restored = history::restore::<H>(&log, configuration, &identity, &mut *counter)?;
         let undecided = Undecided::default();
         let own_client = own_client(file, me, &identity, undecided.clone())?;
@@ -248,7 +247,6 @@ impl<H: Hosted> Node<H> {
             voter: voter_queue,
             others,
             replicas,
-            voters,
             undecided,
             board,
             clock: Clock::start(),

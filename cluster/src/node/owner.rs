@@ -44,8 +44,6 @@ pub(super) struct Owner<H> {
     pub(super) others: Vec<Peer>,
     /// All other machines that hold replicas.
     pub(super) replicas: Vec<Peer>,
-    /// All other machines that hold voters.
-    pub(super) voters: Vec<Peer>,
     /// The operations that this machine has asked to have ordered under its own client.
     pub(super) undecided: Undecided,
     pub(super) board: StatusBoard,
@@ -188,14 +186,10 @@ impl<H: Hosted> Owner<H> {
         Ok(())
     }
 
-    /// A decision: whole to the own voter, digests to the others.
+    /// A decision, for the own voter. Others have it from their own replicas, or ask for it.
     fn deliver(&mut self, message: CommitDb) {
         self.measures.decided(&message);
         self.undecided.decided(&message);
-        let mut digests = message.clone();
-        digests.entries.iter_mut().for_each(|entry| entry.request = None);
-        self.links
-            .send_to_all(self.voters.iter().copied(), &Frame::CommitDb(digests));
         self.to_own_voter(message);
     }
 

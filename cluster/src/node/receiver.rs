@@ -127,6 +127,11 @@ impl<H: Hosted> NodeReceiver<H> {
                 None
             }
             Frame::ReplyCommitDb(reply) => {
+                let executed = VoterInput::Executed {
+                    from: machine,
+                    order: reply.executed,
+                };
+                self.to_voter(from, bytes, executed);
                 if let Some(bodies) = &self.bodies {
                     bodies.flushed(machine, reply.flushed);
                 }

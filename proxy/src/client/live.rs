@@ -7,6 +7,7 @@ use ordering::identifiers::Digest;
 use ordering::message::{CHAIN_START, ClientMessage, Direct, DirectKind, DirectTransaction, chain};
 use sql::operation::TransactionId;
 
+use super::gathering::AtWork;
 use super::{Client, Failure, Preference, Voted, VotedResult};
 use crate::port::{Destination, MachineSet, ToNode};
 
@@ -49,6 +50,7 @@ pub(crate) struct Live {
     answers: Digest,
     /// The request that ordered the statement which is on its way; 0 when there is none.
     request: u64,
+    _at_work: Option<AtWork>,
 }
 
 impl Live {
@@ -68,6 +70,7 @@ impl Live {
             needed,
             answers: CHAIN_START,
             request: 0,
+            _at_work: None,
         }
     }
 
@@ -171,7 +174,10 @@ impl Client {
             Lockstep::Enough => (enough, enough),
             Lockstep::All => (self.voters.len(), enough),
         };
-        Live::new(transaction, context, self.health.pick_live(count), needed)
+        Live {
+            _at_work: Some(self.gathering.begin()),
+            ..Live::new(transaction, context, self.health.pick_live(count), needed)
+        }
     }
 
     /// Sends the other voters all that they lack of the transaction, so that they are live from now on; gives them. What is

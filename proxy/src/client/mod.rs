@@ -4,6 +4,7 @@
 mod calls;
 mod collect;
 mod direct;
+mod gathering;
 mod health;
 mod large;
 mod live;
@@ -31,6 +32,7 @@ use crate::error::{ApplicationError, NO_MAJORITY, NO_PROGRESS};
 use crate::port::{Destination, FromNode, MachineSet, ToNode};
 use calls::Calls;
 use collect::{Agreed, Refused};
+use gathering::Gathering;
 
 pub(crate) use collect::Rows;
 use health::Health;
@@ -74,6 +76,7 @@ pub(crate) struct Client {
     numbers: Numbers,
     next_direct: AtomicU64,
     health: Health,
+    gathering: Arc<Gathering>,
     /// The highest order that a vote has named.
     acknowledged: AtomicU64,
 }
@@ -221,6 +224,7 @@ impl Client {
             numbers: Numbers::new(config.incarnation),
             next_direct: AtomicU64::new(numbers::first_number(config.incarnation)),
             health: Health::new(&config.voters),
+            gathering: Arc::default(),
             acknowledged: AtomicU64::new(0),
         })
     }

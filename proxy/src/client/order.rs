@@ -114,6 +114,11 @@ impl Client {
         if encoded.len() > OPERATION_BYTES_MAX || encoded.is_empty() {
             return Err(Failure::TooLarge);
         }
+        if matches!(operation.work, Work::Begin { .. }) {
+            self.gathering.wait().await;
+        } else {
+            self.gathering.leave();
+        }
         let number = tokio::select! {
             number = timeout_at(deadline, self.numbers.take()) => number.map_err(|_| Failure::NoProgress)?,
             () = wait_for(cancel) => return Err(Failure::Cancelled),
