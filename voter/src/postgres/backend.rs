@@ -86,6 +86,8 @@ pub enum Answer {
     NoRoom(String),
     /// An error that speaks of the server: no result.
     Fault(String),
+    /// Code that is deferred to the end of the transaction defers itself again and again.
+    Unsettled,
 }
 
 /// A backend.
@@ -412,16 +414,39 @@ impl Backend {
         Ok(answers)
     }
 
-    /// Runs what would run at COMMIT: an error is the result of the COMMIT.
+    /// Runs what would run at COMMIT: an error is the result of the COMMIT. After it COMMIT runs no code that is not ours.
+    ///
+    /// `foreign`: such code may be deferred, and may defer itself again. What is deferred has written a row. So nothing is
+    /// left when nothing has written since everything was made immediate; the transaction's command counter tells.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn settle(&mut self) -> Result<Answer, PostgresError> {
-        let mut script = Script::default();
-        script.query(Part::Silent, own::CONSTRAINTS)?;
-        script.query(Part::Silent, own::CLOSE_ALL)?;
-        let answer = self.run(script, || {}).await?;
-        Ok(self.still_open(answer))
+    pub async fn settle(&mut self, foreign: bool) -> Result<Answer, PostgresError> {
+        for _ in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
+            let mut script = Script::default();
+            for _ in 0..if foreign { SETTLE_ROUNDS } else { 1 } {
+                self.add_command(&mut script, foreign)?;
+                script.query(Part::Silent, own::CONSTRAINTS)?;
+                script.query(Part::Silent, own::CLOSE_ALL)?;
+            }
+            self.add_command(&mut script, foreign)?;
+            let played = self.play_and_note(script, || {}).await?;
+            let silent = matches!(played.numbers.as_slice(),
+                [.., before, after] if before.checked_add(own::COMMANDS_OF_ITS_OWN) == Some(*after));
+            if silent || !foreign || played.error().is_some() {
+                let answer = self.answer(played).await;
+                return Ok(self.still_open(answer));
+            }
+        }
+        Ok(self.still_open(Answer::Unsettled))
+    }
+
+    fn add_command(&self, script: &mut Script, foreign: bool) -> Result<(), PostgresError> {
+        if foreign {
+            script.number(own::COMMAND, &[Some(&*self.token)])?;
+            script.sync();
+        }
+        Ok(())
     }
 
     async fn copy_data(&mut self, data: &Bytes) -> Result<Answer, PostgresError> {
@@ -558,6 +583,13 @@ impl Backend {
         idle(answer)
     }
 }
+
+/// How often everything deferred is run in one pipeline: what ran the first time may have written, the second time it
+/// usually has not.
+const SETTLE_ROUNDS: u32 = 2;
+
+/// How many such pipelines are tried before code that defers itself is taken for endless.
+const SETTLE_TIMES_MAX: u32 = 16;
 
 /// What is said of a transaction that an exchange has ended.
 const CLOSED: &str = "a statement ended the transaction behind the voter's back";

@@ -22,6 +22,8 @@ enum Awaited {
     /// Describe of a portal on behalf of a simple Query, which says nothing where there are no rows.
     DescribeRows,
     Execute,
+    /// Execute of something that answers one number.
+    ExecuteNumber,
     Query,
     /// A Query that opens COPY FROM STDIN: ends at CopyInResponse.
     CopyStart,
@@ -70,6 +72,8 @@ pub struct Played {
     pub prepared: Vec<(PreparedKey, String)>,
     /// The tag of the last command that succeeded.
     pub tag: Bytes,
+    /// What the statements of [`Script::number`] answered.
+    pub numbers: Vec<u64>,
 }
 
 impl Segment {
@@ -228,13 +232,25 @@ impl Script {
     /// Runs one of the voter's own statements with parameters, unnamed: no PREPARE or DEALLOCATE of an application can put
     /// another one in its place, and no view of running queries shows its parameters.
     pub fn own(&mut self, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
+        self.unnamed(Part::Own, text, parameters)?;
+        self.execute(Part::Own, "", 0)
+    }
+
+    /// The same with a statement that answers one number, which is kept in [`Played::numbers`]. Its error is the result.
+    pub fn number(&mut self, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
+        self.unnamed(Part::Silent, text, parameters)?;
+        frontend::execute("", 0, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::ExecuteNumber, Part::Silent));
+        Ok(())
+    }
+
+    fn unnamed(&mut self, part: Part, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
         let parameters: Vec<_> = parameters
             .iter()
             .map(|value| value.map(|value| Bytes::copy_from_slice(value.as_bytes())))
             .collect();
-        self.parse(Part::Own, "", text, &[], None)?;
-        self.bind(Part::Own, "", "", &[TEXT], &parameters, &[TEXT])?;
-        self.execute(Part::Own, "", 0)
+        self.parse(part, "", text, &[], None)?;
+        self.bind(part, "", "", &[TEXT], &parameters, &[TEXT])
     }
 
     /// Whether a Sync is due before a simple Query.
@@ -269,6 +285,7 @@ impl Script {
             segments: vec![Segment::new(limits)],
             prepared: Vec::new(),
             tag: Bytes::new(),
+            numbers: Vec::new(),
         };
         while self.advance(&mut played, limits) {
             let message = connection.message().await?;
@@ -325,6 +342,12 @@ impl Script {
             (Awaited::DescribeRows, b'T') => (true, true),
             (Awaited::DescribeRows, b'n') => (false, true),
             (Awaited::Execute, b'C' | b'I' | b's') => (true, true),
+            (Awaited::ExecuteNumber, b'D') => {
+                let number = first_column(message.body()).ok_or_else(|| PostgresError::protocol("not one number"))?;
+                played.numbers.push(number);
+                (false, false)
+            }
+            (Awaited::ExecuteNumber, b'C') => (false, true),
             (Awaited::Execute | Awaited::Query, b'D' | b'H' | b'd' | b'c') => (true, false),
             (Awaited::Query, b'T' | b'C' | b'I') => (true, false),
             (Awaited::CopyStart, b'G') => {
@@ -365,4 +388,12 @@ impl Script {
             self.awaited.pop_front();
         }
     }
+}
+
+/// The first column of a DataRow, if it is a number in text.
+fn first_column(body: &[u8]) -> Option<u64> {
+    let (_columns, rest) = body.split_first_chunk::<2>()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+    std::str::from_utf8(rest.get(..length)?).ok()?.parse().ok()
 }
