@@ -572,7 +572,17 @@ impl Session {
         };
         let voted = self.order(&operation, Rows::Unordered, false).await;
         let failure = match voted {
-            Ok(voted) => return committed(&voted.result.messages),
+            Ok(voted) => {
+                // An error or the tag is among the last messages.
+                let last = committed(&voted.result.messages)?;
+                return match client.gather(voted.result).await {
+                    Ok(result) => Ok(leave_out(&result.messages, b"C")),
+                    Err(failure) => {
+                        tracing::warn!(?failure, "notices of deferred triggers are lost");
+                        Ok(last)
+                    }
+                };
+            }
             Err(failure) => failure,
         };
         // After a Commit, an Abort does nothing. Instead of one, it frees the locks.

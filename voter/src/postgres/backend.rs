@@ -414,7 +414,7 @@ impl Backend {
         Ok(answers)
     }
 
-    /// Runs what would run at COMMIT: an error is the result of the COMMIT. After it COMMIT runs no code that is not ours.
+    /// Runs what would run at COMMIT: an error or notices are the result of the COMMIT. After it COMMIT runs no code that is not ours.
     ///
     /// `foreign`: such code may be deferred, and may defer itself again. What is deferred has written a row. So nothing is
     /// left when nothing has written since everything was made immediate; the transaction's command counter tells.
@@ -422,11 +422,12 @@ impl Backend {
     /// # Errors
     /// When the connection is lost.
     pub async fn settle(&mut self, foreign: bool) -> Result<Answer, PostgresError> {
+        let mut noticed = None;
         for _ in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
-            let mut script = Script::default();
+            let mut script = Script::after(noticed.take());
             for _ in 0..if foreign { SETTLE_ROUNDS } else { 1 } {
                 self.add_command(&mut script, foreign)?;
-                script.query(Part::Silent, own::CONSTRAINTS)?;
+                script.query(Part::Noticed, own::CONSTRAINTS)?;
                 script.query(Part::Silent, own::CLOSE_ALL)?;
             }
             self.add_command(&mut script, foreign)?;
@@ -437,6 +438,7 @@ impl Backend {
                 let answer = self.answer(played).await;
                 return Ok(self.still_open(answer));
             }
+            noticed = Some(played.into_segment(&self.limits).capture);
         }
         Ok(self.still_open(Answer::Unsettled))
     }
@@ -611,6 +613,35 @@ fn idle(answer: Answer) -> Answer {
         Answer::Result(result) => Answer::Result(ExchangeResult { status: b'I', ..result }),
         Answer::Large(large) => Answer::Large(Box::new(LargeResult { status: b'I', ..*large })),
         other => other,
+    }
+}
+
+impl Answer {
+    /// Whether the server did what it was asked, whatever became of what it said.
+    pub fn succeeded(&self) -> bool {
+        match self {
+            Answer::Result(result) => !has_error(&result.messages),
+            Answer::Large(large) => !large.stored.failed(),
+            Answer::TooLarge | Answer::NoRoom(_) => true,
+            Answer::Fault(_) | Answer::Unsettled => false,
+        }
+    }
+
+    /// A COMMIT's answer, after the notices that came when everything deferred was run. Many of them travel alone.
+    pub fn with_notices(self, notices: Answer) -> Answer {
+        match (notices, self) {
+            (Answer::Result(notices), Answer::Result(committed)) => Answer::Result(ExchangeResult {
+                messages: [notices.messages, committed.messages].concat().into(),
+                status: committed.status,
+            }),
+            (Answer::Large(notices), Answer::Result(committed)) if !has_error(&committed.messages) => {
+                Answer::Large(Box::new(LargeResult {
+                    status: committed.status,
+                    ..*notices
+                }))
+            }
+            (_, committed) => committed,
+        }
     }
 }
 

@@ -39,6 +39,8 @@ enum Awaited {
 pub struct Script {
     buffer: BytesMut,
     awaited: VecDeque<(Awaited, Part)>,
+    /// What an earlier script has brought, if this one goes on with it.
+    earlier: Option<Capture>,
 }
 
 /// Whose message it is.
@@ -48,6 +50,8 @@ pub enum Part {
     Own,
     /// On behalf of the client, who did not ask for it: its success is dropped, its error is the result.
     Silent,
+    /// The same, and its notices are the result too.
+    Noticed,
     /// The client's: its answers are the result.
     Client,
 }
@@ -107,6 +111,14 @@ impl Played {
 const TEXT: i16 = 0;
 
 impl Script {
+    /// A script whose result goes on with that of an earlier one.
+    pub fn after(earlier: Option<Capture>) -> Self {
+        Self {
+            earlier,
+            ..Self::default()
+        }
+    }
+
     /// Parse; its success is noted under `key` if there is one.
     pub fn parse(
         &mut self,
@@ -281,8 +293,12 @@ impl Script {
         mut between: impl FnMut(),
     ) -> Result<Played, PostgresError> {
         connection.outgoing().unsplit(std::mem::take(&mut self.buffer));
+        let mut first = Segment::new(limits);
+        if let Some(earlier) = self.earlier.take() {
+            first.capture = earlier;
+        }
         let mut played = Played {
-            segments: vec![Segment::new(limits)],
+            segments: vec![first],
             prepared: Vec::new(),
             tag: Bytes::new(),
             numbers: Vec::new(),
@@ -363,7 +379,7 @@ impl Script {
         if tag == b'C' {
             played.tag = message.frame.slice(message.frame.len().min(HEADER_BYTES)..);
         }
-        if keep && part == Part::Client {
+        if keep && (part == Part::Client || (part == Part::Noticed && tag == b'N')) {
             segment.capture.add(message);
         }
         if done && let Some((Awaited::Parse(Some(noted)), _)) = self.awaited.pop_front() {

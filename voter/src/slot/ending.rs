@@ -12,7 +12,7 @@ use super::{Commit, Finish, RETRY_DELAY, Slot};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Record, has_error};
+use crate::postgres::backend::{Answer, Record};
 use crate::postgres::capture::command_complete;
 use crate::transactions::chain_over;
 use crate::work::{Refused, is_everything};
@@ -51,7 +51,7 @@ impl Slot {
 
     /// Runs what is deferred, so that nothing is left that COMMIT would run.
     async fn settle(&mut self, stop: Stop<'_>) -> Result<Settled, PostgresError> {
-        if self.settled {
+        if self.settled.is_some() {
             return Ok(Settled::Nothing);
         }
         // What is deferred has written something, which nothing does that was READ ONLY from its start.
@@ -60,16 +60,19 @@ impl Slot {
             .as_ref()
             .is_some_and(|borrowed| borrowed.backend.is_foreign());
         let may_defer = (is_foreign || self.catalog_changed) && !self.transaction.read_only;
-        self.settled = true;
-        let outcome = match self.play(Task::Settle(may_defer), stop).await? {
-            Played::Answers(mut answers) => answers.pop().and_then(outcome),
+        let answer = match self.play(Task::Settle(may_defer), stop).await? {
+            Played::Answers(mut answers) => answers.pop(),
             Played::Stopped | Played::Lost => None,
         };
-        match outcome {
-            Some(Outcome::Done { whole, .. }) if self.status() == b'T' && !failed(&whole) => Ok(Settled::Nothing),
-            outcome => {
+        match answer {
+            Some(answer) if self.status() == b'T' && answer.succeeded() => {
+                self.settled = Some(answer);
+                Ok(Settled::Nothing)
+            }
+            answer => {
                 self.built = false;
-                Ok(Settled::Failed(outcome.unwrap_or(Outcome::Unavailable)))
+                let failed = answer.and_then(outcome).unwrap_or(Outcome::Unavailable);
+                Ok(Settled::Failed(failed))
             }
         }
     }
@@ -183,8 +186,15 @@ impl Slot {
         let patience = Stop::After(self.shared.config.limits.commit_wait);
         let played = self.play(Task::Commit(record), patience).await?;
         self.built = false;
+        let notices = self.settled.take();
         let answer = match played {
-            Played::Answers(mut answers) => answers.pop().and_then(outcome),
+            Played::Answers(mut answers) => answers
+                .pop()
+                .map(|answer| match notices {
+                    Some(notices) => answer.with_notices(notices),
+                    None => answer,
+                })
+                .and_then(outcome),
             // Whether it committed before it was lost is in the database.
             Played::Stopped | Played::Lost => match self.shared.is_applied(record).await? {
                 true => Some(Outcome::Executed),
@@ -205,11 +215,6 @@ impl Slot {
         }
         Ok(())
     }
-}
-
-/// Whether an encoded result holds an error.
-fn failed(whole: &[u8]) -> bool {
-    borsh::from_slice::<ExchangeResult>(whole).is_ok_and(|result| has_error(&result.messages))
 }
 
 /// The result of an Abort.

@@ -202,7 +202,7 @@ impl Slot {
                 self.backend = Some(borrowed);
                 self.built = true;
                 self.tainted = false;
-                self.settled = false;
+                self.settled = None;
                 self.failed_by_read = false;
                 self.names_changed = false;
                 self.all_short = true;
@@ -246,7 +246,7 @@ impl Slot {
         }
         let usable = self.built && self.backend.is_some() && !self.failed_by_read;
         let fits = match to {
-            Wanted::GoOn => !self.settled,
+            Wanted::GoOn => self.settled.is_none(),
             Wanted::End => !self.tainted,
         };
         if usable && fits {

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use ordering::identifiers::Digest;
 use ordering::message::{DirectKind, Outcome, ResultKey};
 use sql::footprint::Footprint;
 use sql::operation::{Exchange, Isolation, Work};
@@ -252,4 +253,39 @@ async fn ordinary_deferred_constraints_work() {
     eprintln!("a transaction with deferred triggers: {:?}", started.elapsed() / 50);
     assert_eq!(rig.psql("SELECT count(*) FROM log").await, "100");
     assert_eq!(rig.psql("SELECT count(*) FROM cloudbft.command").await, "0");
+}
+
+/// What deferred triggers say is the COMMIT's, on live voters as on others, also when it is more than travels at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn notices_of_deferred_triggers_come_with_the_commit() {
+    let again = format!("RAISE NOTICE '%', repeat('x', 100000); IF NEW.round < 1 THEN {AGAIN} END IF;");
+    let mut rig = with_trigger(&again).await;
+    for (rows, at_once) in [(1, true), (15, false)] {
+        let insert = simple(&format!(
+            "INSERT INTO queue SELECT i, 0 FROM generate_series(1, {rows}) i"
+        ));
+        let live = begin(&mut rig, &insert).await;
+        let words = rig.words(&live).await;
+        let answers = words[0].answers;
+        let commit = rig.commit_with(&live, words).await;
+        let first = rig.result(commit).await.outcome;
+        assert_eq!(matches!(first, Outcome::Done { .. }), at_once);
+        let notices = tags(&rig.whole(ResultKey::Request(commit)).await);
+        assert_eq!(notices.matches('N').count(), 2 * rows, "{notices}");
+        rig.run("DELETE FROM queue").await;
+
+        let mut lazy = rig.new_transaction(Footprint::everything());
+        rig.begin_live(&mut lazy, 0, &insert).await;
+        let words = rig.words_with(&lazy, answers);
+        let commit = rig.commit_with(&lazy, words).await;
+        assert_eq!(digests(&rig.result(commit).await.outcome), digests(&first));
+        rig.run("DELETE FROM queue").await;
+    }
+}
+
+fn digests(outcome: &Outcome) -> (Digest, Digest) {
+    match outcome {
+        Outcome::Done { sequence, multiset, .. } | Outcome::Large { sequence, multiset, .. } => (*sequence, *multiset),
+        other => panic!("no result: {other:?}"),
+    }
 }
