@@ -301,3 +301,22 @@ async fn a_commit_with_many_notices_delivers_all() {
     assert_eq!(count.get::<_, i64>(0), 50);
     until_released(&world).await;
 }
+
+/// COPY out runs once on each server, also when one is late: it is not asked directly first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copy_out_runs_once() {
+    let _process = PROCESS.read().await;
+    let (world, _client) = with_rows(2_000, SAME).await;
+    let late = world.servers[2].connect().await;
+    late.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    for text in ["COPY t TO STDOUT", "COPY (SELECT * FROM t ORDER BY id) TO STDOUT"] {
+        assert_eq!(printed(&world, text).await, expected(&world, 2_000).await);
+    }
+    late.batch_execute("ROLLBACK").await.unwrap();
+    let seen = world.faults.take_seen();
+    // The catalog is read now and then, by an ordered read.
+    assert!(count(&seen, "read") == 0 && count(&seen, "ordered read") >= 2, "{seen:?}");
+    until_released(&world).await;
+}
