@@ -317,6 +317,9 @@ async fn copy_out_runs_once() {
     late.batch_execute("ROLLBACK").await.unwrap();
     let seen = world.faults.take_seen();
     // The catalog is read now and then, by an ordered read.
-    assert!(count(&seen, "read") == 0 && count(&seen, "ordered read") >= 2, "{seen:?}");
+    assert!(
+        count(&seen, "read") == 0 && count(&seen, "ordered read") >= 2,
+        "{seen:?}"
+    );
     until_released(&world).await;
 }

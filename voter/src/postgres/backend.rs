@@ -425,6 +425,7 @@ impl Backend {
         let mut noticed = None;
         for _ in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
             let mut script = Script::after(noticed.take());
+            self.add_unlimited(&mut script)?;
             for _ in 0..if foreign { SETTLE_ROUNDS } else { 1 } {
                 self.add_command(&mut script, foreign)?;
                 script.query(Part::Noticed, own::CONSTRAINTS)?;
@@ -470,6 +471,7 @@ impl Backend {
     pub async fn commit(&mut self, record: &Record) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
         self.drew |= record.sequences != Sequences::None;
+        self.add_unlimited(&mut script)?;
         self.add_record(&mut script, record)?;
         script.query(Part::Client, own::COMMIT)?;
         let played = self.play_and_note(script, || {}).await?;
@@ -519,9 +521,17 @@ impl Backend {
         Ok(())
     }
 
+    fn add_unlimited(&self, script: &mut Script) -> Result<(), PostgresError> {
+        match self.foreign {
+            true => Ok(script.query(Part::Own, own::UNLIMITED)?),
+            false => Ok(()),
+        }
+    }
+
     /// An exchange of an open transaction, with its clock.
     fn add_within(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
         add_clock(script, job)?;
+        self.add_unlimited(script)?;
         if self.foreign && !self.renamed {
             script.query(Part::Own, &self.meaning)?;
         }
@@ -559,7 +569,7 @@ impl Backend {
 
     async fn answer_segment(&self, segment: Segment) -> Answer {
         if let Some((error, part)) = &segment.error
-            && (error.is_server_fault() || (*part == Part::Own && error.sqlstate != IN_FAILED_TRANSACTION))
+            && (error.is_server_fault() || *part == Part::Own)
         {
             return Answer::Fault(format!("{}: {}", error.sqlstate, error.message));
         }
@@ -598,9 +608,6 @@ const CLOSED: &str = "a statement ended the transaction behind the voter's back"
 
 /// The tag of a COMMIT that committed.
 const COMMIT_TAG: &[u8] = b"COMMIT";
-
-/// The SQLSTATE of a statement in a transaction that has failed.
-const IN_FAILED_TRANSACTION: &str = "25P02";
 
 fn own_error(played: Played) -> Result<(), PostgresError> {
     let error = played.segments.into_iter().find_map(|segment| segment.error);

@@ -107,6 +107,9 @@ impl Played {
     }
 }
 
+/// The SQLSTATE of a statement in a transaction that has failed.
+const IN_FAILED_TRANSACTION: &str = "25P02";
+
 /// The voter's parameters are text.
 const TEXT: i16 = 0;
 
@@ -388,13 +391,17 @@ impl Script {
         Ok(())
     }
 
-    /// An error: kept whoever caused it (the caller decides), and what follows is skipped as the server skips it.
+    /// An error: kept whoever caused it (the caller decides), and what follows is skipped as the server skips it. That the
+    /// voter's own statements do nothing in a transaction that has failed says nothing of the client's: it may end the failure.
     fn take_error(&mut self, message: &Message, played: &mut Played) {
         let part = self.awaited.front().map_or(Part::Own, |(_, part)| *part);
+        let error = error_fields(message.body());
+        let skipped = part == Part::Own && error.sqlstate == IN_FAILED_TRANSACTION;
         if let Some(segment) = played.segments.last_mut()
             && segment.error.is_none()
+            && !skipped
         {
-            segment.error = Some((error_fields(message.body()), part));
+            segment.error = Some((error, part));
             segment.capture.add(message);
         }
         while let Some((awaited, _)) = self.awaited.front() {

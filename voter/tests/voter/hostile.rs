@@ -623,6 +623,50 @@ async fn what_names_mean_is_the_operations_alone() {
     assert_eq!(rig.psql("SELECT name FROM public.plain").await, "changed");
 }
 
+/// After code of users, ROLLBACK TO ends a failure as it does otherwise, live as where the list runs at the Commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_savepoint_ends_a_failure_after_foreign_code() {
+    let mut rig = with_table().await;
+    let code = simple("DO $$BEGIN INSERT INTO plain VALUES (1); END$$");
+    let (mut transaction, order) = begin(&mut rig, &code).await;
+    rig.result(order).await;
+    for (text, answer) in [
+        ("SAVEPOINT s", "C"),
+        ("INSERT INTO plain VALUES (1)", "E"),
+        ("ROLLBACK TO SAVEPOINT s", "C"),
+        ("INSERT INTO plain VALUES (2)", "C"),
+    ] {
+        assert_eq!(
+            tags(&rig.write(&mut transaction, &simple(text)).await),
+            answer,
+            "{text}"
+        );
+    }
+    let words = rig.words(&transaction).await;
+    rig.psql(END_OPEN).await;
+    let commit = rig.commit_with(&transaction, words).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_eq!(count(&rig).await, "2");
+    assert_serving(&rig);
+}
+
+/// A time limit that code sets for its backend ends none of the voter's own statements.
+#[tokio::test(flavor = "multi_thread")]
+async fn time_limits_of_code_do_not_end_the_voters_statements() {
+    let mut rig = with_table().await;
+    // What the voter records of them takes longer than the limit.
+    rig.psql("DO $$BEGIN FOR i IN 1..3000 LOOP EXECUTE format('CREATE SEQUENCE s%s', i); END LOOP; END$$")
+        .await;
+    let limits = "DO $$BEGIN EXECUTE 'SET LOCAL statement_' || 'timeout = 50'; INSERT INTO plain VALUES (1); END$$";
+    let (transaction, order) = begin(&mut rig, &simple(limits)).await;
+    rig.result(order).await;
+    let words = rig.words(&transaction).await;
+    assert_eq!(words.len(), 2);
+    let commit = rig.commit_with(&transaction, words).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_serving(&rig);
+}
+
 /// A proxy that was killed and is back at once says that it lives; what it had open before has nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_of_an_earlier_start_of_their_client_are_abandoned() {

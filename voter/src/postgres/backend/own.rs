@@ -41,6 +41,10 @@ pub(super) const COMMANDS_OF_ITS_OWN: u64 = 2;
 /// No later transaction on this backend sees `currval` of an earlier one.
 pub(super) const DISCARD_SEQUENCES: &str = "DISCARD SEQUENCES";
 
+/// Code that is not ours can set limits; none may end a statement of the voter's own. The voter itself sets none.
+pub(super) const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; \
+    SET LOCAL idle_in_transaction_session_timeout = 0";
+
 /// Sets again, for the rest of the transaction, what tells how texts are read and which tables names mean.
 pub(super) fn meaning(settings: &[(String, String)]) -> String {
     let value = |wanted: &str, default: &str| {
