@@ -275,3 +275,51 @@ async fn a_cancel_and_a_disconnect_end_the_release() {
     until_released(&world).await;
     assert!(gone.elapsed() < Duration::from_secs(1));
 }
+
+/// Notices of deferred triggers come with COMMIT, all of them, in a transaction block as in autocommit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_with_many_notices_delivers_all() {
+    let _process = PROCESS.read().await;
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    for text in [
+        "CREATE TABLE noisy (id int PRIMARY KEY)",
+        "CREATE FUNCTION noise() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN RAISE NOTICE '% %', NEW.id, repeat('x', 100000); RETURN NULL; END$$",
+        "CREATE CONSTRAINT TRIGGER noise AFTER INSERT ON noisy DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION noise()",
+    ] {
+        client.batch_execute(text).await.unwrap();
+    }
+    let insert = |from: u32| format!("INSERT INTO noisy SELECT i FROM generate_series({from}, {from} + 24) i");
+    let block = world.psql(&["-c", "BEGIN", "-c", &insert(1), "-c", "COMMIT"]).await;
+    assert_eq!(block.matches("NOTICE:").count(), 25, "{} bytes", block.len());
+    assert!(block.contains("COMMIT"));
+    let alone = world.psql(&["-c", &insert(100)]).await;
+    assert_eq!(alone.matches("NOTICE:").count(), 25, "{} bytes", alone.len());
+    let count = client.query_one("SELECT count(*) FROM noisy", &[]).await.unwrap();
+    assert_eq!(count.get::<_, i64>(0), 50);
+    until_released(&world).await;
+}
+
+/// COPY out runs once on each server, also when one is late: it is not asked directly first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copy_out_runs_once() {
+    let _process = PROCESS.read().await;
+    let (world, _client) = with_rows(2_000, SAME).await;
+    let late = world.servers[2].connect().await;
+    late.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    for text in ["COPY t TO STDOUT", "COPY (SELECT * FROM t ORDER BY id) TO STDOUT"] {
+        assert_eq!(printed(&world, text).await, expected(&world, 2_000).await);
+    }
+    late.batch_execute("ROLLBACK").await.unwrap();
+    let seen = world.faults.take_seen();
+    // The catalog is read now and then, by an ordered read.
+    assert!(
+        count(&seen, "read") == 0 && count(&seen, "ordered read") >= 2,
+        "{seen:?}"
+    );
+    until_released(&world).await;
+}

@@ -55,6 +55,9 @@ pub struct VoterLimits {
     pub kept_result_bytes_max: u64,
     /// How long a direct statement, or an ordered one of a transaction, waits for the transaction's earlier writes.
     pub direct_wait: Duration,
+    /// How long the server may take to commit a transaction that has run. Then the backend is ended, and the voter looks
+    /// whether it committed.
+    pub commit_wait: Duration,
     /// How often the floor is written while orders are executed.
     pub floor_interval: Duration,
     /// A client that has sent nothing for so long is dead: its open transactions are to be abandoned. Clients send something
@@ -79,6 +82,7 @@ impl Default for VoterLimits {
             direct_queue_max: 1024,
             kept_result_bytes_max: 32 << 20,
             direct_wait: Duration::from_secs(2),
+            commit_wait: Duration::from_secs(300),
             floor_interval: Duration::from_secs(1),
             client_silence_max: Duration::from_secs(5),
             transaction_time_max: Duration::from_secs(60),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use ordering::identifiers::{ClientId, Order};
 use ordering::message::{self, ResultKey, ResultMessage};
 use sql::operation::{ExchangeResult, SessionContext};
+use sql::refusal::NOT_SUPPORTED;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::VoterConfig;
@@ -280,7 +281,19 @@ pub(crate) fn outcome(answer: Answer) -> Option<Outcome> {
             metrics::counter!("cloudbft_voter_results_without_room_total").increment(1);
             None
         }
+        Answer::Unsettled => Some(unsettled().into()),
         Answer::Fault(_) => None,
+    }
+}
+
+fn unsettled() -> Refused {
+    Refused {
+        detail: "A trigger's function runs SET CONSTRAINTS ... DEFERRED and changes rows that fire it again.".into(),
+        hint: "Let the trigger's function defer itself fewer times, or not at all.".into(),
+        ..Refused::new(
+            NOT_SUPPORTED,
+            "deferred triggers defer themselves again and again at the end of the transaction",
+        )
     }
 }
 

@@ -182,6 +182,9 @@ pub(crate) struct Slot {
     built: bool,
     /// A read has run that may have left something in the backend: it does not commit.
     tainted: bool,
+    /// What is deferred has been run: nothing more is listed in this backend, where no constraint is deferred any more.
+    /// What came of it, for the answer of the COMMIT.
+    settled: Option<Answer>,
     /// A read failed, so that the backend's transaction has failed though no write has.
     failed_by_read: bool,
     /// The snapshot of Begin is gone; what runs again has a newer one.
@@ -243,6 +246,7 @@ pub(crate) fn start(
         backend: None,
         built: false,
         tainted: false,
+        settled: None,
         failed_by_read: false,
         snapshot_lost: false,
         lost: false,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sql::analysis::ExchangeAnalysis;
 use sql::footprint::{Footprint, Mode, Resource};
 use sql::operation::{Exchange, Isolation, Operation, TransactionId, Work};
-use sql::statement::Effect;
+use sql::statement::{Effect, StatementClass};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Session;
@@ -239,13 +239,17 @@ impl Session {
 
     async fn autocommit_read(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         let context = self.context();
-        if !routed.analysis.needs_clock && !routed.several && is_narrow(&routed.analysis.footprint) {
+        let quorum = self.read_quorum();
+        // A voter that is late, or has not executed the last write, would have all of it run again.
+        let risks_more = quorum == Quorum::All && copies_out(routed.analysis);
+        let narrow = !routed.several && is_narrow(&routed.analysis.footprint);
+        if !routed.analysis.needs_clock && narrow && !risks_more {
             let question = Question {
                 context: context.encoded.clone(),
                 exchange: routed.encoded.clone(),
                 rows: routed.rows(),
             };
-            match self.ask(question, self.read_quorum()).await {
+            match self.ask(question, quorum).await {
                 Err(Failure::Undecided) => {}
                 voted => return voted.map(|voted| voted.result),
             }
@@ -572,7 +576,17 @@ impl Session {
         };
         let voted = self.order(&operation, Rows::Unordered, false).await;
         let failure = match voted {
-            Ok(voted) => return committed(&voted.result.messages),
+            Ok(voted) => {
+                // An error or the tag is among the last messages.
+                let last = committed(&voted.result.messages)?;
+                return match client.gather(voted.result).await {
+                    Ok(result) => Ok(leave_out(&result.messages, b"C")),
+                    Err(failure) => {
+                        tracing::warn!(?failure, "notices of deferred triggers are lost");
+                        Ok(last)
+                    }
+                };
+            }
             Err(failure) => failure,
         };
         // After a Commit, an Abort does nothing. Instead of one, it frees the locks.
@@ -682,6 +696,12 @@ fn writes(routed: &Routed<'_>) -> bool {
 /// Whether nobody else runs meanwhile.
 fn holds_everything(footprint: &Footprint) -> bool {
     footprint.entries().first() == Some(&(Resource::Everything, Mode::Exclusive))
+}
+
+/// Whether an exchange is COPY TO STDOUT: an ordered read costs little beside what it gives.
+fn copies_out(analysis: &ExchangeAnalysis) -> bool {
+    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
+    statements.any(|statement| statement.class == StatementClass::CopyTo)
 }
 
 /// Whether all voters' equal answers prove a state: at most one resource is read.

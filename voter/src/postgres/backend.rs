@@ -86,6 +86,8 @@ pub enum Answer {
     NoRoom(String),
     /// An error that speaks of the server: no result.
     Fault(String),
+    /// Code that is deferred to the end of the transaction defers itself again and again.
+    Unsettled,
 }
 
 /// A backend.
@@ -412,16 +414,42 @@ impl Backend {
         Ok(answers)
     }
 
-    /// Runs what would run at COMMIT: an error is the result of the COMMIT.
+    /// Runs what would run at COMMIT: an error or notices are the result of the COMMIT. After it COMMIT runs no code that is not ours.
+    ///
+    /// `foreign`: such code may be deferred, and may defer itself again. What is deferred has written a row. So nothing is
+    /// left when nothing has written since everything was made immediate; the transaction's command counter tells.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn settle(&mut self) -> Result<Answer, PostgresError> {
-        let mut script = Script::default();
-        script.query(Part::Silent, own::CONSTRAINTS)?;
-        script.query(Part::Silent, own::CLOSE_ALL)?;
-        let answer = self.run(script, || {}).await?;
-        Ok(self.still_open(answer))
+    pub async fn settle(&mut self, foreign: bool) -> Result<Answer, PostgresError> {
+        let mut noticed = None;
+        for _ in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
+            let mut script = Script::after(noticed.take());
+            self.add_unlimited(&mut script)?;
+            for _ in 0..if foreign { SETTLE_ROUNDS } else { 1 } {
+                self.add_command(&mut script, foreign)?;
+                script.query(Part::Noticed, own::CONSTRAINTS)?;
+                script.query(Part::Silent, own::CLOSE_ALL)?;
+            }
+            self.add_command(&mut script, foreign)?;
+            let played = self.play_and_note(script, || {}).await?;
+            let silent = matches!(played.numbers.as_slice(),
+                [.., before, after] if before.checked_add(own::COMMANDS_OF_ITS_OWN) == Some(*after));
+            if silent || !foreign || played.error().is_some() {
+                let answer = self.answer(played).await;
+                return Ok(self.still_open(answer));
+            }
+            noticed = Some(played.into_segment(&self.limits).capture);
+        }
+        Ok(self.still_open(Answer::Unsettled))
+    }
+
+    fn add_command(&self, script: &mut Script, foreign: bool) -> Result<(), PostgresError> {
+        if foreign {
+            script.number(own::COMMAND, &[Some(&*self.token)])?;
+            script.sync();
+        }
+        Ok(())
     }
 
     async fn copy_data(&mut self, data: &Bytes) -> Result<Answer, PostgresError> {
@@ -443,6 +471,7 @@ impl Backend {
     pub async fn commit(&mut self, record: &Record) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
         self.drew |= record.sequences != Sequences::None;
+        self.add_unlimited(&mut script)?;
         self.add_record(&mut script, record)?;
         script.query(Part::Client, own::COMMIT)?;
         let played = self.play_and_note(script, || {}).await?;
@@ -492,9 +521,17 @@ impl Backend {
         Ok(())
     }
 
+    fn add_unlimited(&self, script: &mut Script) -> Result<(), PostgresError> {
+        match self.foreign {
+            true => Ok(script.query(Part::Own, own::UNLIMITED)?),
+            false => Ok(()),
+        }
+    }
+
     /// An exchange of an open transaction, with its clock.
     fn add_within(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
         add_clock(script, job)?;
+        self.add_unlimited(script)?;
         if self.foreign && !self.renamed {
             script.query(Part::Own, &self.meaning)?;
         }
@@ -532,7 +569,7 @@ impl Backend {
 
     async fn answer_segment(&self, segment: Segment) -> Answer {
         if let Some((error, part)) = &segment.error
-            && (error.is_server_fault() || (*part == Part::Own && error.sqlstate != IN_FAILED_TRANSACTION))
+            && (error.is_server_fault() || *part == Part::Own)
         {
             return Answer::Fault(format!("{}: {}", error.sqlstate, error.message));
         }
@@ -559,14 +596,18 @@ impl Backend {
     }
 }
 
+/// How often everything deferred is run in one pipeline: what ran the first time may have written, the second time it
+/// usually has not.
+const SETTLE_ROUNDS: u32 = 2;
+
+/// How many such pipelines are tried before code that defers itself is taken for endless.
+const SETTLE_TIMES_MAX: u32 = 16;
+
 /// What is said of a transaction that an exchange has ended.
 const CLOSED: &str = "a statement ended the transaction behind the voter's back";
 
 /// The tag of a COMMIT that committed.
 const COMMIT_TAG: &[u8] = b"COMMIT";
-
-/// The SQLSTATE of a statement in a transaction that has failed.
-const IN_FAILED_TRANSACTION: &str = "25P02";
 
 fn own_error(played: Played) -> Result<(), PostgresError> {
     let error = played.segments.into_iter().find_map(|segment| segment.error);
@@ -579,6 +620,35 @@ fn idle(answer: Answer) -> Answer {
         Answer::Result(result) => Answer::Result(ExchangeResult { status: b'I', ..result }),
         Answer::Large(large) => Answer::Large(Box::new(LargeResult { status: b'I', ..*large })),
         other => other,
+    }
+}
+
+impl Answer {
+    /// Whether the server did what it was asked, whatever became of what it said.
+    pub fn succeeded(&self) -> bool {
+        match self {
+            Answer::Result(result) => !has_error(&result.messages),
+            Answer::Large(large) => !large.stored.failed(),
+            Answer::TooLarge | Answer::NoRoom(_) => true,
+            Answer::Fault(_) | Answer::Unsettled => false,
+        }
+    }
+
+    /// A COMMIT's answer, after the notices that came when everything deferred was run. Many of them travel alone.
+    pub fn with_notices(self, notices: Answer) -> Answer {
+        match (notices, self) {
+            (Answer::Result(notices), Answer::Result(committed)) => Answer::Result(ExchangeResult {
+                messages: [notices.messages, committed.messages].concat().into(),
+                status: committed.status,
+            }),
+            (Answer::Large(notices), Answer::Result(committed)) if !has_error(&committed.messages) => {
+                Answer::Large(Box::new(LargeResult {
+                    status: committed.status,
+                    ..*notices
+                }))
+            }
+            (_, committed) => committed,
+        }
     }
 }
 

@@ -17,6 +17,9 @@ CREATE TABLE IF NOT EXISTS cloudbft.floor ("order" bigint NOT NULL, state bytea 
 -- Committed positions of all sequences: nextval itself is neither undone by ROLLBACK nor exact after a crash.
 CREATE TABLE IF NOT EXISTS cloudbft.sequence (name text PRIMARY KEY, last_value bigint NOT NULL, is_called boolean NOT NULL);
 
+-- Where cloudbft.command writes. Empty.
+CREATE UNLOGGED TABLE IF NOT EXISTS cloudbft.command (written boolean NOT NULL);
+
 REVOKE ALL ON ALL TABLES IN SCHEMA cloudbft FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION cloudbft.set_applied(token text, home text, granted bigint, "order" bigint) RETURNS void
@@ -29,6 +32,24 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
   END IF;
+END
+$$;
+
+-- The number of the transaction's present command. It tells whether anything wrote a row since it was asked before
+-- (docs/decisions/0036-nothing-is-deferred-after-the-word.md).
+CREATE OR REPLACE FUNCTION cloudbft.command(token text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  number text;
+  place tid;
+BEGIN
+  INSERT INTO cloudbft.command AS c SELECT true FROM cloudbft.token t WHERE t.value = command.token
+  RETURNING c.cmin::text, c.ctid INTO number, place;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+  DELETE FROM cloudbft.command c WHERE c.ctid = place;
+  RETURN number;
 END
 $$;
 

@@ -22,6 +22,8 @@ enum Awaited {
     /// Describe of a portal on behalf of a simple Query, which says nothing where there are no rows.
     DescribeRows,
     Execute,
+    /// Execute of something that answers one number.
+    ExecuteNumber,
     Query,
     /// A Query that opens COPY FROM STDIN: ends at CopyInResponse.
     CopyStart,
@@ -37,6 +39,8 @@ enum Awaited {
 pub struct Script {
     buffer: BytesMut,
     awaited: VecDeque<(Awaited, Part)>,
+    /// What an earlier script has brought, if this one goes on with it.
+    earlier: Option<Capture>,
 }
 
 /// Whose message it is.
@@ -46,6 +50,8 @@ pub enum Part {
     Own,
     /// On behalf of the client, who did not ask for it: its success is dropped, its error is the result.
     Silent,
+    /// The same, and its notices are the result too.
+    Noticed,
     /// The client's: its answers are the result.
     Client,
 }
@@ -70,6 +76,8 @@ pub struct Played {
     pub prepared: Vec<(PreparedKey, String)>,
     /// The tag of the last command that succeeded.
     pub tag: Bytes,
+    /// What the statements of [`Script::number`] answered.
+    pub numbers: Vec<u64>,
 }
 
 impl Segment {
@@ -99,10 +107,21 @@ impl Played {
     }
 }
 
+/// The SQLSTATE of a statement in a transaction that has failed.
+const IN_FAILED_TRANSACTION: &str = "25P02";
+
 /// The voter's parameters are text.
 const TEXT: i16 = 0;
 
 impl Script {
+    /// A script whose result goes on with that of an earlier one.
+    pub fn after(earlier: Option<Capture>) -> Self {
+        Self {
+            earlier,
+            ..Self::default()
+        }
+    }
+
     /// Parse; its success is noted under `key` if there is one.
     pub fn parse(
         &mut self,
@@ -228,13 +247,25 @@ impl Script {
     /// Runs one of the voter's own statements with parameters, unnamed: no PREPARE or DEALLOCATE of an application can put
     /// another one in its place, and no view of running queries shows its parameters.
     pub fn own(&mut self, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
+        self.unnamed(Part::Own, text, parameters)?;
+        self.execute(Part::Own, "", 0)
+    }
+
+    /// The same with a statement that answers one number, which is kept in [`Played::numbers`]. Its error is the result.
+    pub fn number(&mut self, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
+        self.unnamed(Part::Silent, text, parameters)?;
+        frontend::execute("", 0, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::ExecuteNumber, Part::Silent));
+        Ok(())
+    }
+
+    fn unnamed(&mut self, part: Part, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
         let parameters: Vec<_> = parameters
             .iter()
             .map(|value| value.map(|value| Bytes::copy_from_slice(value.as_bytes())))
             .collect();
-        self.parse(Part::Own, "", text, &[], None)?;
-        self.bind(Part::Own, "", "", &[TEXT], &parameters, &[TEXT])?;
-        self.execute(Part::Own, "", 0)
+        self.parse(part, "", text, &[], None)?;
+        self.bind(part, "", "", &[TEXT], &parameters, &[TEXT])
     }
 
     /// Whether a Sync is due before a simple Query.
@@ -265,10 +296,15 @@ impl Script {
         mut between: impl FnMut(),
     ) -> Result<Played, PostgresError> {
         connection.outgoing().unsplit(std::mem::take(&mut self.buffer));
+        let mut first = Segment::new(limits);
+        if let Some(earlier) = self.earlier.take() {
+            first.capture = earlier;
+        }
         let mut played = Played {
-            segments: vec![Segment::new(limits)],
+            segments: vec![first],
             prepared: Vec::new(),
             tag: Bytes::new(),
+            numbers: Vec::new(),
         };
         while self.advance(&mut played, limits) {
             let message = connection.message().await?;
@@ -325,6 +361,12 @@ impl Script {
             (Awaited::DescribeRows, b'T') => (true, true),
             (Awaited::DescribeRows, b'n') => (false, true),
             (Awaited::Execute, b'C' | b'I' | b's') => (true, true),
+            (Awaited::ExecuteNumber, b'D') => {
+                let number = first_column(message.body()).ok_or_else(|| PostgresError::protocol("not one number"))?;
+                played.numbers.push(number);
+                (false, false)
+            }
+            (Awaited::ExecuteNumber, b'C') => (false, true),
             (Awaited::Execute | Awaited::Query, b'D' | b'H' | b'd' | b'c') => (true, false),
             (Awaited::Query, b'T' | b'C' | b'I') => (true, false),
             (Awaited::CopyStart, b'G') => {
@@ -340,7 +382,7 @@ impl Script {
         if tag == b'C' {
             played.tag = message.frame.slice(message.frame.len().min(HEADER_BYTES)..);
         }
-        if keep && part == Part::Client {
+        if keep && (part == Part::Client || (part == Part::Noticed && tag == b'N')) {
             segment.capture.add(message);
         }
         if done && let Some((Awaited::Parse(Some(noted)), _)) = self.awaited.pop_front() {
@@ -349,13 +391,17 @@ impl Script {
         Ok(())
     }
 
-    /// An error: kept whoever caused it (the caller decides), and what follows is skipped as the server skips it.
+    /// An error: kept whoever caused it (the caller decides), and what follows is skipped as the server skips it. That the
+    /// voter's own statements do nothing in a transaction that has failed says nothing of the client's: it may end the failure.
     fn take_error(&mut self, message: &Message, played: &mut Played) {
         let part = self.awaited.front().map_or(Part::Own, |(_, part)| *part);
+        let error = error_fields(message.body());
+        let skipped = part == Part::Own && error.sqlstate == IN_FAILED_TRANSACTION;
         if let Some(segment) = played.segments.last_mut()
             && segment.error.is_none()
+            && !skipped
         {
-            segment.error = Some((error_fields(message.body()), part));
+            segment.error = Some((error, part));
             segment.capture.add(message);
         }
         while let Some((awaited, _)) = self.awaited.front() {
@@ -365,4 +411,12 @@ impl Script {
             self.awaited.pop_front();
         }
     }
+}
+
+/// The first column of a DataRow, if it is a number in text.
+fn first_column(body: &[u8]) -> Option<u64> {
+    let (_columns, rest) = body.split_first_chunk::<2>()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+    std::str::from_utf8(rest.get(..length)?).ok()?.parse().ok()
 }

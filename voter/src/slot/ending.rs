@@ -7,12 +7,12 @@ use ed25519_dalek::Signer;
 use ordering::identifiers::Digest;
 use sql::operation::{ExchangeResult, word_digest};
 
-use super::running::{ListRan, Played, Stop, Task, words_missing};
+use super::running::{ListRan, Played, Stop, Task, Wanted, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Record, has_error};
+use crate::postgres::backend::{Answer, Record};
 use crate::postgres::capture::command_complete;
 use crate::transactions::chain_over;
 use crate::work::{Refused, is_everything};
@@ -26,32 +26,55 @@ enum Attempt {
     Contradicted,
 }
 
+/// What running everything deferred has left to COMMIT.
+enum Settled {
+    Nothing,
+    /// The transaction cannot commit.
+    Failed(Outcome),
+}
+
 impl Slot {
     /// Gives this voter's word on what has run, or the error of what would have run at COMMIT.
     pub(super) async fn word(&mut self) -> Result<Outcome, PostgresError> {
-        if !self.ensure_built(true).await? || self.status() != b'T' || self.copying() {
+        if !self.ensure_built(Wanted::End).await? || self.status() != b'T' || self.copying() {
             return Ok(Outcome::Unavailable);
         }
-        let Played::Answers(mut answers) = self.play(Task::Settle, Stop::Statement(None)).await? else {
-            return Ok(Outcome::Unavailable);
-        };
-        let settled = answers.pop().and_then(outcome);
-        match settled {
-            Some(Outcome::Done { whole, .. }) if self.status() == b'T' && !failed(&whole) => {}
-            Some(failed) => {
-                self.built = false;
-                return Ok(failed);
-            }
-            None => {
-                self.built = false;
-                return Ok(Outcome::Unavailable);
-            }
+        if let Settled::Failed(outcome) = self.settle(Stop::Statement(None)).await? {
+            return Ok(outcome);
         }
         let answers = self.history.answers();
         let (id, began) = (self.transaction.id, self.transaction.began);
         let signed = word_digest(id, began, &self.history.list(), &answers);
         let signature = self.shared.config.signing_key.sign(&signed).to_bytes();
         Ok(Outcome::Word { answers, signature })
+    }
+
+    /// Runs what is deferred, so that nothing is left that COMMIT would run.
+    async fn settle(&mut self, stop: Stop<'_>) -> Result<Settled, PostgresError> {
+        if self.settled.is_some() {
+            return Ok(Settled::Nothing);
+        }
+        // What is deferred has written something, which nothing does that was READ ONLY from its start.
+        let is_foreign = self
+            .backend
+            .as_ref()
+            .is_some_and(|borrowed| borrowed.backend.is_foreign());
+        let may_defer = (is_foreign || self.catalog_changed) && !self.transaction.read_only;
+        let answer = match self.play(Task::Settle(may_defer), stop).await? {
+            Played::Answers(mut answers) => answers.pop(),
+            Played::Stopped | Played::Lost => None,
+        };
+        match answer {
+            Some(answer) if self.status() == b'T' && answer.succeeded() => {
+                self.settled = Some(answer);
+                Ok(Settled::Nothing)
+            }
+            answer => {
+                self.built = false;
+                let failed = answer.and_then(outcome).unwrap_or(Outcome::Unavailable);
+                Ok(Settled::Failed(failed))
+            }
+        }
     }
 
     /// Commits, answers, and tells the owner with the catalog if it may have changed.
@@ -129,30 +152,51 @@ impl Slot {
             return Ok(Attempt::Ended(words_missing().into()));
         }
         if certified.is_some_and(|answers| answers != self.history.answers()) {
-            if commit.record.applied.is_none() {
-                // A transaction without exclusive locks leaves no position behind. Run again after a restart, it reads what
-                // was written after it; it changed nothing, and was certified.
-                self.close().await?;
-                return Ok(Attempt::Ended(Outcome::Executed));
-            }
-            return Ok(Attempt::Contradicted);
+            return self.contradicted(commit).await;
         }
         if self.status() != b'T' {
             // The list itself has failed, and so has the transaction.
             self.close().await?;
             return Ok(Attempt::Ended(rolled_back()));
         }
+        // As f+1 voters did before they gave their words: what runs now ends, and COMMIT runs nothing.
+        if certified.is_some()
+            && let Settled::Failed(outcome) = self.settle(Stop::Never).await?
+        {
+            return match outcome {
+                Outcome::Unavailable => Ok(Attempt::Failed),
+                _ => self.contradicted(commit).await,
+            };
+        }
         self.record_commit(&commit.record).await
     }
 
+    /// The list answers otherwise here than f+1 voters have said.
+    async fn contradicted(&mut self, commit: &Commit) -> Result<Attempt, PostgresError> {
+        if commit.record.applied.is_some() {
+            return Ok(Attempt::Contradicted);
+        }
+        // A transaction without exclusive locks leaves no position behind. Run again after a restart, it reads what was
+        // written after it; it changed nothing, and was certified.
+        self.close().await?;
+        Ok(Attempt::Ended(Outcome::Executed))
+    }
+
     async fn record_commit(&mut self, record: &Record) -> Result<Attempt, PostgresError> {
-        let played = self.play(Task::Commit(record), Stop::Never).await?;
+        let patience = Stop::After(self.shared.config.limits.commit_wait);
+        let played = self.play(Task::Commit(record), patience).await?;
         self.built = false;
+        let notices = self.settled.take();
         let answer = match played {
-            Played::Answers(mut answers) => answers.pop().and_then(outcome),
-            Played::Stopped => None,
+            Played::Answers(mut answers) => answers
+                .pop()
+                .map(|answer| match notices {
+                    Some(notices) => answer.with_notices(notices),
+                    None => answer,
+                })
+                .and_then(outcome),
             // Whether it committed before it was lost is in the database.
-            Played::Lost => match self.shared.is_applied(record).await? {
+            Played::Stopped | Played::Lost => match self.shared.is_applied(record).await? {
                 true => Some(Outcome::Executed),
                 false => None,
             },
@@ -171,11 +215,6 @@ impl Slot {
         }
         Ok(())
     }
-}
-
-/// Whether an encoded result holds an error.
-fn failed(whole: &[u8]) -> bool {
-    borsh::from_slice::<ExchangeResult>(whole).is_ok_and(|result| has_error(&result.messages))
 }
 
 /// The result of an Abort.

@@ -1,6 +1,7 @@
 //! Runs exchanges of a transaction in its backend, and builds the transaction again where the backend cannot be trusted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ordering::identifiers::Digest;
@@ -31,7 +32,8 @@ pub(super) enum Task<'job> {
     Within(&'job Job),
     Guarded(&'job Job),
     List(&'job [Job]),
-    Settle,
+    /// Whether code that is not ours may be deferred.
+    Settle(bool),
     Commit(&'job Record),
 }
 
@@ -39,10 +41,19 @@ pub(super) enum Task<'job> {
 pub(super) enum Stop<'exchange> {
     /// Nothing.
     Never,
+    /// That it takes so long, though nothing of users is in it.
+    After(Duration),
     /// The ordered end of the transaction.
     AtEnd,
     /// The end, and the client's cancel: a listed exchange (and whether it is short), or a read.
     Statement(Option<(&'exchange Bytes, bool)>),
+}
+
+/// What a built transaction is wanted for.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted {
+    GoOn,
+    End,
 }
 
 /// What became of it.
@@ -75,7 +86,7 @@ impl Slot {
 
     pub(super) fn must_stop(&self, stop: &Stop<'_>) -> bool {
         match stop {
-            Stop::Never => false,
+            Stop::Never | Stop::After(_) => false,
             Stop::AtEnd => self.signal.is_ending(),
             Stop::Statement(next) => {
                 let (exchange, short) = (next.map(|next| next.0), next.is_some_and(|next| next.1));
@@ -90,6 +101,8 @@ impl Slot {
             return Ok(Played::Lost);
         };
         let signal = Arc::clone(&self.signal);
+        let overdue = overdue(&stop);
+        tokio::pin!(overdue);
         let performed = {
             let performing = perform(&mut borrowed.backend, &task);
             tokio::pin!(performing);
@@ -99,6 +112,7 @@ impl Slot {
                 }
                 tokio::select! {
                     performed = &mut performing => break Some(performed),
+                    () = &mut overdue => break None,
                     () = signal.changed() => {}
                 }
             }
@@ -188,6 +202,7 @@ impl Slot {
                 self.backend = Some(borrowed);
                 self.built = true;
                 self.tainted = false;
+                self.settled = None;
                 self.failed_by_read = false;
                 self.names_changed = false;
                 self.all_short = true;
@@ -223,14 +238,18 @@ impl Slot {
         Ok(None)
     }
 
-    /// Makes sure that the backend's transaction is exactly what has run here. `fresh`: also that nothing else has run in the
-    /// backend. False when that cannot be had.
-    pub(super) async fn ensure_built(&mut self, fresh: bool) -> Result<bool, PostgresError> {
+    /// Makes sure that the backend's transaction is exactly what has run here, and can go on or can end. To end, nothing
+    /// else may have run in the backend; to go on, it must not be settled. False when that cannot be had.
+    pub(super) async fn ensure_built(&mut self, to: Wanted) -> Result<bool, PostgresError> {
         if self.lost {
             return Ok(false);
         }
         let usable = self.built && self.backend.is_some() && !self.failed_by_read;
-        if usable && !(fresh && self.tainted) {
+        let fits = match to {
+            Wanted::GoOn => self.settled.is_none(),
+            Wanted::End => !self.tainted,
+        };
+        if usable && fits {
             return Ok(true);
         }
         let ran = std::mem::take(&mut self.history);
@@ -387,7 +406,7 @@ impl Slot {
 
     /// Runs an exchange that is listed. A refusal leaves the transaction as it was.
     pub(super) async fn run_write(&mut self, exchange: &Bytes) -> Result<Outcome, PostgresError> {
-        if !self.ensure_built(false).await? {
+        if !self.ensure_built(Wanted::GoOn).await? {
             return Ok(Outcome::Unavailable);
         }
         let bytes = self.history.bytes().saturating_add(listed_bytes(exchange));
@@ -433,7 +452,7 @@ impl Slot {
 
     /// Runs a read that is not listed.
     pub(super) async fn run_read(&mut self, exchange: &Bytes) -> Result<Outcome, PostgresError> {
-        if self.snapshot_lost || !self.ensure_built(false).await? {
+        if self.snapshot_lost || !self.ensure_built(Wanted::GoOn).await? {
             return Ok(Outcome::Unavailable);
         }
         if self.snapshot_lost {
@@ -464,12 +483,26 @@ impl Slot {
     }
 }
 
+/// When something has taken longer than it may.
+fn overdue(stop: &Stop<'_>) -> impl Future<Output = ()> + use<> {
+    let patience = match stop {
+        Stop::After(patience) => Some(*patience),
+        _ => None,
+    };
+    async move {
+        match patience {
+            Some(patience) => tokio::time::sleep(patience).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 async fn perform(backend: &mut Backend, task: &Task<'_>) -> Result<Vec<Answer>, PostgresError> {
     Ok(match task {
         Task::Within(job) => vec![backend.within(job).await?],
         Task::Guarded(job) => vec![backend.guarded(job).await?],
         Task::List(jobs) => backend.list(jobs).await?,
-        Task::Settle => vec![backend.settle().await?],
+        Task::Settle(foreign) => vec![backend.settle(*foreign).await?],
         Task::Commit(record) => vec![backend.commit(record).await?],
     })
 }

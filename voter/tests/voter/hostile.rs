@@ -406,6 +406,90 @@ async fn a_voter_that_contradicts_a_certificate_does_not_commit_it() {
     assert_eq!(count(&rig).await, "0");
 }
 
+/// What f+1 voters have certified, where the answers are those of another table.
+async fn certified_from_facts(rig: &mut Rig) -> (Transaction, Vec<Word>) {
+    rig.run("CREATE TABLE facts (value int)").await;
+    rig.run("INSERT INTO facts VALUES (1)").await;
+    let insert = simple("INSERT INTO plain SELECT value FROM facts RETURNING id");
+    let (transaction, order) = begin(rig, &insert).await;
+    rig.result(order).await;
+    let words = rig.words(&transaction).await;
+    assert_eq!(words.len(), 2);
+    (transaction, words)
+}
+
+const END_OPEN: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+
+/// A contradiction puts a voter down for as long as it lasts: whatever made its database answer otherwise may pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_contradiction_that_passes_needs_no_repair() {
+    let mut rig = with_table().await;
+    let (transaction, words) = certified_from_facts(&mut rig).await;
+    rig.psql(END_OPEN).await;
+    rig.psql("UPDATE facts SET value = 2").await;
+    let commit = rig.commit_with(&transaction, words).await;
+    rig.wait_for_state(|state| matches!(state, VoterState::Down(reason) if reason.contains("certified")))
+        .await;
+    assert_eq!(count(&rig).await, "0");
+    rig.psql("UPDATE facts SET value = 1").await;
+    rig.wait_for_state(|state| matches!(state, VoterState::Serving { .. }))
+        .await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_eq!(rig.psql("SELECT id FROM plain").await, "1");
+}
+
+/// A voter that loses its backend while it runs a certified list runs it again: no contradiction, and nothing to repair.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_lost_on_its_way_runs_again() {
+    let mut rig = with_table().await;
+    let slow = simple("INSERT INTO plain SELECT count(*) FROM generate_series(1, 3000000)");
+    let (transaction, order) = begin(&mut rig, &slow).await;
+    rig.result(order).await;
+    let words = rig.words(&transaction).await;
+    rig.psql(END_OPEN).await;
+    let commit = rig.commit_with(&transaction, words).await;
+    let running = "FROM pg_stat_activity WHERE query LIKE 'INSERT INTO plain%' AND state = 'active'";
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while rig.psql(&format!("SELECT pg_terminate_backend(pid) {running}")).await != "t" {
+        assert!(Instant::now() < deadline, "the list does not run");
+    }
+    while !rig.has_result(commit) {
+        assert_serving(&rig);
+        assert!(Instant::now() < deadline, "it does not run again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_eq!(rig.psql("SELECT id FROM plain").await, "3000000");
+    assert_serving(&rig);
+}
+
+/// A server that does not come to the end of a COMMIT has its backend ended, and the transaction is tried again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_stuck_is_tried_again() {
+    let mut rig = with_table().await;
+    let (transaction, order) = begin(&mut rig, &simple("INSERT INTO plain VALUES (1)")).await;
+    rig.result(order).await;
+    let words = rig.words(&transaction).await;
+    let mut holder = rig.server.psql_behind(
+        "test",
+        "BEGIN; LOCK TABLE cloudbft.applied IN EXCLUSIVE MODE; SELECT pg_sleep(8)",
+    );
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let commit = rig.commit_with(&transaction, words).await;
+    let stuck = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let mut processes = Vec::new();
+    while holder.try_wait().unwrap().is_none() {
+        let process = rig.psql(stuck).await;
+        if !process.is_empty() && !processes.contains(&process) {
+            processes.push(process);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(processes.len() >= 2, "stuck for ever in {processes:?}");
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_eq!(count(&rig).await, "1");
+}
+
 /// findings: A3. A transaction that reads a snapshot does not write from data that was changed since.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_writer_is_refused_what_was_written_since() {
@@ -537,6 +621,50 @@ async fn what_names_mean_is_the_operations_alone() {
     assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
     assert_eq!(rig.psql("SELECT name FROM other.plain").await, "other");
     assert_eq!(rig.psql("SELECT name FROM public.plain").await, "changed");
+}
+
+/// After code of users, ROLLBACK TO ends a failure as it does otherwise, live as where the list runs at the Commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_savepoint_ends_a_failure_after_foreign_code() {
+    let mut rig = with_table().await;
+    let code = simple("DO $$BEGIN INSERT INTO plain VALUES (1); END$$");
+    let (mut transaction, order) = begin(&mut rig, &code).await;
+    rig.result(order).await;
+    for (text, answer) in [
+        ("SAVEPOINT s", "C"),
+        ("INSERT INTO plain VALUES (1)", "E"),
+        ("ROLLBACK TO SAVEPOINT s", "C"),
+        ("INSERT INTO plain VALUES (2)", "C"),
+    ] {
+        assert_eq!(
+            tags(&rig.write(&mut transaction, &simple(text)).await),
+            answer,
+            "{text}"
+        );
+    }
+    let words = rig.words(&transaction).await;
+    rig.psql(END_OPEN).await;
+    let commit = rig.commit_with(&transaction, words).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_eq!(count(&rig).await, "2");
+    assert_serving(&rig);
+}
+
+/// A time limit that code sets for its backend ends none of the voter's own statements.
+#[tokio::test(flavor = "multi_thread")]
+async fn time_limits_of_code_do_not_end_the_voters_statements() {
+    let mut rig = with_table().await;
+    // What the voter records of them takes longer than the limit.
+    rig.psql("DO $$BEGIN FOR i IN 1..3000 LOOP EXECUTE format('CREATE SEQUENCE s%s', i); END LOOP; END$$")
+        .await;
+    let limits = "DO $$BEGIN EXECUTE 'SET LOCAL statement_' || 'timeout = 50'; INSERT INTO plain VALUES (1); END$$";
+    let (transaction, order) = begin(&mut rig, &simple(limits)).await;
+    rig.result(order).await;
+    let words = rig.words(&transaction).await;
+    assert_eq!(words.len(), 2);
+    let commit = rig.commit_with(&transaction, words).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    assert_serving(&rig);
 }
 
 /// A proxy that was killed and is back at once says that it lives; what it had open before has nobody.

@@ -1,9 +1,10 @@
-use ordering::message::Outcome;
+use ordering::message::{Outcome, ResultKey};
 use sql::footprint::Footprint;
 use sql::operation::{Isolation, Work};
 use voter::VoterState;
 
-use crate::rig::{Rig, simple};
+use crate::reads::with_accounts;
+use crate::rig::{Rig, shop, shop_shared, simple, tags};
 
 const ADD: &str = "UPDATE counter SET value = value + 1 WHERE id = 1";
 
@@ -111,4 +112,33 @@ async fn a_replay_does_not_wait_for_direct_statements() {
         started.elapsed()
     );
     assert_eq!(rig.psql("SELECT value FROM counter").await, "60");
+}
+
+/// A certified reader that leaves no position behind runs again after a restart, reads what was written after it, and is
+/// no contradiction: it was committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certified_reader_that_runs_again_reads_later_data_and_was_committed() {
+    let mut rig = with_accounts().await;
+    // Keeps the floor below what follows.
+    let mut open = rig.new_transaction(shop(3));
+    let update = |shop: i64| simple(&format!("UPDATE account SET balance = 7 WHERE shop = {shop}"));
+    let order = rig.begin(&mut open, Isolation::ReadCommitted, &update(3)).await;
+    rig.result(order).await;
+    let mut reader = rig.new_transaction(shop_shared(1));
+    let sum = simple("SELECT sum(balance) FROM account WHERE shop = 1");
+    let order = rig.begin(&mut reader, Isolation::RepeatableRead, &sum).await;
+    rig.result(order).await;
+    let words = rig.words(&reader).await;
+    assert_eq!(words.len(), 2);
+    let commit = rig.commit_with(&reader, words).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    let updated = rig.one_shot(shop(1), &update(1)).await;
+    assert_eq!(tags(&updated), "C");
+    rig.stop_voter().await;
+    rig.forget_results();
+    rig.start_voter();
+    assert_eq!(rig.result(commit).await.outcome, Outcome::Executed);
+    rig.wait_until_serving().await;
+    let abort = rig.abort(&open).await;
+    rig.result(abort).await;
 }

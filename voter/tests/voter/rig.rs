@@ -177,6 +177,7 @@ impl Rig {
             client_roles: BTreeMap::from([(CLIENT, BTreeSet::from([APPLICATION.to_owned()]))]),
             limits: VoterLimits {
                 direct_wait: Duration::from_millis(400),
+                commit_wait: Duration::from_secs(3),
                 floor_interval: Duration::from_millis(300),
                 client_silence_max: Duration::from_secs(2),
                 transaction_bytes_max: self.transaction_bytes_max,

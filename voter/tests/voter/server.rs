@@ -155,7 +155,7 @@ impl Server {
         std::thread::sleep(Duration::from_millis(100));
     }
 
-    fn try_psql(&self, database: &str, text: &str) -> std::process::Output {
+    fn psql_command(&self, database: &str, text: &str) -> Command {
         let mut psql = command("psql");
         psql.args([
             "-X",
@@ -172,7 +172,17 @@ impl Server {
         psql.arg("-h")
             .arg(self.directory.path())
             .args(["-p", &PORT.to_string(), "-c", text]);
-        psql.output().unwrap()
+        psql
+    }
+
+    fn try_psql(&self, database: &str, text: &str) -> std::process::Output {
+        self.psql_command(database, text).output().unwrap()
+    }
+
+    /// Starts psql as superuser, which goes on by itself.
+    pub(crate) fn psql_behind(&self, database: &str, text: &str) -> Child {
+        let mut psql = self.psql_command(database, text);
+        psql.stdout(Stdio::null()).spawn().unwrap()
     }
 
     /// What psql prints, as superuser.

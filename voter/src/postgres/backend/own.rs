@@ -32,8 +32,18 @@ pub(super) const CONSTRAINTS: &str = "SET CONSTRAINTS ALL IMMEDIATE";
 /// A cursor runs code when it is closed by COMMIT.
 pub(super) const CLOSE_ALL: &str = "CLOSE ALL";
 
+/// The number of the transaction's present command. Whatever writes or locks a row after it takes a later one.
+pub(super) const COMMAND: &str = "SELECT cloudbft.command($1::pg_catalog.text)";
+
+/// How much higher [`COMMAND`] answers the next time when nothing has written between: what it writes and deletes itself.
+pub(super) const COMMANDS_OF_ITS_OWN: u64 = 2;
+
 /// No later transaction on this backend sees `currval` of an earlier one.
 pub(super) const DISCARD_SEQUENCES: &str = "DISCARD SEQUENCES";
+
+/// Code that is not ours can set limits; none may end a statement of the voter's own. The voter itself sets none.
+pub(super) const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; \
+    SET LOCAL idle_in_transaction_session_timeout = 0";
 
 /// Sets again, for the rest of the transaction, what tells how texts are read and which tables names mean.
 pub(super) fn meaning(settings: &[(String, String)]) -> String {
