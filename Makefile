@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench bench-core soak soak-sim sim mutants fuzz model twins twins-faults
+.PHONY: run test install lint bench bench-peers profile bench-core soak soak-sim sim mutants fuzz model twins twins-faults
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -36,6 +36,20 @@ lint:
 bench: install
 	$(CARGO) build --release --locked --bin cloudbft
 	target/release/cloudbft bench compare --warehouses 2 --terminals 8 --seconds 20
+
+## The same on Pgpool-II in native replication mode too, with prepared statements and with texts. SHARE=0.3 holds each machine (a
+## server, and the node beside it) to that part of a processor, by control groups: as root.
+bench-peers:
+	scripts/install --peers
+	$(CARGO) build --release --locked --bin cloudbft
+	target/release/cloudbft bench compare --pgpool --protocol both --warehouses 2 --terminals 8 --seconds 20 \
+	  $(if $(SHARE),--share $(SHARE)) $(OPTIONS)
+
+## Where each microsecond of a node and of the proxy goes: OPTIONS="--machine m0 --answers at_commit" (scripts/profile --help).
+profile:
+	scripts/install --profile
+	RUSTFLAGS="-C force-frame-pointers=yes" $(CARGO) build --release --locked --bin cloudbft --target-dir target/profile
+	scripts/profile target/profile/release/cloudbft $(OPTIONS)
 
 ## The agreement core alone, in one thread, beside the crate `minbft`: orders per second.
 bench-core:

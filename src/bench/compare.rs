@@ -9,7 +9,8 @@ use indicatif::ProgressBar;
 use super::machine::Machine;
 use super::report::{Comparison, SystemReport};
 use super::round::Measured;
-use super::system::{System, SystemName};
+use super::share::{Limited, Share};
+use super::system::System;
 use super::{CompareOptions, Error, system_error};
 
 /// Shows what is done, on standard error.
@@ -58,14 +59,16 @@ async fn measure(
     machine: Machine,
     stop: impl Future<Output = ()>,
 ) -> Result<Comparison, Error> {
+    // Dropped after the systems: a control group is busy as long as they run.
+    let mut limits = Vec::new();
     let mut systems = Vec::new();
     let names = options.systems();
-    if names.contains(&SystemName::Plain) {
-        // Not to be interrupted halfway: the server is ours to stop only once it runs.
-        systems.push(System::start_plain(directory).await?);
+    for name in names.iter().filter(|name| !name.is_cluster()) {
+        // Not to be interrupted halfway: a server is ours to stop only once it runs.
+        systems.push(System::start(directory, *name, options).await?);
     }
     let reports = tokio::select! {
-        reports = run_rounds(options, directory, &names, &mut systems) => reports?,
+        reports = run_rounds(options, directory, &mut systems, &mut limits) => reports?,
         () = stop => {
             progress("stopping");
             return Err(Error::Interrupted);
@@ -78,16 +81,22 @@ async fn measure(
 async fn run_rounds(
     options: &CompareOptions,
     directory: &Path,
-    names: &[SystemName],
-    systems: &mut Vec<System>,
+    running: &mut Vec<System>,
+    limits: &mut Vec<Limited>,
 ) -> Result<Vec<SystemReport>, Error> {
-    for name in names.iter().filter(|name| **name != SystemName::Plain) {
-        progress(&format!("starting a cluster ({})", name.word()));
-        systems.push(System::start_cluster(directory, *name, options).await?);
+    let systems = &start_all(options, directory, running).await?;
+    let mut load_seconds: Vec<f64> = Vec::new();
+    for (index, system) in systems.iter().enumerate() {
+        let mut earlier = systems.iter().zip(&load_seconds).take(index);
+        let loaded = earlier.find(|(earlier, _)| earlier.shares_processes(system));
+        let seconds = match loaded {
+            Some((_, seconds)) => *seconds,
+            None => load(options, system).await?,
+        };
+        load_seconds.push(seconds);
     }
-    let mut load_seconds = Vec::new();
-    for system in &*systems {
-        load_seconds.push(load(options, system).await?);
+    if let Some(share) = options.share {
+        hold_machines(running, share, limits)?;
     }
     let mut measured: Vec<_> = systems.iter().map(|_| Measured::default()).collect();
     for round in 0..options.rounds {
@@ -98,15 +107,45 @@ async fn run_rounds(
             turns.reverse();
         }
         for (system, measured) in turns {
-            measured.run_round(options, systems, system, round).await?;
+            measured.run_round(options, running, system, round).await?;
         }
     }
     let mut reports = Vec::new();
     for ((system, measured), load_seconds) in systems.iter().zip(measured).zip(load_seconds) {
         let settings: BTreeMap<_, _> = system.settings().await?;
-        reports.push(SystemReport::new(system.name, settings, load_seconds, measured));
+        reports.push(SystemReport::new(system, settings, load_seconds, measured));
     }
     Ok(reports)
+}
+
+/// Starts in `running` what does not run yet; gives the systems of all columns.
+async fn start_all(
+    options: &CompareOptions,
+    directory: &Path,
+    running: &mut Vec<System>,
+) -> Result<Vec<System>, Error> {
+    let mut columns = Vec::new();
+    for protocol in options.protocols() {
+        for name in options.systems() {
+            let find = |running: &[System]| running.iter().find_map(|system| system.also_as(name, *protocol));
+            if find(running).is_none() {
+                progress(&format!("starting a cluster ({})", name.word()));
+                running.push(System::start(directory, name, options).await?);
+            }
+            columns.extend(find(running));
+        }
+    }
+    Ok(columns)
+}
+
+/// Holds every machine of every system to a share of the CPU.
+fn hold_machines(running: &[System], share: Share, limits: &mut Vec<Limited>) -> Result<(), Error> {
+    for system in running {
+        for machine in system.machines()? {
+            limits.push(Limited::hold(&machine.pids(), share)?);
+        }
+    }
+    Ok(())
 }
 
 async fn load(options: &CompareOptions, system: &System) -> Result<f64, Error> {
@@ -115,6 +154,7 @@ async fn load(options: &CompareOptions, system: &System) -> Result<f64, Error> {
         warehouses: options.warehouses,
         seed: options.seed,
         small: options.small,
+        method: system.name.load_method(),
         ..tpcc::LoadOptions::new(&system.dsn)
     };
     let loaded = tpcc::load(&load, ProgressBar::hidden()).await;
@@ -172,6 +212,8 @@ mod tests {
             &plain["transactions_per_second"]["min"],
             &plain["cpu_ms_per_transaction"]["min"],
             &plain["kit_cpu_ms_per_transaction"]["min"],
+            &plain["statements_per_transaction"],
+            &plain["cpu_us_per_statement"]["postgres"],
             &plain["peak_kib"]["postgres server"],
             &plain["peak_kib"]["postgres backend"],
             &plain["update"]["p50_ms"],
@@ -205,11 +247,17 @@ mod tests {
     }
 
     #[test]
-    fn both_settings_and_the_plain_server_are_the_default() {
-        use SystemName::{Footprint, Global, Plain};
-        assert_eq!(options("").systems(), [Plain, Footprint, Global]);
+    fn both_settings_of_answers_and_the_plain_server_are_the_default() {
+        use super::super::system::SystemName::{AtCommit, Global, Pgpool, Plain, Voted};
+        assert_eq!(options("").systems(), [Plain, Voted, AtCommit]);
         assert_eq!(options("--direct-only").systems(), [Plain]);
         assert_eq!(options("--cluster-only --multi-partition global").systems(), [Global]);
-        assert_eq!(options("--multi-partition footprint").systems(), [Plain, Footprint]);
+        assert_eq!(
+            options("--multi-partition both").systems(),
+            [Plain, Voted, AtCommit, Global]
+        );
+        assert_eq!(options("--pgpool").systems(), [Plain, Pgpool, Voted, AtCommit]);
+        assert_eq!(options("--answers voted").systems(), [Plain, Voted]);
+        assert_eq!(options("--answers at-commit --cluster-only").systems(), [AtCommit]);
     }
 }

@@ -3,9 +3,11 @@
 mod compare;
 mod latency;
 mod machine;
+mod pgpool;
 mod process;
 mod report;
 mod round;
+mod share;
 mod stages;
 mod statistics;
 mod system;
@@ -18,7 +20,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use compare::compare;
+use share::Share;
 use system::SystemName;
+use tpcc::Protocol;
 
 /// What can be measured.
 #[derive(Clone, Debug, Subcommand)]
@@ -58,8 +62,20 @@ pub(crate) struct CompareOptions {
     #[arg(long)]
     pub(crate) cluster_only: bool,
     /// What the cluster locks for operations on several partitions
-    #[arg(long, value_enum, default_value_t = Locking::Both)]
+    #[arg(long, value_enum, default_value_t = Locking::Footprint)]
     pub(crate) multi_partition: Locking,
+    /// When an answer inside a transaction is certified, with footprints
+    #[arg(long, value_enum, default_value_t = Answers::Both)]
+    pub(crate) answers: Answers,
+    /// Also Pgpool-II in native replication mode over three servers (Debian's package pgpool2)
+    #[arg(long)]
+    pub(crate) pgpool: bool,
+    /// How the kit sends statements
+    #[arg(long, value_enum, default_value_t = Protocols::Prepared)]
+    pub(crate) protocol: Protocols,
+    /// Hold each machine (a server, and the node beside it) to so much of one processor, by control groups
+    #[arg(long)]
+    pub(crate) share: Option<Share>,
     /// Groups of the cluster [default: that of `up`]
     #[arg(long)]
     pub(crate) groups: Option<u16>,
@@ -91,15 +107,53 @@ pub(crate) enum Locking {
     Global,
 }
 
+/// Settings of `cloudbft.answers` to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Answers {
+    /// Each, on the same cluster.
+    Both,
+    /// Before the application sees it.
+    Voted,
+    /// At COMMIT.
+    AtCommit,
+}
+
+/// Protocols to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocols {
+    /// Each, on the same systems.
+    Both,
+    /// Statements that are prepared once.
+    Prepared,
+    /// Texts with literals.
+    Simple,
+}
+
 impl CompareOptions {
+    /// The protocols that are asked for.
+    fn protocols(&self) -> &'static [Protocol] {
+        match self.protocol {
+            Protocols::Both => &[Protocol::Prepared, Protocol::Simple],
+            Protocols::Prepared => &[Protocol::Prepared],
+            Protocols::Simple => &[Protocol::Simple],
+        }
+    }
+
     /// The systems that are asked for.
     fn systems(&self) -> Vec<SystemName> {
         let mut systems = Vec::new();
         if !self.cluster_only {
             systems.push(SystemName::Plain);
         }
-        if !self.direct_only && self.multi_partition != Locking::Global {
-            systems.push(SystemName::Footprint);
+        if self.pgpool {
+            systems.push(SystemName::Pgpool);
+        }
+        let with_footprints = !self.direct_only && self.multi_partition != Locking::Global;
+        if with_footprints && self.answers != Answers::AtCommit {
+            systems.push(SystemName::Voted);
+        }
+        if with_footprints && self.answers != Answers::Voted {
+            systems.push(SystemName::AtCommit);
         }
         if !self.direct_only && self.multi_partition != Locking::Footprint {
             systems.push(SystemName::Global);

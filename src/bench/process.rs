@@ -10,6 +10,9 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// A backend calls itself `postgres: ROLE DATABASE CLIENT ACTIVITY`; PostgreSQL's own helpers have fewer words.
 const BACKEND_TITLE_WORDS_MIN: usize = 5;
 
+/// What Pgpool-II's processes are called. It does the work of a proxy.
+const PGPOOL: &str = "pgpool";
+
 /// One process, as /proc shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Process {
@@ -38,7 +41,7 @@ pub(crate) struct CpuSeconds {
     pub(crate) postgres: f64,
     /// All nodes.
     pub(crate) nodes: f64,
-    /// The proxy.
+    /// The proxy, or Pgpool-II.
     pub(crate) proxy: f64,
     /// What watches them.
     pub(crate) supervisor: f64,
@@ -61,10 +64,42 @@ impl CpuSeconds {
     }
 }
 
+/// How often threads of a system gave up their processor to wait, since an earlier look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sleeps {
+    /// Threads of all nodes.
+    pub(crate) nodes: u64,
+    /// Threads of the proxy.
+    pub(crate) proxy: u64,
+}
+
+/// The voluntary context switches of each thread of nodes and proxy so far, by its number.
+#[derive(Debug, Default)]
+pub(crate) struct SleepCounts {
+    nodes: HashMap<u32, u64>,
+    proxy: HashMap<u32, u64>,
+}
+
+impl SleepCounts {
+    /// What came since `before`. Threads that ended in between do not count.
+    pub(crate) fn since(&self, before: &Self) -> Sleeps {
+        let added = |after: &HashMap<u32, u64>, before: &HashMap<u32, u64>| {
+            let of_threads = after
+                .iter()
+                .map(|(thread, count)| count.saturating_sub(before.get(thread).copied().unwrap_or(0)));
+            of_threads.sum()
+        };
+        Sleeps {
+            nodes: added(&self.nodes, &before.nodes),
+            proxy: added(&self.proxy, &before.proxy),
+        }
+    }
+}
+
 /// Peak resident memory (VmHWM) in KiB, by process; of PostgreSQL the largest server and the largest backend.
 pub(crate) type PeakKib = BTreeMap<String, u64>;
 
-/// The processes below `root` (with it), at one moment.
+/// The processes below some (with these), at one moment.
 #[derive(Debug)]
 pub(crate) struct Tree {
     processes: Vec<(Process, Role)>,
@@ -72,16 +107,16 @@ pub(crate) struct Tree {
 
 impl Tree {
     /// Looks at /proc.
-    pub(crate) fn below(root: u32) -> Self {
-        Self::of(all_processes(), root, command_line)
+    pub(crate) fn below(roots: &[u32]) -> Self {
+        Self::of(all_processes(), roots, command_line)
     }
 
-    fn of(all: Vec<Process>, root: u32, command_line: impl Fn(u32) -> Vec<String>) -> Self {
+    fn of(all: Vec<Process>, roots: &[u32], command_line: impl Fn(u32) -> Vec<String>) -> Self {
         let mut children: HashMap<u32, Vec<Process>> = HashMap::new();
         let mut processes = Vec::new();
         for process in all {
-            if process.pid == root {
-                let role = role_of(&process, &command_line(root), Role::Supervisor);
+            if roots.contains(&process.pid) {
+                let role = role_of(&process, &command_line(process.pid), Role::Supervisor);
                 processes.push((process, role));
             } else {
                 children.entry(process.parent).or_default().push(process);
@@ -99,6 +134,11 @@ impl Tree {
         Self { processes }
     }
 
+    /// Their process ids.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.processes.iter().map(|(process, _)| process.pid).collect()
+    }
+
     /// The CPU time of all of them so far, with that of their children that ended.
     pub(crate) fn cpu(&self) -> CpuSeconds {
         let mut sum = CpuSeconds::default();
@@ -112,6 +152,20 @@ impl Tree {
             *part += process.seconds;
         }
         sum
+    }
+
+    /// How often the threads of nodes and proxy have gone to sleep so far.
+    pub(crate) fn sleeps(&self) -> SleepCounts {
+        let mut counts = SleepCounts::default();
+        for (process, role) in &self.processes {
+            let threads = match role {
+                Role::Node => &mut counts.nodes,
+                Role::Proxy => &mut counts.proxy,
+                Role::Postgres | Role::Supervisor => continue,
+            };
+            threads.extend(thread_sleeps(process.pid));
+        }
+        counts
     }
 
     /// Raises the peaks to those of the processes that live now.
@@ -132,6 +186,7 @@ impl Tree {
                 .any(|(other, _)| other.pid == pid && other.command == "postgres")
         };
         match role {
+            Role::Proxy if process.command == PGPOOL => String::from("Pgpool-II process"),
             Role::Proxy => String::from("proxy"),
             Role::Supervisor => String::from("supervisor"),
             Role::Node => match word_after("--machine") {
@@ -177,6 +232,9 @@ fn role_of(process: &Process, words: &[String], parent: Role) -> Role {
     if process.command == "postgres" {
         return Role::Postgres;
     }
+    if process.command == PGPOOL {
+        return Role::Proxy;
+    }
     match words.get(1).map(String::as_str) {
         Some("node") => Role::Node,
         Some("proxy") => Role::Proxy,
@@ -214,6 +272,28 @@ fn command_line(pid: u32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
     words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+/// The voluntary context switches of each thread of a process that lives.
+fn thread_sleeps(pid: u32) -> Vec<(u32, u64)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let of_thread = |entry: fs::DirEntry| {
+        let thread = entry.file_name().to_str()?.parse().ok()?;
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        Some((thread, parse_sleeps(&status)?))
+    };
+    entries.filter_map(of_thread).collect()
+}
+
+/// Finds `voluntary_ctxt_switches:   1234` in /proc/PID/task/TID/status.
+fn parse_sleeps(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    line.trim().parse().ok()
 }
 
 fn peak_kib(pid: u32) -> Option<u64> {
@@ -298,6 +378,23 @@ mod tests {
     }
 
     #[test]
+    fn sleeps_are_those_of_each_thread_since_the_earlier_look() {
+        let status = "Name:\tx\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t99\n";
+        assert_eq!(parse_sleeps(status), Some(12));
+        assert_eq!(parse_sleeps("Name:\tx\n"), None);
+        assert!(!thread_sleeps(std::process::id()).is_empty());
+        let before = SleepCounts {
+            nodes: HashMap::from([(1, 100), (2, 50)]),
+            proxy: HashMap::from([(7, 3)]),
+        };
+        let after = SleepCounts {
+            nodes: HashMap::from([(1, 130), (3, 5)]),
+            proxy: HashMap::from([(7, 3)]),
+        };
+        assert_eq!(after.since(&before), Sleeps { nodes: 35, proxy: 0 });
+    }
+
+    #[test]
     fn time_is_split_by_role_and_strangers_do_not_count() {
         let all = vec![
             process(1, 0, "init", 1000.0),
@@ -308,13 +405,17 @@ mod tests {
             process(30, 10, "postgres", 8.0),
             process(50, 20, "counter", 0.5),
             process(60, 1, "postgres", 500.0),
+            process(70, 1, "pgpool", 0.25),
+            process(71, 70, "pgpool", 0.5),
         ];
         let words = |pid: u32| match pid {
             20 => vec![String::from("cloudbft"), String::from("node")],
             21 => vec![String::from("cloudbft"), String::from("proxy")],
             _ => vec![String::from("x"), String::from("up")],
         };
-        let cpu = Tree::of(all, 10, words).cpu();
+        let pool = Tree::of(all.clone(), &[60, 70], words).cpu();
+        assert_eq!((pool.postgres, pool.proxy), (500.0, 0.75));
+        let cpu = Tree::of(all, &[10], words).cpu();
         let expected = CpuSeconds {
             postgres: 12.0,
             nodes: 2.5,
@@ -339,7 +440,7 @@ mod tests {
         BufReader::new(shell.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let tree = Tree::below(shell.id());
+        let tree = Tree::below(&[shell.id()]);
         let cpu = tree.cpu().total();
         shell.kill().unwrap();
         shell.wait().unwrap();

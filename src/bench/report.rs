@@ -3,21 +3,25 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tpcc::TransactionKind;
 use tpcc::report::TransactionReport;
+use tpcc::{Protocol, TransactionKind};
 
 use super::CompareOptions;
 use super::machine::Machine;
-use super::process::{CpuSeconds, PeakKib};
+use super::process::{CpuSeconds, PeakKib, Sleeps};
 use super::round::{Measured, Round};
+use super::share::Share;
 use super::stages::Stage;
-use super::statistics::{Percentiles, Spread, per};
-use super::system::SystemName;
+use super::statistics::{Percentiles, Spread, per, ratio};
+use super::system::{System, SystemName};
+
+const MILLIS_PER_SECOND: f64 = 1_000.0;
+const MICROS_PER_SECOND: f64 = 1_000_000.0;
 
 /// Everything, as JSON and (by `Display`) as a table.
 #[derive(Debug, Serialize)]
 pub(crate) struct Comparison {
-    /// Throughput of the cluster (`multi_partition = "footprint"`) over that of the plain PostgreSQL: the median of
+    /// Throughput of the cluster as it is by default over that of the plain PostgreSQL: the median of
     /// the rounds' ratios. The higher the better.
     pub(crate) throughput_ratio: Option<f64>,
     /// CPU time per committed transaction, likewise. The lower the better.
@@ -26,7 +30,7 @@ pub(crate) struct Comparison {
     pub(crate) version: &'static str,
     pub(crate) run: RunDescription,
     pub(crate) systems: Vec<SystemReport>,
-    /// Each cluster against the plain PostgreSQL.
+    /// Each other system against the plain PostgreSQL, under the same protocol.
     pub(crate) ratios: Vec<Ratios>,
 }
 
@@ -43,12 +47,15 @@ pub(crate) struct RunDescription {
     pub(crate) seed: u64,
     pub(crate) groups: Option<u16>,
     pub(crate) counter: Option<String>,
+    /// The part of one processor that each machine was held to.
+    pub(crate) share: Option<f64>,
 }
 
 /// One system over all rounds.
 #[derive(Debug, Serialize)]
 pub(crate) struct SystemReport {
     pub(crate) name: SystemName,
+    pub(crate) protocol: Protocol,
     /// Settings of its (first) database server.
     pub(crate) settings: BTreeMap<String, String>,
     pub(crate) load_seconds: f64,
@@ -60,6 +67,14 @@ pub(crate) struct SystemReport {
     pub(crate) cpu_ms_per_transaction: Option<Spread>,
     /// The same by processes, as means over all rounds.
     pub(crate) cpu_ms_split: CpuSplit,
+    /// Statements that the kit sent per committed transaction, with BEGIN, COMMIT and those of aborted attempts.
+    pub(crate) statements_per_transaction: f64,
+    /// CPU microseconds per statement that the kit sent, as means over all rounds; of all processes of a kind.
+    pub(crate) cpu_us_per_statement: CpuSplit,
+    /// How often threads of nodes and of the proxy went to sleep (voluntary context switches) per committed transaction.
+    pub(crate) sleeps_per_transaction: SleepSplit,
+    /// Writes with fdatasync of all nodes' logs per committed transaction.
+    pub(crate) log_fsyncs_per_transaction: f64,
     /// CPU milliseconds of the kit per committed transaction.
     pub(crate) kit_cpu_ms_per_transaction: Option<Spread>,
     /// Peak resident memory by process, in KiB; that of PostgreSQL includes the shared buffers it touched.
@@ -82,7 +97,14 @@ pub(crate) struct TransactionLatency {
     pub(crate) p99_ms: f64,
 }
 
-/// CPU milliseconds per committed transaction.
+/// How often threads went to sleep per committed transaction.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct SleepSplit {
+    pub(crate) nodes: f64,
+    pub(crate) proxy: f64,
+}
+
+/// CPU time per something, by processes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct CpuSplit {
     pub(crate) postgres: f64,
@@ -99,10 +121,11 @@ pub(crate) struct StagesReport {
     pub(crate) read: Vec<Stage>,
 }
 
-/// A cluster against the plain PostgreSQL.
+/// A cluster, or Pgpool-II, against the plain PostgreSQL.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Ratios {
     pub(crate) name: SystemName,
+    pub(crate) protocol: Protocol,
     /// Throughput, cluster / plain, round by round.
     pub(crate) throughput: Option<Spread>,
     /// CPU time per committed transaction, cluster / plain, round by round.
@@ -126,16 +149,19 @@ pub(crate) struct Added {
 impl Comparison {
     /// Sums up.
     pub(crate) fn new(options: &CompareOptions, machine: Machine, systems: Vec<SystemReport>) -> Self {
-        let plain = systems.iter().find(|system| system.name == SystemName::Plain);
-        let clusters = systems.iter().filter(|system| system.name != SystemName::Plain);
-        let ratios: Vec<_> = plain
-            .map(|plain| clusters.map(|cluster| Ratios::of(cluster, plain)).collect())
-            .unwrap_or_default();
-        let footprint = ratios.iter().find(|ratios| ratios.name == SystemName::Footprint);
+        let plain = |protocol| {
+            let of_protocol = |system: &&SystemReport| system.name == SystemName::Plain && system.protocol == protocol;
+            systems.iter().find(of_protocol)
+        };
+        let others = systems.iter().filter(|system| system.name != SystemName::Plain);
+        let ratios: Vec<_> = others
+            .filter_map(|other| Some(Ratios::of(other, plain(other.protocol)?)))
+            .collect();
+        let default = ratios.iter().find(|ratios| ratios.name == SystemName::Voted);
         let median = |spread: Option<Spread>| spread.map(|spread| spread.median);
         Self {
-            throughput_ratio: footprint.and_then(|ratios| median(ratios.throughput)),
-            cpu_ratio: footprint.and_then(|ratios| median(ratios.cpu)),
+            throughput_ratio: default.and_then(|ratios| median(ratios.throughput)),
+            cpu_ratio: default.and_then(|ratios| median(ratios.cpu)),
             machine,
             version: env!("CARGO_PKG_VERSION"),
             run: RunDescription {
@@ -149,6 +175,7 @@ impl Comparison {
                 seed: options.seed,
                 groups: options.groups,
                 counter: options.counter.clone(),
+                share: options.share.map(Share::processors),
             },
             systems,
             ratios,
@@ -159,7 +186,17 @@ impl Comparison {
 impl SystemReport {
     /// Sums one system up.
     pub(crate) fn new(
+        system: &System,
+        settings: BTreeMap<String, String>,
+        load_seconds: f64,
+        measured: Measured,
+    ) -> Self {
+        Self::of(system.name, system.protocol, settings, load_seconds, measured)
+    }
+
+    fn of(
         name: SystemName,
+        protocol: Protocol,
         settings: BTreeMap<String, String>,
         load_seconds: f64,
         measured: Measured,
@@ -174,8 +211,12 @@ impl SystemReport {
             during_reads,
         } = measured;
         let each = |value: fn(&Round) -> f64| Spread::of(rounds.iter().map(value));
+        let committed = sum(&rounds, |round| round.tpcc.committed());
+        let statements = sum(&rounds, |round| round.tpcc.statements);
+        let sleeps = |part: fn(&Sleeps) -> u64| ratio(sum(&rounds, |round| part(&round.sleeps)), committed);
         Self {
             name,
+            protocol,
             settings,
             load_seconds,
             transactions_per_second: each(|round| round.tpcc.transactions_per_second),
@@ -185,7 +226,14 @@ impl SystemReport {
                 .map(|kind| TransactionLatency::of(kind, &rounds))
                 .collect(),
             cpu_ms_per_transaction: each(Round::cpu_ms_per_transaction),
-            cpu_ms_split: CpuSplit::of(&rounds),
+            cpu_ms_split: CpuSplit::of(&rounds, MILLIS_PER_SECOND, committed),
+            statements_per_transaction: ratio(statements, committed),
+            cpu_us_per_statement: CpuSplit::of(&rounds, MICROS_PER_SECOND, statements),
+            sleeps_per_transaction: SleepSplit {
+                nodes: sleeps(|sleeps| sleeps.nodes),
+                proxy: sleeps(|sleeps| sleeps.proxy),
+            },
+            log_fsyncs_per_transaction: per(rounds.iter().map(|round| round.log_fsyncs).sum(), committed),
             kit_cpu_ms_per_transaction: each(|round| per(round.kit_cpu_seconds * 1_000.0, round.tpcc.committed())),
             peak_kib: peaks,
             update: Percentiles::of(updates),
@@ -202,6 +250,10 @@ impl SystemReport {
     fn of_rounds(&self, value: impl Fn(&Round) -> f64) -> Vec<f64> {
         self.rounds.iter().map(value).collect()
     }
+}
+
+fn sum(rounds: &[Round], value: impl Fn(&Round) -> u64) -> u64 {
+    rounds.iter().map(value).sum()
 }
 
 impl Round {
@@ -230,11 +282,11 @@ impl TransactionLatency {
 }
 
 impl CpuSplit {
-    fn of(rounds: &[Round]) -> Self {
-        let committed = rounds.iter().map(|round| round.tpcc.committed()).sum();
+    /// The time of all rounds, in units of which a second has so many, for each of `count`.
+    fn of(rounds: &[Round], units_per_second: f64, count: u64) -> Self {
         let mean = |part: fn(&CpuSeconds) -> f64| {
             let seconds: f64 = rounds.iter().map(|round| part(&round.cpu_seconds)).sum();
-            per(seconds * 1_000.0, committed)
+            per(seconds * units_per_second, count)
         };
         Self {
             postgres: mean(|cpu| cpu.postgres),
@@ -252,6 +304,7 @@ impl Ratios {
         let p95 = |kind| ratio(&|round: &Round| round.percentile(kind, |line| line.p95_ms));
         Self {
             name: cluster.name,
+            protocol: cluster.protocol,
             throughput: ratio(&|round| round.tpcc.transactions_per_second),
             cpu: ratio(&Round::cpu_ms_per_transaction),
             p95: TransactionKind::ALL.into_iter().map(|kind| (kind, p95(kind))).collect(),
@@ -291,6 +344,7 @@ mod tests {
         let tpcc = tpcc::Report {
             transactions_per_second: throughput,
             transactions: vec![line],
+            statements: committed * 20,
             ..tpcc::Report::default()
         };
         let cpu_seconds = CpuSeconds {
@@ -300,6 +354,11 @@ mod tests {
         Round {
             tpcc,
             cpu_seconds,
+            sleeps: Sleeps {
+                nodes: 3 * committed,
+                proxy: committed,
+            },
+            log_fsyncs: 500.0,
             kit_cpu_seconds: 1.0,
             others_cpu_seconds: 0.0,
             strangers_cpu_seconds: 0.0,
@@ -307,8 +366,9 @@ mod tests {
     }
 
     fn system(name: SystemName, rounds: Vec<Round>) -> SystemReport {
-        SystemReport::new(
+        SystemReport::of(
             name,
+            Protocol::Prepared,
             BTreeMap::new(),
             1.0,
             Measured {
@@ -326,10 +386,7 @@ mod tests {
             round(100.0, 1_000, 4.0),
         ];
         let cluster = vec![round(50.0, 500, 3.0), round(50.0, 500, 3.0), round(80.0, 800, 3.2)];
-        let ratios = Ratios::of(
-            &system(SystemName::Footprint, cluster),
-            &system(SystemName::Plain, plain),
-        );
+        let ratios = Ratios::of(&system(SystemName::Voted, cluster), &system(SystemName::Plain, plain));
         let throughput = ratios.throughput.unwrap();
         assert_eq!((throughput.min, throughput.median, throughput.max), (0.25, 0.5, 0.8));
         let cpu = ratios.cpu.unwrap();
@@ -337,6 +394,19 @@ mod tests {
         assert_eq!((cpu.min, cpu.median, cpu.max), (1.0, 3.0, 6.0));
         assert_eq!(ratios.p95[&TransactionKind::NewOrder].unwrap().median, 2.0);
         assert_eq!(ratios.p95[&TransactionKind::Payment], None, "none was measured");
+    }
+
+    #[test]
+    fn statements_and_sleeps_are_divided_over_all_rounds() {
+        let both = system(SystemName::Voted, vec![round(100.0, 1_000, 2.0), round(50.0, 500, 4.0)]);
+        assert_eq!(both.statements_per_transaction, 20.0);
+        // 6 s over 30,000 statements.
+        assert_eq!(both.cpu_us_per_statement.postgres, 200.0);
+        assert_eq!(
+            (both.sleeps_per_transaction.nodes, both.sleeps_per_transaction.proxy),
+            (3.0, 1.0)
+        );
+        assert!((both.log_fsyncs_per_transaction - 2.0 / 3.0).abs() < 1e-9);
     }
 
     #[test]
@@ -350,16 +420,16 @@ mod tests {
         let options = Arguments::parse_from(["compare"]).options;
         let directory = tempfile::tempdir().unwrap();
         let machine = Machine::of(directory.path()).unwrap();
-        let cluster = system(SystemName::Footprint, vec![round(50.0, 500, 3.0)]);
+        let cluster = system(SystemName::Voted, vec![round(50.0, 500, 3.0)]);
         let comparison = Comparison::new(&options, machine.clone(), vec![cluster]);
         assert_eq!(comparison.throughput_ratio, None);
 
-        let systems = [SystemName::Plain, SystemName::Global, SystemName::Footprint].map(|name| {
-            let throughput = if name == SystemName::Footprint { 50.0 } else { 100.0 };
+        let systems = [SystemName::Plain, SystemName::Global, SystemName::Voted].map(|name| {
+            let throughput = if name == SystemName::Voted { 50.0 } else { 100.0 };
             system(name, vec![round(throughput, 1_000, 1.0)])
         });
         let comparison = Comparison::new(&options, machine, systems.into());
-        assert_eq!(comparison.throughput_ratio, Some(0.5), "that of the footprint setting");
+        assert_eq!(comparison.throughput_ratio, Some(0.5), "that of the default settings");
         assert_eq!(serde_json::to_value(&comparison).unwrap()["throughput_ratio"], 0.5);
         assert!(comparison.to_string().contains("0.50"), "{comparison}");
     }

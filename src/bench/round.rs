@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::latency::{OneShot, closed_loop};
-use super::process::{CpuSeconds, PeakKib, machine_cpu_seconds, own_cpu_seconds};
+use super::process::{CpuSeconds, PeakKib, SleepCounts, Sleeps, machine_cpu_seconds, own_cpu_seconds};
 use super::stages::Histograms;
 use super::system::System;
 use super::{CompareOptions, Error};
@@ -15,6 +15,9 @@ const SETTLE_MS: u64 = 1_000;
 /// The pause between looks at the memory of processes.
 const MEMORY_POLL_MS: u64 = 1_000;
 
+/// The nodes' histogram of writes of their logs.
+const LOG_FSYNC: &str = "cloudbft_log_fsync_duration_seconds";
+
 /// What TPC-C gave in one round.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Round {
@@ -22,6 +25,10 @@ pub(crate) struct Round {
     pub(crate) tpcc: tpcc::Report,
     /// CPU time of the system over the run and what it did for it afterwards.
     pub(crate) cpu_seconds: CpuSeconds,
+    /// How often threads of nodes and proxy went to sleep meanwhile.
+    pub(crate) sleeps: Sleeps,
+    /// Writes with fdatasync of the nodes' logs meanwhile.
+    pub(crate) log_fsyncs: f64,
     /// CPU time of the kit.
     pub(crate) kit_cpu_seconds: f64,
     /// CPU time that the other systems took meanwhile, idle as they are.
@@ -57,14 +64,14 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Runs round number `round` on one of the systems, while the others idle.
+    /// Runs round number `round` on one of the systems, while the others that run idle.
     ///
     /// # Errors
     /// When the system fails, or the run met errors that an application would have seen.
     pub(crate) async fn run_round(
         &mut self,
         options: &CompareOptions,
-        systems: &[System],
+        running: &[System],
         system: &System,
         round: u32,
     ) -> Result<(), Error> {
@@ -77,7 +84,7 @@ impl Measured {
             check(system, tpcc::run(&warm_up).await?)?;
             settle().await;
         }
-        self.run_tpcc(&kit, systems, system).await?;
+        self.run_tpcc(&kit, running, system).await?;
         system.processes()?.raise_peaks(&mut self.peaks);
         if options.latency_seconds > 0 {
             let time = Duration::from_secs(options.latency_seconds);
@@ -92,8 +99,8 @@ impl Measured {
         Ok(())
     }
 
-    async fn run_tpcc(&mut self, kit: &tpcc::RunOptions, systems: &[System], system: &System) -> Result<(), Error> {
-        let before = Readings::take(systems, system).await?;
+    async fn run_tpcc(&mut self, kit: &tpcc::RunOptions, running: &[System], system: &System) -> Result<(), Error> {
+        let before = Readings::take(running, system).await?;
         let report = tokio::select! {
             report = tpcc::run(kit) => report?,
             never = watch_memory(system, &mut self.peaks) => match never {},
@@ -101,20 +108,24 @@ impl Measured {
         let report = check(system, report)?;
         let kit_cpu_seconds = own_cpu_seconds() - before.kit;
         settle().await;
-        let after = Readings::take(systems, system).await?;
-        self.during_tpcc.add(&after.histograms.since(&before.histograms));
+        let after = Readings::take(running, system).await?;
+        let histograms = after.histograms.since(&before.histograms);
+        self.during_tpcc.add(&histograms);
         let cpu_seconds = after.system.since(before.system);
         let others_cpu_seconds = after.others - before.others;
         let known = cpu_seconds.total() + others_cpu_seconds + after.kit - before.kit;
         let round = Round {
             tpcc: report,
             cpu_seconds,
+            sleeps: after.sleeps.since(&before.sleeps),
+            log_fsyncs: histograms.count("node", LOG_FSYNC),
             kit_cpu_seconds,
             others_cpu_seconds,
             strangers_cpu_seconds: (after.machine - before.machine - known).max(0.0),
         };
         let seconds = (after.at - before.at).as_secs_f64();
-        super::compare::progress(&format!("{}: {round} within {seconds:.1} s", system.name.word()));
+        let (name, protocol) = (system.name.word(), system.protocol.word());
+        super::compare::progress(&format!("{name}, {protocol}: {round} within {seconds:.1} s"));
         self.rounds.push(round);
         Ok(())
     }
@@ -124,6 +135,7 @@ impl Measured {
 struct Readings {
     at: Instant,
     system: CpuSeconds,
+    sleeps: SleepCounts,
     others: f64,
     kit: f64,
     machine: f64,
@@ -131,16 +143,18 @@ struct Readings {
 }
 
 impl Readings {
-    async fn take(systems: &[System], system: &System) -> Result<Self, Error> {
+    async fn take(running: &[System], system: &System) -> Result<Self, Error> {
         let mut others = 0.0;
-        for other in systems.iter().filter(|other| other.name != system.name) {
+        for other in running.iter().filter(|other| !other.shares_processes(system)) {
             others += other.processes()?.cpu().total();
         }
         let histograms = system.histograms().await?;
         let (kit, machine) = (own_cpu_seconds(), machine_cpu_seconds());
+        let processes = system.processes()?;
         Ok(Self {
             at: Instant::now(),
-            system: system.processes()?.cpu(),
+            system: processes.cpu(),
+            sleeps: processes.sleeps(),
             others,
             kit,
             machine,
@@ -155,6 +169,7 @@ fn kit_options(options: &CompareOptions, system: &System, round: u32) -> tpcc::R
         seconds: options.seconds,
         // The same inputs for all systems, and others in every round.
         seed: options.seed + u64::from(round),
+        protocol: system.protocol,
         ..tpcc::RunOptions::new(&system.dsn)
     }
 }

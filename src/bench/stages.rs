@@ -136,6 +136,15 @@ impl Histograms {
         }
     }
 
+    /// How often one histogram of a kind of process was recorded, over all its labels.
+    pub(crate) fn count(&self, process: &str, metric: &str) -> f64 {
+        let of_metric = self
+            .0
+            .iter()
+            .filter(|(key, _)| key.process == process && key.metric == metric);
+        of_metric.map(|(_, total)| total.count).sum()
+    }
+
     /// The means of all that were recorded at all: stages first, then the rest by name.
     pub(crate) fn stages(&self) -> Vec<Stage> {
         let recorded = self.0.iter().filter(|(_, total)| total.count > 0.0);
@@ -260,6 +269,13 @@ mod tests {
     fn a_process_that_was_started_again_counts_from_its_start() {
         let restarted = parsed(BEFORE).since(&parsed(AFTER)).stages();
         assert_eq!((restarted[0].count, restarted[0].mean), (10.0, 50.0));
+    }
+
+    #[test]
+    fn a_metric_is_counted_over_its_labels() {
+        let both_peers = parsed(AFTER);
+        assert_eq!(both_peers.count("node", "cloudbft_peer_rtt_seconds"), 2.0);
+        assert_eq!(both_peers.count("proxy", "cloudbft_peer_rtt_seconds"), 0.0);
     }
 
     #[test]

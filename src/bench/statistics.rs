@@ -85,6 +85,12 @@ pub(crate) fn per(amount: f64, count: u64) -> f64 {
     if count == 0 { 0.0 } else { amount / count as f64 }
 }
 
+/// One count for each of another; nothing when there are none.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn ratio(amount: u64, count: u64) -> f64 {
+    per(amount as f64, count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

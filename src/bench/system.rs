@@ -7,17 +7,21 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::file::ClusterFile;
+use cluster::file::{ClusterFile, machine_name};
 use cluster::postgres::{Binaries, DatabaseServer, SUPERUSER, ServerOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
+use tpcc::{LoadMethod, Protocol};
 
+use super::pgpool::Pgpool;
 use super::process::Tree;
 use super::stages::Histograms;
 use super::{CompareOptions, Error, system_error};
+use crate::state::UpState;
 
 /// How long a cluster may take to become ready.
 const READY_MS_MAX: u64 = 150_000;
@@ -28,7 +32,11 @@ const POLL_MS: u64 = 25;
 /// What is shown of a log.
 const LOG_LINES: usize = 15;
 /// The database and the role of the plain server: those of a cluster by default.
-const DATABASE: &str = "app";
+pub(crate) const DATABASE: &str = "app";
+/// What a cluster locks by default.
+const FOOTPRINT: &str = "footprint";
+/// What a session is begun with for answers that are certified at COMMIT: `-c cloudbft.answers=at_commit`, as in a URL.
+const AT_COMMIT: &str = "-c%20cloudbft.answers%3Dat_commit";
 /// What decides how durable and how large a server is; shown with the figures.
 const SETTINGS: [&str; 9] = [
     "server_version",
@@ -44,97 +52,159 @@ const SETTINGS: [&str; 9] = [
 
 /// Which system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum SystemName {
     /// One PostgreSQL.
     Plain,
-    /// A cluster that locks what a multi-partition operation touches.
-    Footprint,
+    /// Pgpool-II in native replication mode over three PostgreSQL servers.
+    Pgpool,
+    /// A cluster as it is by default.
+    Voted,
+    /// A cluster whose sessions have `cloudbft.answers = at_commit`.
+    AtCommit,
     /// A cluster that locks everything for a multi-partition operation.
     Global,
 }
 
 impl SystemName {
-    /// As in reports; of clusters it is the value of `multi_partition`.
+    /// As in reports.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Plain => "plain",
-            Self::Footprint => "footprint",
+            Self::Pgpool => "pgpool",
+            Self::Voted => "voted",
+            Self::AtCommit => "at_commit",
             Self::Global => "global",
+        }
+    }
+
+    /// The heading of its column.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Plain => "plain PostgreSQL",
+            Self::Pgpool => "Pgpool-II",
+            Self::Voted => "cluster, voted",
+            Self::AtCommit => "cluster, at_commit",
+            Self::Global => "cluster, global lock",
+        }
+    }
+
+    /// The value of `multi_partition` of its cluster, if it is one.
+    fn multi_partition(self) -> Option<&'static str> {
+        match self {
+            Self::Global => Some("global"),
+            Self::Voted | Self::AtCommit => Some(FOOTPRINT),
+            Self::Plain | Self::Pgpool => None,
+        }
+    }
+
+    /// Whether it is a cluster of ours.
+    pub(crate) fn is_cluster(self) -> bool {
+        self.multi_partition().is_some()
+    }
+
+    /// How rows get into it.
+    pub(crate) fn load_method(self) -> LoadMethod {
+        match self {
+            // It waits for ever for the end of a COPY by the extended protocol.
+            Self::Pgpool => LoadMethod::Insert,
+            Self::Plain | Self::Voted | Self::AtCommit | Self::Global => LoadMethod::Auto,
+        }
+    }
+
+    /// Its connection string, from one without options.
+    fn dsn(self, plain: &str) -> String {
+        match self {
+            Self::AtCommit => format!("{plain}?options={AT_COMMIT}"),
+            Self::Plain | Self::Pgpool | Self::Voted | Self::Global => plain.to_owned(),
         }
     }
 }
 
-/// A running system; stopped when dropped.
+/// A running system, as one of the columns of a comparison.
 pub(crate) struct System {
     pub(crate) name: SystemName,
+    pub(crate) protocol: Protocol,
     pub(crate) dsn: String,
-    server: Server,
+    /// Stopped when no system uses it any more.
+    server: Arc<Server>,
 }
 
 enum Server {
     Plain(PlainServer),
-    Cluster(Box<ClusterProcess>),
+    Pgpool(Pgpool),
+    Cluster(ClusterProcess),
 }
 
 impl System {
-    /// Starts a plain PostgreSQL with its default settings.
-    pub(crate) async fn start_plain(directory: &Path) -> Result<Self, Error> {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(system_error("no free port"))?;
-        let port = listener.local_addr().map_err(system_error("no free port"))?.port();
-        drop(listener);
-        let sockets = tempfile::tempdir_in("/tmp").map_err(system_error("no directory for sockets"))?;
-        let options = ServerOptions {
-            directory: directory.join(SystemName::Plain.word()),
-            socket_directory: sockets.path().join("sockets"),
-            port,
-            connections_max: 0,
-            shared_buffers_mib: 0,
-            database: DATABASE.to_owned(),
-            roles: vec![DATABASE.to_owned()],
+    /// Starts what a system is: a plain PostgreSQL with its default settings, Pgpool-II, or a cluster as `cloudbft up`.
+    pub(crate) async fn start(directory: &Path, name: SystemName, options: &CompareOptions) -> Result<Self, Error> {
+        let directory = directory.join(name.word());
+        let server = match name {
+            SystemName::Plain => Server::Plain(PlainServer::start(&directory).await?),
+            SystemName::Pgpool => Server::Pgpool(Pgpool::start(&directory, options.terminals).await?),
+            SystemName::Voted | SystemName::AtCommit | SystemName::Global => {
+                Server::Cluster(ClusterProcess::start(&directory, name, options).await?)
+            }
         };
-        let server = DatabaseServer::plain(Binaries::find()?, options);
-        let plain = PlainServer {
-            server,
-            _sockets: sockets,
-        };
-        plain.server.start().await?;
-        let dsn = format!("postgresql://{DATABASE}@127.0.0.1:{port}/{DATABASE}");
         Ok(Self {
-            name: SystemName::Plain,
-            dsn,
-            server: Server::Plain(plain),
+            name,
+            protocol: Protocol::Prepared,
+            dsn: name.dsn(&server.dsn()),
+            server: Arc::new(server),
         })
     }
 
-    /// Starts a cluster as `cloudbft up`.
-    pub(crate) async fn start_cluster(
-        directory: &Path,
-        name: SystemName,
-        options: &CompareOptions,
-    ) -> Result<Self, Error> {
-        let mut cluster = ClusterProcess::spawn(&directory.join(name.word()), name, options)?;
-        let dsn = cluster.wait_ready().await?;
-        Ok(Self {
+    /// The system of that name, if what runs for this one is what it needs, too.
+    pub(crate) fn also_as(&self, name: SystemName, protocol: Protocol) -> Option<Self> {
+        let fits = name.multi_partition() == self.name.multi_partition()
+            && (name == self.name || name.multi_partition().is_some());
+        fits.then(|| Self {
             name,
-            dsn,
-            server: Server::Cluster(Box::new(cluster)),
+            protocol,
+            dsn: name.dsn(&self.server.dsn()),
+            server: Arc::clone(&self.server),
         })
+    }
+
+    /// Whether both are the same processes with the same data.
+    pub(crate) fn shares_processes(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.server, &other.server)
     }
 
     /// Its processes now.
     pub(crate) fn processes(&self) -> Result<Tree, Error> {
-        let root = match &self.server {
-            Server::Plain(plain) => plain.server.pid(),
-            Server::Cluster(cluster) => Some(cluster.child.id()),
+        let roots: Option<Vec<u32>> = match &*self.server {
+            Server::Plain(plain) => plain.server.pid().map(|pid| vec![pid]),
+            Server::Pgpool(pgpool) => {
+                let servers = pgpool.servers.iter().map(|plain| plain.server.pid());
+                servers.chain([Some(pgpool.pid())]).collect()
+            }
+            Server::Cluster(cluster) => Some(vec![cluster.child.id()]),
         };
         let gone = || Error::Answer(format!("the server processes of `{}` are gone", self.name.word()));
-        Ok(Tree::below(root.ok_or_else(gone)?))
+        Ok(Tree::below(&roots.ok_or_else(gone)?))
+    }
+
+    /// The processes of each of its machines: a server, and the node beside it. Proxies and Pgpool-II are on none.
+    pub(crate) fn machines(&self) -> Result<Vec<Tree>, Error> {
+        let roots = match &*self.server {
+            Server::Plain(plain) => vec![vec![plain.server.pid()]],
+            Server::Pgpool(pgpool) => {
+                let servers = pgpool.servers.iter();
+                servers.map(|plain| vec![plain.server.pid()]).collect()
+            }
+            Server::Cluster(cluster) => cluster.machines()?,
+        };
+        let trees = roots
+            .into_iter()
+            .map(|roots| Tree::below(&roots.into_iter().flatten().collect::<Vec<_>>()));
+        Ok(trees.collect())
     }
 
     /// What its processes have recorded so far; nothing of a plain server.
     pub(crate) async fn histograms(&self) -> Result<Histograms, Error> {
-        let Server::Cluster(cluster) = &self.server else {
+        let Server::Cluster(cluster) = &*self.server else {
             return Ok(Histograms::default());
         };
         let addresses = cluster.metrics_addresses()?;
@@ -143,8 +213,11 @@ impl System {
 
     /// The settings of its (first) database server.
     pub(crate) async fn settings(&self) -> Result<BTreeMap<String, String>, Error> {
-        let client = match &self.server {
+        let first = |pgpool: &Pgpool| pgpool.servers.first().map(|plain| plain.server.clone());
+        let none = || Error::Answer(String::from("Pgpool-II has no servers"));
+        let client = match &*self.server {
             Server::Plain(plain) => plain.server.connect(DATABASE).await?,
+            Server::Pgpool(pgpool) => first(pgpool).ok_or_else(none)?.connect(DATABASE).await?,
             Server::Cluster(cluster) => cluster.connect_to_database_node().await?,
         };
         let mut settings = BTreeMap::new();
@@ -157,17 +230,54 @@ impl System {
 
     /// The end of what its processes said, for a run that failed.
     pub(crate) fn last_words(&self) -> String {
-        match &self.server {
+        match &*self.server {
             Server::Plain(_) => String::new(),
+            Server::Pgpool(pgpool) => pgpool.last_words(),
             Server::Cluster(cluster) => cluster.last_words(),
         }
     }
 }
 
+impl Server {
+    /// The connection string without options.
+    fn dsn(&self) -> String {
+        match self {
+            Self::Plain(plain) => format!("postgresql://{DATABASE}@127.0.0.1:{}/{DATABASE}", plain.port),
+            Self::Pgpool(pgpool) => pgpool.dsn(),
+            Self::Cluster(cluster) => cluster.dsn.clone(),
+        }
+    }
+}
+
 /// A PostgreSQL that is stopped when dropped.
-struct PlainServer {
-    server: DatabaseServer,
+pub(crate) struct PlainServer {
+    pub(crate) server: DatabaseServer,
+    pub(crate) port: u16,
     _sockets: tempfile::TempDir,
+}
+
+impl PlainServer {
+    /// Starts one with its default settings.
+    pub(crate) async fn start(directory: &Path) -> Result<Self, Error> {
+        let port = free_port()?;
+        let sockets = tempfile::tempdir_in("/tmp").map_err(system_error("no directory for sockets"))?;
+        let options = ServerOptions {
+            directory: directory.to_owned(),
+            socket_directory: sockets.path().join("sockets"),
+            port,
+            connections_max: 0,
+            shared_buffers_mib: 0,
+            database: DATABASE.to_owned(),
+            roles: vec![DATABASE.to_owned()],
+        };
+        let plain = Self {
+            server: DatabaseServer::plain(Binaries::find()?, options),
+            port,
+            _sockets: sockets,
+        };
+        plain.server.start().await?;
+        Ok(plain)
+    }
 }
 
 impl Drop for PlainServer {
@@ -183,10 +293,18 @@ impl Drop for PlainServer {
 /// A `cloudbft up` of ours; stopped when dropped.
 struct ClusterProcess {
     directory: PathBuf,
+    /// Known when it is ready.
+    dsn: String,
     child: Child,
 }
 
 impl ClusterProcess {
+    async fn start(directory: &Path, name: SystemName, options: &CompareOptions) -> Result<Self, Error> {
+        let mut cluster = Self::spawn(directory, name, options)?;
+        cluster.dsn = cluster.wait_ready().await?;
+        Ok(cluster)
+    }
+
     fn spawn(directory: &Path, name: SystemName, options: &CompareOptions) -> Result<Self, Error> {
         let directory = cluster::file::make_directory(directory).map_err(|error| Error::Answer(error.to_string()))?;
         let log = File::create(directory.join("up.log")).map_err(system_error("up.log"))?;
@@ -201,7 +319,7 @@ impl ClusterProcess {
                 "--listen",
                 "127.0.0.1:0",
                 "--multi-partition",
-                name.word(),
+                name.multi_partition().unwrap_or(FOOTPRINT),
                 "--dir",
             ])
             .arg(&directory);
@@ -218,7 +336,8 @@ impl ClusterProcess {
             .stderr(log)
             .process_group(0);
         let child = command.spawn().map_err(system_error("cannot start `cloudbft up`"))?;
-        Ok(Self { directory, child })
+        let dsn = String::new();
+        Ok(Self { directory, dsn, child })
     }
 
     /// Waits for `ready DSN`.
@@ -248,6 +367,20 @@ impl ClusterProcess {
         let file = self.file()?;
         let nodes = file.machines.iter().map(|machine| ("node", machine.metrics));
         Ok(nodes.chain([("proxy", file.tunables.proxy_metrics)]).collect())
+    }
+
+    /// The processes to begin with on each machine: its node, and its server if it has one.
+    fn machines(&self) -> Result<Vec<Vec<Option<u32>>>, Error> {
+        let file = self.file()?;
+        let nodes = UpState::read(&file.layout()).node_pids;
+        let databases = crate::up::databases(&file)?;
+        let mut databases = databases.iter();
+        let machines = file.machines.iter().map(|machine| {
+            let node = nodes.get(&machine_name(machine.id)).copied();
+            let server = machine.database.as_ref().and_then(|_| databases.next());
+            vec![node, server.and_then(DatabaseServer::pid)]
+        });
+        Ok(machines.collect())
     }
 
     async fn connect_to_database_node(&self) -> Result<tokio_postgres::Client, Error> {
@@ -289,11 +422,17 @@ impl Drop for ClusterProcess {
     }
 }
 
-fn process_id(pid: u32) -> Pid {
+/// A port that was free just now.
+pub(crate) fn free_port() -> Result<u16, Error> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(system_error("no free port"))?;
+    Ok(listener.local_addr().map_err(system_error("no free port"))?.port())
+}
+
+pub(crate) fn process_id(pid: u32) -> Pid {
     Pid::from_raw(pid.cast_signed())
 }
 
-fn ends_in_time(mut has_ended: impl FnMut() -> bool) -> bool {
+pub(crate) fn ends_in_time(mut has_ended: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_millis(STOP_MS_MAX);
     while !has_ended() {
         if Instant::now() > deadline {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tpcc::Protocol;
+
 use super::report::{Added, Comparison, Ratios, SystemReport};
 use super::stages::Stage;
 use super::statistics::{Percentiles, Spread};
@@ -9,13 +11,15 @@ use super::system::SystemName;
 
 /// The widths of the first column and the others.
 const LABEL: usize = 34;
-const COLUMN: usize = 32;
+const COLUMN: usize = 23;
 
 impl fmt::Display for Comparison {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let run = &self.run;
         writeln!(out, "cloudbft {} on {}", self.version, self.machine)?;
-        for system in &self.systems {
+        let first_protocol = self.systems.first().map(|system| system.protocol);
+        let each_once = self.systems.iter();
+        for system in each_once.filter(|system| Some(system.protocol) == first_protocol) {
             let settings: Vec<_> = system
                 .settings
                 .iter()
@@ -25,22 +29,53 @@ impl fmt::Display for Comparison {
         }
         writeln!(
             out,
-            "TPC-C: {} warehouses{}, {} terminals, {} rounds of {} s after {} s of warm-up; median (min .. max)\n",
+            "TPC-C: {} warehouses{}, {} terminals, {} rounds of {} s after {} s of warm-up{}; median (min .. max)\n",
             run.warehouses,
             if run.small { " (small)" } else { "" },
             run.terminals,
             run.rounds,
             run.seconds,
-            run.warmup_seconds
+            run.warmup_seconds,
+            run.share.map_or_else(String::new, |share| format!(
+                ", {share} of a processor for each machine"
+            ))
         )?;
-        self.throughput_rows(out)?;
-        self.memory_rows(out)?;
-        self.ratio_rows(out)?;
+        for protocol in [Protocol::Prepared, Protocol::Simple] {
+            let of_protocol = |system: &&SystemReport| system.protocol == protocol;
+            let table = Table {
+                protocol,
+                systems: self.systems.iter().filter(of_protocol).collect(),
+                ratios: &self.ratios,
+            };
+            table.write(out)?;
+        }
         self.systems.iter().try_for_each(|system| stage_rows(out, system))
     }
 }
 
-impl Comparison {
+/// The systems under one protocol, side by side.
+struct Table<'a> {
+    protocol: Protocol,
+    systems: Vec<&'a SystemReport>,
+    ratios: &'a [Ratios],
+}
+
+impl Table<'_> {
+    fn write(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.systems.is_empty() {
+            return Ok(());
+        }
+        self.throughput_rows(out)?;
+        self.cpu_rows(out)?;
+        self.statement_rows(out)?;
+        self.memory_rows(out)?;
+        self.ratio_rows(out)
+    }
+
+    fn ratios(&self) -> impl Iterator<Item = &Ratios> {
+        self.ratios.iter().filter(|ratios| ratios.protocol == self.protocol)
+    }
+
     fn row(&self, out: &mut fmt::Formatter<'_>, label: &str, value: impl Fn(&SystemReport) -> String) -> fmt::Result {
         write!(out, "{label:<LABEL$}")?;
         self.systems
@@ -50,10 +85,8 @@ impl Comparison {
     }
 
     fn throughput_rows(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.row(out, "", |system| match system.name {
-            SystemName::Plain => String::from("plain PostgreSQL"),
-            name => format!("cluster ({})", name.word()),
-        })?;
+        let heading = format!("statements: {}", self.protocol.word());
+        self.row(out, &heading, |system| system.name.title().to_owned())?;
         self.row(out, "transactions/s", |system| {
             spread(system.transactions_per_second, 1)
         })?;
@@ -69,18 +102,36 @@ impl Comparison {
                 line.map_or_else(String::new, |line| three(line.p50_ms, line.p95_ms, line.p99_ms))
             })?;
         }
+        self.row(out, "one UPDATE p50 / p95 / p99 ms", |system| {
+            percentiles(&system.update)
+        })?;
+        self.row(out, "one read by key, likewise", |system| percentiles(&system.read))?;
+        self.row(out, "aborts that were run again", |system| {
+            let aborts: u64 = system.rounds.iter().flat_map(|round| round.tpcc.aborts.values()).sum();
+            aborts.to_string()
+        })
+    }
+
+    fn cpu_rows(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.row(out, "CPU ms per transaction", |system| {
             spread(system.cpu_ms_per_transaction, 2)
+        })?;
+        self.row(out, "  times plain PostgreSQL", |system| {
+            let mut ratios = self.ratios();
+            let ratios = ratios.find(|ratios| ratios.name == system.name);
+            spread(ratios.and_then(|ratios| ratios.cpu), 2)
         })?;
         self.row(out, "  of PostgreSQL", |system| {
             format!("{:.2}", system.cpu_ms_split.postgres)
         })?;
-        self.row(out, "  of nodes", |system| format!("{:.2}", system.cpu_ms_split.nodes))?;
-        self.row(out, "  of the proxy", |system| {
-            format!("{:.2}", system.cpu_ms_split.proxy)
+        self.row(out, "  of nodes", |system| {
+            of_nodes(system, system.cpu_ms_split.nodes, 2)
+        })?;
+        self.row(out, "  of the proxy, or Pgpool-II", |system| {
+            of_proxy(system, system.cpu_ms_split.proxy, 2)
         })?;
         self.row(out, "  of the supervisor", |system| {
-            format!("{:.2}", system.cpu_ms_split.supervisor)
+            of_nodes(system, system.cpu_ms_split.supervisor, 2)
         })?;
         self.row(out, "CPU ms of the kit (not included)", |system| {
             spread(system.kit_cpu_ms_per_transaction, 2)
@@ -88,15 +139,32 @@ impl Comparison {
         self.row(out, "CPU s of strangers in a round", |system| {
             let strangers = system.rounds.iter().map(|round| round.strangers_cpu_seconds);
             spread(Spread::of(strangers), 1)
+        })
+    }
+
+    /// Statements are those that the kit sent; the times are those of all processes of a kind together.
+    fn statement_rows(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.row(out, "statements per transaction (1)", |system| {
+            format!("{:.1}", system.statements_per_transaction)
         })?;
-        self.row(out, "aborts that were run again", |system| {
-            let aborts: u64 = system.rounds.iter().flat_map(|round| round.tpcc.aborts.values()).sum();
-            aborts.to_string()
+        self.row(out, "CPU µs per statement, PostgreSQL", |system| {
+            format!("{:.0}", system.cpu_us_per_statement.postgres)
         })?;
-        self.row(out, "one UPDATE p50 / p95 / p99 ms", |system| {
-            percentiles(&system.update)
+        self.row(out, "  all nodes", |system| {
+            of_nodes(system, system.cpu_us_per_statement.nodes, 0)
         })?;
-        self.row(out, "one read by key, likewise", |system| percentiles(&system.read))
+        self.row(out, "  the proxy, or Pgpool-II", |system| {
+            of_proxy(system, system.cpu_us_per_statement.proxy, 0)
+        })?;
+        self.row(out, "sleeps per transaction, nodes (2)", |system| {
+            of_nodes(system, system.sleeps_per_transaction.nodes, 1)
+        })?;
+        self.row(out, "  the proxy, or Pgpool-II", |system| {
+            of_proxy(system, system.sleeps_per_transaction.proxy, 1)
+        })?;
+        self.row(out, "log fsyncs per transaction, nodes", |system| {
+            of_nodes(system, system.log_fsyncs_per_transaction, 2)
+        })
     }
 
     fn memory_rows(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,20 +178,26 @@ impl Comparison {
                 }
             })?;
         }
-        writeln!(out)
+        writeln!(
+            out,
+            "(1) sent by the kit, with BEGIN, COMMIT and those of aborted attempts, per committed transaction; CPU µs per\n\
+             statement is the time of all processes of a kind over them\n\
+             (2) voluntary context switches of all threads, per committed transaction\n"
+        )
     }
 
     fn ratio_rows(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for ratios in &self.ratios {
+        for ratios in self.ratios() {
             let Ratios {
                 name,
+                protocol: _,
                 throughput,
                 cpu,
                 p95,
                 update_added,
                 read_added,
             } = ratios;
-            writeln!(out, "cluster ({}) / plain PostgreSQL, round by round:", name.word())?;
+            writeln!(out, "{} / plain PostgreSQL, round by round:", name.title())?;
             writeln!(out, "  throughput              {}", spread(*throughput, 3))?;
             writeln!(out, "  CPU per transaction     {}", spread(*cpu, 2))?;
             for (kind, ratio) in p95 {
@@ -137,18 +211,10 @@ impl Comparison {
 }
 
 fn stage_rows(out: &mut fmt::Formatter<'_>, system: &SystemReport) -> fmt::Result {
-    let name = system.name.word();
-    section(out, &format!("cluster ({name}) during TPC-C"), &system.stages.tpcc)?;
-    section(
-        out,
-        &format!("cluster ({name}) during single UPDATEs"),
-        &system.stages.update,
-    )?;
-    section(
-        out,
-        &format!("cluster ({name}) during single reads"),
-        &system.stages.read,
-    )
+    let name = format!("{}, {} statements", system.name.title(), system.protocol.word());
+    section(out, &format!("{name}, during TPC-C"), &system.stages.tpcc)?;
+    section(out, &format!("{name}, during single UPDATEs"), &system.stages.update)?;
+    section(out, &format!("{name}, during single reads"), &system.stages.read)
 }
 
 fn section(out: &mut fmt::Formatter<'_>, title: &str, stages: &[Stage]) -> fmt::Result {
@@ -167,8 +233,34 @@ fn spread(spread: Option<Spread>, decimals: usize) -> String {
     }
 }
 
+/// A figure of nodes: the other systems have none.
+fn of_nodes(system: &SystemReport, value: f64, decimals: usize) -> String {
+    if system.name.is_cluster() {
+        format!("{value:.decimals$}")
+    } else {
+        String::from("-")
+    }
+}
+
+/// A figure of the proxy or Pgpool-II.
+fn of_proxy(system: &SystemReport, value: f64, decimals: usize) -> String {
+    match system.name {
+        SystemName::Plain => String::from("-"),
+        _ => format!("{value:.decimals$}"),
+    }
+}
+
 fn three(p50: f64, p95: f64, p99: f64) -> String {
-    format!("{p50:.2} / {p95:.2} / {p99:.2}")
+    format!("{} / {} / {}", brief(p50), brief(p95), brief(p99))
+}
+
+/// Three digits are enough.
+fn brief(value: f64) -> String {
+    match value {
+        ..10.0 => format!("{value:.2}"),
+        10.0..100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
 }
 
 fn percentiles(all: &Percentiles) -> String {

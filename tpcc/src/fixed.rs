@@ -26,6 +26,22 @@ impl<const SCALE: u32> Fixed<SCALE> {
     const GROUP_UNITS: i128 = 10_i128.pow(GROUP_DIGITS - SCALE);
 }
 
+impl<const SCALE: u32> Fixed<SCALE> {
+    /// From the text that Postgres gives for a `numeric` of at most this scale.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (sign, digits) = match text.strip_prefix('-') {
+            Some(digits) => (-1, digits),
+            None => (1, text),
+        };
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let missing = usize::try_from(SCALE).ok()?.checked_sub(fraction.len())?;
+        let units: String = [whole, fraction, &"0".repeat(missing)].concat();
+        let is_number = !whole.is_empty() && units.bytes().all(|byte| byte.is_ascii_digit());
+        let units: i64 = units.parse().ok().filter(|_| is_number)?;
+        Some(Self(sign * units))
+    }
+}
+
 impl<const SCALE: u32> fmt::Display for Fixed<SCALE> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
@@ -104,6 +120,18 @@ mod tests {
         for units in [0, 1, -1, 99, 100, 10_000, -1_000_000, 123_456_789, i64::MAX / 4] {
             assert_eq!(round_trip::<2>(units), units);
             assert_eq!(round_trip::<4>(units), units);
+        }
+    }
+
+    #[test]
+    fn numbers_survive_as_text() {
+        for units in [0, 1, -1, 99, 100, -10_000, 123_456_789] {
+            assert_eq!(Fixed::<2>::parse(&Fixed::<2>(units).to_string()), Some(Fixed(units)));
+        }
+        assert_eq!(Fixed::<4>::parse("0.1"), Some(Fixed(1_000)));
+        assert_eq!(Fixed::<2>::parse("-7"), Some(Fixed(-700)));
+        for damaged in ["", "-", "0.001", "1.+1", "--1", "NaN", "1e2"] {
+            assert_eq!(Fixed::<2>::parse(damaged), None, "{damaged}");
         }
     }
 

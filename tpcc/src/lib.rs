@@ -2,7 +2,7 @@
 //!
 //! A stranger that speaks only Postgres wire: it knows nothing of CloudBFT and runs in the same way against a
 //! plain PostgreSQL and against the proxy. Statements are sent one by one, prepared and with binary
-//! parameters, as an ordinary application sends them. Clause numbers are those of the TPC-C Standard
+//! parameters or as texts with literals ([`Protocol`]), as an ordinary application sends them. Clause numbers are those of the TPC-C Standard
 //! Specification, revision 5.11.
 //!
 //! Invariant: every statement names the warehouse of every partitioned table as an equality (or an IN list) on
@@ -34,6 +34,7 @@ pub mod report;
 mod runner;
 mod scale;
 mod schema;
+mod statement;
 mod statistics;
 mod terminal;
 mod transaction;
@@ -42,7 +43,7 @@ pub use consistency::{CheckReport, check};
 pub use error::Error;
 pub use ledger::LedgerReport;
 pub use loader::load;
-pub use options::{CheckOptions, Isolation, LoadMethod, LoadOptions, RunOptions};
+pub use options::{CheckOptions, Isolation, LoadMethod, LoadOptions, Protocol, RunOptions};
 pub use report::Report;
 pub use runner::{run, run_until};
 pub use scale::Scale;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::scale::Scale;
 
@@ -40,6 +41,27 @@ impl Isolation {
             Self::ReadCommitted => "BEGIN ISOLATION LEVEL READ COMMITTED",
             Self::RepeatableRead => "BEGIN ISOLATION LEVEL REPEATABLE READ",
             Self::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
+        }
+    }
+}
+
+/// How the transactions' statements are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Prepared once on each connection, with binary parameters and results.
+    #[default]
+    Prepared,
+    /// Texts with literals, by the simple query protocol.
+    Simple,
+}
+
+impl Protocol {
+    /// As on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Simple => "simple",
         }
     }
 }
@@ -128,6 +150,9 @@ pub struct RunOptions {
     /// Isolation level asked for in BEGIN
     #[arg(long, value_enum, default_value_t = Isolation::Default)]
     pub isolation: Isolation,
+    /// How statements are sent
+    #[arg(long, value_enum, default_value_t = Protocol::Prepared)]
+    pub protocol: Protocol,
     /// Append every acknowledged New-Order and Payment to this file, for `check --ledger`
     #[arg(long)]
     pub ledger: Option<PathBuf>,
@@ -152,6 +177,7 @@ impl RunOptions {
             seed: 1,
             retries: 10,
             isolation: Isolation::Default,
+            protocol: Protocol::Prepared,
             ledger: None,
             json: None,
             progress: false,

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::options::Protocol;
 use crate::transaction::TransactionKind;
 
 /// The result of a run.
@@ -14,6 +15,9 @@ pub struct Report {
     pub warehouses: i32,
     /// Terminals, each on a connection of its own.
     pub terminals: u32,
+    /// How statements were sent.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// Whether terminals kept keying and think times.
     pub think: bool,
     /// Seed of all inputs.
@@ -28,7 +32,8 @@ pub struct Report {
     pub transactions: Vec<TransactionReport>,
     /// Serialization failures and deadlocks by SQLSTATE (class 40); the transactions were run again.
     pub aborts: BTreeMap<String, u64>,
-    /// Unexpected errors by SQLSTATE, also of the warm-up; "connection" and "missing row" are those without one.
+    /// Unexpected errors by SQLSTATE, also of the warm-up; "connection", "missing row" and
+    /// "malformed value" are those without one.
     pub errors: BTreeMap<String, u64>,
     /// The first unexpected errors.
     pub error_samples: Vec<ErrorSample>,
@@ -36,6 +41,9 @@ pub struct Report {
     pub unknown_outcomes: u64,
     /// Connections that had to be made again.
     pub reconnects: u64,
+    /// Statements that were sent in the measured time, with BEGIN and COMMIT, and those of aborted attempts.
+    #[serde(default)]
+    pub statements: u64,
     /// Terminals that still waited for the server when the run ended.
     pub stuck_terminals: u64,
     /// Committed transactions in each complete second of the measurement.
@@ -74,7 +82,7 @@ pub struct ErrorSample {
     pub second: u64,
     /// In which transaction, unless it was while connecting.
     pub transaction: Option<TransactionKind>,
-    /// SQLSTATE, "connection" or "missing row".
+    /// SQLSTATE, "connection", "missing row" or "malformed value".
     pub code: String,
     /// The whole of what the server said.
     pub message: String,
@@ -96,9 +104,10 @@ impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
-            "TPC-C: {} warehouses, {} terminals{}, {:.1} s, seed {}",
+            "TPC-C: {} warehouses, {} terminals, {} statements{}, {:.1} s, seed {}",
             self.warehouses,
             self.terminals,
+            self.protocol.word(),
             if self.think { " with think times" } else { "" },
             self.seconds,
             self.seed

@@ -68,6 +68,7 @@ pub async fn run_until(options: &RunOptions, stop: impl Future<Output = ()> + Se
     let mut report = Report {
         warehouses: scale.warehouses,
         terminals: options.terminals,
+        protocol: options.protocol,
         think: options.think,
         seed: options.seed,
         stuck_terminals,
@@ -95,7 +96,7 @@ async fn scale_to_use(options: &RunOptions) -> Result<Scale, Error> {
 async fn open_sessions(options: &RunOptions) -> Result<Vec<Session>, Error> {
     let mut sessions = Vec::new();
     for _ in 0..options.terminals {
-        sessions.push(Session::open(&options.dsn).await?);
+        sessions.push(Session::open(&options.dsn, options.protocol).await?);
     }
     Ok(sessions)
 }

@@ -43,6 +43,7 @@ struct Counters {
     committed_each_second: Vec<u64>,
     unknown_outcomes: u64,
     reconnects: u64,
+    statements: u64,
     /// Set at the end: from then on successes do not count.
     measured: Option<Duration>,
 }
@@ -141,6 +142,14 @@ impl Recorder {
         self.lock().reconnects += 1;
     }
 
+    /// So many statements of one attempt at a transaction were sent.
+    pub(crate) fn sent(&self, statements: u64) {
+        let mut counters = self.lock();
+        if Instant::now() >= self.measure_from && counters.measured.is_none() {
+            counters.statements += statements;
+        }
+    }
+
     /// Ends the measurement: later successes do not count.
     pub(crate) fn close(&self) {
         let measured = self.measure_from.elapsed();
@@ -178,6 +187,7 @@ impl Recorder {
         report.error_samples = counters.error_samples.clone();
         report.unknown_outcomes = counters.unknown_outcomes;
         report.reconnects = counters.reconnects;
+        report.statements = counters.statements;
         let complete_seconds = usize::try_from(measured.as_secs()).unwrap_or(usize::MAX);
         report.committed_each_second = counters.committed_each_second.clone();
         report.committed_each_second.resize(complete_seconds, 0);
@@ -271,12 +281,17 @@ mod tests {
         let second = Duration::from_secs(1);
         let warming_up = Recorder::new(Instant::now() + 60 * second);
         warming_up.completed(TransactionKind::Payment, Completion::Committed, second);
+        warming_up.sent(9);
         assert_eq!(warming_up.totals().committed, 0);
+        assert_eq!(report_of(&warming_up).statements, 0);
 
         let recorder = Recorder::new(Instant::now());
         recorder.completed(TransactionKind::Payment, Completion::Committed, second);
+        recorder.sent(9);
         recorder.close();
         recorder.completed(TransactionKind::Payment, Completion::Committed, second);
+        recorder.sent(9);
         assert_eq!(recorder.totals().committed, 1);
+        assert_eq!(report_of(&recorder).statements, 9);
     }
 }

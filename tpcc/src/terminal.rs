@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::Error;
 use crate::clock::{micros, unique_now};
-use crate::connection::connect;
 use crate::deck::Deck;
 use crate::ledger::{Claim, Ledger, Outcome};
-use crate::options::RunOptions;
+use crate::options::{Protocol, RunOptions};
+use crate::statement::Connection;
 use crate::statistics::{Completion, Recorder};
 use crate::transaction::{Ending, Failure, Input, InputSource, Stamp, Statements, TransactionKind};
 
@@ -31,16 +30,16 @@ pub(crate) struct Shared {
     pub(crate) ledger: Option<Ledger>,
 }
 
-/// A connection with its prepared statements.
+/// A connection with its statements.
 #[derive(Debug)]
 pub(crate) struct Session {
-    client: Client,
+    client: Connection,
     statements: Statements,
 }
 
 impl Session {
-    pub(crate) async fn open(dsn: &str) -> Result<Self, Error> {
-        let client = connect(dsn).await?;
+    pub(crate) async fn open(dsn: &str, protocol: Protocol) -> Result<Self, Error> {
+        let client = Connection::open(dsn, protocol).await?;
         let statements = Statements::prepare(&client).await?;
         Ok(Self { client, statements })
     }
@@ -101,7 +100,8 @@ impl Terminal {
         if let Some(session) = session.filter(|session| !session.client.is_closed()) {
             return Some(session);
         }
-        match Session::open(&self.shared.options.dsn).await {
+        let RunOptions { dsn, protocol, .. } = &self.shared.options;
+        match Session::open(dsn, *protocol).await {
             Ok(session) => {
                 self.shared.recorder.reconnected();
                 Some(session)
@@ -131,7 +131,9 @@ impl Terminal {
         let mut retries = 0;
         loop {
             let stamp = self.stamp();
-            match self.attempt(&session, input, &stamp).await? {
+            let attempt = self.attempt(&session, input, &stamp).await?;
+            recorder.sent(session.client.take_sent());
+            match attempt {
                 Attempt::Completed(how) => {
                     recorder.completed(kind, how, begun.elapsed());
                     return Ok(Some(session));
@@ -185,7 +187,7 @@ impl Terminal {
         }
     }
 
-    async fn commit(&self, client: &Client, claim: Option<Claim>) -> Result<Attempt, Error> {
+    async fn commit(&self, client: &Connection, claim: Option<Claim>) -> Result<Attempt, Error> {
         let Err(error) = client.batch_execute("COMMIT").await else {
             self.note(Outcome::Acknowledged, claim)?;
             return Ok(Attempt::Completed(Completion::Committed));

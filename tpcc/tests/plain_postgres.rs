@@ -10,7 +10,9 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 use postgres_server::PostgresServer;
 use tokio_postgres::{Client, NoTls};
-use tpcc::{CheckOptions, CheckReport, Isolation, LoadMethod, LoadOptions, Report, RunOptions, TransactionKind};
+use tpcc::{
+    CheckOptions, CheckReport, Isolation, LoadMethod, LoadOptions, Protocol, Report, RunOptions, TransactionKind,
+};
 
 /// A loaded server, a connection to it, and a place for the ledger.
 struct Fixture {
@@ -103,6 +105,19 @@ async fn the_mix_keeps_the_database_consistent_and_damage_is_found() {
     every_condition_notices_damage(&fixture).await;
     fixture.assert_sound().await;
     the_ledger_misses_what_is_gone(&fixture).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_with_literals_do_the_same() {
+    let fixture = Fixture::loaded(|_| {}).await;
+    let options = RunOptions {
+        protocol: Protocol::Simple,
+        ..fixture.run_options()
+    };
+    let report = tpcc::run(&options).await.unwrap();
+    assert_clean(&report);
+    fixture.assert_sound().await;
+    assert!(report.statements > 10 * report.committed(), "{report}");
 }
 
 /// For every condition a change that breaks it, and no others than those that must break with it.

@@ -1,10 +1,9 @@
 //! Delivery, clause 2.7: one database transaction for all districts of a warehouse.
 
-use tokio_postgres::{Client, Statement};
-
 use super::{Ending, Failure, InputSource, Stamp, change, fetch};
 use crate::fixed::Money;
 use crate::scale::DISTRICTS;
+use crate::statement::{Connection, Statement};
 
 /// How often the oldest new order of a district may be gone again before the server is thought to be wrong.
 const TAKE_ATTEMPTS_MAX: u32 = 100;
@@ -38,7 +37,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn prepare(client: &Connection) -> Result<Self, tokio_postgres::Error> {
         let prepare = |text: &'static str| client.prepare(text);
         Ok(Self {
             oldest: prepare(
@@ -68,7 +67,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Connection, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         for district in 1..=DISTRICTS {
             if let Some(order) = self.take_oldest(client, input.warehouse, district).await? {
                 self.deliver(client, input, stamp, district, order).await?;
@@ -81,7 +80,7 @@ impl Statements {
     ///
     /// Under READ COMMITTED another delivery may take the same one between the two statements; then the DELETE
     /// finds nothing, and the next SELECT sees what is left.
-    async fn take_oldest(&self, client: &Client, warehouse: i32, district: i32) -> Result<Option<i32>, Failure> {
+    async fn take_oldest(&self, client: &Connection, warehouse: i32, district: i32) -> Result<Option<i32>, Failure> {
         for _ in 0..TAKE_ATTEMPTS_MAX {
             let Some(row) = client.query_opt(&self.oldest, &[&warehouse, &district]).await? else {
                 return Ok(None);
@@ -96,7 +95,7 @@ impl Statements {
 
     async fn deliver(
         &self,
-        client: &Client,
+        client: &Connection,
         input: &Input,
         stamp: &Stamp,
         district: i32,

@@ -12,13 +12,12 @@ mod stock_level;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, Statement};
 
 use crate::error::describe;
 use crate::ledger::Claim;
 use crate::random::{Constants, LAST_NAMES, Random};
 use crate::scale::{DISTRICTS, Scale};
+use crate::statement::{Connection, Parameter, Row, Statement};
 
 /// The five kinds of transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -169,6 +168,8 @@ pub(crate) enum Failure {
     Postgres(tokio_postgres::Error),
     /// A row that must exist was not found.
     Missing(&'static str),
+    /// A text is not what its column holds.
+    Malformed,
 }
 
 impl From<tokio_postgres::Error> for Failure {
@@ -183,6 +184,7 @@ impl Failure {
         match self {
             Self::Postgres(error) => error.code().map_or("connection", |code| code.code()),
             Self::Missing(_) => "missing row",
+            Self::Malformed => "malformed value",
         }
     }
 
@@ -191,11 +193,12 @@ impl Failure {
         match self {
             Self::Postgres(error) => describe(error),
             Self::Missing(what) => format!("not found: {what}"),
+            Self::Malformed => String::from("a value is not of its column's type"),
         }
     }
 }
 
-/// The prepared statements of one connection.
+/// The statements of one connection.
 #[derive(Debug)]
 pub(crate) struct Statements {
     new_order: new_order::Statements,
@@ -207,7 +210,7 @@ pub(crate) struct Statements {
 
 impl Statements {
     /// Prepares all statements.
-    pub(crate) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    pub(crate) async fn prepare(client: &Connection) -> Result<Self, tokio_postgres::Error> {
         Ok(Self {
             new_order: new_order::Statements::prepare(client).await?,
             payment: payment::Statements::prepare(client).await?,
@@ -218,7 +221,7 @@ impl Statements {
     }
 
     /// Runs the body of a transaction.
-    pub(crate) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
+    pub(crate) async fn perform(&self, client: &Connection, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         match input {
             Input::NewOrder(input) => self.new_order.perform(client, input, stamp).await,
             Input::Payment(input) => self.payment.perform(client, input, stamp).await,
@@ -231,9 +234,9 @@ impl Statements {
 
 /// The one row that a statement must return.
 async fn fetch(
-    client: &Client,
+    client: &Connection,
     statement: &Statement,
-    parameters: &[&(dyn ToSql + Sync)],
+    parameters: &[&dyn Parameter],
     what: &'static str,
 ) -> Result<Row, Failure> {
     client
@@ -244,9 +247,9 @@ async fn fetch(
 
 /// Runs a statement that must change at least one row.
 async fn change(
-    client: &Client,
+    client: &Connection,
     statement: &Statement,
-    parameters: &[&(dyn ToSql + Sync)],
+    parameters: &[&dyn Parameter],
     what: &'static str,
 ) -> Result<(), Failure> {
     match client.execute(statement, parameters).await? {

@@ -1,12 +1,11 @@
 //! New-Order, clause 2.4.
 
-use tokio_postgres::{Client, Statement};
-
 use super::{Ending, Failure, InputSource, Stamp, change, fetch};
 use crate::clock::micros;
 use crate::fixed::{Fixed, Money, Rate};
 use crate::ledger::Claim;
 use crate::scale::DISTRICTS;
+use crate::statement::{Connection, Statement};
 
 /// Cases in a hundred in which the last item does not exist.
 const ROLLBACK_PERCENT: i32 = 1;
@@ -90,7 +89,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn prepare(client: &Connection) -> Result<Self, tokio_postgres::Error> {
         let mut stock = Vec::new();
         for district in 1..=DISTRICTS {
             let text = format!(
@@ -132,7 +131,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Connection, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         let Input {
             warehouse,
             district,
@@ -193,7 +192,7 @@ impl Statements {
     /// Takes one item from its stock; false if there is no such item.
     async fn add_line(
         &self,
-        client: &Client,
+        client: &Connection,
         input: &Input,
         order: i32,
         number: i32,

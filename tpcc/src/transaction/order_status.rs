@@ -1,9 +1,8 @@
 //! Order-Status, clause 2.6: reads only.
 
-use tokio_postgres::{Client, Statement};
-
 use super::customer::{Lookup, Selection};
 use super::{Ending, Failure, InputSource, fetch};
+use crate::statement::{Connection, Statement};
 
 /// What the user typed.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn prepare(client: &Connection) -> Result<Self, tokio_postgres::Error> {
         let prepare = |text: &'static str| client.prepare(text);
         Ok(Self {
             lookup: Lookup::prepare(client).await?,
@@ -57,7 +56,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(&self, client: &Client, input: &Input) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Connection, input: &Input) -> Result<Ending, Failure> {
         let Input {
             warehouse,
             district,

@@ -1,12 +1,10 @@
 //! Payment, clause 2.5.
 
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Statement};
-
 use super::customer::{Lookup, Selection};
 use super::{Ending, Failure, InputSource, Stamp, change, fetch};
 use crate::fixed::{Fixed, Money};
 use crate::ledger::Claim;
+use crate::statement::{Connection, Parameter, Statement};
 
 /// Cases in a hundred in which the customer belongs to another warehouse.
 const REMOTE_PERCENT: i32 = 15;
@@ -61,7 +59,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn prepare(client: &Connection) -> Result<Self, tokio_postgres::Error> {
         let prepare = |text: &'static str| client.prepare(text);
         Ok(Self {
             pay_warehouse: prepare("UPDATE warehouse SET w_ytd = w_ytd + $2 WHERE w_id = $1").await?,
@@ -104,7 +102,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(&self, client: &Client, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Connection, input: &Input, stamp: &Stamp) -> Result<Ending, Failure> {
         let Input {
             warehouse,
             district,
@@ -154,7 +152,7 @@ impl Statements {
     }
 
     /// Changes the customer's account; one with bad credit also gets the payment written into its data.
-    async fn pay(&self, client: &Client, input: &Input, customer: i32) -> Result<(), Failure> {
+    async fn pay(&self, client: &Connection, input: &Input, customer: i32) -> Result<(), Failure> {
         let Input {
             warehouse,
             district,
@@ -163,7 +161,7 @@ impl Statements {
             amount,
             ..
         } = input;
-        let key: [&(dyn ToSql + Sync); 3] = [customer_warehouse, customer_district, &customer];
+        let key: [&dyn Parameter; 3] = [customer_warehouse, customer_district, &customer];
         let row = fetch(client, &self.customer, &key, "customer").await?;
         let credit: &str = row.try_get(0)?;
         let mut parameters = key.to_vec();

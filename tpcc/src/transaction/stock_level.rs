@@ -1,8 +1,7 @@
 //! Stock-Level, clause 2.8: reads only.
 
-use tokio_postgres::{Client, Statement};
-
 use super::{Ending, Failure, InputSource, fetch};
+use crate::statement::{Connection, Parameter, Statement};
 
 /// Orders of the district whose items are looked at.
 const RECENT_ORDERS: i32 = 20;
@@ -33,7 +32,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn prepare(client: &Connection) -> Result<Self, tokio_postgres::Error> {
         let prepare = |text: &'static str| client.prepare(text);
         Ok(Self {
             district: prepare("SELECT d_next_o_id FROM district WHERE d_w_id = $1 AND d_id = $2").await?,
@@ -46,7 +45,7 @@ impl Statements {
         })
     }
 
-    pub(super) async fn perform(&self, client: &Client, input: &Input) -> Result<Ending, Failure> {
+    pub(super) async fn perform(&self, client: &Connection, input: &Input) -> Result<Ending, Failure> {
         let Input {
             warehouse,
             district,
@@ -55,8 +54,7 @@ impl Statements {
         let row = fetch(client, &self.district, &[warehouse, district], "district").await?;
         let next: i32 = row.try_get(0)?;
         let first = next.saturating_sub(RECENT_ORDERS);
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
-            [warehouse, district, &next, &first, threshold];
+        let parameters: [&dyn Parameter; 5] = [warehouse, district, &next, &first, threshold];
         let row = fetch(client, &self.low_stock, &parameters, "count of low stock").await?;
         let _low_stock: i64 = row.try_get(0)?;
         Ok(Ending::Commit(None))
