@@ -9,6 +9,7 @@ use sql::operation::{ExchangeResult, word_digest};
 
 use super::running::{ListRan, Played, Stop, Task, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
+use crate::ending::{Answered, Verdict};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
@@ -110,8 +111,7 @@ impl Slot {
             && !self.failed_by_read
             && self.status() == b'T'
             && !self.copying()
-            && self.history.list() == *list
-            && certified.is_none_or(|answers| answers == self.history.answers());
+            && self.history.is(list, certified);
         if !in_place {
             metrics::counter!("cloudbft_voter_commit_reruns_total").increment(1);
             match self.run_list(&commit.listed, Stop::Never, certified.is_none()).await? {
@@ -125,24 +125,22 @@ impl Slot {
                 return Ok(Attempt::Ended(refused.into()));
             }
         }
-        if certified.is_none() && !self.all_short {
-            return Ok(Attempt::Ended(words_missing().into()));
-        }
-        if certified.is_some_and(|answers| answers != self.history.answers()) {
-            if commit.record.applied.is_none() {
-                // A transaction without exclusive locks leaves no position behind. Run again after a restart, it reads what
-                // was written after it; it changed nothing, and was certified.
-                self.close().await?;
-                return Ok(Attempt::Ended(Outcome::Executed));
-            }
-            return Ok(Attempt::Contradicted);
-        }
-        if self.status() != b'T' {
-            // The list itself has failed, and so has the transaction.
-            self.close().await?;
-            return Ok(Attempt::Ended(rolled_back()));
-        }
-        self.record_commit(&commit.record).await
+        let ran = Answered {
+            certified,
+            answers: self.history.answers(),
+            all_short: self.all_short,
+            records: commit.record.applied.is_some(),
+            is_sound: self.status() == b'T',
+        };
+        let outcome = match ran.verdict() {
+            Verdict::Commit => return self.record_commit(&commit.record).await,
+            Verdict::Contradicted => return Ok(Attempt::Contradicted),
+            Verdict::WordsMissing => words_missing().into(),
+            Verdict::Executed => Outcome::Executed,
+            Verdict::RolledBack => rolled_back(),
+        };
+        self.close().await?;
+        Ok(Attempt::Ended(outcome))
     }
 
     async fn record_commit(&mut self, record: &Record) -> Result<Attempt, PostgresError> {
