@@ -1,12 +1,15 @@
 //! The voter: counts the replicas' decisions, locks and runs the operations in order on its PostgreSQL server, and
 //! answers proxies and replicas (`docs/design.md`).
 //!
-//! Pure: vote counting, the lock table, the table of transactions. With IO: the Postgres backends and the owner task.
+//! Pure: vote counting, the lock table, the table of transactions, how a transaction ends, what survived, floors; `tests/model`
+//! runs them without the rest. With IO: the Postgres backends and the owner task.
 
 pub mod bodies;
 pub mod client_window;
 pub mod config;
+pub mod ending;
 mod executor;
+pub mod floors;
 pub mod lock_table;
 pub mod outcome;
 mod owner;
@@ -14,6 +17,7 @@ pub mod postgres;
 mod reads;
 pub mod results;
 mod slot;
+pub mod survived;
 pub mod transactions;
 pub mod vote;
 pub mod voter;

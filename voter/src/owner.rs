@@ -19,13 +19,16 @@ use tokio::task::JoinSet;
 
 use crate::client_window::ClientWindows;
 use crate::config::VoterConfig;
+use crate::ending::Abandoned;
 use crate::executor::{Asker, Event, OneShot, OrderedRead, Reporter, Shared};
-use crate::lock_table::{LockLimits, LockTable, Position};
+use crate::floors::{FloorState, Floors};
+use crate::lock_table::{LockLimits, LockTable};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::bootstrap::Bookkeeper;
 use crate::postgres::pool::Pool;
 use crate::slot::{Command, SlotHandle};
+use crate::survived::Survived;
 use crate::transactions::OrderedTransaction;
 use crate::vote::VoteCounter;
 use crate::voter::{VoterInput, VoterOutput, VoterState};
@@ -34,7 +37,6 @@ use crate::work::{Catalog, Refused};
 use abandon::OwnOrders;
 use direct::EarlyDirect;
 pub(crate) use direct::send_unavailable;
-use floor::{FloorState, Floors};
 
 /// Granted operations that have not finished, at most; further orders wait in the vote counter.
 const UNFINISHED_MAX: usize = 1024;
@@ -128,7 +130,7 @@ pub(crate) struct Owner<'a> {
     blocked: BTreeMap<u64, Start>,
     transactions: BTreeMap<TransactionId, OpenTransaction>,
     /// Open transactions that nodes have said to be abandoned, with the nodes.
-    abandoned: BTreeMap<TransactionId, BTreeSet<MachineId>>,
+    abandoned: Abandoned,
     /// What this machine orders by itself.
     own: OwnOrders,
     early: Vec<EarlyDirect>,
@@ -136,12 +138,14 @@ pub(crate) struct Owner<'a> {
     catalog: Catalog,
     /// The work that may change the catalog: nothing after it is checked or granted before it has finished.
     stalled_by: Option<u64>,
-    survived: BTreeMap<String, Position>,
+    survived: Survived,
     /// Orders that have been fed and whose own work has not finished.
     unfinished: BTreeSet<u64>,
     last_fed: u64,
     executed: Arc<AtomicU64>,
     floors: Floors,
+    /// When the last candidate for a floor was taken.
+    last_candidate: Instant,
     /// Orders up to here were over before this life began.
     resumed_from: u64,
     /// What the machine's own replica knows to be decided, or a correct voter has executed.
@@ -171,7 +175,7 @@ impl<'a> Owner<'a> {
         let mut bookkeeper = Bookkeeper::open(&config).await?;
         let found = bookkeeper.bootstrap(&config).await?;
         let (floor, state) = match found.floor {
-            Some((order, bytes)) => (order, FloorState::decode(&bytes)?),
+            Some((order, bytes)) => (order, floor::decode(&bytes)?),
             None => (0, FloorState::default()),
         };
         let (events_sender, events) = mpsc::unbounded_channel();
@@ -214,11 +218,12 @@ impl<'a> Owner<'a> {
                 generation: 1,
             },
             stalled_by: None,
-            survived: found.applied,
+            survived: Survived::new(found.applied),
             unfinished: BTreeSet::new(),
             last_fed: floor,
             executed: Arc::new(AtomicU64::new(floor)),
-            floors: Floors::new(floor, now),
+            floors: Floors::new(floor),
+            last_candidate: now,
             resumed_from: floor,
             decided: Order(0),
             executed_elsewhere: BTreeMap::new(),
@@ -370,6 +375,7 @@ impl<'a> Owner<'a> {
             }
             Event::FloorWritten(order) => {
                 self.floors.written(order);
+                metrics::gauge!("cloudbft_voter_flushed_order").set(order as f64);
                 self.config.bodies.flushed(self.config.machine, order);
             }
             Event::Suspect => self.ping_now(),

@@ -22,6 +22,7 @@ use sql::footprint::Footprint;
 use sql::operation::ExchangeResult;
 use tokio::sync::mpsc;
 
+use crate::ending::End;
 use crate::executor::{Asker, Event, Shared, observe, outcome};
 use crate::outcome::{Outcome, Report};
 use crate::postgres::PostgresError;
@@ -30,7 +31,7 @@ use crate::postgres::capture::command_complete;
 use crate::postgres::pool::Borrowed;
 use crate::transactions::{History, OrderedTransaction, Turn};
 use crate::work::{Catalog, Refused};
-use signal::{End, Signal};
+use signal::Signal;
 
 /// Direct statements that wait in one transaction, at most.
 const DIRECT_QUEUE_MAX: usize = 8192;

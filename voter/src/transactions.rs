@@ -132,6 +132,19 @@ impl OrderedTransaction {
         }
         Ok(listed)
     }
+
+    /// The exchanges that a Commit lists, in order, with their bodies of at most so many bytes.
+    ///
+    /// # Errors
+    /// See [`OrderedTransaction::listed`]; and when they are larger.
+    pub fn committed(&self, writes: &[TransactionWrite], bytes_max: u64) -> Result<Vec<Bytes>, Refused> {
+        let listed = self.listed(writes)?;
+        let bytes = listed.iter().map(|exchange| listed_bytes(exchange)).sum::<u64>();
+        if bytes > bytes_max {
+            return Err(too_large());
+        }
+        Ok(listed)
+    }
 }
 
 /// A transaction that lists more than it may.
@@ -306,6 +319,11 @@ impl History {
         } else {
             Turn::Never
         }
+    }
+
+    /// Whether exactly this list has run, and answered what its words say, if it has words.
+    pub fn is(&self, list: &Digest, certified: Option<Digest>) -> bool {
+        self.list() == *list && certified.is_none_or(|answers| answers == self.answers())
     }
 
     /// Whether what ran, and `next` if something more runs now, is how the list begins.

@@ -56,6 +56,11 @@ impl Refused {
         }
     }
 
+    /// 25P02 of what still waited for its locks when its transaction ended.
+    pub fn ended_before() -> Self {
+        Self::new("25P02", "the transaction ended before this could run")
+    }
+
     /// BF003.
     pub fn too_small(needed: &Footprint, held: &Footprint) -> Self {
         Self {

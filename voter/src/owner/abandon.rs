@@ -15,7 +15,7 @@ use sql::footprint::Footprint;
 use sql::operation::{Operation, SessionContext, TransactionId, Work};
 
 use super::{Owner, Start};
-use crate::slot::signal::End;
+use crate::ending::{End, count_abandoned};
 use crate::slot::{Command, Finish};
 use crate::voter::VoterOutput;
 
@@ -109,19 +109,9 @@ impl Owner<'_> {
                 self.own.ordered.get_or_insert(order);
             }
             Work::Abandon { transactions } => {
-                for id in transactions.iter().take(ABANDONED_MAX) {
-                    if self.locks.is_open(*id) {
-                        self.abandoned.entry(*id).or_default().insert(node);
-                    }
-                }
-                let faults = self.config.faults;
-                let enough = |id: &&TransactionId| self.abandoned.get(*id).is_some_and(|nodes| nodes.len() > faults);
-                let over: BTreeSet<_> = transactions
-                    .iter()
-                    .take(ABANDONED_MAX)
-                    .filter(enough)
-                    .copied()
-                    .collect();
+                let named = transactions.get(..ABANDONED_MAX).unwrap_or(transactions);
+                let is_open = |id| self.locks.is_open(id);
+                let over = count_abandoned(&mut self.abandoned, node, named, self.config.faults, is_open);
                 return self.abandon(order, over).await;
             }
             _ => {}

@@ -9,15 +9,15 @@ use sql::operation::{Operation, TransactionId, TransactionWrite, Word, Work};
 
 use super::{Asker, Fed, OpenTransaction, Owner, Start};
 use crate::client_window::Admission;
-use crate::lock_table::{BeginKind, Grant, LockRefusal, Node, Position};
+use crate::ending::{Due, Electorate, End, OrderedCommit};
+use crate::lock_table::{BeginKind, Grant, LockRefusal, Node};
 use crate::outcome::Outcome;
 use crate::postgres::backend::Record;
 use crate::slot::ending::rolled_back;
-use crate::slot::signal::End;
 use crate::slot::{Command, Commit, Finish, SlotHandle};
-use crate::transactions::{Begin, OrderedTransaction, certificate, chain_over, listed_bytes, too_large};
+use crate::transactions::{Begin, OrderedTransaction};
 use crate::vote::Decided;
-use crate::work::{Refused, check_context, is_everything, recorded_home, sequences};
+use crate::work::{Refused, check_context, is_everything, sequences};
 
 /// What ended a transaction.
 pub(super) enum Asked {
@@ -213,19 +213,11 @@ impl Owner<'_> {
     }
 
     async fn feed_commit(&mut self, asker: Asker, id: TransactionId, writes: &[TransactionWrite], words: &[Word]) {
+        let bytes_max = self.config.limits.transaction_bytes_max;
         let listed = match self.transactions.get(&id) {
-            Some(open) => open.ordered.listed(writes),
+            Some(open) => open.ordered.committed(writes, bytes_max),
             None => Ok(Vec::new()),
         };
-        let bytes_max = self.config.limits.transaction_bytes_max;
-        let listed = listed.and_then(|listed| {
-            let bytes = listed.iter().map(|exchange| listed_bytes(exchange)).sum::<u64>();
-            if bytes > bytes_max {
-                Err(too_large())
-            } else {
-                Ok(listed)
-            }
-        });
         match listed {
             Ok(listed) => {
                 let asked = Asked::Commit(asker, listed, words.to_vec());
@@ -248,11 +240,7 @@ impl Owner<'_> {
             .and_then(|cancelled| self.fed.get(&cancelled))
             .map(|fed| fed.asker)
         {
-            self.refuse(
-                asker,
-                Refused::new("25P02", "the transaction ended before this could run"),
-            )
-            .await;
+            self.refuse(asker, Refused::ended_before()).await;
         }
         let open = self.transactions.remove(&id)?;
         self.floors.ending(open.ordered.began, order);
@@ -273,45 +261,50 @@ impl Owner<'_> {
         };
         let (command, end) = match asked {
             Asked::Commit(asker, listed, words) => {
-                let position = Position {
-                    granted: order,
-                    order: 0,
+                let ordered = OrderedCommit {
+                    order,
+                    transaction: id,
+                    began,
+                    listed,
+                    words: &words,
+                    held: &held,
                 };
-                let applied = recorded_home(&held).map(|home| (home, position));
-                if let Some((home, position)) = &applied
-                    && self.survived(home, *position)
-                {
-                    let outcome = self.survivor(home, *position);
-                    asker.answer(&self.outside.reporter, outcome).await;
-                    (Command::Abort(Finish::of(order), None), End::Abort)
-                } else {
-                    // Words that a client made up let nothing run on: only what f+1 voters have run to its end is waited for.
-                    let list = chain_over(listed.iter().map(bytes::Bytes::as_ref));
-                    let (keys, faults) = (&self.config.voter_keys, self.config.faults);
-                    let certified = certificate(&words, keys, faults, id, began, &list);
-                    let end = End::Commit {
-                        listed: listed.clone(),
-                        certified: matches!(certified, Ok(Some(_))),
-                    };
-                    let record = Record {
-                        applied,
-                        sequences: sequences(&held),
-                    };
-                    let commit = Commit {
-                        asker,
-                        listed,
-                        certified,
-                        record,
-                        held: held.clone(),
-                    };
-                    (Command::Commit(Box::new(commit)), end)
-                }
+                let electorate = Electorate {
+                    keys: &self.config.voter_keys,
+                    faults: self.config.faults,
+                };
+                let due = ordered.due(&self.survived, electorate);
+                let end = due.end();
+                (self.commit_command(asker, due, &held).await, end)
             }
             Asked::Abort(asker) => (Command::Abort(Finish::of(order), Some(asker)), End::Abort),
             Asked::Voters => (Command::Abort(Finish::of(order), None), End::Abort),
         };
         slot.end(end);
         self.run_end(order, id, &held, slot, command);
+    }
+
+    async fn commit_command(&self, asker: Asker, due: Due, held: &Footprint) -> Command {
+        match due {
+            Due::Over(outcome) => {
+                asker.answer(&self.outside.reporter, outcome).await;
+                Command::Abort(Finish::of(asker.order), None)
+            }
+            Due::Run {
+                listed,
+                certified,
+                applied,
+            } => Command::Commit(Box::new(Commit {
+                asker,
+                listed,
+                certified,
+                record: Record {
+                    applied,
+                    sequences: sequences(held),
+                },
+                held: held.clone(),
+            })),
+        }
     }
 
     fn run_end(&mut self, order: u64, id: TransactionId, held: &Footprint, slot: SlotHandle, command: Command) {

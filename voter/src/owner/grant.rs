@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sql::footprint::{Footprint, Resource};
+use sql::footprint::Footprint;
 use sql::operation::{Exchange, Operation, TransactionId, Work};
 use sql::rules::MultiPartition;
 use sql::statement::Effect;
 
 use super::{Asker, BEHIND_ORDERS_MAX, Owner, Start};
 use crate::executor::{OneShot, OrderedRead};
-use crate::lock_table::{Grant, Node, Position};
+use crate::lock_table::{Grant, Node};
 use crate::outcome::Outcome;
 use crate::postgres::backend::{Clock, Job, Record};
 use crate::slot::Command;
@@ -45,7 +45,10 @@ impl Owner<'_> {
                 transaction,
                 writes_before,
                 exchange,
-            } => self.grant_extend(asker, grant, *transaction, exchange, *writes_before),
+            } => {
+                self.grant_extend(asker, grant, *transaction, exchange, *writes_before)
+                    .await
+            }
             Work::Commit { .. } | Work::Abort { .. } | Work::Abandon { .. } | Work::Nothing => {}
         }
     }
@@ -79,9 +82,11 @@ impl Owner<'_> {
         let applied = recorded_home(footprint).map(|home| (home, grant.position()));
         if applied
             .as_ref()
-            .is_some_and(|(home, position)| self.survived(home, *position))
+            .is_some_and(|(home, position)| self.survived.includes(home, *position))
         {
-            let outcome = applied.map_or(Outcome::Unavailable, |(home, position)| self.survivor(&home, position));
+            let outcome = applied.map_or(Outcome::Unavailable, |(home, position)| {
+                self.survived.outcome(&home, position)
+            });
             return self.settle(asker, outcome).await;
         }
         let clock = Clock {
@@ -119,30 +124,6 @@ impl Owner<'_> {
         }
     }
 
-    /// Whether the operation at a position was over before this life of the voter began, and must not run: something later on
-    /// its home has survived, or something later on everything, before which all else had ended.
-    pub(super) fn survived(&self, home: &str, position: Position) -> bool {
-        let everything = Resource::Everything.to_string();
-        let later = |home: &str| self.survived.get(home).is_some_and(|survived| *survived >= position);
-        later(home) || later(&everything)
-    }
-
-    /// What can be said of an operation that was over before this life of the voter began: if it is the last of its home, it
-    /// was committed; else it may have been refused.
-    pub(super) fn survivor(&self, home: &str, position: Position) -> Outcome {
-        if self.survived.get(home) == Some(&position) {
-            Outcome::Executed
-        } else {
-            Outcome::Unavailable
-        }
-    }
-
-    /// Whether an ordered read would see what came after its order.
-    fn is_past(&self, order: u64) -> bool {
-        let mut survived = self.survived.values();
-        survived.any(|position| position.granted.max(position.order) > order)
-    }
-
     fn run(&mut self, order: u64, node: Node, footprint: &Footprint, start: Start) {
         if self.locks.run(order, node, footprint) {
             self.start_work(start);
@@ -171,7 +152,7 @@ impl Owner<'_> {
             Ok(job) => job,
             Err(refused) => return self.refuse(asker, refused).await,
         };
-        if self.is_past(asker.order) {
+        if self.survived.is_past(asker.order) {
             return self.settle(asker, Outcome::Unavailable).await;
         }
         let work = OrderedRead {
@@ -215,11 +196,11 @@ impl Owner<'_> {
     }
 
     async fn grant_begin(&mut self, asker: Asker, grant: Grant, id: TransactionId, exchanges: &[Bytes]) {
-        let Some(open) = self.transactions.get(&id) else { return };
-        let ordered = open.ordered.clone();
-        let Some(held) = self.locks.held(id).cloned() else {
-            return;
+        let (Some(open), Some(held)) = (self.transactions.get(&id), self.locks.held(id).cloned()) else {
+            // One order abandoned what held the locks, and then this transaction too.
+            return self.refuse(asker, Refused::ended_before()).await;
         };
+        let ordered = open.ordered.clone();
         let refused = self.check_all(exchanges, &ordered, &held).err();
         let snapshot = ordered.reads_snapshot();
         let behind = self.behind_by() > BEHIND_ORDERS_MAX;
@@ -276,11 +257,12 @@ impl Owner<'_> {
         Ok(())
     }
 
-    fn grant_extend(&mut self, asker: Asker, grant: Grant, id: TransactionId, exchange: &Bytes, before: u32) {
-        let Some(open) = self.transactions.get(&id) else {
-            return self.finished(asker.order);
+    async fn grant_extend(&mut self, asker: Asker, grant: Grant, id: TransactionId, exchange: &Bytes, before: u32) {
+        let open = self.transactions.get(&id);
+        let (Some(open), Some(held)) = (open, self.locks.held(id).cloned()) else {
+            return self.refuse(asker, Refused::ended_before()).await;
         };
-        let (Some(held), Some(slot)) = (self.locks.held(id).cloned(), open.slot.clone()) else {
+        let Some(slot) = open.slot.clone() else {
             return self.finished(asker.order);
         };
         let checked = match grant.written_since {

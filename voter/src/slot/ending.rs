@@ -9,6 +9,7 @@ use sql::operation::{ExchangeResult, word_digest};
 
 use super::running::{ListRan, Played, Stop, Task, Wanted, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
+use crate::ending::{Answered, Verdict};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
@@ -133,8 +134,7 @@ impl Slot {
             && !self.failed_by_read
             && self.status() == b'T'
             && !self.copying()
-            && self.history.list() == *list
-            && certified.is_none_or(|answers| answers == self.history.answers());
+            && self.history.is(list, certified);
         if !in_place {
             metrics::counter!("cloudbft_voter_commit_reruns_total").increment(1);
             match self.run_list(&commit.listed, Stop::Never, certified.is_none()).await? {
@@ -148,38 +148,34 @@ impl Slot {
                 return Ok(Attempt::Ended(refused.into()));
             }
         }
-        if certified.is_none() && !self.all_short {
-            return Ok(Attempt::Ended(words_missing().into()));
-        }
-        if certified.is_some_and(|answers| answers != self.history.answers()) {
-            return self.contradicted(commit).await;
-        }
-        if self.status() != b'T' {
-            // The list itself has failed, and so has the transaction.
-            self.close().await?;
-            return Ok(Attempt::Ended(rolled_back()));
-        }
-        // As f+1 voters did before they gave their words: what runs now ends, and COMMIT runs nothing.
-        if certified.is_some()
-            && let Settled::Failed(outcome) = self.settle(Stop::Never).await?
-        {
-            return match outcome {
-                Outcome::Unavailable => Ok(Attempt::Failed),
-                _ => self.contradicted(commit).await,
-            };
-        }
-        self.record_commit(&commit.record).await
+        let ran = Answered {
+            certified,
+            answers: self.history.answers(),
+            all_short: self.all_short,
+            records: commit.record.applied.is_some(),
+            is_sound: self.status() == b'T',
+        };
+        let outcome = match ran.verdict() {
+            Verdict::Commit => return self.settle_and_record(commit, certified.is_some()).await,
+            Verdict::Contradicted => return Ok(Attempt::Contradicted),
+            Verdict::WordsMissing => words_missing().into(),
+            Verdict::Executed => Outcome::Executed,
+            Verdict::RolledBack => rolled_back(),
+        };
+        self.close().await?;
+        Ok(Attempt::Ended(outcome))
     }
 
-    /// The list answers otherwise here than f+1 voters have said.
-    async fn contradicted(&mut self, commit: &Commit) -> Result<Attempt, PostgresError> {
-        if commit.record.applied.is_some() {
-            return Ok(Attempt::Contradicted);
+    /// Commits what is certified as f+1 voters did before they gave their words: what is deferred runs now, and COMMIT runs
+    /// nothing.
+    async fn settle_and_record(&mut self, commit: &Commit, certified: bool) -> Result<Attempt, PostgresError> {
+        if certified && let Settled::Failed(outcome) = self.settle(Stop::Never).await? {
+            return Ok(match outcome {
+                Outcome::Unavailable => Attempt::Failed,
+                _ => Attempt::Contradicted,
+            });
         }
-        // A transaction without exclusive locks leaves no position behind. Run again after a restart, it reads what was
-        // written after it; it changed nothing, and was certified.
-        self.close().await?;
-        Ok(Attempt::Ended(Outcome::Executed))
+        self.record_commit(&commit.record).await
     }
 
     async fn record_commit(&mut self, record: &Record) -> Result<Attempt, PostgresError> {

@@ -6,21 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::ending::End;
 use crate::transactions::History;
-
-/// How a transaction ends.
-#[derive(Clone, Debug)]
-pub(crate) enum End {
-    /// Without effect.
-    Abort,
-    /// With exactly this list. `certified`: f+1 voters have run it to its end.
-    Commit {
-        /// The listed exchanges.
-        listed: Vec<Bytes>,
-        /// Whether the Commit carries words.
-        certified: bool,
-    },
-}
 
 #[derive(Debug, Default)]
 struct State {
@@ -78,14 +65,7 @@ impl Signal {
         if state.cancels.iter().any(|before| *before <= history.len()) {
             return true;
         }
-        match (&state.end, next) {
-            (None, _) => false,
-            (Some(End::Abort), _) | (Some(End::Commit { .. }), None) => true,
-            // It ends by itself: f+1 voters have seen its end, or its shape says so.
-            (Some(End::Commit { listed, certified }), Some(_)) => {
-                !(history.begins(listed, next) && (*certified || short))
-            }
-        }
+        state.end.as_ref().is_some_and(|end| end.stops(history, next, short))
     }
 
     /// Waits until something has changed.

@@ -149,6 +149,27 @@ async fn transactions_end_at_the_order_at_which_enough_nodes_abandon_them() {
     assert_eq!(count(&rig).await, "1");
 }
 
+/// The first of two transactions that are abandoned at one order gives its locks to the second, whose Begin is granted and over at
+/// once (found by `tests/model`: that Begin was never over, so the voter did not count as having executed anything after it).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_begin_that_is_granted_by_the_order_that_abandons_it_is_over() {
+    let mut rig = with_table().await;
+    let (first, order) = begin(&mut rig, &simple("INSERT INTO plain VALUES (1)")).await;
+    rig.result(order).await;
+    let (second, behind) = begin(&mut rig, &simple("INSERT INTO plain VALUES (2)")).await;
+    rig.abandon_all(2, &[&first, &second]).await;
+    rig.abandon_all(3, &[&first, &second]).await;
+    let refused = rig.result(behind).await;
+    assert!(
+        matches!(&refused.outcome, Outcome::Refused { sqlstate, .. } if sqlstate == "25P02"),
+        "{refused:?}"
+    );
+    let last = rig.last_order();
+    rig.wait_for_state(|state| matches!(state, VoterState::Serving { executed, .. } if executed.0 >= last))
+        .await;
+    assert_eq!(count(&rig).await, "0");
+}
+
 /// A client that says nothing has its transactions abandoned by this voter's node too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_clients_transactions_are_abandoned() {

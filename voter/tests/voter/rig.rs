@@ -335,6 +335,11 @@ impl Rig {
 
     /// A node says that a transaction is abandoned.
     pub(crate) async fn abandon(&mut self, machine: u8, transaction: &Transaction) {
+        self.abandon_all(machine, &[transaction]).await;
+    }
+
+    /// A node says that several transactions are abandoned.
+    pub(crate) async fn abandon_all(&mut self, machine: u8, transactions: &[&Transaction]) {
         let footprint = Footprint::empty();
         let home = footprint.home().home_number();
         let operation = Operation {
@@ -342,7 +347,7 @@ impl Rig {
             footprint,
             nonce: [0; 16],
             work: Work::Abandon {
-                transactions: vec![transaction.id],
+                transactions: transactions.iter().map(|transaction| transaction.id).collect(),
             },
         };
         let encoded = Bytes::from(borsh::to_vec(&operation).unwrap());
