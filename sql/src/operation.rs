@@ -108,6 +108,11 @@ pub enum Work {
     },
     /// Nothing: a node orders it to learn how far the order has come.
     Nothing,
+    /// A one-shot of the same client is not to run, if it still waits for its locks at this order.
+    Cancel {
+        /// The number of its request.
+        request: u64,
+    },
 }
 
 /// A voter's word on an open transaction: it ran exactly this list, nothing of the application's runs after it, and it can

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use ordering::identifiers::ClientId;
 
 use crate::client_window::ClientWindows;
 use crate::ending::Abandoned;
@@ -15,6 +16,9 @@ use crate::lock_table::LogicalSnapshot;
 
 /// Candidates that wait, at most.
 const CANDIDATES_MAX: usize = 16;
+
+/// One-shots that wait for their locks, by their orders: whose they are, and the numbers of their requests.
+pub type WaitingOneShots = BTreeMap<u64, (ClientId, u64)>;
 
 /// The voter's logical state after an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -25,6 +29,8 @@ pub struct FloorState {
     pub locks: LogicalSnapshot,
     /// Open transactions that nodes have said to be abandoned, with the nodes.
     pub abandoned: Abandoned,
+    /// One-shots that wait for their locks, with the numbers of their requests.
+    pub waiting: WaitingOneShots,
 }
 
 /// A floor to come.

@@ -140,6 +140,11 @@ impl LockTable {
         self.logical.wait_or_grant(order, None, footprint, bytes)
     }
 
+    /// Takes back, at the order `at`, a one-shot that still waits: it never runs. False when it does not wait.
+    pub fn cancel(&mut self, at: u64, order: u64) -> bool {
+        self.logical.cancel(at, order)
+    }
+
     /// The Begin of a transaction: as a one-shot, but its locks are held to the end.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use crate::client_window::ClientWindows;
 use crate::config::VoterConfig;
 use crate::ending::Abandoned;
 use crate::executor::{Asker, Event, OneShot, OrderedRead, Reporter, Shared};
-use crate::floors::{FloorState, Floors};
+use crate::floors::{FloorState, Floors, WaitingOneShots};
 use crate::lock_table::{LockLimits, LockTable};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
@@ -131,6 +131,8 @@ pub(crate) struct Owner<'a> {
     transactions: BTreeMap<TransactionId, OpenTransaction>,
     /// Open transactions that nodes have said to be abandoned, with the nodes.
     abandoned: Abandoned,
+    /// One-shots that have not been granted.
+    waiting: WaitingOneShots,
     /// What this machine orders by itself.
     own: OwnOrders,
     early: Vec<EarlyDirect>,
@@ -210,6 +212,7 @@ impl<'a> Owner<'a> {
             blocked: BTreeMap::new(),
             transactions: BTreeMap::new(),
             abandoned: state.abandoned,
+            waiting: state.waiting,
             own: OwnOrders::new(now),
             early: Vec::new(),
             direct_reads: Arc::new(Semaphore::new(config.limits.direct_queue_max)),

@@ -183,6 +183,13 @@ pub(crate) struct Cancel {
 }
 
 impl Cancel {
+    /// A wish that is there from the beginning.
+    fn requested() -> Self {
+        let cancel = Self::default();
+        cancel.request();
+        cancel
+    }
+
     /// The application asks for it.
     pub(crate) fn request(&self) {
         self.requested.store(true, Ordering::Relaxed);

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use ed25519_dalek::Signer;
 use ordering::identifiers::{MachineId, Order};
 use ordering::message::{OPERATION_BYTES_MAX, Request, ResultKey};
-use sql::operation::{ExchangeResult, Operation, Work};
+use sql::footprint::Footprint;
+use sql::operation::{ExchangeResult, Operation, SessionContext, Work};
 use tokio::time::{Instant, timeout_at};
 
 use super::calls::{Call, Waiting};
@@ -23,6 +24,10 @@ const RETRANSMIT_FIRST: Duration = Duration::from_millis(700);
 const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
 /// How long the voter that was picked may be later with the whole result than a majority with its digest.
 const WHOLE_PATIENCE: Duration = Duration::from_millis(20);
+/// How long a one-shot that has come to its time limit may take to be taken back.
+const TAKE_BACK_PATIENCE: Duration = Duration::from_secs(5);
+/// How often that is tried.
+const TAKE_BACK_INTERVAL: Duration = Duration::from_secs(1);
 /// Voters that run a statement are looked after as often as this, once its time is over.
 const RUNNING_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a voter may take to answer a recall before another is asked.
@@ -72,7 +77,7 @@ struct Ordering<'call> {
 
 impl Client {
     /// Has an operation ordered and run, and gives the result that f+1 voters agree on. With `cancel`, gives up when
-    /// the application wants that: only for what has no effect.
+    /// the application wants that; a one-shot is not given up but taken back, if it still waits for its locks.
     pub(crate) async fn order(
         &self,
         operation: &Operation,
@@ -148,15 +153,51 @@ impl Client {
         let mut read =
             matches!(operation.work, Work::Read { transaction: None, .. }).then(|| self.given_up_unless_answered(key));
         let wait = self.await_order(&ordering, live);
-        let voted = tokio::select! {
-            voted = wait => voted,
-            () = self.no_progress(&waiting.call, deadline, limit) => Err(Failure::NoProgress),
-            () = wait_for(cancel) => Err(Failure::Cancelled),
+        let number = ordering.request.number;
+        let voted = match ordering.nature {
+            // It may be committed: what became of it is known only from its own answer.
+            Nature::OneShot => tokio::select! {
+                voted = wait => voted,
+                () = self.no_outcome(&waiting.call, number, deadline, limit) => Err(Failure::NoProgress),
+                () = self.take_back(number, cancel) => Err(Failure::Cancelled),
+            },
+            _ => tokio::select! {
+                voted = wait => voted,
+                () = self.no_progress(&waiting.call, deadline, limit) => Err(Failure::NoProgress),
+                () = wait_for(cancel) => Err(Failure::Cancelled),
+            },
         };
         if let Some(read) = &mut read {
             read.answered |= voted.is_ok();
         }
         self.resolved(key, &waiting.call, voted, cancel).await
+    }
+
+    /// The same as [`Client::no_progress`] for a one-shot, which is taken back before it is given up.
+    async fn no_outcome(&self, call: &Call, request: u64, deadline: Instant, limit: Duration) {
+        self.no_progress(call, deadline, limit).await;
+        let patience = Instant::now() + TAKE_BACK_PATIENCE;
+        let _ = timeout_at(patience, self.take_back(request, Some(&Cancel::requested()))).await;
+    }
+
+    /// When the application wants it, has a one-shot taken back that still waits for its locks, as often as it takes. Never
+    /// completes: if it is taken back, its own answer says so.
+    async fn take_back(&self, request: u64, cancel: Option<&Cancel>) {
+        wait_for(cancel).await;
+        loop {
+            let footprint = Footprint::empty();
+            let operation = Operation {
+                context: SessionContext::default(),
+                footprint,
+                nonce: rand::random(),
+                work: Work::Cancel { request },
+            };
+            let ordered = Box::pin(self.order_within(&operation, Rows::Ordered, None, None, TAKE_BACK_PATIENCE)).await;
+            if let Err(failure) = ordered {
+                tracing::debug!(?failure, "a statement could not be taken back");
+            }
+            tokio::time::sleep(TAKE_BACK_INTERVAL).await;
+        }
     }
 
     /// Completes when the time limit is over. As long as enough voters say that they run it, it is not.

@@ -27,6 +27,8 @@ pub(super) const UNENDED_MAX: usize = 8;
 const NEEDS_TRANSACTION: &str = "BF006";
 /// Refused by voters: the words of a COMMIT do not suffice.
 const WORDS_REFUSED: &str = "BF007";
+/// Refused by voters: a one-shot that waited for its locks was taken back.
+const CANCELED: &str = "57014";
 /// Refused by voters: too many transactions are open. Such a Begin holds nothing.
 const TOO_MANY_OPEN: &str = "53400";
 
@@ -198,9 +200,10 @@ impl Session {
                 exchange: routed.encoded.clone(),
             },
         };
-        match self.order(&operation, routed.rows(), false).await {
+        match self.order(&operation, routed.rows(), true).await {
             Ok(voted) => Ok(voted.result),
             Err(Failure::NoProgress) => Err(Failure::OutcomeUnknown),
+            Err(Failure::Refused(error)) if error.sqlstate == CANCELED => Err(Failure::Cancelled),
             Err(failure) => Err(failure),
         }
     }

@@ -301,6 +301,7 @@ pub fn kind(work: &Work) -> &'static str {
         Work::Abort { .. } => "abort",
         Work::Abandon { .. } => "abandon",
         Work::Nothing => "nothing",
+        Work::Cancel { .. } => "cancel",
     }
 }
 
@@ -786,6 +787,7 @@ impl Cluster {
                 done(result)
             }
             Work::Abandon { .. } | Work::Nothing => panic!("proxies order no such thing"),
+            Work::Cancel { .. } => panic!("nothing waits for locks here"),
             Work::Abort { transaction } => {
                 let process = {
                     let mut told = self.told.lock().unwrap();

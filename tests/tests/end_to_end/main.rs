@@ -10,3 +10,4 @@ mod pgbench;
 mod psql;
 mod rejoin;
 mod tpcc;
+mod waiting;

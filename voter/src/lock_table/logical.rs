@@ -328,6 +328,19 @@ impl Logical {
         Some(waiting)
     }
 
+    pub(super) fn cancel(&mut self, at: u64, order: u64) -> bool {
+        if self
+            .waiting
+            .get(&order)
+            .is_none_or(|waiting| waiting.transaction.is_some())
+        {
+            return false;
+        }
+        let released = self.unqueue(order).map(|waiting| waiting.locks).unwrap_or_default();
+        self.regrant(at, &released);
+        true
+    }
+
     fn change(&mut self, resource: &Resource, change: impl FnOnce(&mut ResourceState)) {
         if let Some(state) = self.resources.get_mut(resource) {
             change(state);

@@ -211,6 +211,24 @@ fn an_abort_cancels_a_begin_and_an_extend_that_wait() {
 }
 
 #[test]
+fn a_one_shot_that_waits_is_taken_back_and_lets_others_run() {
+    let mut table = LockTable::new(LockLimits::default());
+    table.begin(1, transaction(1), &shared(1), READ_COMMITTED, 0).unwrap();
+    table.one_shot(2, &exclusive(&[1, 2]), 0).unwrap();
+    table.one_shot(3, &shared(1), 0).unwrap();
+    table
+        .begin(4, transaction(2), &exclusive(&[1]), READ_COMMITTED, 0)
+        .unwrap();
+    assert_eq!(grants(&mut table), vec![(1, 1)]);
+    assert!(!table.cancel(5, 4), "a Begin is ended by its Abort");
+    assert!(table.cancel(6, 2));
+    assert_eq!(grants(&mut table), vec![(3, 6)], "what only waited for it runs");
+    assert!(!table.cancel(7, 2));
+    assert!(!table.cancel(8, 3), "what was granted runs");
+    assert_eq!(table.waiting(), 1);
+}
+
+#[test]
 fn a_read_waits_for_what_was_granted_and_what_follows_waits_for_its_snapshot() {
     let mut table = LockTable::new(LockLimits::default());
     assert!(table.run(1, Node::OneShot, &exclusive(&[1])));

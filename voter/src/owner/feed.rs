@@ -129,8 +129,12 @@ impl Owner<'_> {
         match &operation.work {
             Work::OneShot { .. } => {
                 let fed = self.locks.one_shot(order, footprint, bytes);
+                if fed.is_ok() {
+                    self.waiting.insert(order, (asker.client, asker.number));
+                }
                 self.refuse_unless(asker, fed).await;
             }
+            Work::Cancel { request } => self.feed_cancel(asker, *request).await,
             Work::Read { .. } => {
                 let grant = Grant {
                     order,
@@ -174,6 +178,23 @@ impl Owner<'_> {
                 self.refuse(asker, refused).await;
             }
         }
+    }
+
+    /// Takes back a one-shot that waits for its locks: at this order it is known everywhere not to run.
+    async fn feed_cancel(&mut self, asker: Asker, request: u64) {
+        let wanted = (asker.client, request);
+        let found = self.waiting.iter().find(|(_, asked)| **asked == wanted);
+        if let Some(order) = found.map(|(order, _)| *order)
+            && self.locks.cancel(asker.order, order)
+        {
+            self.waiting.remove(&order);
+            // Without its operation it was over before this life began.
+            if let Some(cancelled) = self.fed.get(&order).map(|fed| fed.asker) {
+                let refused = Refused::new("57014", "canceling statement due to user request");
+                self.refuse(cancelled, refused).await;
+            }
+        }
+        self.settle(asker, rolled_back()).await;
     }
 
     async fn refuse_unless(&mut self, asker: Asker, fed: Result<(), LockRefusal>) {
@@ -332,7 +353,7 @@ impl Owner<'_> {
 
 fn transaction_of(work: &Work) -> Option<TransactionId> {
     match work {
-        Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing => None,
+        Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => None,
         Work::Read { transaction, .. } => *transaction,
         Work::Begin { transaction, .. }
         | Work::Extend { transaction, .. }
@@ -351,5 +372,6 @@ fn class(work: &Work) -> &'static str {
         Work::Abort { .. } => "abort",
         Work::Abandon { .. } => "abandon",
         Work::Nothing => "nothing",
+        Work::Cancel { .. } => "cancel",
     }
 }

@@ -36,6 +36,7 @@ impl Owner<'_> {
                 windows: self.windows.clone(),
                 locks: self.locks.snapshot(),
                 abandoned: self.abandoned.clone(),
+                waiting: self.waiting.clone(),
             },
         }
     }

@@ -22,6 +22,7 @@ use crate::work::{Place, Refused, changes_catalog, check, decode, decode_listed,
 impl Owner<'_> {
     /// Runs, or refuses, what the lock table has granted.
     pub(super) async fn granted(&mut self, grant: Grant) {
+        self.waiting.remove(&grant.order);
         if grant.order <= self.resumed_from {
             return;
         }
@@ -49,7 +50,7 @@ impl Owner<'_> {
                 self.grant_extend(asker, grant, *transaction, exchange, *writes_before)
                     .await
             }
-            Work::Commit { .. } | Work::Abort { .. } | Work::Abandon { .. } | Work::Nothing => {}
+            Work::Commit { .. } | Work::Abort { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => {}
         }
     }
 

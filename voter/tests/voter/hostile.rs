@@ -170,6 +170,38 @@ async fn a_begin_that_is_granted_by_the_order_that_abandons_it_is_over() {
     assert_eq!(count(&rig).await, "0");
 }
 
+/// A one-shot that waits for locks is taken back at an order; what runs, and what another client asked for, is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_one_shot_that_waits_is_taken_back_alike_after_a_restart() {
+    let mut rig = with_table().await;
+    let (holds, order) = begin(&mut rig, &simple("INSERT INTO plain VALUES (1)")).await;
+    rig.result(order).await;
+    let insert = simple("INSERT INTO plain VALUES (2)").encode();
+    let waits = rig
+        .order(Footprint::everything(), Work::OneShot { exchange: insert })
+        .await;
+    let cancel = rig.order(Footprint::empty(), Work::Cancel { request: waits }).await;
+    assert!(matches!(
+        rig.result(waits).await.outcome,
+        Outcome::Refused { sqlstate, .. } if sqlstate == "57014"
+    ));
+    assert_eq!(tags(&rig.whole(ResultKey::Request(cancel)).await), "C");
+    let commit = rig.commit(&holds).await;
+    rig.result(commit).await;
+    rig.run("INSERT INTO plain VALUES (3)").await;
+    let ran = rig.last_order();
+    let late = rig.order(Footprint::empty(), Work::Cancel { request: ran }).await;
+    rig.result(late).await;
+    assert_eq!(rig.psql("SELECT id FROM plain ORDER BY id").await, "1\n3");
+    rig.stop_voter().await;
+    rig.psql("DELETE FROM plain; DELETE FROM cloudbft.floor; DELETE FROM cloudbft.applied")
+        .await;
+    rig.start_voter();
+    rig.wait_until_serving().await;
+    rig.run("INSERT INTO plain VALUES (4)").await;
+    assert_eq!(rig.psql("SELECT id FROM plain ORDER BY id").await, "1\n3\n4");
+}
+
 /// A client that says nothing has its transactions abandoned by this voter's node too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_clients_transactions_are_abandoned() {
