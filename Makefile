@@ -80,9 +80,10 @@ mutants:
 fuzz:
 	@$(CARGO) run --release --locked --quiet -p simulator -- --protocol $(PROTOCOL) --fuzz $(SECONDS_OF_FUZZING)
 
-## Every interleaving of small configurations: SECONDS for each scenario.
+## Every interleaving of small configurations of the agreement and of voters: SECONDS for each scenario, FAMILY=agreement or voters for one
+## of the two.
 model:
-	@$(CARGO) run --release --locked --quiet -p model -- $(if $(SECONDS),$(SECONDS),600)
+	@$(CARGO) run --release --locked --quiet -p model -- $(if $(SECONDS),$(SECONDS),600) $(FAMILY)
 
 ## Three real voters on three real servers under one fake order, honest and lying clients: SEEDS=2000, or one with its trace:
 ## SEED=n. OPTIONS="--without crashes --jobs 2". Exit code: 1 when something was violated.
