@@ -5,17 +5,17 @@ use std::time::Instant;
 use bytes::Bytes;
 use ed25519_dalek::Signer;
 use ordering::identifiers::Digest;
-use sql::operation::{ExchangeResult, word_digest};
+use sql::operation::{ExchangeResult, answers_with_effect, same_answers, says_nothing_written, word_digest};
 
 use super::running::{ListRan, Played, Stop, Task, Wanted, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Record};
+use crate::postgres::backend::{Answer, Record, Sequences};
 use crate::postgres::capture::command_complete;
 use crate::transactions::chain_over;
-use crate::work::{Refused, is_everything};
+use crate::work::{Refused, is_everything, sequences};
 
 /// What became of one attempt to commit.
 enum Attempt {
@@ -42,7 +42,7 @@ impl Slot {
         if let Settled::Failed(outcome) = self.settle(Stop::Statement(None)).await? {
             return Ok(outcome);
         }
-        let answers = self.history.answers();
+        let answers = answers_with_effect(self.history.answers(), self.has_written());
         let (id, began) = (self.transaction.id, self.transaction.began);
         let signed = word_digest(id, began, &self.history.list(), &answers);
         let signature = self.shared.config.signing_key.sign(&signed).to_bytes();
@@ -60,7 +60,8 @@ impl Slot {
             .as_ref()
             .is_some_and(|borrowed| borrowed.backend.is_foreign());
         let may_defer = (is_foreign || self.catalog_changed) && !self.transaction.read_only;
-        let answer = match self.play(Task::Settle(may_defer), stop).await? {
+        let sequences = sequences(&self.held);
+        let answer = match self.play(Task::Settle(may_defer, &sequences), stop).await? {
             Played::Answers(mut answers) => answers.pop(),
             Played::Stopped | Played::Lost => None,
         };
@@ -75,6 +76,12 @@ impl Slot {
                 Ok(Settled::Failed(failed))
             }
         }
+    }
+
+    /// Whether the settled transaction may have written anything.
+    fn has_written(&self) -> bool {
+        let backend = self.backend.as_ref().filter(|_| self.settled.is_some());
+        backend.is_none_or(|borrowed| borrowed.backend.has_written())
     }
 
     /// Commits, answers, and tells the owner with the catalog if it may have changed.
@@ -114,11 +121,11 @@ impl Slot {
             self.close().await?;
             tokio::time::sleep(RETRY_DELAY).await;
         }
-        Err(PostgresError::Unfit(if contradicted {
-            "its database answers otherwise than f+1 voters have certified: it has to be repaired".into()
+        Err(if contradicted {
+            PostgresError::Contradicts(commit.asker.order)
         } else {
-            "it cannot run an ordered commit".into()
-        }))
+            PostgresError::Unfit("it cannot run an ordered commit".into())
+        })
     }
 
     async fn commit_once(
@@ -134,7 +141,11 @@ impl Slot {
             && self.status() == b'T'
             && !self.copying()
             && self.history.list() == *list
-            && certified.is_none_or(|answers| answers == self.history.answers());
+            && certified.is_none_or(|answers| same_answers(&answers, &self.history.answers()));
+        let changes_nothing = certified.as_ref().is_some_and(says_nothing_written);
+        if changes_nothing && !in_place {
+            return self.commit_nothing(commit, list, certified).await;
+        }
         if !in_place {
             metrics::counter!("cloudbft_voter_commit_reruns_total").increment(1);
             match self.run_list(&commit.listed, Stop::Never, certified.is_none()).await? {
@@ -151,7 +162,7 @@ impl Slot {
         if certified.is_none() && !self.all_short {
             return Ok(Attempt::Ended(words_missing().into()));
         }
-        if certified.is_some_and(|answers| answers != self.history.answers()) {
+        if certified.is_some_and(|answers| !same_answers(&answers, &self.history.answers())) {
             return self.contradicted(commit).await;
         }
         if self.status() != b'T' {
@@ -165,10 +176,43 @@ impl Slot {
         {
             return match outcome {
                 Outcome::Unavailable => Ok(Attempt::Failed),
+                _ if changes_nothing => self.commit_nothing(commit, list, certified).await,
                 _ => self.contradicted(commit).await,
             };
         }
+        if changes_nothing && self.has_written() {
+            return self.commit_nothing(commit, list, certified).await;
+        }
         self.record_commit(&commit.record).await
+    }
+
+    /// f+1 voters say that the list has written nothing, so nothing is what is committed: it need not run here, and what
+    /// has run here has no effect. That it answered otherwise is told.
+    async fn commit_nothing(
+        &mut self,
+        commit: &Commit,
+        list: &Digest,
+        certified: Option<Digest>,
+    ) -> Result<Attempt, PostgresError> {
+        // Without a position it may have run before, and now reads what was written after it.
+        let ran = commit.record.applied.is_some() && self.built && !self.tainted && self.history.list() == *list;
+        let same = certified.is_some_and(|answers| same_answers(&answers, &self.history.answers()));
+        if ran && (!same || (self.settled.is_some() && self.has_written())) {
+            let began = self.transaction.began;
+            tracing::warn!(
+                began,
+                "this database answered otherwise than f+1 voters have certified, in a transaction that wrote nothing"
+            );
+            metrics::counter!("cloudbft_voter_harmless_contradictions_total").increment(1);
+        }
+        if self.open(None).await?.is_some() {
+            return Ok(Attempt::Failed);
+        }
+        let record = Record {
+            applied: commit.record.applied.clone(),
+            sequences: Sequences::None,
+        };
+        self.record_commit(&record).await
     }
 
     /// The list answers otherwise here than f+1 voters have said.
