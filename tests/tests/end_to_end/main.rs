@@ -9,4 +9,5 @@ mod pbft;
 mod pgbench;
 mod psql;
 mod rejoin;
+mod repair;
 mod tpcc;
