@@ -38,6 +38,8 @@ pub(crate) enum Event {
     Suspect,
     /// The server is lost, or cannot do its work.
     Lost(String),
+    /// The database answers otherwise than f+1 voters have certified at this order.
+    Contradicted(u64),
 }
 
 /// How long a backend that is asked to end may take.

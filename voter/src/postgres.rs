@@ -31,6 +31,9 @@ pub enum PostgresError {
     /// The server is not one that the voter may serve.
     #[error("the database server is not fit to serve: {0}")]
     Unfit(String),
+    /// The database answers otherwise than f+1 voters have certified.
+    #[error("its database answers otherwise than f+1 voters have certified at order {0}: it has to be repaired")]
+    Contradicts(u64),
 }
 
 impl PostgresError {

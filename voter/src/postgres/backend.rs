@@ -118,6 +118,8 @@ pub struct Backend {
     /// Code that is not ours has run: nobody else may be served here, since nothing in the backend can be trusted.
     foreign: bool,
     copying: bool,
+    /// The open transaction may have written: not so only when it was asked and said so.
+    written: bool,
     limits: CaptureLimits,
 }
 
@@ -150,6 +152,7 @@ impl Backend {
             renamed: false,
             foreign: false,
             copying: false,
+            written: true,
             limits: CaptureLimits::of(config),
         })
     }
@@ -182,6 +185,11 @@ impl Backend {
     /// Whether code that is not ours has run in it.
     pub fn is_foreign(&self) -> bool {
         self.foreign
+    }
+
+    /// Whether the open transaction may have written anything, as of [`Backend::settle`].
+    pub fn has_written(&self) -> bool {
+        self.written
     }
 
     /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
@@ -419,13 +427,22 @@ impl Backend {
     /// `foreign`: such code may be deferred, and may defer itself again. What is deferred has written a row. So nothing is
     /// left when nothing has written since everything was made immediate; the transaction's command counter tells.
     ///
+    /// `sequences`: those that the transaction may have moved, for [`Backend::has_written`]. What has written nothing has
+    /// nothing deferred, so that is asked first.
+    ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn settle(&mut self, foreign: bool) -> Result<Answer, PostgresError> {
+    pub async fn settle(&mut self, foreign: bool, sequences: &Sequences) -> Result<Answer, PostgresError> {
+        self.written = true;
         let mut noticed = None;
-        for _ in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
+        for round in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
             let mut script = Script::after(noticed.take());
             self.add_unlimited(&mut script)?;
+            if round == 0 {
+                let names = sequence_names(sequences).unwrap_or(Some(NO_SEQUENCES.into()));
+                script.number(own::WRITTEN, &[Some(&*self.token), names.as_deref()])?;
+                script.sync();
+            }
             for _ in 0..if foreign { SETTLE_ROUNDS } else { 1 } {
                 self.add_command(&mut script, foreign)?;
                 script.query(Part::Noticed, own::CONSTRAINTS)?;
@@ -433,6 +450,9 @@ impl Backend {
             }
             self.add_command(&mut script, foreign)?;
             let played = self.play_and_note(script, || {}).await?;
+            if round == 0 {
+                self.written = played.numbers.first() != Some(&0);
+            }
             let silent = matches!(played.numbers.as_slice(),
                 [.., before, after] if before.checked_add(own::COMMANDS_OF_ITS_OWN) == Some(*after));
             if silent || !foreign || played.error().is_some() {
@@ -602,6 +622,9 @@ const SETTLE_ROUNDS: u32 = 2;
 
 /// How many such pipelines are tried before code that defers itself is taken for endless.
 const SETTLE_TIMES_MAX: u32 = 16;
+
+/// An array of no names.
+const NO_SEQUENCES: &str = "{}";
 
 /// What is said of a transaction that an exchange has ended.
 const CLOSED: &str = "a statement ended the transaction behind the voter's back";

@@ -35,6 +35,9 @@ pub(super) const CLOSE_ALL: &str = "CLOSE ALL";
 /// The number of the transaction's present command. Whatever writes or locks a row after it takes a later one.
 pub(super) const COMMAND: &str = "SELECT cloudbft.command($1::pg_catalog.text)";
 
+/// Whether the transaction may have written anything: 1 or 0.
+pub(super) const WRITTEN: &str = "SELECT cloudbft.written($1::pg_catalog.text, $2::pg_catalog.text[])";
+
 /// How much higher [`COMMAND`] answers the next time when nothing has written between: what it writes and deletes itself.
 pub(super) const COMMANDS_OF_ITS_OWN: u64 = 2;
 
