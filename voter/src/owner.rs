@@ -185,11 +185,11 @@ impl<'a> Owner<'a> {
             None => (0, FloorState::default()),
         };
         let (events_sender, events) = mpsc::unbounded_channel();
-        let token: Arc<str> = Arc::from(found.token);
-        let pool = Pool::new(Arc::clone(&config), Arc::clone(&token));
+        let functions = Arc::new(found.functions);
+        let pool = Pool::new(Arc::clone(&config), Arc::clone(&functions));
         let shared = Shared {
             config: Arc::clone(&config),
-            token,
+            functions,
             reads: Arc::default(),
             pool: Arc::new(pool),
             bookkeeper: tokio::sync::Mutex::new(bookkeeper),

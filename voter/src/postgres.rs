@@ -6,6 +6,7 @@ pub mod backend;
 pub mod bootstrap;
 pub mod capture;
 pub mod connection;
+pub mod functions;
 pub mod pool;
 pub mod prepared;
 pub mod script;

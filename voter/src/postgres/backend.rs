@@ -16,6 +16,7 @@ use sql::statement::{Setting, StatementClass};
 use super::PostgresError;
 use super::capture::{CaptureLimits, Captured};
 use super::connection::Connection;
+use super::functions::Functions;
 use super::prepared::Prepared;
 use super::script::{Part, Played, Script, Segment};
 use super::settings;
@@ -96,7 +97,7 @@ pub struct Backend {
     connection: Connection,
     kind: Kind,
     role: String,
-    token: Arc<str>,
+    functions: Arc<Functions>,
     /// What has been set; `None` when a statement may have changed settings behind our back.
     settings: Option<Vec<(String, String)>>,
     settings_hash: u64,
@@ -128,7 +129,12 @@ impl Backend {
     ///
     /// # Errors
     /// When the server refuses.
-    pub async fn open(config: &VoterConfig, kind: Kind, role: &str, token: &Arc<str>) -> Result<Self, PostgresError> {
+    pub async fn open(
+        config: &VoterConfig,
+        kind: Kind,
+        role: &str,
+        functions: &Arc<Functions>,
+    ) -> Result<Self, PostgresError> {
         let read_only = match kind {
             Kind::Write => "off",
             Kind::Read => "on",
@@ -139,7 +145,7 @@ impl Backend {
             connection,
             kind,
             role: role.to_owned(),
-            token: Arc::clone(token),
+            functions: Arc::clone(functions),
             settings: Some(Vec::new()),
             settings_hash: settings::hash(&[]),
             custom_settings: BTreeSet::new(),
@@ -440,8 +446,7 @@ impl Backend {
             self.add_unlimited(&mut script)?;
             if round == 0 {
                 let names = sequence_names(sequences).unwrap_or(Some(NO_SEQUENCES.into()));
-                script.number(own::WRITTEN, &[Some(&*self.token), names.as_deref()])?;
-                script.sync();
+                script.number(&self.functions.written(names.as_deref()))?;
             }
             for _ in 0..if foreign { SETTLE_ROUNDS } else { 1 } {
                 self.add_command(&mut script, foreign)?;
@@ -466,8 +471,7 @@ impl Backend {
 
     fn add_command(&self, script: &mut Script, foreign: bool) -> Result<(), PostgresError> {
         if foreign {
-            script.number(own::COMMAND, &[Some(&*self.token)])?;
-            script.sync();
+            script.number(&self.functions.command())?;
         }
         Ok(())
     }
@@ -519,8 +523,7 @@ impl Backend {
         }
         if let Some(names) = sequence_names(sequences) {
             self.drew = true;
-            script.own(own::RESTORE_SEQUENCES, &[Some(&*self.token), names.as_deref()])?;
-            script.sync();
+            script.call(&self.functions.restore_sequences(names.as_deref()))?;
         }
         if script.is_empty() {
             return Ok(());
@@ -531,12 +534,10 @@ impl Backend {
     fn add_record(&self, script: &mut Script, record: &Record) -> Result<(), PostgresError> {
         if let Some((home, position)) = &record.applied {
             if let Some(names) = sequence_names(&record.sequences) {
-                script.own(own::RECORD_SEQUENCES, &[Some(&*self.token), names.as_deref()])?;
+                script.call(&self.functions.record_sequences(names.as_deref()))?;
             }
             let (granted, order) = (position.granted.to_string(), position.order.to_string());
-            let parameters = [Some(&*self.token), Some(home), Some(&granted), Some(&order)];
-            script.own(own::APPLIED, &parameters)?;
-            script.sync();
+            script.call(&self.functions.set_applied(home, &granted, &order))?;
         }
         Ok(())
     }
