@@ -307,6 +307,59 @@ async fn cursors_and_portals_keep_their_place() {
     transaction.commit().await.unwrap();
 }
 
+/// As PostgreSQL: what means something only within a transaction block fails outside one, and a text of several statements is
+/// one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cursors_and_locks_need_a_transaction_block() {
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    client
+        .batch_execute("CREATE TABLE t AS SELECT generate_series(1, 3) AS id")
+        .await
+        .unwrap();
+    let declare = "/* a comment */ DECLARE c CURSOR FOR SELECT id FROM t ORDER BY id";
+    for (statement, code, message) in [
+        (
+            declare,
+            "25P01",
+            "DECLARE CURSOR can only be used in transaction blocks",
+        ),
+        (
+            "LOCK TABLE t",
+            "25P01",
+            "LOCK TABLE can only be used in transaction blocks",
+        ),
+        (
+            "lock t in share mode",
+            "25P01",
+            "LOCK TABLE can only be used in transaction blocks",
+        ),
+        ("FETCH 1 FROM c", "34000", "cursor \"c\" does not exist"),
+        ("MOVE c", "34000", "cursor \"c\" does not exist"),
+        ("CLOSE c", "34000", "cursor \"c\" does not exist"),
+    ] {
+        for error in [
+            client.batch_execute(statement).await.unwrap_err(),
+            client.execute(statement, &[]).await.unwrap_err(),
+        ] {
+            let error = error.as_db_error().unwrap_or_else(|| panic!("{statement}: {error}"));
+            assert_eq!((error.code().code(), error.message()), (code, message), "{statement}");
+        }
+    }
+    client.batch_execute("CLOSE ALL").await.unwrap();
+    let rows = client
+        .simple_query(&format!("{declare}; FETCH 2 FROM c; LOCK TABLE t"))
+        .await
+        .unwrap();
+    let rows = rows
+        .iter()
+        .filter(|message| matches!(message, SimpleQueryMessage::Row(_)));
+    assert_eq!(rows.count(), 2);
+    let error = client.batch_execute("FETCH 1 FROM c").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "34000", "its block has ended");
+    client.batch_execute("BEGIN; LOCK TABLE t; COMMIT").await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn psql_works() {
     let world = World::start_voters().await;

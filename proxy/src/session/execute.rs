@@ -9,6 +9,7 @@ use sql::refusal::Refusal;
 use sql::statement::{Effect, StatementClass};
 
 use super::Session;
+use super::block::{Outside, outside_block};
 use super::routing::{Kind, Routed};
 use super::waiting::waits_for_locks;
 use crate::client::{Failure, VotedResult};
@@ -102,6 +103,13 @@ impl Session {
                         .detail("Statements outside a transaction share no session on the database nodes.")
                         .hint("Use INSERT ... RETURNING, or run both statements in one transaction."),
                 );
+            }
+            if self.transaction.is_none() {
+                match outside_block(exchange, &analysis) {
+                    Outside::Runs => {}
+                    Outside::RunsInBlock => self.begin_implicitly(),
+                    Outside::Fails(error) => return Err(error),
+                }
             }
             if analysis.effect == Effect::Maintenance && self.transaction.is_some() {
                 return Err(ApplicationError::new(

@@ -1,5 +1,6 @@
 //! One application connection: the state machine that makes a cluster look like one PostgreSQL server.
 
+mod block;
 mod connection;
 mod context;
 mod control;
