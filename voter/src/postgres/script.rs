@@ -266,7 +266,7 @@ impl Script {
         call.write(&mut self.buffer)
     }
 
-    /// Whether a Sync is due before a simple Query.
+    /// Whether a Sync is due before a simple Query or a FunctionCall.
     pub fn ends_without_sync(&self) -> bool {
         let last = self.awaited.back();
         last.is_some_and(|(awaited, _)| {
