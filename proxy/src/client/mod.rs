@@ -155,7 +155,11 @@ impl Failure {
                     .hint("Run the transaction again.")
             }
             Failure::NoProgress => ApplicationError::new(NO_PROGRESS, "the cluster makes no progress")
-                .hint("Look at the cluster's health; run the transaction again."),
+                .detail(
+                    "The statement was not answered within statement_ms. One that waits for the locks of another session's \
+                     transaction waits no longer than that either.",
+                )
+                .hint("Look for long transactions and at the cluster's health; run the transaction again."),
             Failure::OutcomeUnknown => {
                 ApplicationError::new("08007", "the cluster did not say whether the transaction is committed")
                     .detail("It may be committed later, or never.")

@@ -118,6 +118,8 @@ pub struct Backend {
     /// Code that is not ours has run: nobody else may be served here, since nothing in the backend can be trusted.
     foreign: bool,
     copying: bool,
+    /// The server still answers something that nobody reads.
+    left: bool,
     limits: CaptureLimits,
 }
 
@@ -150,6 +152,7 @@ impl Backend {
             renamed: false,
             foreign: false,
             copying: false,
+            left: false,
             limits: CaptureLimits::of(config),
         })
     }
@@ -184,9 +187,14 @@ impl Backend {
         self.foreign
     }
 
+    /// Whether a read was left that the server still runs: it has to be ended.
+    pub fn is_left(&self) -> bool {
+        self.left
+    }
+
     /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
     pub fn is_reusable(&self) -> bool {
-        !self.foreign && !self.copying && self.status == b'I'
+        !self.foreign && !self.copying && !self.left && self.status == b'I'
     }
 
     /// Whether an operation with these settings sees nothing of settings that others had.
@@ -252,7 +260,7 @@ impl Backend {
     /// # Errors
     /// When the connection is lost.
     pub async fn read(&mut self, job: &Job) -> Result<Answer, PostgresError> {
-        let mut script = Script::default();
+        let mut script = Script::of_read();
         self.add_exchange(&mut script, job)?;
         self.run(script, || {}).await
     }
@@ -263,7 +271,7 @@ impl Backend {
     /// When the connection is lost.
     pub async fn snapshot_read(&mut self, job: &Job, open: impl FnOnce()) -> Result<Answer, PostgresError> {
         let mut open = Some(open);
-        let mut script = Script::default();
+        let mut script = Script::of_read();
         script.query(Part::Own, &with_clock(own::BEGIN_SNAPSHOT, job))?;
         self.add_exchange(&mut script, job)?;
         script.query(Part::Own, own::COMMIT)?;
@@ -368,6 +376,17 @@ impl Backend {
             Exchange::Stored { .. } => return Ok(Answer::Fault("a stored exchange without its body".into())),
             Exchange::Simple { .. } | Exchange::Extended { .. } => self.add_within(&mut script, job)?,
         }
+        let answer = self.run(script, || {}).await?;
+        Ok(self.still_open(answer))
+    }
+
+    /// A read within the open transaction that is known to be harmless.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn read_within(&mut self, job: &Job) -> Result<Answer, PostgresError> {
+        let mut script = Script::of_read();
+        self.add_within(&mut script, job)?;
         let answer = self.run(script, || {}).await?;
         Ok(self.still_open(answer))
     }
@@ -547,6 +566,7 @@ impl Backend {
     async fn play(&mut self, script: Script, between: impl FnMut()) -> Result<Played, PostgresError> {
         let played = script.play(&mut self.connection, &self.limits, between).await?;
         self.status = played.status();
+        self.left |= played.left;
         Ok(played)
     }
 
@@ -584,7 +604,7 @@ impl Backend {
     /// An exchange within a transaction must leave it open; else nothing is known of what was committed.
     fn still_open(&self, answer: Answer) -> Answer {
         match self.status {
-            b'I' => Answer::Fault(CLOSED.into()),
+            b'I' if !self.left => Answer::Fault(CLOSED.into()),
             _ => answer,
         }
     }
