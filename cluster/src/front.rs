@@ -129,8 +129,7 @@ fn configuration(
     config.connections_max = tunables.limits.application_connections_max;
     config.statement_timeout = Duration::from_millis(tunables.timeouts.statement_ms);
     config.transaction_timeout = Duration::from_millis(tunables.timeouts.transaction_ms);
-    let bytes_max = config.spool.bytes_max();
-    config.spool = spool::SpoolDirectory::new(file.layout().proxy_results(), bytes_max);
+    config.spool = spool::SpoolDirectory::new(file.layout().proxy_results(), tunables.limits.results_bytes_max);
     Ok(config)
 }
 

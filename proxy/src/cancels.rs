@@ -47,8 +47,8 @@ impl Cancels {
         }
     }
 
-    /// Cancels what the session runs, if the key is right.
-    pub(crate) fn cancel(&self, process: i32, key: &[u8]) {
+    /// Cancels what the session runs, if the key is right. Completes when the session's next statement is not meant any more.
+    pub(crate) async fn cancel(&self, process: i32, key: &[u8]) {
         let found = self
             .lock()
             .sessions
@@ -56,6 +56,7 @@ impl Cancels {
             .map(|(key, cancel)| (key.clone(), Arc::clone(cancel)));
         if let Some((_, cancel)) = found.filter(|(expected, _)| equal(expected, key)) {
             cancel.request();
+            cancel.seen().await;
         }
     }
 }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use support::World;
+use support::raw::{Raw, query};
 use tokio::sync::RwLock;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -263,8 +264,8 @@ async fn a_cancel_and_a_disconnect_end_the_release() {
     until_released(&world).await;
     assert_eq!(client.query("SELECT 1", &[]).await.unwrap().len(), 1);
     // An application that takes nothing, and goes.
-    let mut raw = support::raw::Raw::login(world.address).await;
-    raw.send(&support::raw::query("SELECT * FROM t")).await;
+    let mut raw = Raw::login(world.address).await;
+    raw.send(&query("SELECT * FROM t")).await;
     while count(&world.faults.take_seen(), "chunk") == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -274,6 +275,83 @@ async fn a_cancel_and_a_disconnect_end_the_release() {
     let gone = Instant::now();
     until_released(&world).await;
     assert!(gone.elapsed() < Duration::from_secs(1));
+}
+
+/// How the application gives up a statement.
+#[derive(Clone, Copy, Debug)]
+enum Leaves {
+    Cancels,
+    HasALimit,
+    Goes,
+}
+
+/// Waits until no server runs anything for an application.
+async fn until_idle(world: &World, after: &str) {
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'FROM t a'";
+    let start = Instant::now();
+    for server in &world.servers {
+        let server = server.supervise().await;
+        while server.query_one(running, &[]).await.unwrap().get::<_, i64>(0) > 1 {
+            assert!(start.elapsed() < Duration::from_secs(1), "a server goes on: {after}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_without_end_is_given_up_while_it_is_kept() {
+    let _process = PROCESS.read().await;
+    let (world, _client) = with_rows(10_000, SAME).await;
+    for block in ["", "BEGIN; UPDATE t SET id = id WHERE id = 1"] {
+        for how in [Leaves::Cancels, Leaves::HasALimit, Leaves::Goes] {
+            let (mut raw, cancel) = Raw::cancellable(world.address).await;
+            raw.tags(&query(block)).await;
+            if matches!(how, Leaves::HasALimit) {
+                raw.tags(&query("SET statement_timeout = '1s'")).await;
+            }
+            raw.send(&query("SELECT a.*, b.* FROM t a, t b")).await;
+            let start = Instant::now();
+            while world.faults.spool.bytes_used() < 4 << 20 {
+                assert!(start.elapsed() < Duration::from_secs(5), "nothing is kept");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            match how {
+                Leaves::Cancels => Raw::open(world.address).await.send(&cancel).await,
+                Leaves::HasALimit => tokio::time::sleep_until((start + Duration::from_secs(1)).into()).await,
+                Leaves::Goes => {}
+            }
+            let given_up = Instant::now();
+            if matches!(how, Leaves::Goes) {
+                drop(raw);
+            } else {
+                let answers = raw.until_ready().await;
+                let error = answers.iter().find(|answer| answer.tag == b'E').unwrap();
+                assert_eq!(error.field(b'C').as_deref(), Some("57014"), "{how:?}");
+                raw.tags(&query("ROLLBACK")).await;
+            }
+            until_idle(&world, &format!("{how:?} in {block:?}")).await;
+            until_released(&world).await;
+            let took = given_up.elapsed();
+            assert!(took < Duration::from_millis(1500), "{how:?} in {block:?}: {took:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_timeout_counts_until_the_whole_result_is_sent() {
+    let _process = PROCESS.read().await;
+    let (world, _client) = with_rows(60_000, SAME).await;
+    let mut raw = Raw::login(world.address).await;
+    raw.tags(&query("SET statement_timeout = '5s'")).await;
+    raw.send(&query("SELECT * FROM t")).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let answers = raw.until_ready().await;
+    let error = answers.iter().find(|answer| answer.tag == b'E').unwrap();
+    assert_eq!(error.field(b'C').as_deref(), Some("57014"));
+    assert!(error.field(b'M').unwrap().contains("statement timeout"));
+    assert!(answers.len() > 1000, "it came too late to begin");
+    until_released(&world).await;
+    assert_eq!(raw.tags(&query("SELECT 1")).await, "TDCZ");
 }
 
 /// Notices of deferred triggers come with COMMIT, all of them, in a transaction block as in autocommit.

@@ -65,17 +65,11 @@ async fn a_statement_timeout_ends_what_runs_in_a_transaction() {
 async fn a_cancel_request_ends_a_write_of_a_transaction() {
     let world = World::start().await;
     let mut raw = with_table(&world).await;
-    let mut other = Raw::open(world.address).await;
-    other
-        .send(&support::raw::startup(3 << 16, &[("user", "postgres")]))
-        .await;
-    let answers = other.until_ready().await;
-    let key = &answers.iter().find(|answer| answer.tag == b'K').unwrap().body;
+    let (mut other, cancel) = Raw::cancellable(world.address).await;
     other.tags(&query("BEGIN; UPDATE t SET v = 1 WHERE id = 1")).await;
     mute_all(&world);
     other.send(&query("UPDATE t SET v = 2 WHERE id = 1")).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let cancel = [&16_u32.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), key].concat();
     let start = Instant::now();
     Raw::open(world.address).await.send(&cancel).await;
     assert_eq!(sqlstate(&other.until_ready().await), "57014");
@@ -83,6 +77,54 @@ async fn a_cancel_request_ends_a_write_of_a_transaction() {
     world.faults.heal();
     assert_eq!(other.tags(&query("ROLLBACK")).await, "CZ");
     assert_eq!(raw.tags(&query("UPDATE t SET v = 3 WHERE id = 1")).await, "CZ");
+}
+
+/// A client that was busy sends a statement and its cancellation in the same moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_request_right_behind_its_statement_counts() {
+    let world = World::start().await;
+    with_table(&world).await;
+    let (mut raw, cancel) = Raw::cancellable(world.address).await;
+    mute_all(&world);
+    let statement = "SELECT v FROM t WHERE id = 1";
+    for _ in 0..30 {
+        let mut canceller = Raw::open(world.address).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let start = Instant::now();
+        raw.send(&query(statement)).await;
+        canceller.send(&cancel).await;
+        assert_eq!(sqlstate(&raw.until_ready().await), "57014");
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+    // Postgres runs an Execute when it comes, be its Sync there or not.
+    let start = Instant::now();
+    raw.send(&[parse("", statement), bind("", "", &[]), execute("", 0)].concat())
+        .await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    Raw::open(world.address).await.send(&cancel).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    raw.send(&sync()).await;
+    assert_eq!(sqlstate(&raw.until_ready().await), "57014");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    world.faults.heal();
+    assert_eq!(raw.tags(&query(statement)).await, "TDCZ");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_request_between_statements_does_nothing() {
+    let world = World::start().await;
+    with_table(&world).await;
+    let (mut raw, cancel) = Raw::cancellable(world.address).await;
+    for number in 0..30 {
+        let mut canceller = Raw::open(world.address).await;
+        canceller.send(&cancel).await;
+        assert!(canceller.next().await.is_none());
+        assert_eq!(
+            raw.tags(&query("SELECT v FROM t WHERE id = 1")).await,
+            "TDCZ",
+            "{number}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

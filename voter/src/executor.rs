@@ -16,7 +16,7 @@ use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Job, Record, Sequences, sequence_names};
 use crate::postgres::bootstrap::Bookkeeper;
 use crate::postgres::functions::Functions;
-use crate::postgres::pool::{Pool, Purpose};
+use crate::postgres::pool::{Borrowed, Pool, Purpose};
 use crate::reads::Reads;
 use crate::results::ResultStore;
 use crate::voter::VoterOutput;
@@ -274,18 +274,49 @@ pub(crate) fn outcome(answer: Answer) -> Option<Outcome> {
     match answer {
         Answer::Result(result) => Some(done(&result)),
         Answer::TooLarge => {
-            let mut refused = Refused::new("54000", "the result is larger than the limit");
-            refused.detail = "The statement's effect, if any, is not undone.".into();
+            let refused = Refused {
+                detail: "One row may have 24 MiB, and all rows half of results_bytes_max (of the proxy's share). The \
+                         statement's effect, if any, is not undone."
+                    .into(),
+                hint: "Ask for fewer rows at once (LIMIT, a cursor), or raise results_bytes_max in the cluster file."
+                    .into(),
+                ..Refused::new("54000", "the result is larger than the limit")
+            };
             Some(refused.into())
         }
         Answer::Large(large) => Some(Outcome::Large(Arc::from(large))),
         Answer::NoRoom(reason) => {
-            tracing::warn!(reason, "there is no room for a result");
-            metrics::counter!("cloudbft_voter_results_without_room_total").increment(1);
+            note_no_room(&reason);
             None
         }
         Answer::Unsettled => Some(unsettled().into()),
         Answer::Fault(_) => None,
+    }
+}
+
+/// The outcome of a read: one that this machine has no room for is refused, so that its application hears of it if f+1 have none.
+pub(crate) fn read_outcome(answer: Answer) -> Option<Outcome> {
+    match answer {
+        Answer::NoRoom(reason) => {
+            note_no_room(&reason);
+            Some(no_room().into())
+        }
+        answer => outcome(answer),
+    }
+}
+
+fn note_no_room(reason: &str) {
+    tracing::warn!(reason, "there is no room for a result");
+    metrics::counter!("cloudbft_voter_results_without_room_total").increment(1);
+}
+
+fn no_room() -> Refused {
+    Refused {
+        detail: "The large results that applications have not read yet fill it.".into(),
+        hint:
+            "Run the statement again, with fewer large results at once, or raise results_bytes_max in the cluster file."
+                .into(),
+        ..Refused::new("53100", "the database nodes have no room for the result")
     }
 }
 
@@ -429,7 +460,7 @@ pub(crate) async fn run_read(shared: Arc<Shared>, work: OrderedRead) {
             .await
     });
     let answer = shared.reporter.while_running(key.0, key.1, answer);
-    let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
+    let outcome = answer.await.and_then(read_outcome).unwrap_or(Outcome::Unavailable);
     observe("read", started);
     work.asker.answer(&shared.reporter, outcome).await;
     shared.tell(Event::Finished(order, None));
@@ -454,7 +485,6 @@ async fn read_on(
         }
     };
     let backend = &mut borrowed.backend;
-    let process = backend.process();
     let reading = async {
         match backend.prepare(&context.settings, catalog.generation).await? {
             Some(refused) => Ok(refused),
@@ -467,7 +497,10 @@ async fn read_on(
     };
     match answer {
         Some(Ok(answer)) => {
-            borrowed.give_back();
+            match borrowed.backend.is_left() {
+                true => end_read(shared, borrowed).await,
+                false => borrowed.give_back(),
+            }
             Some(answer)
         }
         Some(Err(error)) => {
@@ -475,15 +508,19 @@ async fn read_on(
             shared.tell(Event::Suspect);
             None
         }
-        // Its place is free only when the server has ended it.
         None => {
-            if let Err(error) = shared.terminate(process).await {
-                shared.tell(Event::Lost(format!("a read that was given up: {error}")));
-            }
-            drop(borrowed);
+            end_read(shared, borrowed).await;
             None
         }
     }
+}
+
+/// Ends a read that still runs. Its place is free only when the server has ended it.
+async fn end_read(shared: &Shared, borrowed: Borrowed) {
+    if let Err(error) = shared.terminate(borrowed.backend.process()).await {
+        shared.tell(Event::Lost(format!("a read that was given up: {error}")));
+    }
+    drop(borrowed);
 }
 
 /// A direct read outside transactions.
@@ -514,7 +551,7 @@ pub(crate) async fn run_direct_read(shared: Arc<Shared>, work: DirectRead) {
     });
     let answer = shared.reporter.while_running(key.0, key.1, answer);
     let key = key.1;
-    let outcome = answer.await.and_then(outcome).unwrap_or(Outcome::Unavailable);
+    let outcome = answer.await.and_then(read_outcome).unwrap_or(Outcome::Unavailable);
     observe("direct_read", started);
     let report = Report {
         key,

@@ -62,8 +62,10 @@ pub enum LockRefusal {
     TransactionExists,
     /// The Extend closes a cycle. Nothing changes: its transaction holds what it held, to its ordered end.
     Deadlock,
-    /// Too many operations wait, or too many transactions are open.
+    /// Too many operations wait.
     TooMany,
+    /// So many interactive transactions are open, or wait to be opened: as many as may be.
+    TooManyOpen(usize),
 }
 
 /// Limits that decide outcomes: equal on all voters.
@@ -148,7 +150,7 @@ impl LockTable {
     /// The Begin of a transaction: as a one-shot, but its locks are held to the end.
     ///
     /// # Errors
-    /// [`LockRefusal::TooMany`], [`LockRefusal::TransactionExists`].
+    /// [`LockRefusal::TooManyOpen`], [`LockRefusal::TooMany`], [`LockRefusal::TransactionExists`].
     pub fn begin(
         &mut self,
         order: u64,

@@ -56,6 +56,17 @@ impl Reads {
         }
     }
 
+    /// Nobody waits any more for the reads of these clients and numbers.
+    pub(crate) fn give_up_all(&self, dead: impl Fn(ClientId, u64) -> bool) {
+        let state = self.state();
+        for ((client, key), stop) in &state.running {
+            let (ResultKey::Request(number) | ResultKey::Direct(number)) = *key;
+            if dead(*client, number) {
+                stop.notify_one();
+            }
+        }
+    }
+
     /// A read is about to run; `None` if it has been given up already.
     pub(crate) fn begin(self: &Arc<Self>, client: ClientId, key: ResultKey) -> Option<Running> {
         let key = (client, key);
@@ -101,6 +112,17 @@ mod tests {
         reads.give_up(client, key);
         assert!(reads.begin(client, key).is_none());
         assert!(reads.begin(ClientId(2), key).is_some(), "another client's");
+    }
+
+    #[tokio::test]
+    async fn the_reads_of_a_dead_client_are_given_up() {
+        let reads = Arc::new(Reads::default());
+        let dead = reads.begin(ClientId(1), ResultKey::Direct(7)).unwrap();
+        let later = reads.begin(ClientId(1), ResultKey::Request(8)).unwrap();
+        reads.give_up_all(|client, number| client == ClientId(1) && number < 8);
+        dead.given_up().await;
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(10), later.given_up());
+        assert!(waits.await.is_err());
     }
 
     #[test]

@@ -107,8 +107,15 @@ impl From<LockRefusal> for Refused {
                 ..Self::new("40P01", "deadlock detected")
             },
             LockRefusal::TooMany => Self {
-                hint: "Retry when load is lower.".into(),
-                ..Self::new("53400", "too many operations wait or too many transactions are open")
+                hint: "Run the statement again when fewer sessions wait for each other's transactions.".into(),
+                ..Self::new("53400", "too many operations wait for locks")
+            },
+            LockRefusal::TooManyOpen(max) => Self {
+                detail: format!("At most {max} may be open at once, over all applications."),
+                hint: "Run the transaction again when others have ended (a pool of connections bounds how many there are), \
+                       or raise open_transactions_max in the cluster file."
+                    .into(),
+                ..Self::new("53400", "too many transactions are open")
             },
         }
     }

@@ -196,7 +196,10 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
          log_bytes_max = {}\n\
          # What one transaction may write, COPY data included, and what a machine keeps of such data on its disk until every\n\
          # database has it, in bytes.\n\
-         transaction_bytes_max = {}\nbodies_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
+         transaction_bytes_max = {}\nbodies_bytes_max = {}\n\
+         # What a machine, and what a proxy, keeps on its disk of results above 1 MiB until applications have read them, in\n\
+         # bytes. One result may have half of it; with several proxies, half of a proxy's equal share.\n\
+         results_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
          proxy_threads = {}\n",
         limits.application_connections_max,
         limits.open_transactions_max,
@@ -205,6 +208,7 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
         limits.log_bytes_max,
         limits.transaction_bytes_max,
         limits.bodies_bytes_max,
+        limits.results_bytes_max,
         limits.shared_buffers_mib,
         limits.node_threads,
         limits.proxy_threads,

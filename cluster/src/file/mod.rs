@@ -22,7 +22,7 @@ pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Ro
 
 /// The most faults that a cluster file may ask for.
 pub const FAULTS_MAX: usize = 10;
-/// The smallest `transaction_bytes_max` and `bodies_bytes_max`.
+/// The smallest `transaction_bytes_max`, `bodies_bytes_max` and `results_bytes_max`.
 const TRANSACTION_BYTES_MIN: u64 = 16 << 20;
 /// The smallest `log_bytes_max`.
 pub const LOG_BYTES_MIN: u64 = 1 << 20;

@@ -190,6 +190,9 @@ pub struct Limits {
     /// What a machine keeps of COPY data and long statements on its disk until all databases have them, in bytes; each client
     /// (proxy) has an equal share.
     pub bodies_bytes_max: u64,
+    /// What a machine, and what a proxy, keeps on its disk of results above 1 MiB until they are read, in bytes. One result may
+    /// have half of it (of the share of its client, which is equal for each).
+    pub results_bytes_max: u64,
     /// `shared_buffers` of each database server that `up` makes, in MiB.
     pub shared_buffers_mib: usize,
     /// Threads that run a node's tasks (the log's writer has one of its own).
@@ -208,6 +211,7 @@ impl Default for Limits {
             log_bytes_max: 8 << 30,
             transaction_bytes_max: 4 << 30,
             bodies_bytes_max: 8 << 30,
+            results_bytes_max: 16 << 30,
             shared_buffers_mib: 128,
             node_threads: 1,
             proxy_threads: 1,
@@ -437,12 +441,13 @@ impl Parsed<'_> {
         let bytes = [
             ("transaction_bytes_max", limits.transaction_bytes_max),
             ("bodies_bytes_max", limits.bodies_bytes_max),
+            ("results_bytes_max", limits.results_bytes_max),
         ];
         if let Some((key, _)) = bytes.into_iter().find(|(_, bytes)| *bytes < TRANSACTION_BYTES_MIN) {
             return Err(self.error_at(
                 key,
                 format!("{key} must be at least {TRANSACTION_BYTES_MIN} (16 MiB)"),
-                "a COPY of this size must fit: remove the line to get the default",
+                "a COPY or a result of this size must fit: remove the line to get the default",
             ));
         }
         if roles.is_empty() {

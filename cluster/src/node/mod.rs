@@ -422,6 +422,8 @@ fn limits(file: &ClusterFile) -> VoterLimits {
         client_silence_max: Duration::from_millis(file.tunables.timeouts.client_silence_ms),
         transaction_time_max: Duration::from_millis(file.tunables.timeouts.transaction_ms),
         transaction_bytes_max: file.tunables.limits.transaction_bytes_max,
+        // As much as a voter keeps of one client: as much again is for what is on its way into its file.
+        result_bytes_max: file.tunables.limits.results_bytes_max / 2 / clients(file),
         ..VoterLimits::default()
     }
 }
@@ -431,15 +433,16 @@ pub fn backends_max(file: &ClusterFile) -> usize {
     limits(file).backends_max()
 }
 
-/// Bytes of results that a voter keeps in files, at most.
-const RESULTS_BYTES_MAX: u64 = 16 << 30;
+/// How many clients share what is kept for them.
+fn clients(file: &ClusterFile) -> u64 {
+    u64::try_from(file.clients.len()).unwrap_or(u64::MAX).max(1)
+}
 
 /// Opens a machine's store of bodies: each client has an equal share of it.
 fn open_bodies(file: &ClusterFile, me: MachineId) -> Result<BodyStore, NodeError> {
     let limits = &file.tunables.limits;
-    let clients = u64::try_from(file.clients.len()).unwrap_or(u64::MAX).max(1);
     let limits = BodyLimits {
-        client_bytes_max: limits.bodies_bytes_max / clients,
+        client_bytes_max: limits.bodies_bytes_max / clients(file),
         transaction_bytes_max: limits.transaction_bytes_max,
     };
     let path = file.layout().machine_bodies(me);
@@ -479,7 +482,10 @@ fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity, bodi
             .map(|client| (client.id, client.roles.clone()))
             .collect(),
         limits: limits(file),
-        spool: SpoolDirectory::new(file.layout().machine_results(machine.id), RESULTS_BYTES_MAX),
+        spool: SpoolDirectory::new(
+            file.layout().machine_results(machine.id),
+            file.tunables.limits.results_bytes_max,
+        ),
         bodies,
     }
 }

@@ -15,7 +15,7 @@ mod store;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use ordering::message::{ClientMessage, Outcome, ResultKey, ResultMessage};
 use spool::SpoolDirectory;
 use sql::operation::ExchangeResult;
 use sql::result::ResultDigests;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::ProxyConfig;
@@ -54,6 +55,11 @@ const OTHERS_PATIENCE: Duration = Duration::from_millis(25);
 const SILENCE_PATIENCE: Duration = Duration::from_millis(500);
 /// The proxy says that it lives as often as this.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a session may take to see a wish to cancel while it waits for a message.
+const SEEN_PATIENCE: Duration = Duration::from_millis(200);
+/// How often that is looked after.
+const SEEN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How many results the dispatcher takes at once.
 const DISPATCH_BATCH: usize = 256;
@@ -149,7 +155,11 @@ impl Failure {
                     .hint("Run the transaction again.")
             }
             Failure::NoProgress => ApplicationError::new(NO_PROGRESS, "the cluster makes no progress")
-                .hint("Look at the cluster's health; run the transaction again."),
+                .detail(
+                    "The statement was not answered within statement_ms. One that waits for the locks of another session's \
+                     transaction waits no longer than that either.",
+                )
+                .hint("Look for long transactions and at the cluster's health; run the transaction again."),
             Failure::OutcomeUnknown => {
                 ApplicationError::new("08007", "the cluster did not say whether the transaction is committed")
                     .detail("It may be committed later, or never.")
@@ -176,10 +186,15 @@ impl From<Refused> for ApplicationError {
 }
 
 /// A session's wish to cancel what it waits for.
+///
+/// It counts for a message that has arrived before it, be it read yet or not: so it is forgotten only by a session that has
+/// nothing to read, and when what it was meant for has ended.
 #[derive(Debug, Default)]
 pub(crate) struct Cancel {
-    requested: std::sync::atomic::AtomicBool,
+    requested: AtomicBool,
     notify: Notify,
+    /// The session has nothing to do, as far as it knows.
+    idle: AtomicBool,
 }
 
 impl Cancel {
@@ -196,9 +211,23 @@ impl Cancel {
         self.notify.notify_one();
     }
 
-    /// Forgets an earlier wish: it came too late.
+    /// Forgets a wish: there is nothing (any more) that it could be meant for.
     pub(crate) fn reset(&self) {
         self.requested.store(false, Ordering::Relaxed);
+    }
+
+    /// Says whether the session waits for its next message.
+    pub(crate) fn set_idle(&self, idle: bool) {
+        self.idle.store(idle, Ordering::Relaxed);
+    }
+
+    /// Completes when a session that had nothing to do has seen the wish: what its application sends from then on is not
+    /// meant. A session that is busy is not waited for.
+    pub(crate) async fn seen(&self) {
+        let until = tokio::time::Instant::now() + SEEN_PATIENCE;
+        while self.is_requested() && self.idle.load(Ordering::Relaxed) && tokio::time::Instant::now() < until {
+            tokio::time::sleep(SEEN_INTERVAL).await;
+        }
     }
 
     pub(crate) fn is_requested(&self) -> bool {
@@ -310,6 +339,18 @@ impl Client {
             .map_err(|_| Failure::NoProgress)
     }
 
+    /// Sends what must not be lost when the queue is full, from where nobody can wait.
+    fn send_later(&self, message: (Destination, ToNode)) {
+        let Err(TrySendError::Full(message)) = self.to.try_send(message) else {
+            return;
+        };
+        let to = self.to.clone();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move { to.send(message).await })),
+            Err(error) => tracing::debug!(%error, "the proxy ends with a read that nobody waits for"),
+        }
+    }
+
     async fn recall(&self, key: ResultKey, machine: MachineId) -> Result<(), Failure> {
         let message = ToNode::Client(ClientMessage::Recall(key));
         metrics::counter!("cloudbft_recalls_total").increment(1);
@@ -353,8 +394,7 @@ impl Drop for Reading<'_> {
         if !self.answered {
             let message = ToNode::Client(ClientMessage::GiveUp(self.key));
             let voters = Destination::Machines(self.client.voter_set);
-            // A full queue loses it: the read ends by itself, later.
-            let _ = self.client.to.try_send((voters, message));
+            self.client.send_later((voters, message));
         }
     }
 }

@@ -198,7 +198,6 @@ impl Session {
             self.committed(&transaction);
             return Ok(true);
         };
-        self.cancel.reset();
         match self.finish(begun).await {
             Ok(notices) => {
                 self.connection.out.raw(&notices);

@@ -37,7 +37,11 @@ impl Session {
         if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
             return Err(ApplicationError::in_failed_transaction());
         }
-        self.cancel.reset();
+        // Of a COPY that is under way, the backends have to be told.
+        if self.cancel.is_requested() && !continues_copy(exchange) {
+            self.fail_transaction();
+            return Err(ApplicationError::cancelled());
+        }
         let outcome = self.execute_with_retries(exchange, kind, start).await;
         let extended = matches!(exchange, Exchange::Extended { .. });
         match outcome {
@@ -76,6 +80,7 @@ impl Session {
         start: Instant,
     ) -> Result<(VotedResult, Effect), ApplicationError> {
         let limits = self.limits(start);
+        self.release_until = limits.statement_at;
         let encoded = exchange.encode();
         let mut retries = 0;
         loop {
@@ -128,10 +133,7 @@ impl Session {
             let routed = Routed {
                 encoded: encoded.clone(),
                 several: runs_several(exchange, &analysis),
-                copies: matches!(
-                    exchange,
-                    Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. }
-                ),
+                copies: continues_copy(exchange),
                 analysis: &analysis,
                 kind,
             };
@@ -174,6 +176,14 @@ impl Session {
             transaction.failed = true;
         }
     }
+}
+
+/// Whether an exchange is a part of a COPY that is under way.
+fn continues_copy(exchange: &Exchange) -> bool {
+    matches!(
+        exchange,
+        Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. }
+    )
 }
 
 /// Whether several statements of an exchange run: each may read another state.

@@ -91,7 +91,7 @@ async fn negotiate(tcp: TcpStream, shared: &Shared) -> Option<(Connection, Start
                 return Some((Connection::new(stream, reader), startup, encrypted));
             }
             Ok(StartupPacket::Cancel { process, key }) => {
-                shared.cancels.cancel(process, &key);
+                shared.cancels.cancel(process, &key).await;
                 return None;
             }
             Ok(StartupPacket::GssEncryptionRequest) => {
@@ -169,6 +169,7 @@ async fn login(
         registered: shared.cancels.register(key.clone(), Arc::clone(&cancel)),
         id: shared.next_session(),
         cancel,
+        release_until: None,
         catalog,
         role,
         database,

@@ -53,6 +53,8 @@ pub(crate) struct Session {
     database: String,
     registered: Registered,
     cancel: Arc<Cancel>,
+    /// When the last statement's result has to be with the application, by its `statement_timeout`.
+    release_until: Option<std::time::Instant>,
     settings: Settings,
     /// The settings of the startup packet: what RESET goes back to.
     startup_settings: Settings,
@@ -157,17 +159,23 @@ impl Session {
         let (idle_limit, idle_end) = self.idle_limit();
         let deadline = idle_limit.map(|limit| Instant::now() + limit);
         let mut end_at = None;
-        loop {
+        let cancel = Arc::clone(&self.cancel);
+        cancel.set_idle(true);
+        let next = loop {
             tokio::select! {
                 biased;
-                message = self.connection.message() => return Ok(message?),
-                () = sleep_until(deadline) => return Err(End::Told(idle_end)),
-                () = sleep_until(end_at) => return Err(End::Told(ApplicationError::shutting_down())),
+                message = self.connection.message() => break message.map_err(End::from),
+                // Nothing has arrived that it could be meant for.
+                () = cancel.wait() => cancel.reset(),
+                () = sleep_until(deadline) => break Err(End::Told(idle_end)),
+                () = sleep_until(end_at) => break Err(End::Told(ApplicationError::shutting_down())),
                 _ = shutdown.wait_for(|ends| *ends), if end_at.is_none() => {
                     end_at = Some(Instant::now() + if busy { grace } else { std::time::Duration::ZERO });
                 }
             }
-        }
+        };
+        cancel.set_idle(false);
+        next
     }
 
     async fn handle(&mut self, message: Frontend) -> Result<(), End> {
@@ -220,6 +228,7 @@ impl Session {
         };
         self.connection.write_limit = self.is_begun().then_some(self.shared.config.transaction_timeout);
         self.connection.out.ready_for_query(status);
+        self.cancel.reset();
         self.connection.flush().await?;
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::connection::Connection;
+use super::waiting::{Reason, sleep_until};
 use super::{End, Session};
 use crate::client::{Failure, Large};
 
@@ -23,13 +24,22 @@ impl Pieces for Whole {
     }
 }
 
+/// What comes next.
+enum Next {
+    /// A chunk, or that there are no more.
+    Chunk(Result<Option<Bytes>, Failure>),
+    /// `statement_timeout` counts until the whole result is on its way to the application, as in Postgres.
+    TimeOver,
+    Gone,
+}
+
 impl Session {
     /// Writes chunks to the application. False when not all came: the application has been told, and the transaction block
     /// (if any) has failed.
     pub(super) async fn release_chunks(&mut self, mut chunks: Large, pieces: &mut impl Pieces) -> Result<bool, End> {
         let client = Arc::clone(&self.shared.client);
         let cancel = Arc::clone(&self.cancel);
-        let failure = loop {
+        let error = loop {
             let mut channel = self.connection.lend();
             let gone = async {
                 match channel.as_mut() {
@@ -37,25 +47,27 @@ impl Session {
                     None => std::future::pending().await,
                 }
             };
-            let chunk = tokio::select! {
+            let next = tokio::select! {
                 biased;
-                chunk = client.next_chunk(&mut chunks, &cancel) => Some(chunk),
-                () = gone => None,
+                () = sleep_until(self.release_until) => Next::TimeOver,
+                chunk = client.next_chunk(&mut chunks, &cancel) => Next::Chunk(chunk),
+                () = gone => Next::Gone,
             };
             self.connection.give_back(channel);
-            match chunk {
-                Some(Ok(Some(chunk))) => pieces.write(&mut self.connection, &chunk).await?,
-                Some(Ok(None)) => return Ok(true),
-                Some(Err(failure)) => break failure,
-                None => return Err(End::Gone),
+            match next {
+                Next::Chunk(Ok(Some(chunk))) => pieces.write(&mut self.connection, &chunk).await?,
+                Next::Chunk(Ok(None)) => return Ok(true),
+                Next::Chunk(Err(failure)) => break failure.into_error(),
+                Next::TimeOver => break Reason::StatementTimeout.error(),
+                Next::Gone => return Err(End::Gone),
             }
         };
-        let failure = match chunks.committed {
-            true => Failure::ResultLost,
-            false => failure,
+        let error = match chunks.committed {
+            true => Failure::ResultLost.into_error(),
+            false => error,
         };
         self.fail_transaction();
-        self.report(&failure.into_error());
+        self.report(&error);
         Ok(false)
     }
 }

@@ -21,7 +21,7 @@ const CANCEL_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// When a statement is given up.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Limits {
-    statement_at: Option<Instant>,
+    pub(super) statement_at: Option<Instant>,
     /// Postgres limits the time of waiting for one lock. The proxy does not see the voters wait: for it the limit is of
     /// the statement as a whole, if it is one that takes locks.
     pub(super) lock_at: Option<Instant>,
@@ -29,7 +29,7 @@ pub(super) struct Limits {
 
 /// Why a statement is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
+pub(super) enum Reason {
     /// CancelRequest.
     Asked,
     StatementTimeout,
@@ -39,7 +39,7 @@ enum Reason {
 }
 
 impl Reason {
-    fn error(self) -> ApplicationError {
+    pub(super) fn error(self) -> ApplicationError {
         match self {
             Reason::Asked | Reason::Gone => ApplicationError::cancelled(),
             Reason::StatementTimeout => ApplicationError::new("57014", "canceling statement due to statement timeout"),
@@ -105,6 +105,11 @@ impl Session {
                 Err(Failure::Refused(reason.unwrap_or(Reason::Asked).error()))
             }
             (Some(Err(Failure::Cancelled)), Some(reason)) => Err(Failure::Refused(reason.error())),
+            (Some(outcome), Some(Reason::StatementTimeout | Reason::LockTimeout)) => {
+                // Nobody has asked for it.
+                cancel.reset();
+                outcome
+            }
             (Some(outcome), _) => outcome,
         }
     }
@@ -137,6 +142,6 @@ async fn given_up(channel: Option<&mut Channel>, cancel: &Cancel, limits: Limits
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+pub(super) async fn sleep_until(deadline: Option<Instant>) {
     super::sleep_until(deadline.map(tokio::time::Instant::from_std)).await;
 }

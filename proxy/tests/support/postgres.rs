@@ -141,8 +141,17 @@ impl Postgres {
 
     /// A client that bypasses the proxy.
     pub async fn connect(&self) -> tokio_postgres::Client {
+        self.connect_as("postgres").await
+    }
+
+    /// A client that bypasses the proxy, and may see what the sessions of all roles run.
+    pub async fn supervise(&self) -> tokio_postgres::Client {
+        self.connect_as(SUPERUSER).await
+    }
+
+    async fn connect_as(&self, role: &str) -> tokio_postgres::Client {
         let text = format!(
-            "host={} port={} user=postgres",
+            "host={} port={} user={role} dbname=postgres",
             self.directory.path().display(),
             self.port
         );

@@ -109,6 +109,17 @@ impl Raw<TcpStream> {
         assert_eq!(answers.first().map(|answer| answer.tag), Some(b'R'), "{answers:?}");
         raw
     }
+
+    /// The same, with the CancelRequest for the session.
+    pub async fn cancellable(address: std::net::SocketAddr) -> (Self, Vec<u8>) {
+        let mut raw = Self::open(address).await;
+        raw.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
+            .await;
+        let answers = raw.until_ready().await;
+        let key = &answers.iter().find(|answer| answer.tag == b'K').unwrap().body;
+        let cancel = [&16_u32.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), key].concat();
+        (raw, cancel)
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {

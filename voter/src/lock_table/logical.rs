@@ -227,7 +227,7 @@ impl Logical {
                 return Err(LockRefusal::TransactionExists);
             }
             if self.transactions.len() + self.waiting_begins.len() >= self.limits.transactions_max {
-                return Err(LockRefusal::TooMany);
+                return Err(LockRefusal::TooManyOpen(self.limits.transactions_max));
             }
         }
         let locks = locks_of(footprint);

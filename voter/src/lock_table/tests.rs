@@ -270,7 +270,7 @@ fn the_limits_refuse() {
         .unwrap();
     assert_eq!(
         table.begin(2, transaction(2), &exclusive(&[2]), READ_COMMITTED, 0),
-        Err(LockRefusal::TooMany)
+        Err(LockRefusal::TooManyOpen(1))
     );
     assert_eq!(
         table.begin(3, transaction(1), &exclusive(&[2]), READ_COMMITTED, 0),

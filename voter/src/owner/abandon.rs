@@ -148,7 +148,7 @@ impl Owner<'_> {
         }
     }
 
-    /// Says which transactions are abandoned, as far as this voter can tell.
+    /// Says which transactions are abandoned, as far as this voter can tell, and ends the reads of clients that are dead.
     pub(super) async fn abandon_silent(&mut self) {
         let now = Instant::now();
         let limits = &self.config.limits;
@@ -157,13 +157,15 @@ impl Owner<'_> {
             now.saturating_duration_since(heard) > limits.client_silence_max
         };
         let open_max = limits.transaction_time_max + GRACE;
-        let earlier = |id: &TransactionId, client: ClientId| {
+        let earlier = |number: u64, client: ClientId| {
             let newest = self.own.starts.get(&client);
-            newest.is_some_and(|newest| start_of(id.session) < *newest)
+            newest.is_some_and(|newest| start_of(number) < *newest)
         };
+        let dead = |client: ClientId, number: u64| silent(client) || earlier(number, client);
+        self.shared.reads.give_up_all(dead);
         let abandoned = self.transactions.iter().filter(|(id, open)| {
             let client = open.ordered.client;
-            silent(client) || earlier(id, client) || now.saturating_duration_since(open.since) > open_max
+            dead(client, id.session) || now.saturating_duration_since(open.since) > open_max
         });
         let abandoned: BTreeSet<_> = abandoned.map(|(id, _)| *id).take(ABANDONED_MAX).collect();
         let again = now.saturating_duration_since(self.own.said_at) >= AGAIN_INTERVAL;

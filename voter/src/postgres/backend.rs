@@ -121,6 +121,8 @@ pub struct Backend {
     copying: bool,
     /// The open transaction may have written: not so only when it was asked and said so.
     written: bool,
+    /// The server still answers something that nobody reads.
+    left: bool,
     limits: CaptureLimits,
 }
 
@@ -159,6 +161,7 @@ impl Backend {
             foreign: false,
             copying: false,
             written: true,
+            left: false,
             limits: CaptureLimits::of(config),
         })
     }
@@ -198,9 +201,14 @@ impl Backend {
         self.written
     }
 
+    /// Whether a read was left that the server still runs: it has to be ended.
+    pub fn is_left(&self) -> bool {
+        self.left
+    }
+
     /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
     pub fn is_reusable(&self) -> bool {
-        !self.foreign && !self.copying && self.status == b'I'
+        !self.foreign && !self.copying && !self.left && self.status == b'I'
     }
 
     /// Whether an operation with these settings sees nothing of settings that others had.
@@ -266,7 +274,7 @@ impl Backend {
     /// # Errors
     /// When the connection is lost.
     pub async fn read(&mut self, job: &Job) -> Result<Answer, PostgresError> {
-        let mut script = Script::default();
+        let mut script = Script::of_read();
         self.add_exchange(&mut script, job)?;
         self.run(script, || {}).await
     }
@@ -277,7 +285,7 @@ impl Backend {
     /// When the connection is lost.
     pub async fn snapshot_read(&mut self, job: &Job, open: impl FnOnce()) -> Result<Answer, PostgresError> {
         let mut open = Some(open);
-        let mut script = Script::default();
+        let mut script = Script::of_read();
         script.query(Part::Own, &with_clock(own::BEGIN_SNAPSHOT, job))?;
         self.add_exchange(&mut script, job)?;
         script.query(Part::Own, own::COMMIT)?;
@@ -382,6 +390,17 @@ impl Backend {
             Exchange::Stored { .. } => return Ok(Answer::Fault("a stored exchange without its body".into())),
             Exchange::Simple { .. } | Exchange::Extended { .. } => self.add_within(&mut script, job)?,
         }
+        let answer = self.run(script, || {}).await?;
+        Ok(self.still_open(answer))
+    }
+
+    /// A read within the open transaction that is known to be harmless.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn read_within(&mut self, job: &Job) -> Result<Answer, PostgresError> {
+        let mut script = Script::of_read();
+        self.add_within(&mut script, job)?;
         let answer = self.run(script, || {}).await?;
         Ok(self.still_open(answer))
     }
@@ -568,6 +587,7 @@ impl Backend {
     async fn play(&mut self, script: Script, between: impl FnMut()) -> Result<Played, PostgresError> {
         let played = script.play(&mut self.connection, &self.limits, between).await?;
         self.status = played.status();
+        self.left |= played.left;
         Ok(played)
     }
 
@@ -605,7 +625,7 @@ impl Backend {
     /// An exchange within a transaction must leave it open; else nothing is known of what was committed.
     fn still_open(&self, answer: Answer) -> Answer {
         match self.status {
-            b'I' => Answer::Fault(CLOSED.into()),
+            b'I' if !self.left => Answer::Fault(CLOSED.into()),
             _ => answer,
         }
     }

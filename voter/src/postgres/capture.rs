@@ -169,6 +169,11 @@ impl Capture {
         self.writer = None;
     }
 
+    /// Whether nothing is collected any more, since it cannot be kept.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
     /// Whether a chunk is complete, and has to be put out before more is added.
     pub fn is_full(&self) -> bool {
         self.messages.len() > self.limits.chunk_bytes

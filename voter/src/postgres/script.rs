@@ -44,6 +44,8 @@ pub struct Script {
     awaited: VecDeque<(Awaited, Part)>,
     /// What an earlier script has brought, if this one goes on with it.
     earlier: Option<Capture>,
+    /// It is over when the result cannot be kept: what follows is of no use to anybody.
+    stops: bool,
 }
 
 /// Whose message it is.
@@ -81,6 +83,8 @@ pub struct Played {
     pub tag: Bytes,
     /// What the calls of [`Script::number`] answered.
     pub numbers: Vec<u64>,
+    /// Whether it was left while the server still answers: the connection is of no use any more.
+    pub left: bool,
 }
 
 impl Segment {
@@ -118,6 +122,14 @@ impl Script {
     pub fn after(earlier: Option<Capture>) -> Self {
         Self {
             earlier,
+            ..Self::default()
+        }
+    }
+
+    /// A script that has no effect: it is left when its result cannot be kept.
+    pub fn of_read() -> Self {
+        Self {
+            stops: true,
             ..Self::default()
         }
     }
@@ -308,12 +320,17 @@ impl Script {
             prepared: Vec::new(),
             tag: Bytes::new(),
             numbers: Vec::new(),
+            left: false,
         };
         while self.advance(&mut played, limits) {
             let message = connection.message().await?;
             self.take(&message, &mut played)?;
             if let Some(segment) = played.segments.last_mut().filter(|segment| segment.capture.is_full()) {
                 segment.capture.put_out().await;
+            }
+            if self.stops && played.segments.iter().any(|segment| segment.capture.is_lost()) {
+                played.left = true;
+                return Ok(played);
             }
             if message.tag == b'Z' && !self.awaited.is_empty() {
                 between();

@@ -10,7 +10,7 @@ use sql::operation::Exchange;
 
 use super::Slot;
 use super::stored::{Patience, Ready};
-use crate::executor::{Event, outcome};
+use crate::executor::{Event, outcome, read_outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Clock, Job, Record, Sequences};
@@ -30,6 +30,8 @@ const TOO_LARGE: Digest = [0xff; 32];
 /// What a backend is asked.
 pub(super) enum Task<'job> {
     Within(&'job Job),
+    /// A read that is known to be harmless.
+    Read(&'job Job),
     Guarded(&'job Job),
     List(&'job [Job]),
     /// Whether code that is not ours may be deferred, and which sequences may have moved.
@@ -465,7 +467,7 @@ impl Slot {
         };
         let before = self.status();
         let task = if job.analysis.plain_read {
-            Task::Within(&job)
+            Task::Read(&job)
         } else {
             self.tainted = true;
             Task::Guarded(&job)
@@ -474,8 +476,15 @@ impl Slot {
             self.snapshot_lost |= self.transaction.reads_snapshot();
             return Ok(Outcome::Unavailable);
         };
+        if self.backend.as_ref().is_some_and(|borrowed| borrowed.backend.is_left())
+            && let Some(borrowed) = self.backend.take()
+        {
+            self.built = false;
+            self.snapshot_lost |= self.transaction.reads_snapshot();
+            self.discard(borrowed).await?;
+        }
         self.failed_by_read |= before == b'T' && self.status() == b'E';
-        let outcome = answers.pop().and_then(outcome);
+        let outcome = answers.pop().and_then(read_outcome);
         if outcome.is_none() {
             self.built = false;
         }
@@ -500,6 +509,7 @@ fn overdue(stop: &Stop<'_>) -> impl Future<Output = ()> + use<> {
 async fn perform(backend: &mut Backend, task: &Task<'_>) -> Result<Vec<Answer>, PostgresError> {
     Ok(match task {
         Task::Within(job) => vec![backend.within(job).await?],
+        Task::Read(job) => vec![backend.read_within(job).await?],
         Task::Guarded(job) => vec![backend.guarded(job).await?],
         Task::List(jobs) => backend.list(jobs).await?,
         Task::Settle(foreign, sequences) => vec![backend.settle(*foreign, sequences).await?],

@@ -53,6 +53,7 @@ pub(crate) struct Rig {
     /// The bodies that other machines have.
     elsewhere: Bodies,
     pub(crate) transaction_bytes_max: u64,
+    pub(crate) result_bytes_max: u64,
     pub(crate) settings: Vec<(String, String)>,
     pub(crate) spool: SpoolDirectory,
 }
@@ -151,6 +152,7 @@ impl Rig {
             bodies_directory,
             elsewhere: Arc::default(),
             transaction_bytes_max: VoterLimits::default().transaction_bytes_max,
+            result_bytes_max: VoterLimits::default().result_bytes_max,
             settings: Vec::new(),
             spool: SpoolDirectory::new(std::env::temp_dir(), 4 << 30),
         };
@@ -181,6 +183,7 @@ impl Rig {
                 floor_interval: Duration::from_millis(300),
                 client_silence_max: Duration::from_secs(2),
                 transaction_bytes_max: self.transaction_bytes_max,
+                result_bytes_max: self.result_bytes_max,
                 ..VoterLimits::default()
             },
             spool: self.spool.clone(),
@@ -325,6 +328,16 @@ impl Rig {
             let input = self.handle.as_ref().unwrap().input();
             tokio::spawn(async move { send(&input, &entry).await });
         }
+    }
+
+    /// From now on the client says that it lives, until the voter stops.
+    pub(crate) fn stay_alive(&self) {
+        let input = self.handle.as_ref().unwrap().input();
+        tokio::spawn(async move {
+            while input.send(VoterInput::KeepAlive(CLIENT)).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
     }
 
     /// The client waits for a read no more.

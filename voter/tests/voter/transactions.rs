@@ -1,6 +1,6 @@
-use ordering::message::Outcome;
+use ordering::message::{Outcome, ResultKey};
 use sql::footprint::Footprint;
-use sql::operation::{Exchange, Isolation};
+use sql::operation::{Exchange, Isolation, Work};
 
 use crate::reads::with_accounts;
 use crate::rig::{Rig, messages, shop, simple, sqlstate, tags};
@@ -14,11 +14,39 @@ async fn with_table() -> Rig {
 }
 
 async fn committed(rig: &Rig, order: u64) -> String {
-    let result = rig.whole(ordering::message::ResultKey::Request(order)).await;
+    let result = rig.whole(ResultKey::Request(order)).await;
     assert_eq!(result.status, b'I');
     String::from_utf8_lossy(&messages(&result).last().unwrap().1)
         .trim_end_matches('\0')
         .to_owned()
+}
+
+/// A primary has some hundreds of operations in flight: many applications begin in the same moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_decided_in_one_burst_runs() {
+    let mut rig = with_accounts().await;
+    rig.stop_voter().await;
+    let mut transactions = Vec::new();
+    for id in 0..60 {
+        // One-shots beside the transactions, of which only so many may be open.
+        rig.order(
+            Footprint::empty(),
+            Work::OneShot {
+                exchange: simple("SELECT 1").encode(),
+            },
+        )
+        .await;
+        let mut transaction = rig.new_transaction(shop(id + 10));
+        let update = simple(&format!("UPDATE account SET balance = 1 WHERE shop = {}", id + 10));
+        let order = rig.begin(&mut transaction, Isolation::ReadCommitted, &update).await;
+        transactions.push((transaction, order));
+    }
+    rig.start_voter();
+    rig.wait_until_serving().await;
+    for (transaction, order) in &transactions {
+        assert_eq!(tags(&rig.whole(ResultKey::Request(*order)).await), "C");
+        rig.abort(transaction).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +56,7 @@ async fn a_transaction_commits_what_it_wrote() {
     let begin = rig
         .begin(&mut transaction, Isolation::ReadCommitted, &simple(INSERT))
         .await;
-    let begun = rig.whole(ordering::message::ResultKey::Request(begin)).await;
+    let begun = rig.whole(ResultKey::Request(begin)).await;
     assert_eq!((tags(&begun).as_str(), begun.status), ("C", b'T'));
     let written = rig
         .write(&mut transaction, &simple("INSERT INTO plain VALUES (2)"))
@@ -129,10 +157,7 @@ async fn statements_that_arrive_while_the_begin_waits_run_after_it() {
         .await;
     rig.missed_write(&mut transaction, &update("balance + 1", 3));
     assert_eq!(committed(&rig, committed_before).await, "COMMIT");
-    assert_eq!(
-        rig.whole(ordering::message::ResultKey::Request(begin)).await.status,
-        b'T'
-    );
+    assert_eq!(rig.whole(ResultKey::Request(begin)).await.status, b'T');
     assert_eq!(tags(&rig.whole(written).await), "C");
     let commit = rig.commit(&transaction).await;
     assert_eq!(committed(&rig, commit).await, "COMMIT");
@@ -167,7 +192,7 @@ async fn an_abort_undoes_and_lets_the_next_one_in() {
     let waits = rig.begin(&mut other, Isolation::ReadCommitted, &simple(INSERT)).await;
     let abort = rig.abort(&transaction).await;
     assert_eq!(committed(&rig, abort).await, "ROLLBACK");
-    let begun = rig.whole(ordering::message::ResultKey::Request(waits)).await;
+    let begun = rig.whole(ResultKey::Request(waits)).await;
     assert_eq!(begun.status, b'T');
     let commit = rig.commit(&other).await;
     assert_eq!(committed(&rig, commit).await, "COMMIT");
@@ -182,10 +207,7 @@ async fn copy_runs_in_pieces() {
         text: "COPY plain FROM STDIN".into(),
     };
     let begin = rig.begin(&mut transaction, Isolation::ReadCommitted, &start).await;
-    assert_eq!(
-        tags(&rig.whole(ordering::message::ResultKey::Request(begin)).await),
-        "G"
-    );
+    assert_eq!(tags(&rig.whole(ResultKey::Request(begin)).await), "G");
     for piece in ["1\ton", "e\n2\ttwo\n"] {
         let data = Exchange::CopyData {
             data: piece.as_bytes().to_vec().into(),
@@ -199,7 +221,7 @@ async fn copy_runs_in_pieces() {
             &Exchange::CopyEnd { failure: None },
         )
         .await;
-    let copied = rig.whole(ordering::message::ResultKey::Request(end)).await;
+    let copied = rig.whole(ResultKey::Request(end)).await;
     assert_eq!(messages(&copied), vec![('C', b"COPY 2\0".to_vec())]);
     let commit = rig.commit(&transaction).await;
     assert_eq!(committed(&rig, commit).await, "COMMIT");
