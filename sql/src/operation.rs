@@ -304,3 +304,19 @@ pub struct ExchangeResult {
     /// The transaction status byte of the ReadyForQuery that ended it: `I`, `T` or `E`.
     pub status: u8,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_says_whether_anything_was_written_beside_the_answers() {
+        for answers in [[0; 32], [0xff; 32]] {
+            let (written, nothing) = (answers_with_effect(answers, true), answers_with_effect(answers, false));
+            assert!(!says_nothing_written(&written) && says_nothing_written(&nothing));
+            assert!(same_answers(&written, &nothing) && same_answers(&written, &answers));
+            assert_ne!(written, nothing, "they do not certify each other");
+        }
+        assert!(!same_answers(&[0; 32], &[2; 32]), "only one bit is not of the answers");
+    }
+}
