@@ -21,7 +21,7 @@ test: install lint
 	$(CARGO) build --locked --bin cloudbft
 	$(CARGO) test --workspace --locked --no-fail-fast
 
-## Formatting, clippy, rustdoc, what the dependencies may be, and that citations lead somewhere.
+## Formatting, clippy, rustdoc, what the dependencies may be, that citations lead somewhere, and that faults can be put back.
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -31,6 +31,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 	scripts/check-dependencies
 	scripts/check-references
+	for patch in tests/twins/faults/*.patch; do git apply --check "$$patch" || exit 1; done
 
 ## TPC-C on plain PostgreSQL against the cluster, in alternating rounds of one run.
 bench: install
