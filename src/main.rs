@@ -6,6 +6,7 @@ mod down;
 mod explain;
 mod logging;
 mod process;
+mod repair;
 mod state;
 mod status;
 mod up;
@@ -36,8 +37,10 @@ enum Command {
     Down(DirectoryOptions),
     /// Show the machines of a cluster, and how far each is
     Status(status::StatusOptions),
-    /// Compare the contents of all database nodes; exits with 1 when they differ
+    /// Compare the contents of all database nodes; exits with 1 when they differ, with 2 when not all could be compared
     Verify(verify::VerifyOptions),
+    /// Make the database of one machine anew from another, while the cluster goes on
+    Repair(repair::RepairOptions),
     /// Show what a statement locks, and why
     Explain(explain::ExplainOptions),
     /// Run the node of one machine (`up` does this)
@@ -92,6 +95,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::Down(options) => down::run(&options.dir).await,
             Command::Status(options) => status::run(&options).await,
             Command::Verify(options) => verify::run(&options).await,
+            Command::Repair(options) => repair::run(&options).await,
             Command::Explain(options) => explain::run(&options).await,
             Command::Bench { command } => Ok(bench::execute(command).await?),
             Command::Tpcc { command } => Ok(tpcc::command::execute(command).await?),

@@ -10,6 +10,7 @@ use cluster::file::Layout;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ordering::identifiers::MachineId;
 use serde::{Deserialize, Serialize};
 
 /// The process ids of a running cluster.
@@ -57,6 +58,13 @@ pub(crate) fn lock(layout: &Layout) -> io::Result<Option<Flock<File>>> {
         .write(true)
         .open(layout.lock())?;
     Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
+}
+
+/// Takes a lock of a machine's database server, whole or shared; `None` when another process has one that excludes it.
+pub(crate) fn database_lock(layout: &Layout, id: MachineId, kind: FlockArg) -> io::Result<Option<Flock<File>>> {
+    let path = layout.machine_database_lock(id);
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    Ok(Flock::lock(file, kind).ok())
 }
 
 /// Whether a process is a living one of ours for this cluster (process ids are reused).

@@ -59,6 +59,8 @@ struct MachineStatus {
     digest: Option<String>,
     view: Option<u64>,
     state: String,
+    /// The command that makes its database anew, if it needs that.
+    repair: Option<String>,
 }
 
 /// What a machine's node says; `None` when it does not answer.
@@ -136,6 +138,12 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
             lag: executed.map(|executed| order.saturating_sub(executed)),
             digest: answer.as_ref().and_then(|node| node.digest.clone()),
             view: answer.as_ref().map(|node| node.view),
+            repair: answer.as_ref().filter(|node| node.state == NEEDS_REPAIR).map(|_| {
+                format!(
+                    "cloudbft repair --dir {} --machine {name}",
+                    file.layout().directory().display()
+                )
+            }),
             state: answer
                 .as_ref()
                 .map_or_else(|| String::from("down"), |node| node.state.clone()),
@@ -186,15 +194,13 @@ fn print_table(status: &ClusterStatus) {
         let (last, lag) = (number(machine.last_order), number(machine.lag));
         println!("{name:<8} {state:<21} {node:>9} {postgres:>9} {last:>11} {lag:>7}");
     }
-    for machine in status.machines.iter().filter(|machine| machine.state == NEEDS_REPAIR) {
-        println!("{}", repair_advice(&machine.name));
+    for machine in &status.machines {
+        if let Some(repair) = &machine.repair {
+            println!(
+                "{0}: its database lacks orders that are in no log any more, or contradicts what f+1 voters have certified;\n\
+                 {0}: its replica takes part. To make the database anew from another: {repair}",
+                machine.name
+            );
+        }
     }
-}
-
-/// What an operator can do for a machine whose database lacks what all logs have cut off.
-fn repair_advice(machine: &str) -> String {
-    format!(
-        "{machine}: its database lacks orders that are in no log any more; its replica takes part. To repair it: `cloudbft down`,\n\
-         {machine}: replace {machine}/database/data by a copy (`cp -a`) of that of a machine that is up, `cloudbft up`, `cloudbft verify`."
-    )
 }

@@ -121,7 +121,8 @@ pub enum Work {
 pub struct Word {
     /// The voter's machine.
     pub machine: u8,
-    /// The chain over the digests of what the listed exchanges answered.
+    /// The chain over the digests of what the listed exchanges answered, whose last bit says whether they may have written
+    /// ([`answers_with_effect`]).
     pub answers: [u8; 32],
     /// Ed25519 signature of the machine over [`word_digest`].
     pub signature: [u8; 64],
@@ -138,6 +139,30 @@ pub fn word_digest(transaction: TransactionId, began: u64, list: &[u8; 32], answ
     hasher.update(list);
     hasher.update(answers);
     *hasher.finalize().as_bytes()
+}
+
+/// The bit of a word's answers that says whether the transaction may have written; the rest is the chain.
+const EFFECT_BIT: u8 = 1;
+
+/// What a word says: the chain over the answers, whose last bit is replaced by whether the transaction may have `written`.
+#[must_use]
+pub fn answers_with_effect(mut answers: [u8; 32], written: bool) -> [u8; 32] {
+    let [.., last] = &mut answers;
+    *last = (*last & !EFFECT_BIT) | if written { EFFECT_BIT } else { 0 };
+    answers
+}
+
+/// Whether a word with these answers says that the transaction has written nothing.
+#[must_use]
+pub fn says_nothing_written(answers: &[u8; 32]) -> bool {
+    let [.., last] = answers;
+    last & EFFECT_BIT == 0
+}
+
+/// Whether two chains over answers are the same, whatever is said of the effect.
+#[must_use]
+pub fn same_answers(one: &[u8; 32], other: &[u8; 32]) -> bool {
+    answers_with_effect(*one, true) == answers_with_effect(*other, true)
 }
 
 /// One write of an interactive transaction, as listed by its Commit.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use cluster::file::{self, ClusterFile};
+use cluster::file::{self, ClusterFile, Layout};
 use cluster::postgres::{DatabaseServer, PostgresError};
+use nix::fcntl::FlockArg;
 use ordering::identifiers::MachineId;
 
 use super::{Signals, databases};
@@ -159,8 +160,10 @@ impl Supervised {
 
     /// Until a signal: starts the proxy, nodes and database servers again when they end.
     pub(super) async fn watch(&mut self, signals: &mut Signals) {
-        for server in self.databases.clone() {
-            self.watchers.spawn(keep_running(server));
+        let with_database = self.file.machines.iter().filter(|machine| machine.database.is_some());
+        for (server, machine) in self.databases.clone().into_iter().zip(with_database) {
+            self.watchers
+                .spawn(keep_running(server, self.file.layout(), machine.id));
         }
         loop {
             let proxy_ended = async {
@@ -281,16 +284,28 @@ impl Supervised {
     }
 }
 
-/// Starts a database server again when it ends; its voter finds it, and catches up.
-async fn keep_running(server: DatabaseServer) {
+/// Starts a database server again when it ends; its voter finds it, and catches up. While `repair` makes it anew, it stays
+/// down.
+async fn keep_running(server: DatabaseServer, layout: Layout, id: MachineId) {
     loop {
         tokio::time::sleep(Duration::from_millis(DATABASE_LOOK_MS)).await;
-        if server.pid().is_none() {
-            eprintln!("cloudbft: a database server ended; starting it again");
-            if let Err(error) = server.start().await {
-                eprintln!("cloudbft: {error}");
-                tokio::time::sleep(Duration::from_millis(DATABASE_RETRY_MS)).await;
+        if server.pid().is_some() {
+            continue;
+        }
+        let lock = match state::database_lock(&layout, id, FlockArg::LockSharedNonblock) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => continue,
+            Err(error) => {
+                eprintln!("cloudbft: {}: {error}", layout.machine_database_lock(id).display());
+                continue;
             }
+        };
+        eprintln!("cloudbft: a database server ended; starting it again");
+        let started = server.start().await;
+        drop(lock);
+        if let Err(error) = started {
+            eprintln!("cloudbft: {error}");
+            tokio::time::sleep(Duration::from_millis(DATABASE_RETRY_MS)).await;
         }
     }
 }

@@ -44,6 +44,15 @@ select format('enum %I.%I %s %s', n.nspname, t.typname, e.enumsortorder, e.enuml
 /// The name under which the schema as a whole is compared.
 const SCHEMA_PART: &str = "(schema)";
 
+/// The name under which the committed positions of all sequences are compared.
+const SEQUENCES_PART: &str = "(sequences)";
+
+/// Where the last commit left the sequences that there are.
+const COMMITTED_SEQUENCES: &str = "
+select format('%I last_value=%s is_called=%s', s.name, s.last_value, s.is_called) as line
+  from cloudbft.sequence s join pg_class c on c.relkind = 'S' join pg_namespace n on n.oid = c.relnamespace
+ where s.name = n.nspname || '.' || c.relname and USERS";
+
 /// One thing that is compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Part {
@@ -56,18 +65,24 @@ pub(super) struct Part {
 }
 
 /// All that is compared of one node, by name.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Contents {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Contents {
     pub(super) parts: BTreeMap<String, Part>,
 }
 
-/// Reads everything in one snapshot.
-pub(super) async fn read(client: &Client) -> Result<Contents, Error> {
+/// Where positions of sequences are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sequences {
+    /// In the sequences: where they stand now, whatever the snapshot is.
+    Themselves,
+    /// Where the last commit of the snapshot left them.
+    Committed,
+}
+
+/// Reads everything in the open snapshot, and ends it.
+pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<Contents, Error> {
     client
         .batch_execute("set search_path to ''; set extra_float_digits to 1")
-        .await?;
-    client
-        .batch_execute("begin isolation level repeatable read read only")
         .await?;
     let mut contents = Contents::default();
     let relations = client
@@ -82,17 +97,27 @@ pub(super) async fn read(client: &Client) -> Result<Contents, Error> {
         .await?;
     for relation in relations {
         let (name, kind): (String, String) = (relation.get(0), relation.get(1));
-        let rows_query = if kind == "S" {
-            format!("select format('last_value=%s is_called=%s', last_value, is_called) as line from {name}")
-        } else {
-            format!("select t::text as line from only {name} t")
+        let rows_query = match (kind.as_str(), sequences) {
+            ("S", Sequences::Themselves) => position_of(&name),
+            ("S", Sequences::Committed) => continue,
+            _ => format!("select t::text as line from only {name} t"),
         };
         contents.parts.insert(name, part(client, rows_query).await?);
+    }
+    if sequences == Sequences::Committed {
+        contents.parts.insert(
+            SEQUENCES_PART.to_owned(),
+            part(client, COMMITTED_SEQUENCES.replace("USERS", IS_USERS)).await?,
+        );
     }
     let schema = part(client, SCHEMA_LINES.replace("USERS", IS_USERS)).await?;
     contents.parts.insert(SCHEMA_PART.to_owned(), schema);
     client.batch_execute("commit").await?;
     Ok(contents)
+}
+
+fn position_of(sequence: &str) -> String {
+    format!("select format('last_value=%s is_called=%s', last_value, is_called) as line from {sequence}")
 }
 
 /// The sum of the rows' hashes does not depend on their order, and counts equal rows as often as they are.

@@ -316,10 +316,22 @@ impl Cluster {
         cluster::file::ClusterFile::read(&self.directory().join("cluster.toml")).expect("a cluster file")
     }
 
-    /// Asserts that all live database nodes hold the same data.
+    /// Asserts that all database nodes hold the same data.
     pub fn assert_equal(&self) {
         let output = self.command_on_directory("verify", &[]);
         assert!(output.status.success(), "verify: {}", text(&output));
+    }
+
+    /// Asserts that all database nodes hold the same data but one, which does not serve.
+    pub fn assert_equal_but(&self, machine: &str) {
+        let output = self.command_on_directory("verify", &[]);
+        assert_eq!(output.status.code(), Some(2), "verify: {}", text(&output));
+        let named = format!("NOT COMPARED, as not serving: {machine}\n");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains(&named),
+            "verify: {}",
+            text(&output)
+        );
     }
 
     /// Runs statements on one machine's database directly, as its superuser, past the proxy.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ed25519_dalek::VerifyingKey;
 use ordering::identifiers::{Digest, MachineId};
 use sql::footprint::Footprint;
-use sql::operation::{TransactionId, Word};
+use sql::operation::{TransactionId, Word, same_answers};
 
 use crate::lock_table::Position;
 use crate::outcome::Outcome;
@@ -156,8 +156,8 @@ impl Answered {
     pub fn verdict(self) -> Verdict {
         match self.certified {
             None if !self.all_short => Verdict::WordsMissing,
-            Some(answers) if answers != self.answers && self.records => Verdict::Contradicted,
-            Some(answers) if answers != self.answers => Verdict::Executed,
+            Some(answers) if !same_answers(&answers, &self.answers) && self.records => Verdict::Contradicted,
+            Some(answers) if !same_answers(&answers, &self.answers) => Verdict::Executed,
             _ if !self.is_sound => Verdict::RolledBack,
             _ => Verdict::Commit,
         }

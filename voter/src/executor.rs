@@ -15,6 +15,7 @@ use crate::outcome::{LargeResult, Outcome, Report};
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Job, Record, Sequences, sequence_names};
 use crate::postgres::bootstrap::Bookkeeper;
+use crate::postgres::functions::Functions;
 use crate::postgres::pool::{Borrowed, Pool, Purpose};
 use crate::reads::Reads;
 use crate::results::ResultStore;
@@ -38,6 +39,8 @@ pub(crate) enum Event {
     Suspect,
     /// The server is lost, or cannot do its work.
     Lost(String),
+    /// The database answers otherwise than f+1 voters have certified at this order.
+    Contradicted(u64),
 }
 
 /// How long a backend that is asked to end may take.
@@ -54,8 +57,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     /// Reads that run.
     pub(crate) reads: Arc<Reads>,
-    /// The token of the bookkeeping functions.
-    pub(crate) token: Arc<str>,
+    /// The bookkeeping functions.
+    pub(crate) functions: Arc<Functions>,
     /// The voter's own connection.
     pub(crate) bookkeeper: tokio::sync::Mutex<Bookkeeper>,
     /// Results.
@@ -102,7 +105,7 @@ impl Shared {
             return Ok(());
         };
         let mut bookkeeper = self.bookkeeper.lock().await;
-        bookkeeper.restore_sequences(&self.token, names.as_deref()).await
+        bookkeeper.restore_sequences(&self.functions, names.as_deref()).await
     }
 
     /// Whether the database has what was recorded with exactly this position.

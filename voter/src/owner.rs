@@ -73,6 +73,8 @@ pub(crate) enum End {
     Stopped,
     /// The database is lost: start again from the floor.
     Lost(String),
+    /// The database answers otherwise than f+1 voters have certified at this order. Start again: the cause may have passed.
+    Contradicted(u64),
 }
 
 /// An ordered operation that has been fed and has not finished.
@@ -117,6 +119,8 @@ pub(crate) struct Outside {
     pub(crate) outputs: mpsc::Sender<VoterOutput>,
     pub(crate) reporter: Reporter,
     pub(crate) state: watch::Sender<VoterState>,
+    /// The order at which the database contradicted what was certified, until it has got past it.
+    pub(crate) contradicted: AtomicU64,
 }
 
 pub(crate) struct Owner<'a> {
@@ -183,11 +187,11 @@ impl<'a> Owner<'a> {
             None => (0, FloorState::default()),
         };
         let (events_sender, events) = mpsc::unbounded_channel();
-        let token: Arc<str> = Arc::from(found.token);
-        let pool = Pool::new(Arc::clone(&config), Arc::clone(&token));
+        let functions = Arc::new(found.functions);
+        let pool = Pool::new(Arc::clone(&config), Arc::clone(&functions));
         let shared = Shared {
             config: Arc::clone(&config),
-            token,
+            functions,
             reads: Arc::default(),
             pool: Arc::new(pool),
             bookkeeper: tokio::sync::Mutex::new(bookkeeper),
@@ -385,6 +389,7 @@ impl<'a> Owner<'a> {
             }
             Event::Suspect => self.ping_now(),
             Event::Lost(reason) => return Some(End::Lost(reason)),
+            Event::Contradicted(order) => return Some(End::Contradicted(order)),
         }
         None
     }
@@ -531,9 +536,12 @@ impl<'a> Owner<'a> {
         self.replied = Instant::now();
         let (executed, flushed) = (Order(reply.0), Order(reply.1));
         if !self.is_left_behind() {
-            self.outside
-                .state
-                .send_replace(VoterState::Serving { executed, flushed });
+            let contradicted = Order(self.outside.contradicted.load(Ordering::Relaxed));
+            self.outside.state.send_replace(if executed < contradicted {
+                VoterState::Contradicts { order: contradicted }
+            } else {
+                VoterState::Serving { executed, flushed }
+            });
         }
         self.output(VoterOutput::Reply(ReplyCommitDb { executed, flushed }))
             .await;

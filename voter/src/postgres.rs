@@ -6,6 +6,7 @@ pub mod backend;
 pub mod bootstrap;
 pub mod capture;
 pub mod connection;
+pub mod functions;
 pub mod pool;
 pub mod prepared;
 pub mod script;
@@ -31,6 +32,9 @@ pub enum PostgresError {
     /// The server is not one that the voter may serve.
     #[error("the database server is not fit to serve: {0}")]
     Unfit(String),
+    /// The database answers otherwise than f+1 voters have certified.
+    #[error("its database answers otherwise than f+1 voters have certified at order {0}: it has to be repaired")]
+    Contradicts(u64),
 }
 
 impl PostgresError {

@@ -280,6 +280,7 @@ impl Slot {
             match self.take(command).await {
                 Ok(true) => {}
                 Ok(false) => return,
+                Err(PostgresError::Contradicts(order)) => return shared.tell(Event::Contradicted(order)),
                 Err(error) => {
                     let began = self.transaction.began;
                     return shared.tell(Event::Lost(format!("transaction begun at {began}: {error}")));

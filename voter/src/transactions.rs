@@ -6,7 +6,9 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use ordering::identifiers::{ClientId, Digest, MachineId};
 use ordering::message::{CHAIN_START, chain};
-use sql::operation::{Exchange, Isolation, SessionContext, TransactionId, TransactionWrite, Word, word_digest};
+use sql::operation::{
+    Exchange, Isolation, SessionContext, TransactionId, TransactionWrite, Word, same_answers, word_digest,
+};
 
 use crate::work::Refused;
 
@@ -323,7 +325,7 @@ impl History {
 
     /// Whether exactly this list has run, and answered what its words say, if it has words.
     pub fn is(&self, list: &Digest, certified: Option<Digest>) -> bool {
-        self.list() == *list && certified.is_none_or(|answers| answers == self.answers())
+        self.list() == *list && certified.is_none_or(|answers| same_answers(&answers, &self.answers()))
     }
 
     /// Whether what ran, and `next` if something more runs now, is how the list begins.

@@ -1,6 +1,7 @@
 //! The voter's face towards its node.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
@@ -131,6 +132,12 @@ pub enum VoterState {
         /// The first order that it lacks.
         next: Order,
     },
+    /// The database answers otherwise than f+1 voters have certified: it has to be repaired from the others. It tries again
+    /// every second, as the cause may pass.
+    Contradicts {
+        /// The order of the Commit.
+        order: Order,
+    },
     /// Running operations; `executed` is the last order without gap.
     Serving {
         /// Every order up to this one has been executed.
@@ -161,6 +168,7 @@ impl Voter {
             config: Arc::new(config),
             outputs,
             state: state_sender,
+            contradicted: AtomicU64::new(0),
         };
         let task = tokio::spawn(live(outside, inputs));
         VoterHandle { input, state, task }
@@ -173,16 +181,20 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// One life after another, until the node drops the voter.
 async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>) {
     loop {
-        let reason = match Owner::start(&outside).await {
+        let down = match Owner::start(&outside).await {
             Ok(owner) => match owner.serve(&mut inputs).await {
                 End::Stopped => return,
-                End::Lost(reason) => reason,
+                End::Lost(reason) => VoterState::Down(reason),
+                End::Contradicted(order) => {
+                    outside.contradicted.store(order, Ordering::Relaxed);
+                    VoterState::Contradicts { order: Order(order) }
+                }
             },
-            Err(error) => error.to_string(),
+            Err(error) => VoterState::Down(error.to_string()),
         };
-        tracing::warn!(reason, "the voter is down");
+        tracing::warn!(?down, "the voter is down");
         metrics::counter!("cloudbft_voter_outages_total").increment(1);
-        outside.state.send_replace(VoterState::Down(reason));
+        outside.state.send_replace(down);
         if !stay_down(&outside, &mut inputs).await {
             return;
         }

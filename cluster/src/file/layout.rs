@@ -78,6 +78,11 @@ impl Layout {
         self.machine(id).join("database")
     }
 
+    /// Held while the database server of a machine is started, or made anew.
+    pub fn machine_database_lock(&self, id: MachineId) -> PathBuf {
+        self.machine(id).join("database.lock")
+    }
+
     /// What a machine's node says.
     pub fn node_log(&self, id: MachineId) -> PathBuf {
         self.machine(id).join("node.log")

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use voter::VoterState;
 
-/// The state of a machine that takes part, but whose database lacks what f+1 logs have cut off.
+/// The state of a machine that takes part, but whose database lacks what f+1 logs have cut off, or contradicts what f+1
+/// voters have certified.
 pub const NEEDS_REPAIR: &str = "database needs repair";
 /// The state of a machine that takes part, but cannot reach its database.
 pub const DATABASE_DOWN: &str = "database down";
@@ -105,7 +106,7 @@ impl StatusBoard {
                 node.executed = Some(executed.0);
                 node.flushed = Some(flushed.0);
             }
-            Some(VoterState::LeftBehind { .. }) if node.state == "up" => {
+            Some(VoterState::LeftBehind { .. } | VoterState::Contradicts { .. }) if node.state == "up" => {
                 node.state = String::from(NEEDS_REPAIR);
             }
             Some(VoterState::Down(_)) if node.state == "up" => node.state = String::from(DATABASE_DOWN),

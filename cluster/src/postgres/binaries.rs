@@ -55,7 +55,7 @@ impl Binaries {
 
     /// A command for one of the programs, as the user that may run it.
     pub(super) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.directory.join(program));
+        let mut command = Command::new(self.path_of(program));
         command.stdin(Stdio::null()).current_dir("/");
         command
             .env_clear()
@@ -66,6 +66,21 @@ impl Binaries {
             command.uid(user.as_raw()).gid(group.as_raw());
         }
         command
+    }
+
+    /// Where a program is: beside the server's, or where another package has put it for the same major version.
+    fn path_of(&self, program: &str) -> PathBuf {
+        let beside = self.directory.join(program);
+        if beside.is_file() {
+            return beside;
+        }
+        let same_version = candidates()
+            .into_iter()
+            .filter(|(version, _)| *version == self.major_version);
+        same_version
+            .map(|(_, directory)| directory.join(program))
+            .find(|path| path.is_file())
+            .unwrap_or(beside)
     }
 
     /// Makes a directory that only the server's user (and root) may enter, and hands it over. One that is there must be ours

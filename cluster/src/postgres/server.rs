@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio_postgres::NoTls;
@@ -150,6 +151,73 @@ impl DatabaseServer {
         connect(&self.options.socket_directory, self.options.port, database).await
     }
 
+    /// Copies the data of another server, which runs, to a place beside this one's own, where [`DatabaseServer::replace`]
+    /// takes them from.
+    ///
+    /// # Errors
+    /// When the other server does not give them, or there is no room.
+    pub async fn copy_from(&self, source: &Self) -> Result<(), PostgresError> {
+        let (server, source) = (self.clone(), source.options.clone());
+        let copying = tokio::task::spawn_blocking(move || {
+            remove_directory(&server.copy())?;
+            let mut backup = server.binaries.command("pg_basebackup");
+            backup.arg("--pgdata").arg(server.copy());
+            backup.arg("--host").arg(&source.socket_directory);
+            backup.arg("--port").arg(source.port.to_string());
+            backup.args(["--username", SUPERUSER, "--no-password"]);
+            backup.args(["--checkpoint=fast", "--wal-method=stream"]);
+            // A Ctrl-C at the terminal ends who waits for it; what it leaves is removed by the next one.
+            run(backup, "pg_basebackup")
+        });
+        copying.await.map_err(|error| PostgresError::System {
+            what: String::from("pg_basebackup"),
+            source: error.into(),
+        })?
+    }
+
+    /// How much has been copied by now, in bytes.
+    pub fn copied_bytes(&self) -> u64 {
+        bytes_in(&self.copy())
+    }
+
+    /// Puts the copy in the place of this server's data, which must be stopped: at once, so that there are always data.
+    ///
+    /// # Errors
+    /// When a directory cannot be renamed.
+    pub fn replace(&self) -> Result<(), PostgresError> {
+        let (data, copy) = (self.data(), self.copy());
+        let failed = || PostgresError::system(format!("cannot put {} in its place", copy.display()));
+        self.remove_replaced()?;
+        if data.exists() {
+            let exchange = RenameFlags::RENAME_EXCHANGE;
+            renameat2(AT_FDCWD, &copy, AT_FDCWD, &data, exchange)
+                .map_err(std::io::Error::from)
+                .map_err(failed())?;
+            fs::rename(&copy, self.replaced()).map_err(failed())?;
+        } else {
+            fs::rename(&copy, &data).map_err(failed())?;
+        }
+        let directory = fs::File::open(&self.options.directory);
+        directory.and_then(|directory| directory.sync_all()).map_err(failed())
+    }
+
+    /// Where the data are that a copy has replaced.
+    pub fn replaced(&self) -> PathBuf {
+        self.options.directory.join("data.replaced")
+    }
+
+    /// Removes the data that a copy has replaced.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn remove_replaced(&self) -> Result<(), PostgresError> {
+        remove_directory(&self.replaced())
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.options.directory.join("data.copy")
+    }
+
     fn data(&self) -> PathBuf {
         self.options.directory.join("data")
     }
@@ -180,9 +248,7 @@ impl DatabaseServer {
         // Whatever a killed initdb left is no database: it is made in another place and renamed.
         if !data.exists() {
             let unfinished = self.options.directory.join("data.unfinished");
-            if unfinished.exists() {
-                fs::remove_dir_all(&unfinished).map_err(PostgresError::system("cannot remove data.unfinished"))?;
-            }
+            remove_directory(&unfinished)?;
             let mut initdb = binaries.command("initdb");
             initdb.args(["--locale=C", "--encoding=UTF8", "--auth=trust", "--no-instructions"]);
             if self.flavour == Flavour::DatabaseNode {
@@ -249,7 +315,7 @@ impl DatabaseServer {
              fsync = on\n\
              full_page_writes = on\n\
              wal_level = replica\n\
-             max_wal_senders = 0\n\
+             max_wal_senders = 4\n\
              max_wal_size = '2GB'\n\
              checkpoint_timeout = '15min'\n\
              wal_writer_delay = '200ms'\n\
@@ -414,6 +480,30 @@ pub(crate) async fn connect(
     let (client, connection) = configuration.connect(NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+fn remove_directory(path: &Path) -> Result<(), PostgresError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(PostgresError::system(format!(
+            "cannot remove {}",
+            path.display()
+        ))(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The size of all files below a directory, as far as they can be seen.
+fn bytes_in(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        Some(if metadata.is_dir() {
+            bytes_in(&entry.path())
+        } else {
+            metadata.len()
+        })
+    });
+    sizes.sum()
 }
 
 fn quoted(name: &str) -> String {

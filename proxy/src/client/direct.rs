@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ordering::identifiers::{MachineId, Order};
 use ordering::message::{ClientMessage, Direct, DirectKind, DirectTransaction, ResultKey};
-use sql::operation::{TransactionId, Word, word_digest};
+use sql::operation::{TransactionId, Word, same_answers, word_digest};
 use tokio::time::{Instant, timeout_at};
 
 use super::calls::{Call, Waiting};
@@ -126,7 +126,7 @@ impl Client {
         let asking = asking.run_to_words(&waiting, signed);
         let words = self.within_time(&waiting.call, asking, cancel).await?;
         let answers = words.first().map(|word| word.answers);
-        match uncertified.is_none_or(|seen| answers == Some(seen)) {
+        match uncertified.is_none_or(|seen| answers.is_some_and(|answers| same_answers(&answers, &seen))) {
             true => Ok(words),
             false => Err(Failure::not_certified()),
         }

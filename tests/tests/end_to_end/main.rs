@@ -9,5 +9,6 @@ mod pbft;
 mod pgbench;
 mod psql;
 mod rejoin;
+mod repair;
 mod tpcc;
 mod waiting;

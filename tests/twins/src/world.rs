@@ -194,8 +194,12 @@ impl World {
         let (mut state, network) = (handle.state(), Arc::clone(&self.network));
         tokio::spawn(async move {
             while state.changed().await.is_ok() {
-                if let VoterState::Down(reason) = &*state.borrow_and_update() {
-                    network.note(|| format!("      m{machine} is down: {reason}"));
+                match &*state.borrow_and_update() {
+                    VoterState::Down(reason) => network.note(|| format!("      m{machine} is down: {reason}")),
+                    VoterState::Contradicts { order } => {
+                        network.note(|| format!("      m{machine} contradicts what was certified at {}", order.0));
+                    }
+                    _ => {}
                 }
             }
         });

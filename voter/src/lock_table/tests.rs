@@ -220,8 +220,11 @@ fn a_one_shot_that_waits_is_taken_back_and_lets_others_run() {
         .begin(4, transaction(2), &exclusive(&[1]), READ_COMMITTED, 0)
         .unwrap();
     assert_eq!(grants(&mut table), vec![(1, 1)]);
+    let mut restored = LockTable::restore(LockLimits::default(), &table.snapshot());
     assert!(!table.cancel(5, 4), "a Begin is ended by its Abort");
     assert!(table.cancel(6, 2));
+    assert!(restored.cancel(6, 2));
+    assert_eq!(restored.snapshot(), table.snapshot());
     assert_eq!(grants(&mut table), vec![(3, 6)], "what only waited for it runs");
     assert!(!table.cancel(7, 2));
     assert!(!table.cancel(8, 3), "what was granted runs");

@@ -16,6 +16,7 @@ use sql::statement::{Setting, StatementClass};
 use super::PostgresError;
 use super::capture::{CaptureLimits, Captured};
 use super::connection::Connection;
+use super::functions::Functions;
 use super::prepared::Prepared;
 use super::script::{Part, Played, Script, Segment};
 use super::settings;
@@ -96,7 +97,7 @@ pub struct Backend {
     connection: Connection,
     kind: Kind,
     role: String,
-    token: Arc<str>,
+    functions: Arc<Functions>,
     /// What has been set; `None` when a statement may have changed settings behind our back.
     settings: Option<Vec<(String, String)>>,
     settings_hash: u64,
@@ -120,6 +121,8 @@ pub struct Backend {
     copying: bool,
     /// The server still answers something that nobody reads.
     left: bool,
+    /// The open transaction may have written: not so only when it was asked and said so.
+    written: bool,
     limits: CaptureLimits,
 }
 
@@ -128,7 +131,12 @@ impl Backend {
     ///
     /// # Errors
     /// When the server refuses.
-    pub async fn open(config: &VoterConfig, kind: Kind, role: &str, token: &Arc<str>) -> Result<Self, PostgresError> {
+    pub async fn open(
+        config: &VoterConfig,
+        kind: Kind,
+        role: &str,
+        functions: &Arc<Functions>,
+    ) -> Result<Self, PostgresError> {
         let read_only = match kind {
             Kind::Write => "off",
             Kind::Read => "on",
@@ -139,7 +147,7 @@ impl Backend {
             connection,
             kind,
             role: role.to_owned(),
-            token: Arc::clone(token),
+            functions: Arc::clone(functions),
             settings: Some(Vec::new()),
             settings_hash: settings::hash(&[]),
             custom_settings: BTreeSet::new(),
@@ -153,6 +161,7 @@ impl Backend {
             foreign: false,
             copying: false,
             left: false,
+            written: true,
             limits: CaptureLimits::of(config),
         })
     }
@@ -190,6 +199,11 @@ impl Backend {
     /// Whether a read was left that the server still runs: it has to be ended.
     pub fn is_left(&self) -> bool {
         self.left
+    }
+
+    /// Whether the open transaction may have written anything, as of [`Backend::settle`].
+    pub fn has_written(&self) -> bool {
+        self.written
     }
 
     /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
@@ -438,13 +452,21 @@ impl Backend {
     /// `foreign`: such code may be deferred, and may defer itself again. What is deferred has written a row. So nothing is
     /// left when nothing has written since everything was made immediate; the transaction's command counter tells.
     ///
+    /// `sequences`: those that the transaction may have moved, for [`Backend::has_written`]. What has written nothing has
+    /// nothing deferred, so that is asked first.
+    ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn settle(&mut self, foreign: bool) -> Result<Answer, PostgresError> {
+    pub async fn settle(&mut self, foreign: bool, sequences: &Sequences) -> Result<Answer, PostgresError> {
+        self.written = true;
         let mut noticed = None;
-        for _ in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
+        for round in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
             let mut script = Script::after(noticed.take());
             self.add_unlimited(&mut script)?;
+            if round == 0 {
+                let names = sequence_names(sequences).unwrap_or(Some(NO_SEQUENCES.into()));
+                script.number(&self.functions.written(names.as_deref()))?;
+            }
             for _ in 0..if foreign { SETTLE_ROUNDS } else { 1 } {
                 self.add_command(&mut script, foreign)?;
                 script.query(Part::Noticed, own::CONSTRAINTS)?;
@@ -452,6 +474,9 @@ impl Backend {
             }
             self.add_command(&mut script, foreign)?;
             let played = self.play_and_note(script, || {}).await?;
+            if round == 0 {
+                self.written = played.numbers.first() != Some(&0);
+            }
             let silent = matches!(played.numbers.as_slice(),
                 [.., before, after] if before.checked_add(own::COMMANDS_OF_ITS_OWN) == Some(*after));
             if silent || !foreign || played.error().is_some() {
@@ -465,8 +490,7 @@ impl Backend {
 
     fn add_command(&self, script: &mut Script, foreign: bool) -> Result<(), PostgresError> {
         if foreign {
-            script.number(own::COMMAND, &[Some(&*self.token)])?;
-            script.sync();
+            script.number(&self.functions.command())?;
         }
         Ok(())
     }
@@ -518,8 +542,7 @@ impl Backend {
         }
         if let Some(names) = sequence_names(sequences) {
             self.drew = true;
-            script.own(own::RESTORE_SEQUENCES, &[Some(&*self.token), names.as_deref()])?;
-            script.sync();
+            script.call(&self.functions.restore_sequences(names.as_deref()))?;
         }
         if script.is_empty() {
             return Ok(());
@@ -530,12 +553,10 @@ impl Backend {
     fn add_record(&self, script: &mut Script, record: &Record) -> Result<(), PostgresError> {
         if let Some((home, position)) = &record.applied {
             if let Some(names) = sequence_names(&record.sequences) {
-                script.own(own::RECORD_SEQUENCES, &[Some(&*self.token), names.as_deref()])?;
+                script.call(&self.functions.record_sequences(names.as_deref()))?;
             }
             let (granted, order) = (position.granted.to_string(), position.order.to_string());
-            let parameters = [Some(&*self.token), Some(home), Some(&granted), Some(&order)];
-            script.own(own::APPLIED, &parameters)?;
-            script.sync();
+            script.call(&self.functions.set_applied(home, &granted, &order))?;
         }
         Ok(())
     }
@@ -622,6 +643,9 @@ const SETTLE_ROUNDS: u32 = 2;
 
 /// How many such pipelines are tried before code that defers itself is taken for endless.
 const SETTLE_TIMES_MAX: u32 = 16;
+
+/// An array of no names.
+const NO_SEQUENCES: &str = "{}";
 
 /// What is said of a transaction that an exchange has ended.
 const CLOSED: &str = "a statement ended the transaction behind the voter's back";

@@ -9,6 +9,7 @@ use sql::schema::{CATALOG_QUERY, Schema};
 
 use super::PostgresError;
 use super::connection::{APPLICATION_NAME, Connection, PINNED_SETTINGS};
+use super::functions::{Call, FUNCTIONS_QUERY, Functions};
 use super::settings::literal;
 use crate::config::VoterConfig;
 use crate::lock_table::Position;
@@ -45,8 +46,8 @@ pub struct Bookkeeper {
 
 /// What a voter finds in its database when it starts.
 pub struct Found {
-    /// The token of the bookkeeping functions.
-    pub token: String,
+    /// The bookkeeping functions.
+    pub functions: Functions,
     /// What survived: the last position of each home.
     pub applied: BTreeMap<String, Position>,
     /// The floor and the voter's state there; `None` in a new database.
@@ -79,18 +80,14 @@ impl Bookkeeper {
         self.check_attached_settings(config).await?;
         self.query(BOOTSTRAP_SQL).await?;
         self.query(FUNCTIONS_SQL).await?;
-        let token = self.query("SELECT value FROM cloudbft.token").await?;
-        let token = token.into_iter().flatten().next().flatten();
-        let token = token.ok_or_else(|| PostgresError::Unfit("cloudbft.token is empty".into()))?;
-        let quoted = literal(&token);
-        let sequences =
-            "restore_sequences({}, NULL); SELECT cloudbft.record_sequences({}, NULL)".replace("{}", &quoted);
-        self.query(&format!("SELECT cloudbft.{sequences}")).await?;
+        let functions = Functions::from_rows(&self.query(FUNCTIONS_QUERY).await?)?;
+        self.call(&functions.restore_sequences(None)).await?;
+        self.call(&functions.record_sequences(None)).await?;
         Ok(Found {
             applied: self.applied().await?,
             floor: self.floor().await?,
             analyzer: self.analyzer(config).await?,
-            token,
+            functions,
         })
     }
 
@@ -303,10 +300,8 @@ impl Bookkeeper {
     ///
     /// # Errors
     /// When the connection is lost or the server refuses.
-    pub async fn restore_sequences(&mut self, token: &str, names: Option<&str>) -> Result<(), PostgresError> {
-        let names = names.map_or_else(|| "NULL".into(), literal);
-        let text = format!("SELECT cloudbft.restore_sequences({}, {names})", literal(token));
-        self.query(&text).await.map(|_| ())
+    pub async fn restore_sequences(&mut self, functions: &Functions, names: Option<&str>) -> Result<(), PostgresError> {
+        self.call(&functions.restore_sequences(names)).await
     }
 
     /// The last position of a home, if it has one.
@@ -334,6 +329,16 @@ impl Bookkeeper {
     /// The first error of the server, or a lost connection.
     pub async fn query(&mut self, text: &str) -> Result<Vec<Vec<Option<String>>>, PostgresError> {
         postgres_protocol::message::frontend::query(text, self.connection.outgoing())?;
+        self.rows().await
+    }
+
+    async fn call(&mut self, call: &Call<'_>) -> Result<(), PostgresError> {
+        call.write(self.connection.outgoing())?;
+        self.rows().await.map(|_| ())
+    }
+
+    /// The rows until the server is ready again.
+    async fn rows(&mut self) -> Result<Vec<Vec<Option<String>>>, PostgresError> {
         let (mut rows, mut error) = (Vec::new(), None);
         loop {
             let message = self.connection.message().await?;

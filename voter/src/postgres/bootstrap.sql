@@ -53,6 +53,39 @@ BEGIN
 END
 $$;
 
+-- 1 if the transaction may have written anything: it has a number, or has moved one of these sequences (NULL: of all; a
+-- value that the log has reserved is drawn without a number). Else 0: nothing that it did can stay, and nothing is deferred
+-- (docs/decisions/0040-nothing-written-contradicts-nobody.md).
+CREATE OR REPLACE FUNCTION cloudbft.written(token text, names text[]) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  found_sequence record;
+  moved boolean;
+BEGIN
+  PERFORM FROM cloudbft.token t WHERE t.value = written.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+  IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
+    RETURN 1;
+  END IF;
+  FOR found_sequence IN
+    SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'S' AND c.relpersistence <> 't'
+      AND (written.names IS NULL OR n.nspname || '.' || c.relname = ANY (written.names))
+  LOOP
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM cloudbft.sequence s, %I.%I q
+      WHERE s.name = %L AND s.last_value = q.last_value AND s.is_called = q.is_called)',
+      found_sequence.nspname, found_sequence.relname, found_sequence.nspname || '.' || found_sequence.relname)
+    INTO moved;
+    IF moved THEN
+      RETURN 1;
+    END IF;
+  END LOOP;
+  RETURN 0;
+END
+$$;
+
 -- Records where sequences stand (NULL: all of them), in the transaction that moved them.
 CREATE OR REPLACE FUNCTION cloudbft.record_sequences(token text, names text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -7,6 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::PostgresError;
 use super::backend::{Backend, Kind};
+use super::functions::Functions;
 use crate::config::VoterConfig;
 
 /// What a backend is wanted for: each has its own bound, so that none can starve another.
@@ -35,7 +36,7 @@ const TOO_MANY_CONNECTIONS: &str = "53300";
 #[derive(Debug)]
 pub struct Pool {
     config: Arc<VoterConfig>,
-    token: Arc<str>,
+    functions: Arc<Functions>,
     idle: Mutex<Vec<Backend>>,
     transactions: Arc<Semaphore>,
     one_shots: Arc<Semaphore>,
@@ -54,7 +55,7 @@ pub struct Borrowed {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(config: Arc<VoterConfig>, token: Arc<str>) -> Self {
+    pub fn new(config: Arc<VoterConfig>, functions: Arc<Functions>) -> Self {
         let limits = &config.limits;
         let semaphore = |count: usize| Arc::new(Semaphore::new(count.max(1)));
         Self {
@@ -64,7 +65,7 @@ impl Pool {
             direct_reads: semaphore(limits.read_backends),
             idle: Mutex::new(Vec::new()),
             config,
-            token,
+            functions,
         }
     }
 
@@ -98,7 +99,7 @@ impl Pool {
     async fn open(&self, kind: Kind, role: &str) -> Result<Backend, PostgresError> {
         let deadline = Instant::now() + OPEN_PATIENCE;
         loop {
-            match Backend::open(&self.config, kind, role, &self.token).await {
+            match Backend::open(&self.config, kind, role, &self.functions).await {
                 Err(PostgresError::Server { sqlstate, .. })
                     if sqlstate == TOO_MANY_CONNECTIONS && Instant::now() < deadline =>
                 {

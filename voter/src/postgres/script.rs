@@ -9,6 +9,7 @@ use postgres_protocol::message::frontend;
 use super::PostgresError;
 use super::capture::{Capture, CaptureLimits, ServerError, error_fields};
 use super::connection::{Connection, HEADER_BYTES, Message};
+use super::functions::Call;
 use super::prepared::PreparedKey;
 
 /// One frontend message whose answer is awaited.
@@ -22,8 +23,10 @@ enum Awaited {
     /// Describe of a portal on behalf of a simple Query, which says nothing where there are no rows.
     DescribeRows,
     Execute,
-    /// Execute of something that answers one number.
-    ExecuteNumber,
+    /// A FunctionCall.
+    Call,
+    /// A FunctionCall that answers one number.
+    CallNumber,
     Query,
     /// A Query that opens COPY FROM STDIN: ends at CopyInResponse.
     CopyStart,
@@ -78,7 +81,7 @@ pub struct Played {
     pub prepared: Vec<(PreparedKey, String)>,
     /// The tag of the last command that succeeded.
     pub tag: Bytes,
-    /// What the statements of [`Script::number`] answered.
+    /// What the calls of [`Script::number`] answered.
     pub numbers: Vec<u64>,
     /// Whether it was left while the server still answers: the connection is of no use any more.
     pub left: bool,
@@ -113,9 +116,6 @@ impl Played {
 
 /// The SQLSTATE of a statement in a transaction that has failed.
 const IN_FAILED_TRANSACTION: &str = "25P02";
-
-/// The voter's parameters are text.
-const TEXT: i16 = 0;
 
 impl Script {
     /// A script whose result goes on with that of an earlier one.
@@ -256,34 +256,37 @@ impl Script {
         Ok(())
     }
 
-    /// Runs one of the voter's own statements with parameters, unnamed: no PREPARE or DEALLOCATE of an application can put
-    /// another one in its place, and no view of running queries shows its parameters.
-    pub fn own(&mut self, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
-        self.unnamed(Part::Own, text, parameters)?;
-        self.execute(Part::Own, "", 0)
-    }
-
-    /// The same with a statement that answers one number, which is kept in [`Played::numbers`]. Its error is the result.
-    pub fn number(&mut self, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
-        self.unnamed(Part::Silent, text, parameters)?;
-        frontend::execute("", 0, &mut self.buffer)?;
-        self.awaited.push_back((Awaited::ExecuteNumber, Part::Silent));
+    /// Calls one of the voter's own functions.
+    pub fn call(&mut self, call: &Call<'_>) -> std::io::Result<()> {
+        self.add_call(call)?;
+        self.awaited.push_back((Awaited::Call, Part::Own));
         Ok(())
     }
 
-    fn unnamed(&mut self, part: Part, text: &str, parameters: &[Option<&str>]) -> std::io::Result<()> {
-        let parameters: Vec<_> = parameters
-            .iter()
-            .map(|value| value.map(|value| Bytes::copy_from_slice(value.as_bytes())))
-            .collect();
-        self.parse(part, "", text, &[], None)?;
-        self.bind(part, "", "", &[TEXT], &parameters, &[TEXT])
+    /// The same with a function that answers one number, which is kept in [`Played::numbers`]. Its error is the result.
+    pub fn number(&mut self, call: &Call<'_>) -> std::io::Result<()> {
+        self.add_call(call)?;
+        self.awaited.push_back((Awaited::CallNumber, Part::Silent));
+        Ok(())
+    }
+
+    /// A FunctionCall ends with ReadyForQuery, as a Query does. A server that skips to the next Sync would skip it.
+    fn add_call(&mut self, call: &Call<'_>) -> std::io::Result<()> {
+        if self.ends_without_sync() {
+            self.sync();
+        }
+        call.write(&mut self.buffer)
     }
 
     /// Whether a Sync is due before a simple Query.
     pub fn ends_without_sync(&self) -> bool {
         let last = self.awaited.back();
-        last.is_some_and(|(awaited, _)| !matches!(awaited, Awaited::Sync | Awaited::Query | Awaited::Cut))
+        last.is_some_and(|(awaited, _)| {
+            !matches!(
+                awaited,
+                Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::Cut
+            )
+        })
     }
 
     /// Bytes that will be written.
@@ -368,7 +371,7 @@ impl Script {
         let (part, tag) = (*part, message.tag);
         let (keep, done) = match (awaited, tag) {
             (_, b'N') => (true, false),
-            (Awaited::Sync | Awaited::Query | Awaited::CopyStart, b'Z') => {
+            (Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::CopyStart, b'Z') => {
                 segment.status = message.body().first().copied().unwrap_or(b'E');
                 (false, true)
             }
@@ -378,12 +381,12 @@ impl Script {
             (Awaited::DescribeRows, b'T') => (true, true),
             (Awaited::DescribeRows, b'n') => (false, true),
             (Awaited::Execute, b'C' | b'I' | b's') => (true, true),
-            (Awaited::ExecuteNumber, b'D') => {
-                let number = first_column(message.body()).ok_or_else(|| PostgresError::protocol("not one number"))?;
+            (Awaited::Call, b'V') => (false, false),
+            (Awaited::CallNumber, b'V') => {
+                let number = value(message.body()).ok_or_else(|| PostgresError::protocol("not one number"))?;
                 played.numbers.push(number);
                 (false, false)
             }
-            (Awaited::ExecuteNumber, b'C') => (false, true),
             (Awaited::Execute | Awaited::Query, b'D' | b'H' | b'd' | b'c') => (true, false),
             (Awaited::Query, b'T' | b'C' | b'I') => (true, false),
             (Awaited::CopyStart, b'G') => {
@@ -422,7 +425,10 @@ impl Script {
             segment.capture.add(message);
         }
         while let Some((awaited, _)) = self.awaited.front() {
-            if matches!(awaited, Awaited::Sync | Awaited::Query | Awaited::CopyStart) {
+            if matches!(
+                awaited,
+                Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::CopyStart
+            ) {
                 break;
             }
             self.awaited.pop_front();
@@ -430,10 +436,9 @@ impl Script {
     }
 }
 
-/// The first column of a DataRow, if it is a number in text.
-fn first_column(body: &[u8]) -> Option<u64> {
-    let (_columns, rest) = body.split_first_chunk::<2>()?;
-    let (length, rest) = rest.split_first_chunk::<4>()?;
+/// What a FunctionCallResponse says, if it is a number in text.
+fn value(body: &[u8]) -> Option<u64> {
+    let (length, rest) = body.split_first_chunk::<4>()?;
     let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
     std::str::from_utf8(rest.get(..length)?).ok()?.parse().ok()
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use ed25519_dalek::Signer;
 use ordering::identifiers::Digest;
-use sql::operation::{ExchangeResult, word_digest};
+use sql::operation::{ExchangeResult, answers_with_effect, same_answers, says_nothing_written, word_digest};
 
 use super::running::{ListRan, Played, Stop, Task, Wanted, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
@@ -13,10 +13,10 @@ use crate::ending::{Answered, Verdict};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Record};
+use crate::postgres::backend::{Answer, Record, Sequences};
 use crate::postgres::capture::command_complete;
 use crate::transactions::chain_over;
-use crate::work::{Refused, is_everything};
+use crate::work::{Refused, is_everything, sequences};
 
 /// What became of one attempt to commit.
 enum Attempt {
@@ -34,6 +34,11 @@ enum Settled {
     Failed(Outcome),
 }
 
+/// Whether f+1 voters say that the list has written nothing.
+fn changes_nothing(certified: Option<Digest>) -> bool {
+    certified.as_ref().is_some_and(says_nothing_written)
+}
+
 impl Slot {
     /// Gives this voter's word on what has run, or the error of what would have run at COMMIT.
     pub(super) async fn word(&mut self) -> Result<Outcome, PostgresError> {
@@ -43,7 +48,7 @@ impl Slot {
         if let Settled::Failed(outcome) = self.settle(Stop::Statement(None)).await? {
             return Ok(outcome);
         }
-        let answers = self.history.answers();
+        let answers = answers_with_effect(self.history.answers(), self.has_written());
         let (id, began) = (self.transaction.id, self.transaction.began);
         let signed = word_digest(id, began, &self.history.list(), &answers);
         let signature = self.shared.config.signing_key.sign(&signed).to_bytes();
@@ -61,7 +66,8 @@ impl Slot {
             .as_ref()
             .is_some_and(|borrowed| borrowed.backend.is_foreign());
         let may_defer = (is_foreign || self.catalog_changed) && !self.transaction.read_only;
-        let answer = match self.play(Task::Settle(may_defer), stop).await? {
+        let sequences = sequences(&self.held);
+        let answer = match self.play(Task::Settle(may_defer, &sequences), stop).await? {
             Played::Answers(mut answers) => answers.pop(),
             Played::Stopped | Played::Lost => None,
         };
@@ -76,6 +82,12 @@ impl Slot {
                 Ok(Settled::Failed(failed))
             }
         }
+    }
+
+    /// Whether the settled transaction may have written anything.
+    fn has_written(&self) -> bool {
+        let backend = self.backend.as_ref().filter(|_| self.settled.is_some());
+        backend.is_none_or(|borrowed| borrowed.backend.has_written())
     }
 
     /// Commits, answers, and tells the owner with the catalog if it may have changed.
@@ -115,11 +127,11 @@ impl Slot {
             self.close().await?;
             tokio::time::sleep(RETRY_DELAY).await;
         }
-        Err(PostgresError::Unfit(if contradicted {
-            "its database answers otherwise than f+1 voters have certified: it has to be repaired".into()
+        Err(if contradicted {
+            PostgresError::Contradicts(commit.asker.order)
         } else {
-            "it cannot run an ordered commit".into()
-        }))
+            PostgresError::Unfit("it cannot run an ordered commit".into())
+        })
     }
 
     async fn commit_once(
@@ -135,6 +147,9 @@ impl Slot {
             && self.status() == b'T'
             && !self.copying()
             && self.history.is(list, certified);
+        if !in_place && changes_nothing(certified) {
+            return self.commit_nothing(commit, list, certified).await;
+        }
         if !in_place {
             metrics::counter!("cloudbft_voter_commit_reruns_total").increment(1);
             match self.run_list(&commit.listed, Stop::Never, certified.is_none()).await? {
@@ -156,7 +171,7 @@ impl Slot {
             is_sound: self.status() == b'T',
         };
         let outcome = match ran.verdict() {
-            Verdict::Commit => return self.settle_and_record(commit, certified.is_some()).await,
+            Verdict::Commit => return self.settle_and_record(commit, list, certified).await,
             Verdict::Contradicted => return Ok(Attempt::Contradicted),
             Verdict::WordsMissing => words_missing().into(),
             Verdict::Executed => Outcome::Executed,
@@ -168,14 +183,59 @@ impl Slot {
 
     /// Commits what is certified as f+1 voters did before they gave their words: what is deferred runs now, and COMMIT runs
     /// nothing.
-    async fn settle_and_record(&mut self, commit: &Commit, certified: bool) -> Result<Attempt, PostgresError> {
-        if certified && let Settled::Failed(outcome) = self.settle(Stop::Never).await? {
-            return Ok(match outcome {
-                Outcome::Unavailable => Attempt::Failed,
-                _ => Attempt::Contradicted,
-            });
+    async fn settle_and_record(
+        &mut self,
+        commit: &Commit,
+        list: &Digest,
+        certified: Option<Digest>,
+    ) -> Result<Attempt, PostgresError> {
+        let changes_nothing = changes_nothing(certified);
+        if certified.is_some()
+            && let Settled::Failed(outcome) = self.settle(Stop::Never).await?
+        {
+            return match outcome {
+                Outcome::Unavailable => Ok(Attempt::Failed),
+                _ if changes_nothing => self.commit_nothing(commit, list, certified).await,
+                _ if commit.record.applied.is_some() => Ok(Attempt::Contradicted),
+                _ => {
+                    self.close().await?;
+                    Ok(Attempt::Ended(Outcome::Executed))
+                }
+            };
+        }
+        if changes_nothing && self.has_written() {
+            return self.commit_nothing(commit, list, certified).await;
         }
         self.record_commit(&commit.record).await
+    }
+
+    /// f+1 voters say that the list has written nothing, so nothing is what is committed: it need not run here, and what
+    /// has run here has no effect. That it answered otherwise is told.
+    async fn commit_nothing(
+        &mut self,
+        commit: &Commit,
+        list: &Digest,
+        certified: Option<Digest>,
+    ) -> Result<Attempt, PostgresError> {
+        // Without a position it may have run before, and now reads what was written after it.
+        let ran = commit.record.applied.is_some() && self.built && !self.tainted && self.history.list() == *list;
+        let same = certified.is_some_and(|answers| same_answers(&answers, &self.history.answers()));
+        if ran && (!same || (self.settled.is_some() && self.has_written())) {
+            let began = self.transaction.began;
+            tracing::warn!(
+                began,
+                "this database answered otherwise than f+1 voters have certified, in a transaction that wrote nothing"
+            );
+            metrics::counter!("cloudbft_voter_harmless_contradictions_total").increment(1);
+        }
+        if self.open(None).await?.is_some() {
+            return Ok(Attempt::Failed);
+        }
+        let record = Record {
+            applied: commit.record.applied.clone(),
+            sequences: Sequences::None,
+        };
+        self.record_commit(&record).await
     }
 
     async fn record_commit(&mut self, record: &Record) -> Result<Attempt, PostgresError> {

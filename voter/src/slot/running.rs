@@ -13,7 +13,7 @@ use super::stored::{Patience, Ready};
 use crate::executor::{Event, outcome, read_outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Backend, Clock, Job, Record};
+use crate::postgres::backend::{Answer, Backend, Clock, Job, Record, Sequences};
 use crate::postgres::pool::{Borrowed, Purpose};
 use crate::transactions::{History, WORDS_MISSING, is_stored, listed_bytes, too_large};
 use crate::work::{Place, Refused, changes_catalog, changes_settings, check, decode, seed, sequences};
@@ -34,8 +34,8 @@ pub(super) enum Task<'job> {
     Read(&'job Job),
     Guarded(&'job Job),
     List(&'job [Job]),
-    /// Whether code that is not ours may be deferred.
-    Settle(bool),
+    /// Whether code that is not ours may be deferred, and which sequences may have moved.
+    Settle(bool, &'job Sequences),
     Commit(&'job Record),
 }
 
@@ -512,7 +512,7 @@ async fn perform(backend: &mut Backend, task: &Task<'_>) -> Result<Vec<Answer>, 
         Task::Read(job) => vec![backend.read_within(job).await?],
         Task::Guarded(job) => vec![backend.guarded(job).await?],
         Task::List(jobs) => backend.list(jobs).await?,
-        Task::Settle(foreign) => vec![backend.settle(*foreign).await?],
+        Task::Settle(foreign, sequences) => vec![backend.settle(*foreign, sequences).await?],
         Task::Commit(record) => vec![backend.commit(record).await?],
     })
 }

@@ -137,7 +137,7 @@ async fn a_certified_reader_that_runs_again_reads_later_data_and_was_committed()
     rig.stop_voter().await;
     rig.forget_results();
     rig.start_voter();
-    assert_eq!(rig.result(commit).await.outcome, Outcome::Executed);
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
     rig.wait_until_serving().await;
     let abort = rig.abort(&open).await;
     rig.result(abort).await;

@@ -192,6 +192,11 @@ impl Server {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// What the server has logged since it was started.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
     /// How a voter finds it.
     pub(crate) fn config(&self) -> PostgresConfig {
         PostgresConfig {

@@ -625,7 +625,7 @@ impl<'world> Voter<'world> {
                 words,
             } => self.feed_commit(asker, *transaction, writes, words),
             Work::Abort { transaction } => self.end_by_client(asker, *transaction),
-            Work::Read { .. } | Work::Abandon { .. } | Work::Nothing => {
+            Work::Read { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => {
                 self.refuse(asker, Refused::new("42501", "only nodes order such an operation"));
             }
         }
@@ -944,7 +944,7 @@ fn check_all(
 
 fn transaction_of(work: &Work) -> Option<TransactionId> {
     match work {
-        Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing => None,
+        Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => None,
         Work::Read { transaction, .. } => *transaction,
         Work::Begin { transaction, .. }
         | Work::Extend { transaction, .. }

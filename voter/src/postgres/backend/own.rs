@@ -1,8 +1,8 @@
 //! What a voter itself runs in the application's transactions.
 //!
 //! Nothing of it is named: code of applications can define and drop prepared statements, and would otherwise put its own
-//! in their place. BEGIN, COMMIT and ROLLBACK are simple Queries; what has secret parameters is an unnamed statement,
-//! whose parameters no view of running queries shows.
+//! in their place. All of it is simple Queries; what has secret arguments is a call of a function
+//! ([`crate::postgres::functions`]).
 
 /// READ COMMITTED, for SERIALIZABLE too: locks make it so.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
@@ -32,10 +32,8 @@ pub(super) const CONSTRAINTS: &str = "SET CONSTRAINTS ALL IMMEDIATE";
 /// A cursor runs code when it is closed by COMMIT.
 pub(super) const CLOSE_ALL: &str = "CLOSE ALL";
 
-/// The number of the transaction's present command. Whatever writes or locks a row after it takes a later one.
-pub(super) const COMMAND: &str = "SELECT cloudbft.command($1::pg_catalog.text)";
-
-/// How much higher [`COMMAND`] answers the next time when nothing has written between: what it writes and deletes itself.
+/// How much higher [`Functions::command`](crate::postgres::functions::Functions::command) answers the next time when nothing
+/// has written between: what it writes and deletes itself.
 pub(super) const COMMANDS_OF_ITS_OWN: u64 = 2;
 
 /// No later transaction on this backend sees `currval` of an earlier one.
@@ -57,12 +55,3 @@ pub(super) fn meaning(settings: &[(String, String)]) -> String {
          pg_catalog.set_config('search_path', {path}, true)"
     )
 }
-
-pub(super) const APPLIED: &str = "SELECT cloudbft.set_applied($1::pg_catalog.text, $2::pg_catalog.text, \
-    $3::pg_catalog.int8, $4::pg_catalog.int8)";
-
-pub(super) const RECORD_SEQUENCES: &str =
-    "SELECT cloudbft.record_sequences($1::pg_catalog.text, $2::pg_catalog.text[])";
-
-pub(super) const RESTORE_SEQUENCES: &str =
-    "SELECT cloudbft.restore_sequences($1::pg_catalog.text, $2::pg_catalog.text[])";

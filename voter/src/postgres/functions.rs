@@ -1,0 +1,187 @@
+//! The voter's functions in its database (`bootstrap.sql`), called by number.
+//!
+//! A FunctionCall names a function by its OID and carries nothing that has to be parsed or planned. So no search path, no
+//! setting and no prepared statement of an application can put another function in its place; no view of running queries and
+//! no log of statements shows its arguments, of which the token is secret; and it costs the server half of what a statement
+//! that calls the same function does (`docs/decisions/0041-the-position-stays-a-row.md`).
+
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+
+use super::PostgresError;
+
+/// Asks for the token and the number of each function, in the order of the fields of [`Functions`].
+pub(super) const FUNCTIONS_QUERY: &str = "SELECT value, \
+    'cloudbft.set_applied(text,text,bigint,bigint)'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.command(text)'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.written(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.record_sequences(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.restore_sequences(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid FROM cloudbft.token";
+
+/// The format of arguments and results.
+const TEXT: i16 = 0;
+
+/// The functions of one database, with the token that they ask for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Functions {
+    token: Arc<str>,
+    set_applied: u32,
+    command: u32,
+    written: u32,
+    record_sequences: u32,
+    restore_sequences: u32,
+}
+
+/// A call of one of them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// The function's number in this database.
+    pub function: u32,
+    /// Its arguments as text; `None` is NULL.
+    pub arguments: Vec<Option<&'a str>>,
+}
+
+impl Functions {
+    /// From the answer to [`FUNCTIONS_QUERY`].
+    ///
+    /// # Errors
+    /// When it is not one row of one text and five numbers.
+    pub(super) fn from_rows(rows: &[Vec<Option<String>>]) -> Result<Self, PostgresError> {
+        let [row] = rows else {
+            return Err(PostgresError::Unfit(format!("cloudbft.token has {} rows", rows.len())));
+        };
+        let [Some(token), numbers @ ..] = row.as_slice() else {
+            return Err(PostgresError::Unfit("cloudbft.token is empty".into()));
+        };
+        let numbers: Vec<u32> = numbers.iter().flatten().filter_map(|text| text.parse().ok()).collect();
+        let [set_applied, command, written, record_sequences, restore_sequences] = *numbers.as_slice() else {
+            return Err(PostgresError::protocol("the functions' numbers cannot be read"));
+        };
+        Ok(Self {
+            token: Arc::from(token.as_str()),
+            set_applied,
+            command,
+            written,
+            record_sequences,
+            restore_sequences,
+        })
+    }
+
+    /// Records a position: home, granting order, own order.
+    pub fn set_applied<'a>(&'a self, home: &'a str, granted: &'a str, order: &'a str) -> Call<'a> {
+        self.call(self.set_applied, &[Some(home), Some(granted), Some(order)])
+    }
+
+    /// Answers the number of the transaction's present command. Whatever writes or locks a row after it takes a later one.
+    pub fn command(&self) -> Call<'_> {
+        self.call(self.command, &[])
+    }
+
+    /// Answers whether the transaction may have written anything, or moved one of these sequences (an array constant of names;
+    /// `None`: of all): 1 or 0.
+    pub fn written<'a>(&'a self, names: Option<&'a str>) -> Call<'a> {
+        self.call(self.written, &[names])
+    }
+
+    /// Records where sequences stand (an array constant of names; `None`: all of them).
+    pub fn record_sequences<'a>(&'a self, names: Option<&'a str>) -> Call<'a> {
+        self.call(self.record_sequences, &[names])
+    }
+
+    /// Sets sequences (the same) back to where the last commit left them.
+    pub fn restore_sequences<'a>(&'a self, names: Option<&'a str>) -> Call<'a> {
+        self.call(self.restore_sequences, &[names])
+    }
+
+    fn call<'a>(&'a self, function: u32, arguments: &[Option<&'a str>]) -> Call<'a> {
+        let mut all = vec![Some(&*self.token)];
+        all.extend_from_slice(arguments);
+        Call {
+            function,
+            arguments: all,
+        }
+    }
+}
+
+impl Call<'_> {
+    /// The FunctionCall message.
+    ///
+    /// # Errors
+    /// When an argument is too large for the protocol.
+    pub(super) fn write(&self, outgoing: &mut BytesMut) -> std::io::Result<()> {
+        let mut body = BytesMut::new();
+        body.put_u32(self.function);
+        body.put_i16(1);
+        body.put_i16(TEXT);
+        body.put_i16(i16::try_from(self.arguments.len()).map_err(std::io::Error::other)?);
+        for argument in &self.arguments {
+            match argument {
+                Some(text) => {
+                    body.put_i32(i32::try_from(text.len()).map_err(std::io::Error::other)?);
+                    body.put_slice(text.as_bytes());
+                }
+                None => body.put_i32(-1),
+            }
+        }
+        body.put_i16(TEXT);
+        outgoing.put_u8(b'F');
+        outgoing.put_i32(i32::try_from(body.len() + 4).map_err(std::io::Error::other)?);
+        outgoing.unsplit(body);
+        Ok(())
+    }
+}
+
+/// The token is not for logs.
+impl std::fmt::Debug for Functions {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Functions").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(fields: &[&str]) -> Vec<Option<String>> {
+        fields.iter().map(|field| Some((*field).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_token_comes_first_in_every_call_and_shows_in_no_debug_text() {
+        let functions = Functions::from_rows(&[row(&["secret", "11", "12", "13", "14", "15"])]).unwrap();
+        let call = functions.set_applied("shop", "7", "9");
+        assert_eq!(call.function, 11);
+        assert_eq!(call.arguments, [Some("secret"), Some("shop"), Some("7"), Some("9")]);
+        assert_eq!(functions.record_sequences(None).arguments, [Some("secret"), None]);
+        assert!(!format!("{functions:?}").contains("secret"));
+    }
+
+    #[test]
+    fn a_call_is_written_as_the_protocol_says() {
+        let call = Call {
+            function: 258,
+            arguments: vec![Some("ab"), None],
+        };
+        let mut written = BytesMut::new();
+        call.write(&mut written).unwrap();
+        let body = b"\0\0\x01\x02\0\x01\0\0\0\x02\0\0\0\x02ab\xff\xff\xff\xff\0\0";
+        assert_eq!(&written[..], [b"F\0\0\0\x1a", &body[..]].concat());
+    }
+
+    #[test]
+    fn anything_but_one_token_and_five_numbers_is_refused() {
+        for rows in [
+            vec![],
+            vec![
+                row(&["a", "1", "2", "3", "4", "5"]),
+                row(&["b", "1", "2", "3", "4", "5"]),
+            ],
+            vec![row(&["a", "1", "2", "3", "4"])],
+            vec![row(&["a", "1", "2", "3", "4", "x"])],
+            vec![vec![None, Some("1".into())]],
+        ] {
+            assert!(Functions::from_rows(&rows).is_err(), "{rows:?}");
+        }
+    }
+}
