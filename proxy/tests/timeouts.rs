@@ -96,6 +96,26 @@ async fn a_cancel_request_right_behind_its_statement_counts() {
         assert_eq!(sqlstate(&raw.until_ready().await), "57014");
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
+    // The other way round, as threads of one client may do it: what comes before the CancelRequest is taken.
+    let mut counted = 0;
+    for _ in 0..10 {
+        let mut canceller = Raw::open(world.address).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        canceller.send(&cancel).await;
+        raw.send(&query(statement)).await;
+        let start = Instant::now();
+        let again = async {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            Raw::open(world.address).await.send(&cancel).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            answers = raw.until_ready() => assert_eq!(sqlstate(&answers), "57014"),
+            () = again => {}
+        }
+        counted += u32::from(start.elapsed() < Duration::from_millis(500));
+    }
+    assert!(counted > 5, "{counted} of 10");
     // Postgres runs an Execute when it comes, be its Sync there or not.
     let start = Instant::now();
     raw.send(&[parse("", statement), bind("", "", &[]), execute("", 0)].concat())

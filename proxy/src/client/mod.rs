@@ -56,6 +56,9 @@ const SILENCE_PATIENCE: Duration = Duration::from_millis(500);
 /// The proxy says that it lives as often as this.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A statement that comes so soon after a wish to cancel was sent in the same moment as that: a client that waits until its
+/// CancelRequest is taken sends none.
+const SAME_MOMENT: Duration = Duration::from_millis(20);
 /// How long a session may take to see a wish to cancel while it waits for a message.
 const SEEN_PATIENCE: Duration = Duration::from_millis(200);
 /// How often that is looked after.
@@ -232,6 +235,12 @@ impl Cancel {
 
     pub(crate) fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a wish, and a moment longer: what has not arrived then is not meant.
+    pub(crate) async fn outlive(&self) {
+        self.wait().await;
+        tokio::time::sleep(SAME_MOMENT).await;
     }
 
     pub(crate) async fn wait(&self) {

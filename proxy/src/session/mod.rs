@@ -166,7 +166,7 @@ impl Session {
                 biased;
                 message = self.connection.message() => break message.map_err(End::from),
                 // Nothing has arrived that it could be meant for.
-                () = cancel.wait() => cancel.reset(),
+                () = cancel.outlive() => cancel.reset(),
                 () = sleep_until(deadline) => break Err(End::Told(idle_end)),
                 () = sleep_until(end_at) => break Err(End::Told(ApplicationError::shutting_down())),
                 _ = shutdown.wait_for(|ends| *ends), if end_at.is_none() => {

@@ -119,10 +119,10 @@ pub struct Backend {
     /// Code that is not ours has run: nobody else may be served here, since nothing in the backend can be trusted.
     foreign: bool,
     copying: bool,
-    /// The open transaction may have written: not so only when it was asked and said so.
-    written: bool,
     /// The server still answers something that nobody reads.
     left: bool,
+    /// The open transaction may have written: not so only when it was asked and said so.
+    written: bool,
     limits: CaptureLimits,
 }
 
@@ -160,8 +160,8 @@ impl Backend {
             renamed: false,
             foreign: false,
             copying: false,
-            written: true,
             left: false,
+            written: true,
             limits: CaptureLimits::of(config),
         })
     }
@@ -196,14 +196,14 @@ impl Backend {
         self.foreign
     }
 
-    /// Whether the open transaction may have written anything, as of [`Backend::settle`].
-    pub fn has_written(&self) -> bool {
-        self.written
-    }
-
     /// Whether a read was left that the server still runs: it has to be ended.
     pub fn is_left(&self) -> bool {
         self.left
+    }
+
+    /// Whether the open transaction may have written anything, as of [`Backend::settle`].
+    pub fn has_written(&self) -> bool {
+        self.written
     }
 
     /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
