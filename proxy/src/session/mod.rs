@@ -228,7 +228,9 @@ impl Session {
         };
         self.connection.write_limit = self.is_begun().then_some(self.shared.config.transaction_timeout);
         self.connection.out.ready_for_query(status);
+        // Before the application can know that it is ready: a wish that it has from then on is meant for nothing.
         self.cancel.reset();
+        self.cancel.set_idle(true);
         self.connection.flush().await?;
         Ok(())
     }
