@@ -111,6 +111,7 @@ fn a_database_that_lost_a_row_is_repaired_and_copied_by_nobody() {
     let unknown = cluster.command_on_directory("repair", &["--machine", "m0"]);
     assert!(text(&unknown).contains("m0 has no database"), "{}", text(&unknown));
     repair(&cluster, "m3");
+    cluster.wait_all_up(WITHIN);
     cluster.assert_equal();
     assert_eq!(cluster.behind_the_back("m3", "SELECT sum(amount) FROM money"), "30\n");
     // It serves: with another one away, its answers are needed.

@@ -5,7 +5,7 @@ use twins::topic::Topics;
 use twins::world::Servers;
 
 /// How many seeds each job runs, each of about a second.
-const SEEDS: u64 = 15;
+const SEEDS: u64 = 34;
 
 /// So many jobs run side by side, each on three servers of its own: seeds mostly wait.
 const JOBS: u64 = 3;

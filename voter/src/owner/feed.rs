@@ -68,7 +68,8 @@ impl Owner<'_> {
         }
         self.heard(request.client);
         self.started(request.client, request.number);
-        let ends = matches!(operation.work, Work::Abort { .. });
+        // These run nothing, under no context.
+        let ends = matches!(operation.work, Work::Abort { .. } | Work::Cancel { .. });
         if let Err(refused) = check_context(&self.config, request.client, &operation.context)
             && !ends
         {
