@@ -115,6 +115,21 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// The transaction that the work belongs to, if there is one.
+    #[must_use]
+    pub fn transaction(&self) -> Option<TransactionId> {
+        match self {
+            Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => None,
+            Work::Read { transaction, .. } => *transaction,
+            Work::Begin { transaction, .. }
+            | Work::Extend { transaction, .. }
+            | Work::Commit { transaction, .. }
+            | Work::Abort { transaction } => Some(*transaction),
+        }
+    }
+}
+
 /// A voter's word on an open transaction: it ran exactly this list, nothing of the application's runs after it, and it can
 /// commit.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

@@ -34,7 +34,7 @@ impl End {
     pub fn stops(&self, history: &History, next: Option<&Bytes>, short: bool) -> bool {
         match (self, next) {
             (End::Abort, _) | (End::Commit { .. }, None) => true,
-            // It ends by itself: f+1 voters have seen its end, or its shape says so.
+            // A listed exchange ends by itself: f+1 voters have seen its end, or its shape says so.
             (End::Commit { listed, certified }, Some(_)) => !(history.begins(listed, next) && (*certified || short)),
         }
     }
@@ -66,10 +66,10 @@ pub struct OrderedCommit<'ordered> {
     pub held: &'ordered Footprint,
 }
 
-/// What a Commit has to do on this voter.
+/// The work of a Commit on this voter.
 #[derive(Clone, Debug)]
 pub enum Due {
-    /// Nothing: it was over before this life of the voter began. What is to be answered.
+    /// No work: the transaction was over before this life of the voter began. The answer.
     Over(Outcome),
     /// To commit the list.
     Run {
@@ -83,7 +83,7 @@ pub enum Due {
 }
 
 impl OrderedCommit<'_> {
-    /// What it has to do, on a voter whose database had what `survived` says.
+    /// The work of this Commit on a voter whose database held the positions in `survived` when its life began.
     pub fn due(self, survived: &Survived, electorate: Electorate<'_>) -> Due {
         let position = Position {
             granted: self.order,
@@ -107,7 +107,7 @@ impl OrderedCommit<'_> {
 }
 
 impl Due {
-    /// What it says to a statement that still runs. Words that a client made up let nothing run on: only what f+1 voters have run
+    /// The end that a statement is told of which still runs. Words that a client made up let nothing run on: only what f+1 voters have run
     /// to its end is waited for.
     pub fn end(&self) -> End {
         match self {
@@ -120,28 +120,28 @@ impl Due {
     }
 }
 
-/// What becomes of a list that has run.
+/// The fate of a list that has run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is committed.
+    /// The voter commits the list.
     Commit,
-    /// It is refused: it is not short, and nobody has certified it.
+    /// The voter refuses the list: it is not short, and nobody has certified it.
     WordsMissing,
-    /// It answered otherwise than f+1 voters have said, and changed nothing: a transaction without exclusive locks leaves no
+    /// The list answered otherwise than f+1 voters have said, and changed nothing: a transaction without exclusive locks leaves no
     /// position behind. Run again after a restart, it reads what was written after it.
     Executed,
-    /// It answered otherwise than f+1 voters have said under their signatures. This voter does not commit it.
+    /// The list answered otherwise than f+1 voters have said under their signatures. This voter does not commit it.
     Contradicted,
     /// The list itself has failed, and so has the transaction.
     RolledBack,
 }
 
-/// What a Commit knows of its list when that has run.
+/// The outcome of running a Commit's list, by which its fate is decided.
 #[derive(Clone, Copy, Debug)]
 pub struct Answered {
-    /// What f+1 voters have answered to it.
+    /// The answers that f+1 voters have certified, if the Commit carries words.
     pub certified: Option<Digest>,
-    /// What was answered here.
+    /// The answers on this voter.
     pub answers: Digest,
     /// Whether each exchange is short.
     pub all_short: bool,
@@ -152,7 +152,7 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// What becomes of it.
+    /// The fate of the list.
     pub fn verdict(self) -> Verdict {
         match self.certified {
             None if !self.all_short => Verdict::WordsMissing,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use ordering::message::{BODY_BYTES_MAX, BODY_BYTES_MIN};
 use sql::analysis::{Analyzer, ExchangeAnalysis};
 use sql::footprint::{Footprint, Mode, Resource};
@@ -14,6 +15,7 @@ use crate::lock_table::LockRefusal;
 use crate::outcome::Outcome;
 use crate::postgres::backend::Sequences;
 use crate::postgres::settings;
+use crate::transactions::OrderedTransaction;
 use ordering::identifiers::ClientId;
 
 /// Footprint too small (`docs/wire.md#sqlstates-of-our-own`).
@@ -303,6 +305,30 @@ pub fn check(
         return Err(Refused::too_small(&analysis.footprint, held));
     }
     Ok(analysis)
+}
+
+/// Checks the exchanges of a Begin or an Extend.
+///
+/// # Errors
+/// The refusal, alike on all voters.
+pub fn check_listed(
+    analyzer: &Analyzer,
+    exchanges: &[Bytes],
+    transaction: &OrderedTransaction,
+    held: &Footprint,
+) -> Result<(), Refused> {
+    if exchanges.is_empty() && !transaction.reads_snapshot() {
+        return Err(Refused::new("08P01", "a Begin without an exchange"));
+    }
+    for bytes in exchanges {
+        let exchange = decode_listed(bytes)?;
+        if matches!(exchange, Exchange::Stored { .. }) {
+            // Checked like every other when it runs, with its body at hand.
+            continue;
+        }
+        check(analyzer, &exchange, &transaction.context, Place::Listed, held)?;
+    }
+    Ok(())
 }
 
 /// A one-shot whose time, size or outcome its shape does not bound.

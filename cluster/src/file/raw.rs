@@ -190,8 +190,8 @@ pub struct Limits {
     /// What a machine keeps of COPY data and long statements on its disk until all databases have them, in bytes; each client
     /// (proxy) has an equal share.
     pub bodies_bytes_max: u64,
-    /// What a machine, and what a proxy, keeps on its disk of results above 1 MiB until they are read, in bytes. One result may
-    /// have half of it (of the share of its client, which is equal for each).
+    /// Bytes of results above 1 MiB that each machine, and each proxy, keeps on its disk until applications have read them. One
+    /// result may have half of its client's share, which is equal for each client.
     pub results_bytes_max: u64,
     /// `shared_buffers` of each database server that `up` makes, in MiB.
     pub shared_buffers_mib: usize,

@@ -17,7 +17,7 @@ const SIBLINGS_MIN: usize = 4;
 const AT_WORK_MAX: Duration = Duration::from_millis(500);
 /// A Begin waits for this part of what transactions take.
 const PART: u32 = 16;
-/// It waits no longer.
+/// A Begin waits no longer.
 const WAIT_MAX: Duration = Duration::from_millis(5);
 /// Shorter waits are not worth a timer.
 const WAIT_MIN: Duration = Duration::from_millis(1);
@@ -29,7 +29,7 @@ struct State {
     /// Open transactions by when they were begun, with a number that tells those of one instant apart.
     open: BTreeMap<(Instant, u64), ()>,
     next: u64,
-    /// What a transaction takes.
+    /// The mean duration of transactions.
     mean: Duration,
     /// When those that wait leave at the latest.
     leave_at: Option<Instant>,
@@ -58,7 +58,7 @@ impl State {
     }
 }
 
-/// What is known of the transactions at work.
+/// The transactions at work, and the Begins that wait for company.
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
     state: Mutex<State>,

@@ -190,8 +190,8 @@ impl From<Refused> for ApplicationError {
 
 /// A session's wish to cancel what it waits for.
 ///
-/// It counts for a message that has arrived before it, be it read yet or not: so it is forgotten only by a session that has
-/// nothing to read, and when what it was meant for has ended.
+/// A wish counts for a message that has arrived before it, whether the session has read that message or not. So a session forgets
+/// a wish only when it has nothing to read, and when the statement that the wish was meant for has ended.
 #[derive(Debug, Default)]
 pub(crate) struct Cancel {
     requested: AtomicBool,

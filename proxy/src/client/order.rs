@@ -155,7 +155,7 @@ impl Client {
         let wait = self.await_order(&ordering, live);
         let number = ordering.request.number;
         let voted = match ordering.nature {
-            // It may be committed: what became of it is known only from its own answer.
+            // A one-shot may be committed: only its own answer tells what became of it.
             Nature::OneShot => tokio::select! {
                 voted = wait => voted,
                 () = self.no_outcome(&waiting.call, number, deadline, limit) => Err(Failure::NoProgress),

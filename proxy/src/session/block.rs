@@ -6,17 +6,17 @@ use sql::statement::{Cursor, StatementClass};
 
 use crate::error::ApplicationError;
 
-/// What is to become of an exchange outside a transaction block.
+/// The fate of an exchange outside a transaction block.
 pub(super) enum Outside {
-    /// It runs.
+    /// The exchange runs.
     Runs,
-    /// It runs in a block of its own: several statements of one text are one, and CLOSE ALL finds nothing there.
+    /// The exchange runs in a block of its own: the statements of one text are one block, and CLOSE ALL finds nothing in a new one.
     RunsInBlock,
-    /// It fails.
+    /// The exchange fails with this error.
     Fails(ApplicationError),
 }
 
-/// What is to become of an exchange outside a transaction block.
+/// Decides whether an exchange outside a transaction block runs, and how.
 pub(super) fn outside_block(exchange: &Exchange, analysis: &ExchangeAnalysis) -> Outside {
     let several = match exchange {
         Exchange::Simple { .. } => analysis.texts.iter().map(|text| text.statements.len()).sum::<usize>() > 1,

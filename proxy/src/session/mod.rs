@@ -6,6 +6,7 @@ mod context;
 mod control;
 mod copy;
 mod describe;
+mod ending;
 mod execute;
 mod extended;
 mod handshake;

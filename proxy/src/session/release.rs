@@ -24,7 +24,7 @@ impl Pieces for Whole {
     }
 }
 
-/// What comes next.
+/// The next event while chunks are written to an application.
 enum Next {
     /// A chunk, or that there are no more.
     Chunk(Result<Option<Bytes>, Failure>),

@@ -106,7 +106,7 @@ impl Session {
             }
             (Some(Err(Failure::Cancelled)), Some(reason)) => Err(Failure::Refused(reason.error())),
             (Some(outcome), Some(Reason::StatementTimeout | Reason::LockTimeout)) => {
-                // Nobody has asked for it.
+                // The wish was the time limit's, not the application's.
                 cancel.reset();
                 outcome
             }

@@ -119,7 +119,11 @@ impl Owner<'_> {
         let footprint = &operation.footprint;
         let bytes = self.fed.get(&order).map_or(0, |fed| fed.bytes);
         metrics::counter!("cloudbft_voter_operations_total", "class" => class(&operation.work)).increment(1);
-        if transaction_of(&operation.work).is_some_and(|id| id.client != asker.client.0) {
+        if operation
+            .work
+            .transaction()
+            .is_some_and(|id| id.client != asker.client.0)
+        {
             return self
                 .refuse(
                     asker,
@@ -349,17 +353,6 @@ impl Owner<'_> {
             Asked::Abort(asker) => self.settle(asker, rolled_back()).await,
             Asked::Voters => self.finished(order),
         }
-    }
-}
-
-fn transaction_of(work: &Work) -> Option<TransactionId> {
-    match work {
-        Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => None,
-        Work::Read { transaction, .. } => *transaction,
-        Work::Begin { transaction, .. }
-        | Work::Extend { transaction, .. }
-        | Work::Commit { transaction, .. }
-        | Work::Abort { transaction } => Some(*transaction),
     }
 }
 

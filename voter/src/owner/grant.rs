@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sql::footprint::Footprint;
-use sql::operation::{Exchange, Operation, TransactionId, Work};
+use sql::operation::{Operation, TransactionId, Work};
 use sql::rules::MultiPartition;
 use sql::statement::Effect;
 
@@ -17,7 +17,7 @@ use crate::lock_table::{Grant, Node};
 use crate::outcome::Outcome;
 use crate::postgres::backend::{Clock, Job, Record};
 use crate::slot::Command;
-use crate::work::{Place, Refused, changes_catalog, check, decode, decode_listed, recorded_home, seed, sequences};
+use crate::work::{Place, Refused, changes_catalog, check, check_listed, decode, recorded_home, seed, sequences};
 
 impl Owner<'_> {
     /// Runs, or refuses, what the lock table has granted.
@@ -202,7 +202,7 @@ impl Owner<'_> {
             return self.refuse(asker, Refused::ended_before()).await;
         };
         let ordered = open.ordered.clone();
-        let refused = self.check_all(exchanges, &ordered, &held).err();
+        let refused = check_listed(&self.catalog.analyzer, exchanges, &ordered, &held).err();
         let snapshot = ordered.reads_snapshot();
         let behind = self.behind_by() > BEHIND_ORDERS_MAX;
         let live = ordered.is_live(self.config.machine);
@@ -238,26 +238,6 @@ impl Owner<'_> {
         self.retry_early().await;
     }
 
-    fn check_all(
-        &self,
-        exchanges: &[Bytes],
-        ordered: &crate::transactions::OrderedTransaction,
-        held: &Footprint,
-    ) -> Result<(), Refused> {
-        if exchanges.is_empty() && !ordered.reads_snapshot() {
-            return Err(Refused::new("08P01", "a Begin without an exchange"));
-        }
-        for bytes in exchanges {
-            let exchange = decode_listed(bytes)?;
-            if matches!(exchange, Exchange::Stored { .. }) {
-                // Checked like every other when it runs, with its body at hand.
-                continue;
-            }
-            check(&self.catalog.analyzer, &exchange, &ordered.context, Place::Listed, held)?;
-        }
-        Ok(())
-    }
-
     async fn grant_extend(&mut self, asker: Asker, grant: Grant, id: TransactionId, exchange: &Bytes, before: u32) {
         let open = self.transactions.get(&id);
         let (Some(open), Some(held)) = (open, self.locks.held(id).cloned()) else {
@@ -268,7 +248,12 @@ impl Owner<'_> {
         };
         let checked = match grant.written_since {
             true => Err(Refused::written_since()),
-            false => self.check_all(std::slice::from_ref(exchange), &open.ordered, &held),
+            false => check_listed(
+                &self.catalog.analyzer,
+                std::slice::from_ref(exchange),
+                &open.ordered,
+                &held,
+            ),
         };
         let node = Node::Within {
             transaction: id,

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod bodies;
+mod certificates;
 mod crash;
 mod deferred;
+mod ends;
 mod hostile;
 mod large;
 mod left_behind;

@@ -28,15 +28,15 @@ pub enum Fault {
 /// What the client that lies does with its transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lies {
-    /// It has none.
+    /// The client has no transaction.
     Absent,
-    /// It begins one, runs what it says, and commits it as it is.
+    /// The client begins a transaction, runs what it says, and commits that list.
     Commits,
-    /// It tells voters different statements, and commits either, or what nobody ran, with words of anybody.
+    /// The client tells voters different statements, and commits either, or what nobody ran, with words of anybody.
     Lists,
-    /// It runs a statement that never ends, and commits it with made-up words.
+    /// The client runs a statement that never ends, and commits it with made-up words.
     Endless,
-    /// It begins a transaction, extends it to the other client's table, and never ends it.
+    /// The client begins a transaction, extends it to the other client's table, and never ends it.
     NeverEnds,
 }
 

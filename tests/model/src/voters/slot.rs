@@ -74,9 +74,9 @@ pub(crate) struct Around<'around> {
 /// What became of an exchange.
 enum Played {
     Answer(Digest),
-    /// It was stopped; its backend is gone.
+    /// The exchange was stopped; its backend is gone.
     Stopped,
-    /// It still runs.
+    /// The exchange still runs.
     Runs,
 }
 
@@ -92,7 +92,7 @@ struct Running {
 enum List {
     All,
     Refused(Refused),
-    /// It runs, and nothing can stop it any more.
+    /// The list runs, and nothing can stop it any more.
     Endless,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct Slot {
     mailbox: VecDeque<Command>,
     end: Option<End>,
     running: Option<Running>,
-    /// It runs a listed exchange without end.
+    /// The slot runs a listed exchange that has no end.
     hangs: bool,
 }
 
