@@ -103,7 +103,10 @@ async fn what_is_short_needs_no_words() {
     let world = World::start().await;
     let client = with_table(&world).await;
     client.batch_execute("INSERT INTO t VALUES (1, 7)").await.unwrap();
-    assert_eq!(world.faults.take_seen(), ["one-shot"]);
+    let mut seen = world.faults.take_seen();
+    // The proxy reads the catalog beside it, in whichever way voters answer soon enough.
+    seen.retain(|kind| !["read", "ordered read"].contains(kind));
+    assert_eq!(seen, ["one-shot"]);
     for text in [
         "BEGIN; INSERT INTO t VALUES (2, 7)",
         "UPDATE t SET v = 8 WHERE id = 1",
@@ -250,7 +253,13 @@ async fn what_was_committed_before_a_restart_is_committed() {
         client.batch_execute("BEGIN; DELETE FROM t; COMMIT").await.unwrap();
     }
     // Fewer than f+1 voters still have the result: what is committed must not be run again.
-    for (restarted, silent) in [(vec![1, 2, 3], vec![]), (vec![1, 2], vec![]), (vec![1], vec![2])] {
+    let cases = [
+        (vec![1, 2, 3], vec![]),
+        (vec![1, 2], vec![]),
+        (vec![1, 2], vec![3]),
+        (vec![1], vec![2]),
+    ];
+    for (restarted, silent) in cases {
         world.faults.heal();
         restarted.iter().for_each(|machine| world.faults.restart(*machine));
         silent.iter().for_each(|machine| world.faults.mute_at_commit(*machine));

@@ -286,8 +286,7 @@ impl Client {
                 if more.is_empty() || until <= Instant::now() {
                     return Err(self.result_lost(ordering).await);
                 }
-            }
-            if let Some(failure) = self.hopeless(&standing) {
+            } else if let Some(failure) = self.hopeless(&standing) {
                 return Err(match failure {
                     Failure::NoMajority(detail) if ordering.nature == Nature::OneShot => {
                         Failure::NoMajority(format!("{detail} It is ordered, and may be committed."))
