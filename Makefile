@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench bench-peers profile bench-core soak soak-sim sim mutants fuzz model twins twins-faults
+.PHONY: run test install lint bench bench-peers profile bench-core large soak soak-sim sim mutants fuzz model twins twins-faults
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -60,6 +60,11 @@ bench-core:
 soak: install
 	$(CARGO) build --release --locked --bin cloudbft
 	scripts/soak target/release/cloudbft $(if $(MINUTES),$(MINUTES),10)
+
+## 1 GB (MEGABYTES=1000) by COPY in and out and by pg_dump, beside plain PostgreSQL: times, and the peak memory of each process.
+large: install
+	$(CARGO) build --release --locked --bin cloudbft
+	scripts/large target/release/cloudbft $(if $(MEGABYTES),$(MEGABYTES),1000)
 
 ## Clusters in virtual time, faults and adversaries drawn from seeds: SEEDS=10000, or one with its event log: SEED=n.
 ## PROTOCOL=minbft; OPTIONS="faults=2 loss_percent=0" overrides what the seeds draw. Exit code: 2 safety, 3 liveness.

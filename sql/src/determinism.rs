@@ -54,6 +54,9 @@ pub(crate) fn inspect(text: &str, tokens: &[Token], purpose: Purpose) -> Finding
         let found = splices::splice(&pass);
         findings.needs_clock |= found.is_some() || pass.calls_own_function();
         findings.splices.extend(found);
+        if purpose == Purpose::Read {
+            findings.splices.extend(splices::local_column(&pass));
+        }
         if purpose != Purpose::Read && is_body(&pass, purpose) {
             inspect_body(&pass, &mut findings);
         }

@@ -98,3 +98,20 @@ END
 $$;
 CREATE OR REPLACE FUNCTION cloudbft.uuid_generate_v4() RETURNS pg_catalog.uuid
 LANGUAGE sql VOLATILE PARALLEL UNSAFE AS $$ SELECT cloudbft.gen_random_uuid() $$;
+
+-- What a server's catalogs say of a table or database that was just created, in place of numbers that are local (rule
+-- LocalFacts).
+CREATE OR REPLACE FUNCTION cloudbft.relfrozenxid(pg_catalog.xid) RETURNS pg_catalog.xid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '3'::pg_catalog.xid $$;
+CREATE OR REPLACE FUNCTION cloudbft.relminmxid(pg_catalog.xid) RETURNS pg_catalog.xid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '1'::pg_catalog.xid $$;
+CREATE OR REPLACE FUNCTION cloudbft.relpages(pg_catalog.int4) RETURNS pg_catalog.int4
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '0'::pg_catalog.int4 $$;
+CREATE OR REPLACE FUNCTION cloudbft.reltuples(pg_catalog.float4) RETURNS pg_catalog.float4
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '-1'::pg_catalog.float4 $$;
+CREATE OR REPLACE FUNCTION cloudbft.relallvisible(pg_catalog.int4) RETURNS pg_catalog.int4
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '0'::pg_catalog.int4 $$;
+CREATE OR REPLACE FUNCTION cloudbft.datfrozenxid(pg_catalog.xid) RETURNS pg_catalog.xid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '3'::pg_catalog.xid $$;
+CREATE OR REPLACE FUNCTION cloudbft.datminmxid(pg_catalog.xid) RETURNS pg_catalog.xid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '1'::pg_catalog.xid $$;

@@ -1,5 +1,5 @@
 //! Replacement of clocks and random sources by functions of schema `cloudbft` (rules TransactionClock, ClockKeywords,
-//! StatementClock, DateWords, RandomNumbers and RandomIdentifiers).
+//! StatementClock, DateWords, RandomNumbers and RandomIdentifiers), and of what each server counts for itself in its catalogs.
 //!
 //! Each function has the name of what it replaces, so that output columns keep their names.
 
@@ -37,6 +37,46 @@ pub(super) fn splice(pass: &Pass<'_>) -> Option<Splice> {
         TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString(_) => literal(pass, token),
         _ => None,
     }
+}
+
+/// Columns of system catalogs that each server fills by itself: numbers of its own transactions, and what its own
+/// vacuum or analyze last counted.
+const LOCAL_COLUMNS: [&str; 7] = [
+    "relfrozenxid",
+    "relminmxid",
+    "relpages",
+    "reltuples",
+    "relallvisible",
+    "datfrozenxid",
+    "datminmxid",
+];
+
+/// A local column of pg_class or pg_database becomes what it is of a table that was just created, so that servers answer
+/// alike (rule LocalFacts): `pg_dump` asks for it. NULL of an outer join stays NULL.
+pub(super) fn local_column(pass: &Pass<'_>) -> Option<Splice> {
+    let token = pass.token(0)?;
+    let name = pass.name(0)?;
+    let column = LOCAL_COLUMNS.into_iter().find(|column| *column == name)?;
+    let is_output = pass.is_word(-1, "as");
+    if is_output || pass.is_punctuation(1, b'(') || pass.is_punctuation(1, b'.') {
+        return None;
+    }
+    let is_of_catalog = |token: &Token| {
+        let is = |name| token.identifier(pass.text).is_some_and(|found| found == name);
+        is("pg_class") || is("pg_database")
+    };
+    pass.tokens.iter().any(is_of_catalog).then_some(())?;
+    let mut start = token.start;
+    let mut back = -1;
+    while pass.is_punctuation(back, b'.') && pass.name(back - 1).is_some() {
+        start = pass.token(back - 1)?.start;
+        back -= 2;
+    }
+    let source = pass.text.get(start..token.end)?;
+    Some(Splice {
+        range: start..token.end,
+        replacement: format!("cloudbft.{column}({source})"),
+    })
 }
 
 /// `CURRENT_TIMESTAMP` and the like, with or without precision (rule ClockKeywords).

@@ -44,6 +44,28 @@ fn rules_1_to_3_clocks_are_replaced() {
 }
 
 #[test]
+fn columns_that_each_server_fills_by_itself_are_those_of_a_new_table() {
+    for (text, expected) in [
+        (
+            "select c.relpages, relfrozenxid as f, pg_class.reltuples::bigint from pg_class c order by c.relpages",
+            "select cloudbft.relpages(c.relpages), cloudbft.relfrozenxid(relfrozenxid) as f, \
+             cloudbft.reltuples(pg_class.reltuples)::bigint from pg_class c order by cloudbft.relpages(c.relpages)",
+        ),
+        (
+            "select pg_catalog.pg_database.\"datminmxid\" from pg_catalog.pg_database",
+            "select cloudbft.datminmxid(pg_catalog.pg_database.\"datminmxid\") from pg_catalog.pg_database",
+        ),
+        ("select relpages from t", "select relpages from t"),
+        ("select oid as relpages from pg_class", "select oid as relpages from pg_class"),
+        ("select relpages(1) from pg_class", "select relpages(1) from pg_class"),
+    ] {
+        assert_eq!(spliced(text, Purpose::Read), expected);
+        let tokens = tokenize(text).expect("lexes");
+        assert!(!inspect(text, &tokens, Purpose::Read).needs_clock, "{text}");
+    }
+}
+
+#[test]
 fn what_only_looks_like_a_clock_stays() {
     for text in [
         "select now from t",
