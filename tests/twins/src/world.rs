@@ -244,10 +244,12 @@ impl World {
         Arc::clone(&self.analyzer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the catalog again, from whichever server answers.
+    /// Reads the catalog again, from whichever server answers. The present one stays where an open transaction holds what it
+    /// changed, as a proxy's does: the client that waits here may be the one whose transaction it is.
     pub async fn refresh_analyzer(&self) {
+        let bounded = format!("SET lock_timeout = '200ms'; {CATALOG_QUERY}");
         for machine in machines() {
-            let Ok(rows) = self.query(machine, CATALOG_QUERY).await else {
+            let Ok(rows) = self.query(machine, &bounded).await else {
                 continue;
             };
             let texts = rows.iter().filter_map(|row| row.first().and_then(Option::as_deref));
