@@ -175,6 +175,39 @@ fn the_catalog_and_the_functions() {
     ddl_stores_the_replacements(&server, &analyzer);
 }
 
+/// Rows that the nodes of a plan produced or threw away.
+fn work(plan: &serde_json::Value) -> f64 {
+    let number = |name: &str| plan[name].as_f64().unwrap_or(0.0);
+    let rows = ["Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter"];
+    let own = rows.into_iter().map(number).sum::<f64>() * number("Actual Loops");
+    own + plan["Plans"]
+        .as_array()
+        .map_or(0.0, |plans| plans.iter().map(work).sum())
+}
+
+#[test]
+fn the_cost_of_the_catalog_does_not_grow_with_the_square_of_the_tables() {
+    let server = Server::start("growth");
+    server.run("postgres", &[], "CREATE TABLE first (id int PRIMARY KEY)");
+    let mut costs = Vec::new();
+    for round in 0..2 {
+        let tables: String = (0..200)
+            .map(|n| {
+                format!(
+                    "CREATE TABLE t_{round}_{n} (id serial PRIMARY KEY, note text DEFAULT 'x', first int REFERENCES first, \
+                     number int GENERATED ALWAYS AS IDENTITY, CHECK (number > 0));\n"
+                )
+            })
+            .collect();
+        server.run("postgres", &[], &tables);
+        let explained = format!("EXPLAIN (ANALYZE, TIMING OFF, COSTS OFF, FORMAT JSON) {CATALOG_QUERY}");
+        let plan = server.run("postgres", &["-At"], &explained);
+        let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+        costs.push(work(&plan[0]["Plan"]));
+    }
+    assert!(costs[0] > 1000.0 && costs[1] < 2.5 * costs[0], "{costs:?} rows");
+}
+
 /// The executable text gives columns of the same names and types as the text itself.
 fn columns_keep_names_and_types(server: &Server, analyzer: &Analyzer) {
     for expression in [

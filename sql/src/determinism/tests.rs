@@ -56,7 +56,10 @@ fn columns_that_each_server_fills_by_itself_are_those_of_a_new_table() {
             "select cloudbft.datminmxid(pg_catalog.pg_database.\"datminmxid\") from pg_catalog.pg_database",
         ),
         ("select relpages from t", "select relpages from t"),
-        ("select oid as relpages from pg_class", "select oid as relpages from pg_class"),
+        (
+            "select oid as relpages from pg_class",
+            "select oid as relpages from pg_class",
+        ),
         ("select relpages(1) from pg_class", "select relpages(1) from pg_class"),
     ] {
         assert_eq!(spliced(text, Purpose::Read), expected);
