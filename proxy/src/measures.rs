@@ -5,6 +5,7 @@ use std::time::Duration;
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
+use ordering::identifiers::MachineId;
 use sql::statement::Effect;
 
 /// Kinds of exchanges, for labels.
@@ -137,6 +138,11 @@ impl Measures {
     pub(crate) fn refused(&self, rule: u8, sqlstate: &'static str) {
         counter!("cloudbft_refused_total", "rule" => rule.to_string(), "sqlstate" => sqlstate).increment(1);
     }
+}
+
+/// A voter's message that no correct voter sends.
+pub(crate) fn invalid(voter: MachineId, reason: &'static str) {
+    counter!("cloudbft_invalid_messages_total", "peer" => format!("m{}", voter.0), "reason" => reason).increment(1);
 }
 
 /// Counters without labels: they stand at zero before the first event, so that a rate sees that one too.
