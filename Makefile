@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: run test install lint bench bench-peers profile bench-core large soak soak-sim sim mutants fuzz model twins twins-faults
+.PHONY: run test install lint bench bench-peers profile bench-core large soak soak-sim sim mutants fuzz model twins twins-faults check-dashboards
 
 # What `make sim` runs.
 PROTOCOL ?= minbft
@@ -51,6 +51,12 @@ profile:
 	scripts/install --profile
 	RUSTFLAGS="-C force-frame-pointers=yes" $(CARGO) build --release --locked --bin cloudbft --target-dir target/profile
 	scripts/profile target/profile/release/cloudbft $(OPTIONS)
+
+## The dashboards and alerts of grafana/, on a cluster with faults that a Prometheus scrapes: every query must have data.
+check-dashboards: install
+	scripts/install --prometheus
+	$(CARGO) build --release --locked --bin cloudbft
+	scripts/check-dashboards target/release/cloudbft
 
 ## The agreement core alone, in one thread, beside the crate `minbft`: orders per second.
 bench-core:

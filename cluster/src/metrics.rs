@@ -97,6 +97,8 @@ fn describe() {
         "cloudbft_link_refused_total",
         "Connections refused before or during the TLS handshake."
     );
+    // It stands at zero before the first event, so that a rate sees that one too.
+    counter!("cloudbft_link_refused_total").increment(0);
     describe_gauge!(
         "cloudbft_link_queue_bytes",
         Unit::Bytes,
@@ -125,6 +127,14 @@ fn describe() {
     describe_gauge!(
         "cloudbft_order_pending",
         "Orders proposed and not yet decided, as this node knows."
+    );
+    describe_gauge!(
+        "cloudbft_log_first_order",
+        "The first order that this node's log still holds."
+    );
+    describe_gauge!(
+        "cloudbft_checkpoint_order",
+        "The order of the last stable checkpoint that this node knows."
     );
     describe_histogram!("cloudbft_order_batch_size", "Entries per batch.");
     describe_histogram!(

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use ordering::identifiers::MachineId;
 use sql::statement::Effect;
 
 /// Kinds of exchanges, for labels.
@@ -68,7 +71,9 @@ pub(crate) enum TransactionEnd {
 }
 
 impl Measures {
+    /// The metrics at zero, and what each of this crate means. A recorder must be installed.
     pub(crate) fn new() -> Self {
+        describe();
         let query = |(class, name): (QueryClass, &'static str)| {
             (
                 class,
@@ -133,4 +138,78 @@ impl Measures {
     pub(crate) fn refused(&self, rule: u8, sqlstate: &'static str) {
         counter!("cloudbft_refused_total", "rule" => rule.to_string(), "sqlstate" => sqlstate).increment(1);
     }
+}
+
+/// A voter's message that no correct voter sends.
+pub(crate) fn invalid(voter: MachineId, reason: &'static str) {
+    counter!("cloudbft_invalid_messages_total", "peer" => format!("m{}", voter.0), "reason" => reason).increment(1);
+}
+
+/// Counters without labels: they stand at zero before the first event, so that a rate sees that one too.
+const COUNTERS: [(&str, &str); 5] = [
+    (
+        "cloudbft_retransmissions_total",
+        "Requests and stored bodies that were sent again because no answer came in time.",
+    ),
+    (
+        "cloudbft_recalls_total",
+        "Results that were asked of one more voter, because it sent their digest only.",
+    ),
+    (
+        "cloudbft_joins_total",
+        "How often further voters were made to run an open transaction live.",
+    ),
+    (
+        "cloudbft_large_results_total",
+        "Results above 1 MiB, which come in chunks.",
+    ),
+    (
+        "cloudbft_result_chunks_total",
+        "Chunks of large results that were read.",
+    ),
+];
+
+fn describe() {
+    for (name, help) in COUNTERS {
+        describe_counter!(name, help);
+        counter!(name).increment(0);
+    }
+    describe_counter!(
+        "cloudbft_received_bytes_total",
+        Unit::Bytes,
+        "Bytes received from applications."
+    );
+    describe_counter!("cloudbft_sent_bytes_total", Unit::Bytes, "Bytes sent to applications.");
+    describe_counter!(
+        "cloudbft_queries_total",
+        "Exchanges with applications, by class and protocol."
+    );
+    describe_histogram!(
+        "cloudbft_query_duration_seconds",
+        Unit::Seconds,
+        "From an exchange's arrival to its answer, by class."
+    );
+    describe_histogram!(
+        "cloudbft_stage_duration_seconds",
+        Unit::Seconds,
+        "Stages of an exchange: deriving its footprint, an ordered request until it is voted, a direct statement until it is voted."
+    );
+    describe_counter!("cloudbft_transactions_total", "Transactions that ended, by outcome.");
+    describe_gauge!("cloudbft_client_connections", "Connections of applications.");
+    describe_gauge!(
+        "cloudbft_client_connections_max",
+        "Connections of applications that are allowed."
+    );
+    describe_gauge!(
+        "cloudbft_prepared_statements",
+        "Prepared statements of all connections."
+    );
+    describe_counter!(
+        "cloudbft_errors_total",
+        "Errors that went to applications, by the first two characters of their SQLSTATE."
+    );
+    describe_counter!(
+        "cloudbft_refused_total",
+        "Statements that were refused before they ran, by determinism rule and SQLSTATE."
+    );
 }

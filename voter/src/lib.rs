@@ -11,6 +11,7 @@ pub mod ending;
 mod executor;
 pub mod floors;
 pub mod lock_table;
+mod measures;
 pub mod outcome;
 mod owner;
 pub mod postgres;

@@ -157,6 +157,7 @@ pub const INPUT_QUEUE_MAX: usize = 8192;
 impl Voter {
     /// Starts a voter on the current Tokio runtime. Outputs are sent in order; a full channel holds the voter up.
     pub fn start(config: VoterConfig, outputs: mpsc::Sender<VoterOutput>) -> VoterHandle {
+        crate::measures::describe();
         let (input, inputs) = mpsc::channel(INPUT_QUEUE_MAX);
         let (state_sender, state) = watch::channel(VoterState::Down("starting".into()));
         let clients = config.client_roles.len().max(1) as u64;

@@ -14,6 +14,7 @@ use super::collect::{Agreed, Collect, Rows};
 use super::large::Whole;
 use super::live::Live;
 use super::{Cancel, Client, Failure, OTHERS_PATIENCE, Preference, ROWS_PATIENCE, SILENCE_PATIENCE, Voted};
+use crate::measures::invalid;
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// How much later than f+1 voters the others may be, before a linearizable read is ordered instead.
@@ -190,7 +191,7 @@ impl Client {
                 });
             } else {
                 tracing::warn!(machine = machine.0, "a voter's word is not signed by it");
-                metrics::counter!("cloudbft_invalid_messages_total", "reason" => "word_signature").increment(1);
+                invalid(machine, "word_signature");
                 call.collect().discard(machine);
             }
         }

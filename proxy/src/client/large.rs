@@ -23,6 +23,7 @@ use super::collect::{Agreed, LargeAnswer};
 use super::order::wait_for;
 use super::{Cancel, Client, Failure};
 use crate::error::ApplicationError;
+use crate::measures::invalid;
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// How long a voter may take with a chunk before another one is asked.
@@ -423,7 +424,7 @@ impl Client {
 
 fn not_voted_for(machine: MachineId) {
     tracing::warn!(machine = machine.0, "a voter's result is not the one that it voted for");
-    metrics::counter!("cloudbft_invalid_messages_total", "reason" => "result_digest").increment(1);
+    invalid(machine, "result_digest");
 }
 
 async fn read_back(stored: Arc<StoredResult>, index: usize) -> Result<Bytes, Failure> {

@@ -16,6 +16,7 @@ use super::collect::{Agreed, Collect, Rows, Standing};
 use super::large::{Chunks, Whole};
 use super::live::Live;
 use super::{Cancel, Client, Failure, OTHERS_PATIENCE, ROWS_PATIENCE, SILENCE_PATIENCE, Voted};
+use crate::measures::invalid;
 use crate::port::{Destination, MachineSet, ToNode};
 
 /// The first retransmission comes after this; each further one after twice the time.
@@ -469,7 +470,7 @@ impl Client {
                         return Ok(Whole::Result(result));
                     }
                     tracing::warn!(machine = from.0, "a voter's result is not the one that it voted for");
-                    metrics::counter!("cloudbft_invalid_messages_total", "reason" => "result_digest").increment(1);
+                    invalid(from, "result_digest");
                     break;
                 }
                 if patience.is_zero() || timeout_at(give_up, call.changed.notified()).await.is_err() {

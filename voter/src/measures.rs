@@ -1,0 +1,89 @@
+//! What a voter's metrics mean, for whoever reads `/metrics`. Labels are bounded.
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
+
+/// Counters without labels: they stand at zero before the first event, so that a rate sees that one too.
+const COUNTERS: [(&str, &str); 9] = [
+    (
+        "cloudbft_voter_outages_total",
+        "How often this machine's voter went out of service.",
+    ),
+    (
+        "cloudbft_voter_commit_failures_total",
+        "Commits that the server could not run at an attempt; the voter tries again, or goes out of service.",
+    ),
+    (
+        "cloudbft_voter_commit_reruns_total",
+        "Commits for which the voter ran the transaction's list, because it had not run it live.",
+    ),
+    (
+        "cloudbft_voter_harmless_contradictions_total",
+        "Transactions that wrote nothing, in which this database answered otherwise than f+1 voters certified.",
+    ),
+    (
+        "cloudbft_voter_abandoned_transactions_total",
+        "Open transactions that were aborted in order because their client was silent or they were open for too long.",
+    ),
+    (
+        "cloudbft_voter_results_without_room_total",
+        "Results that were refused because the disk space for large results is used up.",
+    ),
+    (
+        "cloudbft_bodies_missed_total",
+        "Stored bodies (COPY data, long texts) that were not here yet when a list needed them.",
+    ),
+    (
+        "cloudbft_bodies_fetched_total",
+        "Stored bodies that were asked of another machine.",
+    ),
+    (
+        "cloudbft_bodies_refused_total",
+        "Stored bodies that were refused: more than one transaction may write, or no room on the disk.",
+    ),
+];
+
+/// Describes every metric of this crate. A recorder must be installed.
+pub(crate) fn describe() {
+    for (name, help) in COUNTERS {
+        describe_counter!(name, help);
+        counter!(name).increment(0);
+    }
+    describe_counter!(
+        "cloudbft_voter_operations_total",
+        "Ordered operations that this machine's voter was fed, by class."
+    );
+    describe_counter!(
+        "cloudbft_votes_total",
+        "Entries of replicas' COMMIT-DB messages that this machine's voter counted, by replica (its machine's number) and result."
+    );
+    describe_gauge!(
+        "cloudbft_voter_flushed_order",
+        "The order up to which this machine's database has everything on its disk."
+    );
+    describe_gauge!(
+        "cloudbft_voter_waiting_operations",
+        "Operations that wait for locks at this machine's voter."
+    );
+    describe_gauge!(
+        "cloudbft_voter_unfinished_operations",
+        "Operations in the lock table of this machine's voter that are not finished."
+    );
+    describe_gauge!(
+        "cloudbft_voter_open_transactions",
+        "Transactions that are open at this machine's voter."
+    );
+    describe_histogram!(
+        "cloudbft_voter_execution_duration_seconds",
+        Unit::Seconds,
+        "How long the voter took for a stage of execution, its server's time included."
+    );
+    describe_gauge!(
+        "cloudbft_bodies_bytes",
+        Unit::Bytes,
+        "Bytes of stored bodies (COPY data, long texts) that are kept on this machine's disk."
+    );
+    describe_gauge!(
+        "cloudbft_bodies_transactions",
+        "Transactions of which stored bodies are kept on this machine's disk."
+    );
+}
