@@ -582,7 +582,10 @@ async fn answers_at_commit_are_certified_there() {
     let mut outcomes = Vec::new();
     for text in ["SELECT v FROM t", update] {
         for machine in [1, 1, 1, 2, 2, 2_u8] {
-            client.batch_execute("BEGIN; SELECT count(*) FROM t").await.unwrap();
+            client
+                .batch_execute("BEGIN; UPDATE t SET v = v WHERE id = 1")
+                .await
+                .unwrap();
             world.faults.liar(machine);
             client.batch_execute(text).await.unwrap();
             world.faults.heal();
@@ -593,6 +596,21 @@ async fn answers_at_commit_are_certified_there() {
     let failed = outcomes.iter().filter(|failed| **failed).count();
     assert_eq!(failed, 4, "one in three has the liar for its voter: {outcomes:?}");
     assert_eq!(number(&client, "SELECT v::bigint FROM t").await, 12);
+    // What the transaction has not written is read as outside it: by f+1 voters at once, with nothing to certify.
+    world.faults.take_live();
+    for machine in 1..=3 {
+        world.faults.liar(machine);
+        client.batch_execute("BEGIN").await.unwrap();
+        assert_eq!(number(&client, "SELECT v::bigint FROM t").await, 12);
+        client.batch_execute("COMMIT").await.unwrap();
+        world.faults.heal();
+    }
+    assert!(world.faults.take_live().is_empty());
+    client
+        .batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM t; COMMIT")
+        .await
+        .unwrap();
+    assert_eq!(world.faults.take_live().iter().map(|mask| mask.count_ones()).sum::<u32>(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -466,6 +466,10 @@ pub(crate) async fn run_read(shared: Arc<Shared>, work: OrderedRead) {
     shared.tell(Event::Finished(order, None));
 }
 
+/// How long a read that nobody waits for any more may go on before its backend is ended: a new backend costs the server more
+/// than what is left of most reads, and each read of many milliseconds has a slowest voter, whose answer is not waited for.
+const GIVEN_UP_PATIENCE: Duration = Duration::from_millis(100);
+
 /// Runs a read on a backend of its own, until it ends or nobody waits for it any more; `None` when this server cannot.
 async fn read_on(
     shared: &Shared,
@@ -491,9 +495,13 @@ async fn read_on(
             None => read(backend).await,
         }
     };
+    let given_up = async {
+        running.given_up().await;
+        tokio::time::sleep(GIVEN_UP_PATIENCE).await;
+    };
     let answer = tokio::select! {
         answer = reading => Some(answer),
-        () = running.given_up() => None,
+        () = given_up => None,
     };
     match answer {
         Some(Ok(answer)) => {

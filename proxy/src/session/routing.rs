@@ -437,13 +437,15 @@ impl Session {
         };
         let locks_reads = transaction.locks_reads();
         let footprint = lock_footprint(analysis, locks_reads);
-        let plain_read = analysis.effect <= Effect::Read && routed.kind == Kind::Plain && !begun.at_commit;
+        let plain = analysis.effect <= Effect::Read && routed.kind == Kind::Plain;
+        // What one voter answers is listed, and certified at COMMIT.
+        let plain_read = plain && !begun.at_commit;
         let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && plain_read);
         let bound = analysis.needs_transaction || analysis.needs_clock || begun.may_have_written(&footprint);
         let result = match (plain_read, covered) {
             (true, true) => self.read_within(routed).await,
             // No lock protects it: as outside the transaction, unless it may depend on what that wrote.
-            (true, false) if !locks_reads && !bound => return self.autocommit_read(routed).await,
+            (_, false) if plain && transaction.reads_outside() && !bound => return self.autocommit_read(routed).await,
             (true, false) if !locks_reads => self.ordered_read_within(routed).await,
             (_, true) if is_large(&routed.encoded) || begun.has_room(routed.encoded.len()) => {
                 self.write_directly(routed).await

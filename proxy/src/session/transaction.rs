@@ -129,14 +129,15 @@ impl Transaction {
         self.at_commit && !self.read_only && self.isolation != Isolation::RepeatableRead
     }
 
-    /// Whether its plain reads take locks.
+    /// Whether its plain reads take locks, where they are part of what it has run.
     pub(super) fn locks_reads(&self) -> bool {
         self.voters_isolation() == Isolation::Serializable || self.answers_at_commit()
     }
 
-    /// Whether its plain reads may run outside it, as autocommit reads, before it holds anything.
+    /// Whether its plain reads may run outside it, as autocommit reads, of what it neither holds nor may have written: their
+    /// answers are f+1 voters' at once.
     pub(super) fn reads_outside(&self) -> bool {
-        self.isolation == Isolation::ReadCommitted && !self.answers_at_commit()
+        self.isolation == Isolation::ReadCommitted
     }
 
     /// The modes that `AND CHAIN` hands on.

@@ -119,6 +119,8 @@ pub struct Backend {
     /// Code that is not ours has run: nobody else may be served here, since nothing in the backend can be trusted.
     foreign: bool,
     copying: bool,
+    /// The open transaction has run nothing: its BEGIN goes out with what it runs first.
+    begin_is_due: bool,
     /// The server still answers something that nobody reads.
     left: bool,
     /// The open transaction may have written: not so only when it was asked and said so.
@@ -160,6 +162,7 @@ impl Backend {
             renamed: false,
             foreign: false,
             copying: false,
+            begin_is_due: false,
             left: false,
             written: true,
             limits: CaptureLimits::of(config),

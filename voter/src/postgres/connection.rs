@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 
 use super::PostgresError;
@@ -200,11 +200,10 @@ impl Connection {
                 return Ok(message);
             }
             if self.outgoing.is_empty() {
-                self.stream.ready(Interest::READABLE).await?;
-            } else {
-                self.write_some().await?;
+                self.read_more().await?;
+            } else if self.is_write_blocked().await? {
+                self.read_some()?;
             }
-            self.read_some()?;
         }
     }
 
@@ -214,23 +213,36 @@ impl Connection {
     /// When the connection is lost.
     pub async fn flush(&mut self) -> Result<(), PostgresError> {
         while !self.outgoing.is_empty() {
-            self.write_some().await?;
-            if self.incoming.len() < self.message_bytes_max {
+            if self.is_write_blocked().await? && self.incoming.len() < self.message_bytes_max {
                 self.read_some()?;
             }
         }
         Ok(())
     }
 
-    async fn write_some(&mut self) -> Result<(), PostgresError> {
+    /// Writes what the server takes. True if it takes nothing, when it does again or has something to be read.
+    async fn is_write_blocked(&mut self) -> Result<bool, PostgresError> {
         match self.stream.try_write(&self.outgoing) {
-            Ok(written) => self.outgoing.advance(written),
+            Ok(written) => {
+                self.outgoing.advance(written);
+                Ok(false)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 self.stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
+                Ok(true)
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
+    }
+
+    /// Waits for bytes of the server. A read that does not fill the buffer tells the runtime that there is no more, so that the
+    /// next one waits without asking the kernel in vain.
+    async fn read_more(&mut self) -> Result<(), PostgresError> {
+        self.incoming.reserve(READ_BUFFER_BYTES);
+        match self.stream.read_buf(&mut self.incoming).await? {
+            0 => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+            _ => Ok(()),
+        }
     }
 
     fn read_some(&mut self) -> Result<(), PostgresError> {

@@ -285,6 +285,25 @@ async fn a_read_that_was_given_up_is_stopped() {
     assert_serving(&rig);
 }
 
+/// One that is nearly over may end, since a new backend costs more: of every read of some milliseconds somebody is slowest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_was_given_up_may_end_soon() {
+    let mut rig = with_table().await;
+    let some_milliseconds = simple("SELECT count(*) FROM generate_series(1, 200000)");
+    for _ in 0..100 {
+        let read = rig.send_direct(None, &some_milliseconds, false).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        rig.give_up(read).await;
+        let started = Instant::now();
+        let outcome = rig.direct_outcome(read).await;
+        let went_on = started.elapsed() > Duration::from_millis(5);
+        if went_on && matches!(outcome, Outcome::Done { .. }) {
+            return;
+        }
+    }
+    panic!("it is stopped at once");
+}
+
 /// findings: A7. Code that changes the search path changes nothing for the statements after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_names_mean_is_the_operations_alone() {

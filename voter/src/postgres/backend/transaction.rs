@@ -21,7 +21,8 @@ const SETTLE_TIMES_MAX: u32 = 16;
 const NO_SEQUENCES: &str = "{}";
 
 impl Backend {
-    /// Opens a transaction; `open` is called when its snapshot is taken (if it has one).
+    /// Opens a transaction; `open` is called when its snapshot is taken (if it has one). Without a snapshot its BEGIN goes out
+    /// with what it runs first.
     ///
     /// # Errors
     /// When the connection is lost.
@@ -31,16 +32,29 @@ impl Backend {
         read_only: bool,
         open: impl FnOnce(),
     ) -> Result<(), PostgresError> {
-        let mut script = Script::default();
         let text = match (isolation, read_only) {
             (_, true) => own::BEGIN_SNAPSHOT,
             (Isolation::RepeatableRead, false) => own::BEGIN_REPEATABLE,
-            (Isolation::ReadCommitted | Isolation::Serializable, false) => own::BEGIN,
+            (Isolation::ReadCommitted | Isolation::Serializable, false) => {
+                self.begin_is_due = true;
+                self.status = b'T';
+                open();
+                return Ok(());
+            }
         };
+        let mut script = Script::default();
         script.query(Part::Own, text)?;
         let played = self.play(script, || {}).await?;
         open();
         own_error(played)
+    }
+
+    /// Adds the BEGIN that has not gone out yet.
+    fn add_begin(&mut self, script: &mut Script) -> Result<(), PostgresError> {
+        match std::mem::take(&mut self.begin_is_due) {
+            true => Ok(script.query(Part::Own, own::BEGIN)?),
+            false => Ok(()),
+        }
     }
 
     /// An exchange within the open transaction.
@@ -49,6 +63,7 @@ impl Backend {
     /// When the connection is lost.
     pub async fn within(&mut self, job: &Job) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
+        self.add_begin(&mut script)?;
         match &job.exchange {
             Exchange::CopyData { data } => return self.copy_data(data).await,
             Exchange::CopyStart { .. } => {
@@ -79,6 +94,7 @@ impl Backend {
     /// When the connection is lost.
     pub async fn read_within(&mut self, job: &Job) -> Result<Answer, PostgresError> {
         let mut script = Script::of_read();
+        self.add_begin(&mut script)?;
         self.add_within(&mut script, job)?;
         let answer = self.run(script, || {}).await?;
         Ok(self.still_open(answer))
@@ -90,6 +106,7 @@ impl Backend {
     /// When the connection is lost.
     pub async fn guarded(&mut self, job: &Job) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
+        self.add_begin(&mut script)?;
         script.query(Part::Own, own::GUARD)?;
         self.add_within(&mut script, job)?;
         script.cut();
@@ -108,6 +125,7 @@ impl Backend {
     /// When the connection is lost.
     pub async fn list(&mut self, jobs: &[Job]) -> Result<Vec<Answer>, PostgresError> {
         let mut script = Script::default();
+        self.add_begin(&mut script)?;
         for (index, job) in jobs.iter().enumerate() {
             if index > 0 {
                 script.cut();
@@ -141,6 +159,7 @@ impl Backend {
         let mut noticed = None;
         for round in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
             let mut script = Script::after(noticed.take());
+            self.add_begin(&mut script)?;
             self.add_unlimited(&mut script)?;
             if round == 0 {
                 let names = sequence_names(sequences).unwrap_or(Some(NO_SEQUENCES.into()));
@@ -193,6 +212,7 @@ impl Backend {
     pub async fn commit(&mut self, record: &Record) -> Result<Answer, PostgresError> {
         let mut script = Script::default();
         self.drew |= record.sequences != Sequences::None;
+        self.add_begin(&mut script)?;
         self.add_unlimited(&mut script)?;
         self.add_record(&mut script, record)?;
         script.query(Part::Client, own::COMMIT)?;
@@ -215,6 +235,9 @@ impl Backend {
             script.copy_end(Some("the transaction is rolled back"))?;
             self.play(script, || {}).await?;
             script = Script::default();
+        }
+        if std::mem::take(&mut self.begin_is_due) {
+            self.status = b'I';
         }
         if self.status != b'I' {
             script.query(Part::Own, own::ROLLBACK)?;
