@@ -80,10 +80,10 @@ async fn cancelled(client: &Client, blocker: &Client, text: &str) -> String {
 async fn an_autocommit_write_commits_on_words() {
     let world = World::start().await;
     let client = with_table(&world).await;
-    let row = client
-        .query_one("INSERT INTO t SELECT 1, 7 RETURNING v", &[])
-        .await
-        .unwrap();
+    // Its description is read before.
+    let insert = client.prepare("INSERT INTO t SELECT 1, 7 RETURNING v").await.unwrap();
+    world.faults.take_seen();
+    let row = client.query_one(&insert, &[]).await.unwrap();
     assert_eq!(row.get::<_, i32>(0), 7);
     assert_eq!(world.faults.take_seen(), ["begin", "word", "commit"]);
     assert_eq!(world.faults.take_words().iter().map(Vec::len).collect::<Vec<_>>(), [2]);
