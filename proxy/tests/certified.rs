@@ -610,7 +610,15 @@ async fn answers_at_commit_are_certified_there() {
         .batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM t; COMMIT")
         .await
         .unwrap();
-    assert_eq!(world.faults.take_live().iter().map(|mask| mask.count_ones()).sum::<u32>(), 1);
+    assert_eq!(
+        world
+            .faults
+            .take_live()
+            .iter()
+            .map(|mask| mask.count_ones())
+            .sum::<u32>(),
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

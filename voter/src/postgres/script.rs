@@ -35,6 +35,8 @@ enum Awaited {
     Synthetic(&'static [u8]),
     /// The next exchange's answers begin.
     Cut,
+    /// The same where no Sync has told the transaction's status: it is open, unless something has failed.
+    CutOpen,
 }
 
 /// Frontend messages with what they are expected to bring.
@@ -211,6 +213,11 @@ impl Script {
         self.awaited.push_back((Awaited::Cut, Part::Own));
     }
 
+    /// The answers of another exchange of an open transaction follow, without a Sync between.
+    pub fn cut_open(&mut self) {
+        self.awaited.push_back((Awaited::CutOpen, Part::Own));
+    }
+
     /// Execute.
     pub fn execute(&mut self, part: Part, portal: &str, max_rows: u32) -> std::io::Result<()> {
         let max_rows = i32::try_from(max_rows).unwrap_or(i32::MAX);
@@ -349,6 +356,12 @@ impl Script {
                     }
                 }
                 Some((Awaited::Cut, _)) => played.segments.push(Segment::new(limits)),
+                Some((Awaited::CutOpen, _)) => {
+                    if let Some(segment) = played.segments.last_mut() {
+                        segment.status = b'T';
+                    }
+                    played.segments.push(Segment::new(limits));
+                }
                 Some(_) => return true,
                 None => return false,
             }

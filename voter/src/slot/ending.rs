@@ -153,7 +153,9 @@ impl Slot {
         if !in_place {
             metrics::counter!("cloudbft_voter_commit_reruns_total").increment(1);
             match self.run_list(&commit.listed, Stop::Never, certified.is_none()).await? {
-                (Some(Outcome::Unavailable), _) | (None, ListRan::Failed) => return Ok(Attempt::Failed),
+                (Some(Outcome::Unavailable), _) | (None, ListRan::Failed | ListRan::Skipped) => {
+                    return Ok(Attempt::Failed);
+                }
                 (Some(refused), _) => return Ok(Attempt::Ended(refused)),
                 (None, ListRan::Refused(refused)) => return Ok(Attempt::Ended(refused.into())),
                 (None, ListRan::All) => {}

@@ -33,7 +33,8 @@ pub(super) enum Task<'job> {
     /// A read that is known to be harmless.
     Read(&'job Job),
     Guarded(&'job Job),
-    List(&'job [Job]),
+    /// A list, and whether it may run at once.
+    List(&'job [Job], bool),
     /// Whether code that is not ours may be deferred, and which sequences may have moved.
     Settle(bool, &'job Sequences),
     Commit(&'job Record),
@@ -73,6 +74,8 @@ pub(super) enum ListRan {
     All,
     /// An exchange is refused, alike on every voter.
     Refused(Refused),
+    /// An exchange failed that was sent at once with others: what follows it was skipped.
+    Skipped,
     /// This server could not, or it was stopped.
     Failed,
 }
@@ -282,19 +285,36 @@ impl Slot {
         only_short: bool,
     ) -> Result<(Option<Outcome>, ListRan), PostgresError> {
         self.snapshot_lost |= self.transaction.reads_snapshot() && self.begun_running();
-        self.history = History::default();
-        if let Some(refused) = self.open(None).await? {
-            return Ok((Some(refused), ListRan::Failed));
+        // What failed may be followed by more: then everything runs again, one by one. A snapshot could not be taken again.
+        for at_once in [!self.transaction.reads_snapshot(), false] {
+            self.history = History::default();
+            if let Some(refused) = self.open(None).await? {
+                return Ok((Some(refused), ListRan::Failed));
+            }
+            match self.run_pieces(listed, &stop, only_short, at_once).await? {
+                ListRan::Skipped => {}
+                ran => return Ok((None, ran)),
+            }
         }
+        Ok((None, ListRan::Failed))
+    }
+
+    async fn run_pieces(
+        &mut self,
+        listed: &[Bytes],
+        stop: &Stop<'_>,
+        only_short: bool,
+        at_once: bool,
+    ) -> Result<ListRan, PostgresError> {
         let mut rest = listed;
         while !rest.is_empty() {
-            let (ran, count) = self.run_piece(rest, &stop, only_short).await?;
+            let (ran, count) = self.run_piece(rest, stop, only_short, at_once).await?;
             if !matches!(ran, ListRan::All) {
-                return Ok((None, ran));
+                return Ok(ran);
             }
             rest = rest.get(count..).unwrap_or_default();
         }
-        Ok((None, ListRan::All))
+        Ok(ListRan::All)
     }
 
     /// Whether a snapshot of this transaction has ever been taken here.
@@ -308,6 +328,7 @@ impl Slot {
         listed: &[Bytes],
         stop: &Stop<'_>,
         only_short: bool,
+        at_once: bool,
     ) -> Result<(ListRan, usize), PostgresError> {
         let (mut jobs, mut bytes) = (Vec::new(), 0);
         let index = self.history.len();
@@ -346,7 +367,7 @@ impl Slot {
         }
         let task = match jobs.as_slice() {
             [job] => Task::Within(job),
-            jobs => Task::List(jobs),
+            jobs => Task::List(jobs, at_once),
         };
         let count = jobs.len();
         let stop = match stop {
@@ -357,7 +378,10 @@ impl Slot {
             return Ok((ListRan::Failed, 0));
         };
         if answers.len() != count {
-            return Ok((ListRan::Failed, 0));
+            return match at_once {
+                true => Ok((ListRan::Skipped, 0)),
+                false => Ok((ListRan::Failed, 0)),
+            };
         }
         for (exchange, answer) in listed.iter().zip(answers) {
             match digest_of(outcome(answer)) {
@@ -511,7 +535,7 @@ async fn perform(backend: &mut Backend, task: &Task<'_>) -> Result<Vec<Answer>, 
         Task::Within(job) => vec![backend.within(job).await?],
         Task::Read(job) => vec![backend.read_within(job).await?],
         Task::Guarded(job) => vec![backend.guarded(job).await?],
-        Task::List(jobs) => backend.list(jobs).await?,
+        Task::List(jobs, at_once) => backend.list(jobs, *at_once).await?,
         Task::Settle(foreign, sequences) => vec![backend.settle(*foreign, sequences).await?],
         Task::Commit(record) => vec![backend.commit(record).await?],
     })

@@ -282,6 +282,31 @@ async fn a_lazy_voter_is_silent_and_runs_the_list_at_the_commit() {
     );
 }
 
+/// A list that goes out at once is run again one by one where something in it fails, since the server skips what follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_with_a_failure_in_it_runs_to_its_end() {
+    let mut rig = with_table().await;
+    let (mut transaction, order) = begin(&mut rig, &simple("INSERT INTO plain VALUES (1)")).await;
+    rig.result(order).await;
+    for (text, answer) in [
+        ("SAVEPOINT s", "C"),
+        ("INSERT INTO plain VALUES (1)", "E"),
+        ("ROLLBACK TO SAVEPOINT s", "C"),
+        ("INSERT INTO plain VALUES (2)", "C"),
+    ] {
+        let answered = rig.write(&mut transaction, &simple(text)).await;
+        assert_eq!(tags(&answered), answer, "{text}");
+    }
+    let words = rig.words(&transaction).await;
+    let lost = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+    assert_eq!(rig.psql(lost).await, "1");
+    let commit = rig.commit_with(&transaction, words).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+    let rows = "SELECT string_agg(id::text, ',' ORDER BY id) FROM plain";
+    assert_eq!(rig.psql(rows).await, "1,2");
+    assert_serving(&rig);
+}
+
 /// A client that commits, with words of its own making, what does not end: it is stopped, and what waits goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_words_keep_no_endless_statement_running() {

@@ -14,9 +14,17 @@ type Names = Vec<Option<String>>;
 
 impl Backend {
     /// The messages of an exchange, with the Sync that ends it.
+    pub(super) fn add_exchange(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
+        if self.add_messages(script, job)? {
+            script.sync();
+        }
+        Ok(())
+    }
+
+    /// The messages of an exchange, and whether a Sync ends it: a Query needs none.
     ///
     /// A text of one statement runs by the extended protocol, in which the server itself takes no second one.
-    pub(super) fn add_exchange(&mut self, script: &mut Script, job: &Job) -> Result<(), PostgresError> {
+    pub(super) fn add_messages(&mut self, script: &mut Script, job: &Job) -> Result<bool, PostgresError> {
         self.note(job);
         if std::mem::take(&mut self.drop_prepared) {
             for name in self.prepared.clear() {
@@ -45,7 +53,7 @@ impl Backend {
                     .is_some_and(|text| text.statements.len() == 1);
                 if !single {
                     script.query(Part::Client, text)?;
-                    return Ok(());
+                    return Ok(false);
                 }
                 script.parse(Part::Silent, "", text, &[], None)?;
                 script.bind(Part::Silent, "", "", &[], &[], &[])?;
@@ -53,8 +61,7 @@ impl Backend {
                 script.execute(Part::Client, "", 0)?;
             }
         }
-        script.sync();
-        Ok(())
+        Ok(true)
     }
 
     fn add_step(
