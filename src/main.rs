@@ -87,8 +87,24 @@ fn main() -> ExitCode {
     })
 }
 
+/// What a program ends with whose reader has gone, as a shell says it (128 and SIGPIPE).
+const READER_GONE: i32 = 141;
+
+/// Has a command end silently when nobody reads its output any more (`cloudbft status | head -1`): `println!` would panic.
+fn end_with_the_reader() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(READER_GONE);
+        }
+        report(panic);
+    }));
+}
+
 /// The commands that do something once, and end.
 fn run(command: Command) -> Result<ExitCode, Failure> {
+    end_with_the_reader();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {

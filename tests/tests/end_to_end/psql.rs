@@ -1,6 +1,8 @@
 //! psql through the proxy.
 
-use tests::cluster::{Cluster, text};
+use std::process::Command;
+
+use tests::cluster::{Cluster, binary, text};
 
 #[test]
 fn psql_runs_ddl_dml_transactions_and_backslash_commands() {
@@ -40,6 +42,12 @@ fn psql_runs_ddl_dml_transactions_and_backslash_commands() {
     assert!(tables.contains("public|account|table|"), "{tables}");
     assert!(cluster.psql("\\timing on\nSELECT 1;").contains("Time: "));
     cluster.assert_equal();
+
+    // A command whose reader has left ends without a word.
+    let (program, directory) = (binary(), cluster.directory());
+    let status = format!("{} status --dir {} | true", program.display(), directory.display());
+    let output = Command::new("sh").args(["-c", &status]).output().expect("sh");
+    assert!(output.stderr.is_empty(), "{}", text(&output));
 }
 
 #[test]
