@@ -6,6 +6,7 @@ mod globals;
 mod names;
 mod parse;
 mod patch;
+mod row;
 mod shards;
 mod table;
 
@@ -23,6 +24,7 @@ pub(crate) use table::{Action, ColumnKind, ForeignKey, Partitioning, Reference, 
 
 pub use catalog::{CATALOG_QUERY, NUMBERED_CATALOG_QUERY, NUMBERED_GLOBALS_QUERY, NUMBERED_RELATIONS_QUERY};
 pub use change::CatalogChange;
+pub use row::CatalogRow;
 
 /// Values of `search_path` under which an unqualified name means a table of `public`.
 const PLAIN_PATHS: [&str; 4] = ["\"$user\", public", "\"$user\",public", "public", "\"public\""];

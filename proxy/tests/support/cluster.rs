@@ -281,7 +281,8 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
 /// Whether this is the proxy's own reading of the catalog, which comes beside whatever a test does after DDL: not a thing to be seen.
 pub fn is_catalog_read(work: &Work) -> bool {
     let text = sql::schema::CATALOG_QUERY.into();
-    matches!(work, Work::Read { exchange, .. } if *exchange == Exchange::Simple { text }.encode())
+    let is_whole = matches!(work, Work::Read { exchange, .. } if *exchange == Exchange::Simple { text }.encode());
+    is_whole || matches!(work, Work::Catalog { .. })
 }
 
 /// What a direct message is, in a word.
@@ -308,6 +309,7 @@ pub fn kind(work: &Work) -> &'static str {
         Work::Abandon { .. } => "abandon",
         Work::Nothing => "nothing",
         Work::Cancel { .. } => "cancel",
+        Work::Catalog { .. } => "catalog",
     }
 }
 
@@ -796,6 +798,8 @@ impl Cluster {
             }
             Work::Abandon { .. } | Work::Nothing => panic!("proxies order no such thing"),
             Work::Cancel { .. } => panic!("nothing waits for locks here"),
+            // These voters remember nothing.
+            Work::Catalog { .. } => refused("BF008"),
             Work::Abort { transaction } => {
                 let process = {
                     let mut told = self.told.lock().unwrap();
