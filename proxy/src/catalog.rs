@@ -184,14 +184,7 @@ impl Catalog {
     ) -> Result<(Order, Option<Arc<Schema>>), CatalogError> {
         let work = Work::Catalog { since: before.order.0 };
         let (order, rows) = self.order(client, work, Footprint::empty()).await?;
-        let pairs: Option<Vec<(&str, &str)>> = rows
-            .iter()
-            .map(|row| match row.as_slice() {
-                [Some(label), Some(text)] => Some((label.as_str(), text.as_str())),
-                _ => None,
-            })
-            .collect();
-        let change = CatalogChange::from_rows(pairs.ok_or(CatalogError::Malformed)?.into_iter())?;
+        let change = change_of(&rows)?;
         if change.is_empty() {
             return Ok((order, None));
         }
@@ -210,9 +203,7 @@ impl Catalog {
         };
         let footprint = Footprint::of(Resource::Everything, Mode::Shared);
         let (order, rows) = self.order(client, work, footprint).await?;
-        let texts: Option<Vec<&str>> = rows.iter().map(|row| row.first()?.as_deref()).collect();
-        let texts = texts.ok_or(CatalogError::Malformed)?;
-        Ok((order, Schema::parse(texts.into_iter(), &self.rules)?))
+        Ok((order, whole_of(&rows, &self.rules)?))
     }
 
     /// Has something ordered; its order, and its rows.
@@ -226,12 +217,35 @@ impl Catalog {
         let voted = client.order(&operation, Rows::Ordered, None).await?;
         let order = voted.order;
         let result = client.gather(voted.result).await?;
-        if let Some(error) = first_error(&result.messages) {
-            return Err(CatalogError::Query(error.message.into_owned()));
-        }
-        let rows = read_rows(&result.messages).ok_or(CatalogError::Malformed)?;
-        Ok((order, rows))
+        Ok((order, rows_of(&result.messages)?))
     }
+}
+
+/// The rows of an answer. One that cannot be read is none, and not an empty catalog.
+fn rows_of(messages: &[u8]) -> Result<Answer, CatalogError> {
+    if let Some(error) = first_error(messages) {
+        return Err(CatalogError::Query(error.message.into_owned()));
+    }
+    read_rows(messages).ok_or(CatalogError::Malformed)
+}
+
+/// The change in the rows of an answer.
+fn change_of(rows: &Answer) -> Result<CatalogChange, CatalogError> {
+    let pairs = rows.iter().map(|row| match row.as_slice() {
+        [Some(label), Some(text)] => Some((label.as_str(), text.as_str())),
+        _ => None,
+    });
+    let pairs: Option<Vec<_>> = pairs.collect();
+    Ok(CatalogChange::from_rows(
+        pairs.ok_or(CatalogError::Malformed)?.into_iter(),
+    )?)
+}
+
+/// The whole catalog in the rows of an answer.
+fn whole_of(rows: &Answer, rules: &PartitionRules) -> Result<Schema, CatalogError> {
+    let texts: Option<Vec<&str>> = rows.iter().map(|row| row.first()?.as_deref()).collect();
+    let texts = texts.ok_or(CatalogError::Malformed)?;
+    Ok(Schema::parse(texts.into_iter(), rules)?)
 }
 
 impl From<Failure> for CatalogError {
@@ -239,6 +253,44 @@ impl From<Failure> for CatalogError {
         match failure {
             Failure::NoProgress => CatalogError::NoProgress,
             failure => CatalogError::Query(failure.into_error().message.into_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        [&[tag], &length[..], body].concat()
+    }
+
+    fn row(texts: &[Option<&str>]) -> Vec<Option<String>> {
+        texts.iter().map(|text| text.map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn a_malformed_answer_is_no_empty_catalog() {
+        let whole = message(b'D', b"\0\x01\0\0\0\x02{}");
+        assert_eq!(rows_of(&whole).unwrap(), [row(&[Some("{}")])]);
+        for body in [&b"\0\x01\0\0\0\x03{}"[..], b"\0\x02\0\0\0\x02{}", b"\0", b"\0\x01\0\0\0\x01\xff"] {
+            let answer = [whole.clone(), message(b'D', body)].concat();
+            assert!(matches!(rows_of(&answer), Err(CatalogError::Malformed)), "{body:?}");
+        }
+        let failed = message(b'E', b"SERROR\0C42501\0Mno\0\0");
+        assert!(matches!(rows_of(&failed), Err(CatalogError::Query(_))));
+        let rules = PartitionRules::default();
+        assert!(whole_of(&vec![row(&[None])], &rules).is_err());
+        assert!(whole_of(&vec![row(&[])], &rules).is_err());
+        for malformed in [
+            row(&[Some("more")]),
+            row(&[Some("more"), None]),
+            row(&[Some("less"), Some("{}")]),
+            row(&[Some("gone"), Some("public.t")]),
+            row(&[Some("relation"), Some("{}")]),
+        ] {
+            assert!(change_of(&vec![malformed.clone()]).is_err(), "{malformed:?}");
         }
     }
 }
