@@ -158,11 +158,7 @@ impl Catalog {
     }
 
     /// The order of a reading, and the catalog there if it is another than before.
-    async fn read(
-        &self,
-        client: &Client,
-        before: &CatalogState,
-    ) -> Result<(Order, Option<Arc<Schema>>), CatalogError> {
+    async fn read(&self, client: &Client, before: &CatalogState) -> Result<(Order, Option<Arc<Schema>>), CatalogError> {
         if before.version > 0 {
             match self.read_changes(client, before).await {
                 Ok(read) => return Ok(read),
@@ -274,7 +270,12 @@ mod tests {
     fn a_malformed_answer_is_no_empty_catalog() {
         let whole = message(b'D', b"\0\x01\0\0\0\x02{}");
         assert_eq!(rows_of(&whole).unwrap(), [row(&[Some("{}")])]);
-        for body in [&b"\0\x01\0\0\0\x03{}"[..], b"\0\x02\0\0\0\x02{}", b"\0", b"\0\x01\0\0\0\x01\xff"] {
+        for body in [
+            &b"\0\x01\0\0\0\x03{}"[..],
+            b"\0\x02\0\0\0\x02{}",
+            b"\0",
+            b"\0\x01\0\0\0\x01\xff",
+        ] {
             let answer = [whole.clone(), message(b'D', body)].concat();
             assert!(matches!(rows_of(&answer), Err(CatalogError::Malformed)), "{body:?}");
         }

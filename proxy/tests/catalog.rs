@@ -7,7 +7,10 @@ use support::World;
 use tokio_postgres::Client;
 
 async fn run(client: &Client, text: &str) {
-    client.batch_execute(text).await.unwrap_or_else(|error| panic!("{text}: {error}"));
+    client
+        .batch_execute(text)
+        .await
+        .unwrap_or_else(|error| panic!("{text}: {error}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,7 +30,11 @@ async fn after_ddl_only_the_changes_are_asked_for_and_after_nothing_not_even_tho
         run(&client, "UPDATE a SET v = 3 WHERE id = 1").await;
         assert_eq!(world.faults.take_catalog_readings(), [""; 0], "{nothing}");
     }
-    run(&client, "BEGIN; CREATE TABLE b (id int PRIMARY KEY); ALTER TABLE a ADD COLUMN w int; DROP TABLE IF EXISTS c; COMMIT").await;
+    run(
+        &client,
+        "BEGIN; CREATE TABLE b (id int PRIMARY KEY); ALTER TABLE a ADD COLUMN w int; DROP TABLE IF EXISTS c; COMMIT",
+    )
+    .await;
     world.faults.take_seen();
     run(&client, "INSERT INTO b VALUES (1)").await;
     run(&client, "UPDATE a SET w = 3 WHERE id = 1").await;
@@ -49,7 +56,11 @@ async fn sessions_that_do_ddl_at_once_leave_the_proxy_with_what_there_is() {
         let client = world.connect().await;
         sessions.spawn(async move {
             for number in 0..6 {
-                run(&client, &format!("CREATE TABLE t_{session}_{number} (id int PRIMARY KEY, v int)")).await;
+                run(
+                    &client,
+                    &format!("CREATE TABLE t_{session}_{number} (id int PRIMARY KEY, v int)"),
+                )
+                .await;
                 run(&client, &format!("INSERT INTO t_{session}_{number} VALUES (1, 1)")).await;
                 run(&client, &format!("ALTER TABLE t_{session}_{number} RENAME v TO w")).await;
             }
@@ -69,7 +80,11 @@ async fn sessions_that_do_ddl_at_once_leave_the_proxy_with_what_there_is() {
     }
     assert_eq!(world.faults.take_seen(), ["one-shot"; 24]);
     let readings = world.faults.take_catalog_readings();
-    assert_eq!(readings.iter().filter(|kind| **kind == "whole").count(), 1, "{readings:?}");
+    assert_eq!(
+        readings.iter().filter(|kind| **kind == "whole").count(),
+        1,
+        "{readings:?}"
+    );
 }
 
 /// Voters that remember nothing: the whole catalog is read.

@@ -145,7 +145,9 @@ impl Schema {
     }
 
     pub(crate) fn is_sequence(&self, name: &TableName) -> bool {
-        self.relations.get(name).is_some_and(|relation| relation.table.is_none())
+        self.relations
+            .get(name)
+            .is_some_and(|relation| relation.table.is_none())
     }
 
     pub(crate) fn function(&self, name: &str) -> Option<UserFunction> {
@@ -198,6 +200,8 @@ impl Schema {
     }
 
     fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
-        self.relations.iter().filter_map(|(_, relation)| relation.table.as_ref())
+        self.relations
+            .iter()
+            .filter_map(|(_, relation)| relation.table.as_ref())
     }
 }

@@ -40,7 +40,10 @@ impl Survived {
     /// The highest order of which something has survived; 0 if nothing has.
     pub fn newest(&self) -> u64 {
         let positions = self.positions.values();
-        positions.map(|position| position.granted.max(position.order)).max().unwrap_or(0)
+        positions
+            .map(|position| position.granted.max(position.order))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Whether an ordered read would see what came after its order.

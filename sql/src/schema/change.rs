@@ -30,9 +30,10 @@ impl CatalogChange {
 
     /// About as many bytes as it holds.
     pub fn bytes(&self) -> usize {
-        let relations = self.relations.iter().map(|(name, row)| {
-            name.schema.len() + name.name.len() + row.as_ref().map_or(0, |row| row.len())
-        });
+        let relations = self
+            .relations
+            .iter()
+            .map(|(name, row)| name.schema.len() + name.name.len() + row.as_ref().map_or(0, |row| row.len()));
         relations.sum::<usize>() + self.globals.keys().map(|row| row.len()).sum::<usize>()
     }
 

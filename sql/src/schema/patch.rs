@@ -176,7 +176,9 @@ impl Schema {
         if is_bounded == table.is_bounded {
             return;
         }
-        let Some(mut relation) = self.relations.get(name).cloned() else { return };
+        let Some(mut relation) = self.relations.get(name).cloned() else {
+            return;
+        };
         if let Some(table) = &mut relation.table {
             Arc::make_mut(table).is_bounded = is_bounded;
         }

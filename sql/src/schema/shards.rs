@@ -89,7 +89,11 @@ mod tests {
         other.insert("t_7".into(), 0);
         other.remove("t_8");
         other.remove("nothing");
-        let shared = one.shards.iter().zip(&other.shards).filter(|(one, other)| Arc::ptr_eq(one, other));
+        let shared = one
+            .shards
+            .iter()
+            .zip(&other.shards)
+            .filter(|(one, other)| Arc::ptr_eq(one, other));
         assert!((SHARDS - 2..SHARDS).contains(&shared.count()));
         assert_eq!((one.get("t_7"), one.get("t_8")), (Some(&7), Some(&8)));
         assert_eq!((other.get("t_7"), other.get("t_8")), (Some(&0), None));

@@ -23,7 +23,10 @@ impl Owner<'_> {
             return self.settle(asker, Outcome::Unavailable).await;
         }
         let Some(change) = self.catalog_log.since(since) else {
-            let refused = Refused::new(CATALOG_FORGOTTEN, "what has changed of the catalog since is not known any more");
+            let refused = Refused::new(
+                CATALOG_FORGOTTEN,
+                "what has changed of the catalog since is not known any more",
+            );
             return self.refuse(asker, refused).await;
         };
         let limits = CaptureLimits::of(&self.config);

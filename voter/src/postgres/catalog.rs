@@ -11,7 +11,7 @@ use sql::schema::{
 
 use super::PostgresError;
 use super::bootstrap::Bookkeeper;
-use super::written::{Reading, Rows, Written};
+use super::written::{Parts, Reading, Rows, Written};
 
 /// A state of the catalog, and what it has that the one before had not.
 #[derive(Debug)]
@@ -68,6 +68,14 @@ enum Found {
     More,
 }
 
+/// What reading parts of the catalog has come to.
+enum Partly {
+    /// All that has changed.
+    Enough(Option<NewCatalog>),
+    /// Everything has to be read.
+    TooLittle,
+}
+
 /// The numbers of the constraints of domains of users: one row, one column.
 const DOMAINS_QUERY: &str = "SELECT pg_catalog.array_agg(oid ORDER BY oid) FROM pg_catalog.pg_constraint \
     WHERE contypid > 0 AND oid >= 16384";
@@ -100,73 +108,54 @@ impl Bookkeeper {
         written: Written,
         rules: &PartitionRules,
     ) -> Result<Option<NewCatalog>, PostgresError> {
-        let reading = written.reading();
-        let coded = self.known.as_ref().is_none_or(|known| known.schema.has_coded_types());
-        let (relations, globals, domains, types) = match reading {
-            Reading::Nothing => return Ok(None),
+        let coded = self.known()?.schema.has_coded_types();
+        match written.reading() {
+            Reading::Nothing => Ok(None),
             // Which type runs code depends on any other.
-            Reading::All => return self.catalog_anew(rules).await,
-            Reading::Some { .. } if coded => return self.catalog_anew(rules).await,
-            Reading::Some {
-                relations,
-                globals,
-                globals_if_domains,
-                types,
-            } => (relations, globals, globals_if_domains, types),
-        };
-        metrics::counter!("cloudbft_voter_catalog_reads_total", "kind" => "changed").increment(1);
-        let list: Vec<_> = relations.iter().map(u32::to_string).collect();
-        let list = list.join(",");
-        let also = if domains { DOMAINS_QUERY } else { "" };
-        let text = format!("{BY_INDEX}; EXECUTE relations_of ('{{{list}}}'); {also}; COMMIT");
-        let mut answer = self.query(&text).await?;
-        let domains_now = answer.pop_if(|row| row.len() == 1);
-        let rows_of_relations = rows(answer)?;
-        let Some(mut known) = self.known.take() else {
-            return self.catalog_anew(rules).await;
-        };
-        let (found, expected) = known.take_relations(&relations, &rows_of_relations)?;
-        let mut change = match found {
-            Found::Change(change) => change,
-            Found::More => return self.after_more(known, rules).await,
-        };
-        let domains_now = domains_now.map(|row| row.into_iter().next().flatten());
-        let other_domains = domains_now.is_some_and(|now| std::mem::replace(&mut known.domains, now.clone()) != now);
-        if globals || other_domains || types != expected {
-            let rows_of_globals = rows(self.query(NUMBERED_GLOBALS_QUERY).await?)?;
-            match known.take_globals(&rows_of_globals) {
-                Found::Change(globals) => change.then(&globals),
-                Found::More => return self.after_more(known, rules).await,
-            }
+            Reading::Some(parts) if !coded => match self.catalog_of(&parts).await? {
+                Partly::Enough(new) => Ok(new),
+                Partly::TooLittle => self.catalog_anew(rules).await,
+            },
+            Reading::Some(_) | Reading::All => self.catalog_anew(rules).await,
         }
-        known.schema.leave_out_known(&mut change);
-        if change.is_empty() {
-            self.known = Some(known);
-            return Ok(None);
-        }
-        let schema = match known.schema.patched(&change) {
-            Ok(schema) if !schema.has_coded_types() => Arc::new(schema),
-            Ok(_) => return self.after_more(known, rules).await,
-            Err(error) => {
-                tracing::warn!(%error, "what was read of the catalog does not fit what was known");
-                return self.after_more(known, rules).await;
-            }
-        };
-        known.schema = Arc::clone(&schema);
-        self.known = Some(known);
-        Ok(Some(NewCatalog { schema, change }))
     }
 
-    async fn after_more(&mut self, known: Known, rules: &PartitionRules) -> Result<Option<NewCatalog>, PostgresError> {
-        self.known = Some(known);
-        self.catalog_anew(rules).await
+    fn known(&mut self) -> Result<&mut Known, PostgresError> {
+        let known = self.known.as_mut();
+        known.ok_or_else(|| PostgresError::protocol("the catalog has not been read"))
+    }
+
+    /// Reads parts of the catalog.
+    async fn catalog_of(&mut self, parts: &Parts) -> Result<Partly, PostgresError> {
+        metrics::counter!("cloudbft_voter_catalog_reads_total", "kind" => "changed").increment(1);
+        let list: Vec<_> = parts.relations.iter().map(u32::to_string).collect();
+        let list = list.join(",");
+        let also = if parts.globals_if_domains { DOMAINS_QUERY } else { "" };
+        let text = format!("{BY_INDEX}; EXECUTE relations_of ('{{{list}}}'); {also}; COMMIT");
+        let mut answer = self.query(&text).await?;
+        let domains = answer.pop_if(|row| row.len() == 1);
+        let domains = domains.map(|row| row.into_iter().next().flatten());
+        let answer = rows(answer)?;
+        let known = self.known()?;
+        let (found, types) = known.take_relations(&parts.relations, &answer)?;
+        let Found::Change(mut change) = found else {
+            return Ok(Partly::TooLittle);
+        };
+        let other_domains = domains.is_some_and(|now| std::mem::replace(&mut known.domains, now.clone()) != now);
+        if parts.globals || other_domains || parts.types != types {
+            let answer = rows(self.query(NUMBERED_GLOBALS_QUERY).await?)?;
+            match self.known()?.take_globals(&answer) {
+                Found::Change(globals) => change.then(&globals),
+                Found::More => return Ok(Partly::TooLittle),
+            }
+        }
+        self.known()?.take_change(change)
     }
 
     /// Reads everything, and finds out by itself what has changed.
     async fn catalog_anew(&mut self, rules: &PartitionRules) -> Result<Option<NewCatalog>, PostgresError> {
         metrics::counter!("cloudbft_voter_catalog_reads_total", "kind" => "whole").increment(1);
-        let before = self.known.take().map(|known| known.schema);
-        let before = before.unwrap_or_else(|| Arc::new(Schema::empty()));
+        let before = Arc::clone(&self.known()?.schema);
         let (rows_of_all, domains) = self.whole().await?;
         let texts = || rows_of_all.iter().map(|row| row.json.as_str());
         let change = before.change_to(texts()).map_err(unfit)?;
@@ -256,6 +245,24 @@ impl Known {
         Ok(names.any(|(number, name)| names_before.get(number).is_some_and(|before| *before != name.as_str())))
     }
 
+    /// Takes in what of a change is one.
+    fn take_change(&mut self, mut change: CatalogChange) -> Result<Partly, PostgresError> {
+        self.schema.leave_out_known(&mut change);
+        if change.is_empty() {
+            return Ok(Partly::Enough(None));
+        }
+        let schema = match self.schema.patched(&change) {
+            Ok(schema) if !schema.has_coded_types() => Arc::new(schema),
+            Ok(_) => return Ok(Partly::TooLittle),
+            Err(error) => {
+                tracing::warn!(%error, "what was read of the catalog does not fit what was known");
+                return Ok(Partly::TooLittle);
+            }
+        };
+        self.schema = Arc::clone(&schema);
+        Ok(Partly::Enough(Some(NewCatalog { schema, change })))
+    }
+
     fn take_globals(&mut self, rows: &[Row]) -> Found {
         let mut globals = Globals::default();
         rows.iter().for_each(|row| globals.note(row));
@@ -307,10 +314,18 @@ fn rows(answer: Vec<Vec<Option<String>>>) -> Result<Vec<Row>, PostgresError> {
         let Ok::<[_; 3], _>([Some(json), number, columns]) = row.try_into() else {
             return Err(malformed());
         };
-        let number = number.map(|number| number.parse().map_err(|_| malformed())).transpose()?;
+        let number = number
+            .map(|number| number.parse().map_err(|_| malformed()))
+            .transpose()?;
         let columns = columns.as_deref().unwrap_or_default();
-        let columns = columns.trim_matches(['{', '}']).split(',').filter(|number| !number.is_empty());
-        let columns = columns.map(str::parse).collect::<Result<_, _>>().map_err(|_| malformed())?;
+        let columns = columns
+            .trim_matches(['{', '}'])
+            .split(',')
+            .filter(|number| !number.is_empty());
+        let columns = columns
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map_err(|_| malformed())?;
         Ok(Row { json, number, columns })
     };
     answer.into_iter().map(read).collect()

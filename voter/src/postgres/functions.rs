@@ -60,7 +60,14 @@ impl Functions {
             return Err(PostgresError::Unfit("cloudbft.token is empty".into()));
         };
         let numbers: Vec<u32> = numbers.iter().flatten().filter_map(|text| text.parse().ok()).collect();
-        let [set_applied, command, written, catalog_changes, record_sequences, restore_sequences] = *numbers.as_slice()
+        let [
+            set_applied,
+            command,
+            written,
+            catalog_changes,
+            record_sequences,
+            restore_sequences,
+        ] = *numbers.as_slice()
         else {
             return Err(PostgresError::protocol("the functions' numbers cannot be read"));
         };

@@ -295,12 +295,7 @@ impl Script {
         last.is_some_and(|(awaited, _)| {
             !matches!(
                 awaited,
-                Awaited::Sync
-                    | Awaited::Query
-                    | Awaited::Call
-                    | Awaited::CallNumber
-                    | Awaited::CallText
-                    | Awaited::Cut
+                Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::CallText | Awaited::Cut
             )
         })
     }

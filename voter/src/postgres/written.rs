@@ -41,17 +41,21 @@ pub enum Reading {
     Nothing,
     /// Everything.
     All,
-    /// These relations.
-    Some {
-        /// By number.
-        relations: Vec<u32>,
-        /// And all globals.
-        globals: bool,
-        /// And the globals if domains have other constraints than before.
-        globals_if_domains: bool,
-        /// And the globals if these are not the rows of `pg_type` that the changed relations themselves account for.
-        types: Rows,
-    },
+    /// Parts.
+    Some(Parts),
+}
+
+/// Parts of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// These relations, by number.
+    pub relations: Vec<u32>,
+    /// And all globals.
+    pub globals: bool,
+    /// And the globals if domains have other constraints than before.
+    pub globals_if_domains: bool,
+    /// And the globals if these are not the rows of `pg_type` that the changed relations themselves account for.
+    pub types: Rows,
 }
 
 /// Catalogs of which every row belongs to a relation that is locked (in a mode that [`Written::Some`] lists) by whoever writes it.
@@ -123,12 +127,12 @@ impl Written {
         }
         match is_read {
             false => Reading::Nothing,
-            true => Reading::Some {
+            true => Reading::Some(Parts {
                 relations: locked,
                 globals,
                 globals_if_domains: rows.contains_key("pg_constraint"),
                 types: rows.get("pg_type").copied().unwrap_or_default(),
-            },
+            }),
         }
     }
 }
@@ -164,7 +168,7 @@ mod tests {
     }
 
     fn some(globals: bool, globals_if_domains: bool, inserted: u64) -> Reading {
-        Reading::Some {
+        Reading::Some(Parts {
             relations: vec![16_400, 16_401],
             globals,
             globals_if_domains,
@@ -172,7 +176,7 @@ mod tests {
                 inserted,
                 ..Rows::default()
             },
-        }
+        })
     }
 
     #[test]

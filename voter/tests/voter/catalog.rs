@@ -47,7 +47,9 @@ impl Follower {
 
 /// The catalog as a whole reading gives it.
 async fn whole(rig: &Rig) -> (Schema, String) {
-    let rows = rig.psql(&format!("SET search_path = pg_catalog; {CATALOG_QUERY}")).await;
+    let rows = rig
+        .psql(&format!("SET search_path = pg_catalog; {CATALOG_QUERY}"))
+        .await;
     (Schema::parse(rows.lines(), &rules()).unwrap(), rows)
 }
 
@@ -202,7 +204,10 @@ struct Drawn(u64);
 
 impl Drawn {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 
@@ -219,7 +224,9 @@ impl Drawn {
             8 => format!("ALTER TABLE t{one} RENAME COLUMN c{column} TO c{another}"),
             9 => format!("CREATE UNIQUE INDEX i{other} ON t{one} (c{column})"),
             10 => format!("DROP INDEX IF EXISTS i{other}"),
-            11 => format!("ALTER TABLE t{one} ADD CONSTRAINT f{other} FOREIGN KEY (c{column}) REFERENCES t{other} (c{another})"),
+            11 => format!(
+                "ALTER TABLE t{one} ADD CONSTRAINT f{other} FOREIGN KEY (c{column}) REFERENCES t{other} (c{another})"
+            ),
             12 => format!("CREATE OR REPLACE FUNCTION f{one}(i int) RETURNS int LANGUAGE sql AS 'SELECT {other}'"),
             _ => format!("CREATE VIEW v{other} AS SELECT * FROM t{one}"),
         }
@@ -260,8 +267,15 @@ async fn only_what_a_statement_has_changed_is_read() {
     let mut follower = Follower::new(&rig).await;
     // Whoever looks at all of the catalog finds this table too.
     rig.psql("CREATE TABLE unseen (id int)").await;
-    run(&mut rig, "CREATE TABLE seen (id serial PRIMARY KEY, first int REFERENCES first)").await;
-    assert_eq!(names(&follower.follow(&mut rig).await), ["relation seen", "relation seen_id_seq"]);
+    run(
+        &mut rig,
+        "CREATE TABLE seen (id serial PRIMARY KEY, first int REFERENCES first)",
+    )
+    .await;
+    assert_eq!(
+        names(&follower.follow(&mut rig).await),
+        ["relation seen", "relation seen_id_seq"]
+    );
     for nothing in [
         "DROP TABLE IF EXISTS nothing",
         "CREATE TABLE IF NOT EXISTS seen (id int)",
@@ -277,7 +291,10 @@ async fn only_what_a_statement_has_changed_is_read() {
     run(&mut rig, "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'").await;
     assert_eq!(names(&follower.follow(&mut rig).await), ["more f"]);
     run(&mut rig, "DROP TABLE seen").await;
-    assert_eq!(names(&follower.follow(&mut rig).await), ["gone seen", "gone seen_id_seq"]);
+    assert_eq!(
+        names(&follower.follow(&mut rig).await),
+        ["gone seen", "gone seen_id_seq"]
+    );
     // A relation with another name is told of by others: all are read.
     run(&mut rig, "ALTER TABLE first RENAME TO second").await;
     let all = names(&follower.follow(&mut rig).await);
@@ -296,7 +313,9 @@ fn names(rows: &[(String, String)]) -> Vec<String> {
             }
         },
     };
-    rows.iter().map(|(label, text)| format!("{label} {}", name(text))).collect()
+    rows.iter()
+        .map(|(label, text)| format!("{label} {}", name(text)))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -310,7 +329,10 @@ async fn a_voter_tells_only_what_it_remembers() {
     run(&mut rig, "CREATE TABLE after (id int)").await;
     let order = rig.order(Footprint::empty(), Work::Catalog { since: 1 }).await;
     let outcome = rig.result(order).await.outcome;
-    assert!(matches!(&outcome, Outcome::Refused { sqlstate, .. } if sqlstate == "BF008"), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Outcome::Refused { sqlstate, .. } if sqlstate == "BF008"),
+        "{outcome:?}"
+    );
     let order = rig.order(Footprint::empty(), Work::Catalog { since: old + 1 }).await;
     assert_eq!(rig.rows(order).await.len(), 1);
 }

@@ -55,7 +55,7 @@
           WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
             AND d.refobjid OPERATOR(pg_catalog.=) a.attrelid AND d.refobjsubid OPERATOR(pg_catalog.=) a.attnum
             AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
-            AND d.deptype OPERATOR(pg_catalog.=) 'i'
+            AND d.deptype OPERATOR(pg_catalog.=) 'i' AND a.attidentity OPERATOR(pg_catalog.<>) ''
         ) s)
     ) ORDER BY a.attnum) AS columns,
     pg_catalog.array_agg(a.attnum ORDER BY a.attnum) AS numbers
