@@ -92,6 +92,8 @@ async fn schema(file: &ClusterFile) -> Result<Schema, Failure> {
 
 async fn catalog(server: &DatabaseServer, file: &ClusterFile) -> Result<Schema, Failure> {
     let client = server.connect(&file.tunables.database).await?;
+    // As voters read it.
+    client.batch_execute("SET search_path = pg_catalog").await?;
     let messages = client.simple_query(CATALOG_QUERY).await?;
     let rows: Vec<_> = messages
         .iter()

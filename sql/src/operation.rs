@@ -113,6 +113,12 @@ pub enum Work {
         /// The number of its request.
         request: u64,
     },
+    /// What has changed of the catalog since an operation that was ordered at `since`. Its answer's rows are those of
+    /// [`crate::schema::CatalogChange::rows`]. Takes no lock, and runs nothing.
+    Catalog {
+        /// The order of that operation.
+        since: u64,
+    },
 }
 
 impl Work {
@@ -120,7 +126,11 @@ impl Work {
     #[must_use]
     pub fn transaction(&self) -> Option<TransactionId> {
         match self {
-            Work::OneShot { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => None,
+            Work::OneShot { .. }
+            | Work::Abandon { .. }
+            | Work::Nothing
+            | Work::Cancel { .. }
+            | Work::Catalog { .. } => None,
             Work::Read { transaction, .. } => *transaction,
             Work::Begin { transaction, .. }
             | Work::Extend { transaction, .. }

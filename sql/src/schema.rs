@@ -1,23 +1,33 @@
 //! The catalog of user objects, as far as footprints and determinism depend on it (`docs/design.md#locks`).
 
+mod catalog;
+mod change;
+mod globals;
+mod names;
 mod parse;
+mod patch;
+mod row;
+mod shards;
 mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::functions::Volatility;
 use crate::operation::SessionContext;
 use crate::rules::PartitionRules;
 
+use globals::Globals;
+use names::Names;
+use shards::Shards;
 use table::Column;
-pub(crate) use table::{Action, ColumnKind, ForeignKey, Partitioning, Table, TableKind, TableName};
+pub(crate) use table::{Action, ColumnKind, ForeignKey, Partitioning, Reference, Table, TableKind, TableName};
+
+pub use catalog::{CATALOG_QUERY, NUMBERED_CATALOG_QUERY, NUMBERED_GLOBALS_QUERY, NUMBERED_RELATIONS_QUERY};
+pub use change::CatalogChange;
+pub use row::CatalogRow;
 
 /// Values of `search_path` under which an unqualified name means a table of `public`.
 const PLAIN_PATHS: [&str; 4] = ["\"$user\", public", "\"$user\",public", "public", "\"public\""];
-
-/// Reads the catalog: one statement, run as superuser under the default `search_path`; one text column `json`,
-/// one row per object, in a deterministic order, without OIDs.
-pub const CATALOG_QUERY: &str = include_str!("schema/catalog.sql");
 
 /// A catalog of more bytes is refused.
 pub const CATALOG_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -31,29 +41,37 @@ pub enum SchemaError {
     /// More bytes than [`CATALOG_BYTES_MAX`].
     #[error("the catalog exceeds {0} bytes")]
     TooLarge(usize),
+    /// A change is none of this catalog.
+    #[error("the change of the catalog does not fit: {0}")]
+    Change(&'static str),
 }
 
 /// The catalog under given partition rules.
-#[derive(Clone, Debug)]
+///
+/// Copies share what is equal in them, so that a state after a change ([`Schema::patched`]) costs what has changed.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Schema {
-    tables: BTreeMap<TableName, Table>,
-    sequences: BTreeSet<TableName>,
-    functions: BTreeMap<String, UserFunction>,
-    namespaces: BTreeSet<String>,
-    /// Whether an operator `=` of the user's takes a built-in type of keys: then no key comparison is understood.
-    overloads_equality: bool,
-    /// The names of the user's operators that may read more than their operands.
-    operators: BTreeSet<String>,
-    /// The names of the user's types; whether a cast to one may run code of users.
-    types: BTreeMap<String, bool>,
-    /// The names of types to which a cast by a function of users leads.
-    cast_targets: BTreeSet<String>,
-    /// Whether such a cast is made without being asked for.
-    casts_implicitly: bool,
-    /// The names of columns of date and time types.
-    date_columns: BTreeSet<String>,
-    rules: PartitionRules,
-    digest: [u8; 32],
+    relations: Shards<TableName, Relation>,
+    /// The foreign keys that reference a table (which need not be there), by the names of the tables that have them.
+    references: Shards<TableName, Arc<Vec<Arc<Reference>>>>,
+    names: Names,
+    globals: Arc<Globals>,
+    rules: Arc<PartitionRules>,
+    /// The sum of the hashes of all relations' rows.
+    sum: [u64; 4],
+    /// Bytes of all relations' rows.
+    bytes: usize,
+}
+
+/// A table, a view or a sequence.
+#[derive(Clone, Debug, PartialEq)]
+struct Relation {
+    /// The hash of its row.
+    hash: [u8; 32],
+    /// The bytes of its row.
+    bytes: usize,
+    /// `None`: it is a sequence.
+    table: Option<Arc<Table>>,
 }
 
 /// What is known of all user functions of one name.
@@ -66,22 +84,19 @@ pub(crate) struct UserFunction {
 }
 
 impl Schema {
-    /// The catalog of a database without user objects, and without partition rules.
-    pub fn empty() -> Self {
-        Self::without_objects(PartitionRules::default())
-    }
-
-    /// The catalog from the rows of [`CATALOG_QUERY`].
-    ///
-    /// # Errors
-    /// When a row is not understood, or there are too many.
-    pub fn parse<'row>(rows: impl Iterator<Item = &'row str>, rules: &PartitionRules) -> Result<Self, SchemaError> {
-        parse::parse(rows, rules)
-    }
-
-    /// The digest of catalog and rules: equal on all correct voters at one order.
+    /// The digest of catalog and rules: equal on all correct voters at one order. Nothing that decides depends on it, so it
+    /// need not stand against those who choose names for a collision.
     pub fn digest(&self) -> [u8; 32] {
-        self.digest
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&serde_json::to_vec(&*self.rules).unwrap_or_default());
+        for part in self.sum {
+            hasher.update(&part.to_le_bytes());
+        }
+        for row in self.global_rows() {
+            hasher.update(&(row.len() as u64).to_le_bytes());
+            hasher.update(row.as_bytes());
+        }
+        *hasher.finalize().as_bytes()
     }
 
     /// The partition rules.
@@ -91,103 +106,102 @@ impl Schema {
 
     /// The tables that parallel partitions cost something, with the reason: for `cloudbft check`.
     pub fn warnings(&self) -> Vec<(String, &'static str)> {
-        let tables = self.tables.iter();
-        let reasons = tables.filter_map(|(name, table)| Some((name.to_string(), table.warning()?)));
-        reasons.collect()
+        let reasons = self
+            .tables()
+            .filter_map(|table| Some((table.name.to_string(), table.warning()?)));
+        let mut reasons: Vec<_> = reasons.collect();
+        reasons.sort_unstable();
+        reasons
     }
 
     /// Whether unqualified names mean what they mean under the default search path. `"$user"` is the role that is set, else
     /// the one that logged in: with a schema of that name, names mean other tables.
     pub(crate) fn is_plain_path(&self, context: &SessionContext) -> bool {
-        if self.namespaces.contains(&context.role) {
+        if self.globals.namespaces.contains(&context.role) {
             return false;
         }
         context.settings.iter().all(|(name, value)| match name.as_str() {
             "search_path" => PLAIN_PATHS.contains(&value.as_str()),
             "role" | "session_authorization" => {
                 let role = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-                !self.namespaces.contains(role.unwrap_or(value))
+                !self.globals.namespaces.contains(role.unwrap_or(value))
             }
             _ => true,
         })
     }
 
+    /// Whether some type runs code of users when a value is cast to it.
+    pub fn has_coded_types(&self) -> bool {
+        self.globals.types.values().any(|runs_code| *runs_code)
+    }
+
     pub(crate) fn table(&self, name: &TableName) -> Option<&Table> {
-        self.tables.get(name)
+        self.relations.get(name)?.table.as_deref()
+    }
+
+    /// The foreign keys that reference a table.
+    pub(crate) fn references(&self, name: &TableName) -> &[Arc<Reference>] {
+        self.references.get(name).map_or(&[], |references| references)
     }
 
     pub(crate) fn is_sequence(&self, name: &TableName) -> bool {
-        self.sequences.contains(name)
+        self.relations
+            .get(name)
+            .is_some_and(|relation| relation.table.is_none())
     }
 
     pub(crate) fn function(&self, name: &str) -> Option<UserFunction> {
-        self.functions.get(name).copied()
+        self.globals.functions.get(name).copied()
     }
 
     pub(crate) fn is_user_operator(&self, name: &str) -> bool {
-        self.operators.contains(name)
+        self.globals.operators.contains(name)
     }
 
     /// Whether a cast to a type of this name may run code of users.
     pub(crate) fn cast_runs_code(&self, type_name: &str) -> bool {
         // The source of a cast is not looked at, and a composite type may hold any other.
-        match self.types.get(type_name) {
-            Some(runs_code) => *runs_code || self.cast_targets.contains(type_name),
-            None => self.cast_targets.contains(type_name) || self.table_row_runs_code(type_name),
+        let by_cast = self.globals.cast_targets.contains(type_name);
+        match self.globals.types.get(type_name) {
+            Some(runs_code) => *runs_code || by_cast,
+            None => by_cast || self.names.is_coded_table(type_name),
         }
-    }
-
-    fn table_row_runs_code(&self, name: &str) -> bool {
-        let named = |table: &TableName| table.name == name;
-        self.tables
-            .iter()
-            .any(|(table, known)| named(table) && known.columns.iter().any(|column| column.kind == ColumnKind::Domain))
     }
 
     /// Whether a type of this name is the user's.
     pub(crate) fn is_user_type(&self, name: &str) -> bool {
-        self.types.contains_key(name) || self.tables.keys().any(|table| table.name == name)
+        self.globals.types.contains_key(name) || self.names.is_table(name)
     }
 
     /// Whether casts by a function of users are made without being asked for.
     pub(crate) fn casts_implicitly(&self) -> bool {
-        self.casts_implicitly
+        self.globals.casts_implicitly
     }
 
     /// Whether some cast to a type of Postgres's own runs a function of users.
     pub(crate) fn casts_to_built_in(&self) -> bool {
-        self.cast_targets.iter().any(|target| !self.is_user_type(target))
+        let mut targets = self.globals.cast_targets.iter();
+        targets.any(|target| !self.is_user_type(target))
     }
 
     /// Whether any table has a column of this name.
     pub(crate) fn is_column(&self, name: &str) -> bool {
-        self.tables.values().any(|table| table.column(name).is_some())
+        self.names.is_column(name)
     }
 
     /// Whether a column of this name has a date or time type in any table.
     pub(crate) fn is_date_column(&self, name: &str) -> bool {
-        self.date_columns.contains(name)
+        self.names.is_date_column(name)
     }
 
     /// Whether `=` on key columns means what Postgres means by it.
     pub(crate) fn compares_keys_natively(&self) -> bool {
-        !self.overloads_equality
+        !self.globals.overloads_equality
     }
 
-    fn without_objects(rules: PartitionRules) -> Self {
-        Self {
-            tables: BTreeMap::new(),
-            sequences: BTreeSet::new(),
-            functions: BTreeMap::new(),
-            namespaces: BTreeSet::from(["public".to_string()]),
-            overloads_equality: false,
-            operators: BTreeSet::new(),
-            types: BTreeMap::new(),
-            cast_targets: BTreeSet::new(),
-            casts_implicitly: false,
-            date_columns: BTreeSet::new(),
-            rules,
-            digest: [0; 32],
-        }
+    fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.relations
+            .iter()
+            .filter_map(|(_, relation)| relation.table.as_ref())
     }
 }

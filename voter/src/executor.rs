@@ -15,8 +15,10 @@ use crate::outcome::{LargeResult, Outcome, Report};
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Job, Record, Sequences, sequence_names};
 use crate::postgres::bootstrap::Bookkeeper;
+use crate::postgres::catalog::NewCatalog;
 use crate::postgres::functions::Functions;
 use crate::postgres::pool::{Borrowed, Pool, Purpose};
+use crate::postgres::written::Written;
 use crate::reads::Reads;
 use crate::results::ResultStore;
 use crate::voter::VoterOutput;
@@ -31,8 +33,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(50);
 pub(crate) enum Event {
     /// The snapshot of an ordered read, or of a Begin, is open.
     SnapshotOpen(u64),
-    /// Work has finished; with the new catalog if it may have changed it.
-    Finished(u64, Option<sql::analysis::Analyzer>),
+    /// Work has finished; with the new catalog if it has changed it.
+    Finished(u64, Option<NewCatalog>),
     /// The floor is durable.
     FloorWritten(u64),
     /// A connection was lost: the server may be.
@@ -73,12 +75,13 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    /// Reads the catalog again.
+    /// Reads again what committed work has changed of the catalog, if anything.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub(crate) async fn reload(&self) -> Result<sql::analysis::Analyzer, PostgresError> {
-        self.bookkeeper.lock().await.analyzer(&self.config).await
+    pub(crate) async fn catalog_after(&self, written: Written) -> Result<Option<NewCatalog>, PostgresError> {
+        let mut bookkeeper = self.bookkeeper.lock().await;
+        bookkeeper.catalog_after(written, &self.config.rules).await
     }
 
     /// Ends a backend, whatever it runs, and waits until the server has let go of what it held.
@@ -362,12 +365,12 @@ pub(crate) struct OneShot {
 pub(crate) async fn run_one_shot(shared: Arc<Shared>, work: OneShot) {
     let order = work.asker.order;
     match try_one_shot(&shared, &work).await {
-        Ok(analyzer) => shared.tell(Event::Finished(order, analyzer)),
+        Ok(catalog) => shared.tell(Event::Finished(order, catalog)),
         Err(error) => shared.tell(Event::Lost(format!("order {order}: {error}"))),
     }
 }
 
-async fn try_one_shot(shared: &Shared, work: &OneShot) -> Result<Option<sql::analysis::Analyzer>, PostgresError> {
+async fn try_one_shot(shared: &Shared, work: &OneShot) -> Result<Option<NewCatalog>, PostgresError> {
     let started = Instant::now();
     for attempt in 1..=ATTEMPTS_MAX {
         let outcome = match one_shot_once(shared, work).await? {
@@ -383,7 +386,7 @@ async fn try_one_shot(shared: &Shared, work: &OneShot) -> Result<Option<sql::ana
         observe("one_shot", started);
         work.asker.answer(&shared.reporter, outcome).await;
         return if work.changes_catalog {
-            shared.reload().await.map(Some)
+            shared.catalog_after(Written::Unknown).await
         } else {
             Ok(None)
         };

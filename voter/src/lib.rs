@@ -5,6 +5,7 @@
 //! runs them without the rest. With IO: the Postgres backends and the owner task.
 
 pub mod bodies;
+pub mod catalog_log;
 pub mod client_window;
 pub mod config;
 pub mod ending;

@@ -53,6 +53,10 @@ pub(crate) fn describe() {
         "Ordered operations that this machine's voter was fed, by class."
     );
     describe_counter!(
+        "cloudbft_voter_catalog_reads_total",
+        "Readings of the catalog after an operation that may have changed it, by kind: changed (only what was changed) or whole."
+    );
+    describe_counter!(
         "cloudbft_votes_total",
         "Entries of replicas' COMMIT-DB messages that this machine's voter counted, by replica (its machine's number) and result."
     );

@@ -1,6 +1,7 @@
 //! The owner task: holds the pure state, feeds it, and starts work. One life of it per connection to the database.
 
 mod abandon;
+mod catalog;
 mod direct;
 mod feed;
 mod floor;
@@ -13,10 +14,12 @@ use std::time::{Duration, Instant};
 
 use ordering::identifiers::{ClientId, MachineId, Order};
 use ordering::message::{CommitDb, ReplyCommitDb, ResultKey};
+use sql::analysis::Analyzer;
 use sql::operation::{Operation, TransactionId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::catalog_log::CatalogLog;
 use crate::client_window::ClientWindows;
 use crate::config::VoterConfig;
 use crate::ending::Abandoned;
@@ -26,6 +29,7 @@ use crate::lock_table::{LockLimits, LockTable};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::bootstrap::Bookkeeper;
+use crate::postgres::catalog::NewCatalog;
 use crate::postgres::pool::Pool;
 use crate::slot::{Command, SlotHandle};
 use crate::survived::Survived;
@@ -144,6 +148,7 @@ pub(crate) struct Owner<'a> {
     early: Vec<EarlyDirect>,
     direct_reads: Arc<Semaphore>,
     catalog: Catalog,
+    catalog_log: CatalogLog,
     /// The work that may change the catalog: nothing after it is checked or granted before it has finished.
     stalled_by: Option<u64>,
     survived: Survived,
@@ -204,6 +209,7 @@ impl<'a> Owner<'a> {
             waiting_bytes_max: config.limits.waiting_bytes_max,
         };
         let now = Instant::now();
+        let survived = Survived::new(found.applied);
         Ok(Self {
             outside,
             shared: Arc::new(shared),
@@ -223,11 +229,12 @@ impl<'a> Owner<'a> {
             early: Vec::new(),
             direct_reads: Arc::new(Semaphore::new(config.limits.direct_queue_max)),
             catalog: Catalog {
-                analyzer: Arc::new(found.analyzer),
+                analyzer: Arc::new(Analyzer::new(found.schema)),
                 generation: 1,
             },
+            catalog_log: CatalogLog::new(survived.newest()),
             stalled_by: None,
-            survived: Survived::new(found.applied),
+            survived,
             unfinished: BTreeSet::new(),
             last_fed: floor,
             executed: Arc::new(AtomicU64::new(floor)),
@@ -368,12 +375,14 @@ impl<'a> Owner<'a> {
                 let ready = self.locks.snapshot_open(order);
                 self.start_all(ready);
             }
-            Event::Finished(order, analyzer) => {
-                if let Some(analyzer) = analyzer {
+            Event::Finished(order, catalog) => {
+                if let Some(NewCatalog { schema, change }) = catalog {
                     self.catalog = Catalog {
-                        analyzer: Arc::new(analyzer),
+                        analyzer: Arc::new(Analyzer::new(schema)),
                         generation: self.catalog.generation + 1,
                     };
+                    // Nothing was fed since its locks were granted.
+                    self.catalog_log.push(self.last_fed, change);
                 }
                 self.finished(order);
                 if self.stalled_by == Some(order) {

@@ -5,12 +5,14 @@
 pub mod backend;
 pub mod bootstrap;
 pub mod capture;
+pub mod catalog;
 pub mod connection;
 pub mod functions;
 pub mod pool;
 pub mod prepared;
 pub mod script;
 pub mod settings;
+pub mod written;
 
 /// Why a backend cannot be used.
 #[derive(Debug, thiserror::Error)]

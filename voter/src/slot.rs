@@ -29,6 +29,7 @@ use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record};
 use crate::postgres::capture::command_complete;
 use crate::postgres::pool::Borrowed;
+use crate::postgres::written::Written;
 use crate::transactions::{History, OrderedTransaction, Turn};
 use crate::work::{Catalog, Refused};
 use signal::Signal;
@@ -198,6 +199,8 @@ pub(crate) struct Slot {
     names_changed: bool,
     /// Statements of this transaction may have changed the catalog: nothing stays prepared.
     catalog_changed: bool,
+    /// What its COMMIT wrote to the catalog.
+    catalog_written: Written,
     /// Settings of the backend may have been changed by statements.
     settings_changed: bool,
     /// Its Begin has had its turn. Before, nothing that it waits for can be said to be missing.
@@ -254,6 +257,7 @@ pub(crate) fn start(
         all_short: true,
         names_changed: false,
         catalog_changed: false,
+        catalog_written: Written::Nothing,
         settings_changed: false,
         begun: false,
         waiting: VecDeque::new(),

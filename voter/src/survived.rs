@@ -37,9 +37,17 @@ impl Survived {
         }
     }
 
+    /// The highest order of which something has survived; 0 if nothing has.
+    pub fn newest(&self) -> u64 {
+        let positions = self.positions.values();
+        positions
+            .map(|position| position.granted.max(position.order))
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Whether an ordered read would see what came after its order.
     pub fn is_past(&self, order: u64) -> bool {
-        let mut positions = self.positions.values();
-        positions.any(|position| position.granted.max(position.order) > order)
+        self.newest() > order
     }
 }

@@ -386,9 +386,10 @@ pub fn changes_settings(analysis: &ExchangeAnalysis) -> bool {
     statements.any(|statement| matches!(statement.class, StatementClass::Setting(_)))
 }
 
-/// Whether the exchange may have changed the catalog.
+/// Whether the exchange may have changed the catalog: by itself, or by code of users, which runs under Everything.
 pub fn changes_catalog(analysis: &ExchangeAnalysis) -> bool {
-    analysis.effect == Effect::Ddl || (analysis.effect == Effect::Write && is_everything(&analysis.footprint))
+    let by_code = analysis.effect == Effect::Write && analysis.foreign_code && is_everything(&analysis.footprint);
+    analysis.effect == Effect::Ddl || by_code
 }
 
 /// Whether everything is held exclusively.

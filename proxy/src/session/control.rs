@@ -195,13 +195,13 @@ impl Session {
         };
         self.portals.clear();
         let Some(begun) = transaction.begun.take() else {
-            self.committed(&transaction);
+            self.committed();
             return Ok(true);
         };
-        match self.finish(begun).await {
+        match self.finish(begun, transaction.catalog_changed).await {
             Ok(notices) => {
                 self.connection.out.raw(&notices);
-                self.committed(&transaction);
+                self.committed();
                 Ok(true)
             }
             Err(failure) => {
@@ -215,14 +215,11 @@ impl Session {
         }
     }
 
-    fn committed(&mut self, transaction: &Transaction) {
+    fn committed(&mut self) {
         self.shared.metrics.transaction(TransactionEnd::Committed);
         let mut settings = self.settings.clone();
         settings.end_transaction();
         self.adopt_settings(settings);
-        if transaction.catalog_changed {
-            self.catalog.changed(&self.shared.client);
-        }
     }
 
     fn rolled_back(&mut self, transaction: &Transaction, end: TransactionEnd) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sql::footprint::Footprint;
-use sql::operation::{Operation, TransactionId, Work};
+use sql::operation::{Operation, TransactionId, Work, says_nothing_written};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Session;
@@ -22,11 +22,22 @@ const ABORT_PAUSE: Duration = Duration::from_secs(1);
 const WORDS_REFUSED: &str = "BF007";
 
 impl Session {
-    /// Commits a transaction on f+1 voters' words; what COMMIT answers beside its tag.
+    /// Commits a transaction on f+1 voters' words; what COMMIT answers beside its tag. If it may have changed the catalog
+    /// (`changes_catalog`), the catalog is read again, unless those voters say that it has written nothing.
     ///
     /// # Errors
     /// [`Failure::OutcomeUnknown`] when it may be committed. After any other, it has no effect.
-    pub(super) async fn finish(&mut self, mut begun: Begun) -> Result<Bytes, Failure> {
+    pub(super) async fn finish(&mut self, begun: Begun, changes_catalog: bool) -> Result<Bytes, Failure> {
+        let mut nothing_written = false;
+        let finished = self.finish_on_words(begun, &mut nothing_written).await;
+        let committed = matches!(finished, Ok(_) | Err(Failure::OutcomeUnknown));
+        if changes_catalog && committed && !nothing_written {
+            self.catalog.changed(&self.shared.client);
+        }
+        finished
+    }
+
+    async fn finish_on_words(&mut self, mut begun: Begun, nothing_written: &mut bool) -> Result<Bytes, Failure> {
         if !begun.wrote && !begun.at_commit {
             // Each answer was f+1 voters' under its locks or on its snapshot. Nothing is left to commit.
             self.abort_later(begun);
@@ -40,7 +51,11 @@ impl Session {
             let given = client.words(&mut begun.live, id, began, Some(&self.cancel)).await;
             self.shared.metrics.stage(Stage::Direct, start.elapsed());
             match given {
-                Ok(given) => words = given,
+                Ok(given) => {
+                    // Those of f+1 voters, and equal.
+                    *nothing_written = given.iter().all(|word| says_nothing_written(&word.answers));
+                    words = given;
+                }
                 Err(failure) => {
                     self.abort_later(begun);
                     return Err(match failure {

@@ -160,13 +160,9 @@ impl Session {
 
     fn note_result(&mut self, result: &VotedResult, effect: Effect) {
         let failed = scan(&result.messages).failed;
-        match &mut self.transaction {
-            Some(transaction) => {
-                transaction.catalog_changed |= effect == Effect::Ddl;
-                transaction.failed |= failed || result.status == b'E';
-            }
-            None if effect == Effect::Ddl => self.catalog.changed(&self.shared.client),
-            None => {}
+        if let Some(transaction) = &mut self.transaction {
+            transaction.catalog_changed |= effect == Effect::Ddl;
+            transaction.failed |= failed || result.status == b'E';
         }
     }
 

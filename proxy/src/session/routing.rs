@@ -222,7 +222,7 @@ impl Session {
             self.abort_later(begun);
         } else {
             let writes = begun.wrote;
-            let notices = self.finish(begun).await?;
+            let notices = self.finish(begun, routed.analysis.effect == Effect::Ddl).await?;
             if let Some(before) = &mut result.before {
                 before.committed = writes;
             }

@@ -15,7 +15,7 @@ use proxy::{ClusterPort, Destination, FromNode, MachineSet, ToNode};
 use spool::SpoolDirectory;
 use sql::operation::{
     Exchange, ExchangeResult, Isolation, Operation, SessionContext, Step, TransactionId, TransactionWrite, Work,
-    word_digest,
+    answers_with_effect, word_digest,
 };
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
@@ -66,6 +66,7 @@ struct State {
     without_bodies: HashMap<MachineId, Kept>,
     /// The kinds of messages seen, in order.
     seen: Vec<&'static str>,
+    catalog_readings: Vec<&'static str>,
 }
 
 impl Faults {
@@ -138,6 +139,20 @@ impl Faults {
 
     pub fn see(&self, kind: &'static str) {
         self.state.lock().unwrap().seen.push(kind);
+    }
+
+    /// Notes an operation; apart, if the proxy reads the catalog by it.
+    pub fn see_ordered(&self, work: &Work) {
+        let mut state = self.state.lock().unwrap();
+        match catalog_reading(work) {
+            Some(kind) => state.catalog_readings.push(kind),
+            None => state.seen.push(self::kind(work)),
+        }
+    }
+
+    /// How the proxy has read the catalog since the last call.
+    pub fn take_catalog_readings(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.state.lock().unwrap().catalog_readings)
     }
 
     /// The kinds of messages since the last call.
@@ -278,10 +293,14 @@ pub fn start(postgres: Arc<Postgres>, key: VerifyingKey) -> (ClusterPort, Faults
     (ClusterPort { to, from }, faults)
 }
 
-/// Whether this is the proxy's own reading of the catalog, which comes beside whatever a test does after DDL: not a thing to be seen.
-pub fn is_catalog_read(work: &Work) -> bool {
+/// How the proxy itself reads the catalog, if this is that: it comes beside whatever a test does after DDL.
+pub fn catalog_reading(work: &Work) -> Option<&'static str> {
     let text = sql::schema::CATALOG_QUERY.into();
-    matches!(work, Work::Read { exchange, .. } if *exchange == Exchange::Simple { text }.encode())
+    match work {
+        Work::Catalog { .. } => Some("changes"),
+        Work::Read { exchange, .. } if *exchange == Exchange::Simple { text }.encode() => Some("whole"),
+        _ => None,
+    }
 }
 
 /// What a direct message is, in a word.
@@ -308,6 +327,7 @@ pub fn kind(work: &Work) -> &'static str {
         Work::Abandon { .. } => "abandon",
         Work::Nothing => "nothing",
         Work::Cancel { .. } => "cancel",
+        Work::Catalog { .. } => "catalog",
     }
 }
 
@@ -392,9 +412,7 @@ impl Cluster {
     }
 
     async fn ordered(self, number: u64, order: Order, operation: Operation) {
-        if !is_catalog_read(&operation.work) {
-            self.faults.see(kind(&operation.work));
-        }
+        self.faults.see_ordered(&operation.work);
         let transaction = match &operation.work {
             Work::Begin { transaction, .. } | Work::Extend { transaction, .. } => Some(*transaction),
             Work::Read { transaction, .. } => *transaction,
@@ -598,7 +616,8 @@ impl Cluster {
                     _ => link,
                 });
                 Some(Outcome::Word {
-                    answers,
+                    // These voters do not know whether anything was written.
+                    answers: answers_with_effect(answers, true),
                     signature: [0; 64],
                 })
             }
@@ -796,6 +815,8 @@ impl Cluster {
             }
             Work::Abandon { .. } | Work::Nothing => panic!("proxies order no such thing"),
             Work::Cancel { .. } => panic!("nothing waits for locks here"),
+            // These voters remember nothing.
+            Work::Catalog { .. } => refused("BF008"),
             Work::Abort { transaction } => {
                 let process = {
                     let mut told = self.told.lock().unwrap();

@@ -285,9 +285,7 @@ async fn sequence(
                     continue;
                 }
                 let operation: Operation = borsh::from_slice(&request.operation).unwrap();
-                if !super::cluster::is_catalog_read(&operation.work) {
-                    faults.see(super::cluster::kind(&operation.work));
-                }
+                faults.see_ordered(&operation.work);
                 sequencer.order(request).await;
             }
             (ToNode::Client(ClientMessage::Direct(direct)), Destination::Machines(machines)) => {

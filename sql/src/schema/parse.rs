@@ -1,50 +1,60 @@
-//! From rows of the catalog query to a [`Schema`].
+//! From rows of the catalog query to what a [`super::Schema`] holds.
 
 use serde::Deserialize;
 
 use super::table::{Action, TableKind, Unique};
-use super::{
-    CATALOG_BYTES_MAX, Column, ColumnKind, ForeignKey, Partitioning, Schema, SchemaError, Table, TableName,
-    UserFunction,
-};
-use crate::analysis::{KeyKind, is_bounded_expression};
+use super::{Column, ColumnKind, ForeignKey, Partitioning, SchemaError, Table, TableName};
+use crate::analysis::KeyKind;
 use crate::determinism;
-use crate::functions::Volatility;
 use crate::rules::PartitionRules;
 
-/// One row: an object of the catalog.
+/// What every row says.
+#[derive(Deserialize)]
+struct Head {
+    object: String,
+    #[serde(default)]
+    schema: String,
+    #[serde(default)]
+    name: String,
+}
+
+/// What a row is of.
+pub(super) enum Kind {
+    /// A table, a view or a sequence.
+    Relation(TableName),
+    /// Anything else.
+    Global,
+}
+
+/// What a row is of.
+///
+/// # Errors
+/// When it is not the JSON of an object.
+pub(super) fn kind_of(row: &str) -> Result<Kind, SchemaError> {
+    let Head { object, schema, name } = serde_json::from_str(row)?;
+    Ok(match object.as_str() {
+        "table" | "sequence" => Kind::Relation(TableName { schema, name }),
+        _ => Kind::Global,
+    })
+}
+
+/// The row of a relation.
 #[derive(Deserialize)]
 #[serde(tag = "object", rename_all = "lowercase")]
 enum Row {
-    Server {},
-    Schema {
-        name: String,
-    },
     Table(Box<TableRow>),
-    Sequence {
-        schema: String,
-        name: String,
-    },
-    Function {
-        name: String,
-        volatility: char,
-        language: String,
-    },
-    Operator {
-        name: String,
-        takes_keys: bool,
-        /// Whether it is known to compute from its operands alone.
-        #[serde(default)]
-        plain: bool,
-    },
-    Type {
-        name: String,
-        runs_code: bool,
-    },
-    Cast {
-        target: String,
-        implicit: bool,
-    },
+    Sequence {},
+}
+
+/// The table of a relation's row; `None` for a sequence.
+///
+/// # Errors
+/// When the row is not understood.
+pub(super) fn relation(row: &str, rules: &PartitionRules) -> Result<Option<Table>, SchemaError> {
+    Ok(match serde_json::from_str(row)? {
+        Row::Table(row) => Some(table(*row, rules)),
+        Row::Sequence {} => None,
+    })
 }
 
 #[derive(Deserialize)]
@@ -57,7 +67,7 @@ struct TableRow {
     columns: Option<Vec<ColumnRow>>,
     indexes: Option<Vec<IndexRow>>,
     foreign_keys: Option<Vec<ForeignKeyRow>>,
-    triggers: Option<Vec<(String, String)>>,
+    triggers: Option<Vec<String>>,
     rules: Option<Vec<String>>,
     calls_functions: bool,
     #[serde(default)]
@@ -92,116 +102,6 @@ struct ForeignKeyRow {
     on_delete: char,
 }
 
-pub(super) fn parse<'row>(
-    rows: impl Iterator<Item = &'row str>,
-    rules: &PartitionRules,
-) -> Result<Schema, SchemaError> {
-    let mut schema = Schema::without_objects(rules.clone());
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = 0_usize;
-    hasher.update(&serde_json::to_vec(rules)?);
-    for row in rows {
-        bytes = bytes.saturating_add(row.len());
-        if bytes > CATALOG_BYTES_MAX {
-            return Err(SchemaError::TooLarge(CATALOG_BYTES_MAX));
-        }
-        hasher.update(&(row.len() as u64).to_le_bytes());
-        hasher.update(row.as_bytes());
-        schema.add(serde_json::from_str(row)?);
-    }
-    schema.digest = *hasher.finalize().as_bytes();
-    schema.link_references();
-    schema.judge_expressions();
-    Ok(schema)
-}
-
-impl Schema {
-    fn add(&mut self, row: Row) {
-        match row {
-            Row::Server {} => {}
-            Row::Schema { name } => {
-                self.namespaces.insert(name);
-            }
-            Row::Sequence { schema, name } => {
-                self.sequences.insert(TableName { schema, name });
-            }
-            Row::Function {
-                name,
-                volatility,
-                language,
-            } => self.add_function(name, volatility, &language),
-            Row::Operator {
-                name,
-                takes_keys,
-                plain,
-            } => {
-                self.overloads_equality |= takes_keys && name == "=";
-                if !plain {
-                    self.operators.insert(name);
-                }
-            }
-            Row::Type { name, runs_code } => {
-                let known = self.types.entry(name).or_default();
-                *known |= runs_code;
-            }
-            Row::Cast { target, implicit } => {
-                self.casts_implicitly |= implicit;
-                self.cast_targets.insert(target);
-            }
-            Row::Table(row) => {
-                let name = table_name((row.schema.clone(), row.name.clone()));
-                let table = table(*row, &self.rules);
-                let dates = table.columns.iter().filter(|column| column.kind == ColumnKind::Date);
-                self.date_columns.extend(dates.map(|column| column.name.clone()));
-                self.tables.insert(name, table);
-            }
-        }
-    }
-
-    fn add_function(&mut self, name: String, volatility: char, language: &str) {
-        let volatility = match volatility {
-            'i' => Volatility::Immutable,
-            's' => Volatility::Stable,
-            _ => Volatility::Volatile,
-        };
-        let is_plain = language == "c" && volatility == Volatility::Immutable;
-        let known = self
-            .functions
-            .entry(name)
-            .or_insert(UserFunction { volatility, is_plain });
-        known.volatility = known.volatility.max(volatility);
-        known.is_plain &= is_plain;
-    }
-
-    /// Tells every table whether the time and the outcome of what a write computes in it are bounded.
-    fn judge_expressions(&mut self) {
-        let bounded: Vec<_> = self
-            .tables
-            .values()
-            .map(|table| {
-                let mut expressions = table.expressions.iter();
-                expressions.all(|expression| is_bounded_expression(self, expression))
-            })
-            .collect();
-        for (table, is_bounded) in self.tables.values_mut().zip(bounded) {
-            table.is_bounded = is_bounded;
-        }
-    }
-
-    /// Tells every table which foreign keys reference it.
-    fn link_references(&mut self) {
-        let mut references = Vec::new();
-        for (name, table) in &self.tables {
-            references.extend(table.foreign_keys.iter().map(|key| (name.clone(), key.clone())));
-        }
-        for (name, key) in references {
-            if let Some(table) = self.tables.get_mut(&key.referenced) {
-                table.referenced_by.push((name, key));
-            }
-        }
-    }
-}
-
 fn table_name((schema, name): (String, String)) -> TableName {
     TableName { schema, name }
 }
@@ -222,6 +122,10 @@ fn table(row: TableRow, rules: &PartitionRules) -> Table {
         _ => TableKind::Table,
     };
     Table {
+        name: TableName {
+            schema: row.schema,
+            name: row.name,
+        },
         kind,
         uniques: row.indexes.unwrap_or_default().into_iter().map(unique).collect(),
         foreign_keys: row
@@ -230,7 +134,6 @@ fn table(row: TableRow, rules: &PartitionRules) -> Table {
             .into_iter()
             .map(foreign_key)
             .collect(),
-        referenced_by: Vec::new(),
         runs_user_code: row.triggers.is_some_and(|triggers| !triggers.is_empty())
             || row.rules.is_some_and(|rules| !rules.is_empty())
             || row.calls_functions

@@ -12,14 +12,13 @@ pub(crate) struct TableName {
 }
 
 /// A table, view, materialised view or foreign table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Table {
+    pub(crate) name: TableName,
     pub(crate) kind: TableKind,
     pub(crate) columns: Vec<Column>,
     pub(crate) uniques: Vec<Unique>,
     pub(crate) foreign_keys: Vec<ForeignKey>,
-    /// Foreign keys of other tables (by name) that reference this one.
-    pub(crate) referenced_by: Vec<(TableName, ForeignKey)>,
     /// Whether a write may run user code: triggers, rules, user functions in constraints, domains, foreign data.
     pub(crate) runs_user_code: bool,
     /// Whether a constraint, default or index calls functions of users: planning a read may run those too.
@@ -76,7 +75,7 @@ pub(crate) enum ColumnKind {
 }
 
 /// A column.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Column {
     pub(crate) name: String,
     pub(crate) kind: ColumnKind,
@@ -95,7 +94,7 @@ pub(crate) struct Column {
 }
 
 /// A unique or exclusion constraint or index.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unique {
     pub(crate) primary: bool,
     /// Whether it is an exclusion constraint: rows with other values of its columns may conflict too.
@@ -117,6 +116,14 @@ pub(crate) enum Action {
     SetNull,
     /// Referencing rows get the default key, which names another row (SET DEFAULT).
     SetDefault,
+}
+
+/// A foreign key as the table that it references sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reference {
+    /// The table that has it.
+    pub(crate) table: TableName,
+    pub(crate) key: ForeignKey,
 }
 
 /// A foreign key.

@@ -140,6 +140,7 @@ impl Owner<'_> {
                 self.refuse_unless(asker, fed).await;
             }
             Work::Cancel { request } => self.feed_cancel(asker, *request).await,
+            Work::Catalog { since } => self.answer_catalog(asker, *since).await,
             Work::Read { .. } => {
                 let grant = Grant {
                     order,
@@ -327,6 +328,7 @@ impl Owner<'_> {
                 record: Record {
                     applied,
                     sequences: sequences(held),
+                    asks_catalog: false,
                 },
                 held: held.clone(),
             })),
@@ -367,5 +369,6 @@ fn class(work: &Work) -> &'static str {
         Work::Abandon { .. } => "abandon",
         Work::Nothing => "nothing",
         Work::Cancel { .. } => "cancel",
+        Work::Catalog { .. } => "catalog",
     }
 }

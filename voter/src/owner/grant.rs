@@ -50,7 +50,12 @@ impl Owner<'_> {
                 self.grant_extend(asker, grant, *transaction, exchange, *writes_before)
                     .await
             }
-            Work::Commit { .. } | Work::Abort { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => {}
+            Work::Commit { .. }
+            | Work::Abort { .. }
+            | Work::Abandon { .. }
+            | Work::Nothing
+            | Work::Cancel { .. }
+            | Work::Catalog { .. } => {}
         }
     }
 
@@ -109,6 +114,7 @@ impl Owner<'_> {
             record: Record {
                 applied,
                 sequences: sequences(footprint),
+                asks_catalog: false,
             },
             catalog: self.catalog.clone(),
             changes_catalog: changes,

@@ -20,6 +20,7 @@ use super::functions::Functions;
 use super::prepared::Prepared;
 use super::script::{Part, Played, Script, Segment};
 use super::settings;
+use super::written::Written;
 use crate::config::VoterConfig;
 use crate::lock_table::Position;
 use crate::outcome::LargeResult;
@@ -60,6 +61,8 @@ pub struct Record {
     pub applied: Option<(String, Position)>,
     /// The sequences that may have moved.
     pub sequences: Sequences,
+    /// Whether the catalog may have changed, so that it is asked what has.
+    pub asks_catalog: bool,
 }
 
 /// Which sequences a transaction may have moved.
@@ -125,6 +128,8 @@ pub struct Backend {
     left: bool,
     /// The open transaction may have written: not so only when it was asked and said so.
     written: bool,
+    /// What the transaction that was committed last wrote to the catalog, where its record asked for that.
+    catalog_written: Written,
     limits: CaptureLimits,
 }
 
@@ -165,6 +170,7 @@ impl Backend {
             begin_is_due: false,
             left: false,
             written: true,
+            catalog_written: Written::Unknown,
             limits: CaptureLimits::of(config),
         })
     }
@@ -207,6 +213,11 @@ impl Backend {
     /// Whether the open transaction may have written anything, as of [`Backend::settle`].
     pub fn has_written(&self) -> bool {
         self.written
+    }
+
+    /// What the transaction that was committed last wrote to the catalog; known once, and only where its record asked for it.
+    pub fn take_catalog_written(&mut self) -> Written {
+        std::mem::take(&mut self.catalog_written)
     }
 
     /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
@@ -381,12 +392,7 @@ impl Backend {
         {
             return Answer::Fault(format!("{}: {}", error.sqlstate, error.message));
         }
-        match segment.capture.finish(segment.status).await {
-            Captured::Result(result) => Answer::Result(result),
-            Captured::Large(large) => Answer::Large(large),
-            Captured::TooLarge => Answer::TooLarge,
-            Captured::NoRoom(reason) => Answer::NoRoom(reason),
-        }
+        answer_of(segment.capture.finish(segment.status).await)
     }
 
     /// An exchange within a transaction must leave it open; else nothing is known of what was committed.
@@ -401,6 +407,16 @@ impl Backend {
     fn ended(&mut self, answer: Answer) -> Answer {
         self.foreign |= self.status != b'I';
         idle(answer)
+    }
+}
+
+/// The answer that was captured.
+pub fn answer_of(captured: Captured) -> Answer {
+    match captured {
+        Captured::Result(result) => Answer::Result(result),
+        Captured::Large(large) => Answer::Large(large),
+        Captured::TooLarge => Answer::TooLarge,
+        Captured::NoRoom(reason) => Answer::NoRoom(reason),
     }
 }
 

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sql::analysis::Analyzer;
 use sql::determinism::FUNCTIONS_SQL;
-use sql::schema::{CATALOG_QUERY, Schema};
+use sql::schema::Schema;
 
 use super::PostgresError;
+use super::catalog::Known;
 use super::connection::{APPLICATION_NAME, Connection, PINNED_SETTINGS};
-use super::functions::{Call, FUNCTIONS_QUERY, Functions};
+use super::functions::{ALL_SEQUENCES, Call, FUNCTIONS_QUERY, Functions};
 use super::settings::literal;
 use crate::config::VoterConfig;
 use crate::lock_table::Position;
@@ -42,6 +42,8 @@ const MESSAGE_BYTES_MAX: usize = 256 << 20;
 #[derive(Debug)]
 pub struct Bookkeeper {
     connection: Connection,
+    /// The catalog, once it was read.
+    pub(super) known: Option<Known>,
 }
 
 /// What a voter finds in its database when it starts.
@@ -53,7 +55,7 @@ pub struct Found {
     /// The floor and the voter's state there; `None` in a new database.
     pub floor: Option<(u64, Vec<u8>)>,
     /// The catalog.
-    pub analyzer: Analyzer,
+    pub schema: Arc<Schema>,
 }
 
 impl Bookkeeper {
@@ -65,7 +67,10 @@ impl Bookkeeper {
         let postgres = &config.postgres;
         let pins = [("synchronous_commit", "on"), ("search_path", "pg_catalog")];
         let connection = Connection::open(postgres, &postgres.superuser, &pins, MESSAGE_BYTES_MAX).await?;
-        Ok(Self { connection })
+        Ok(Self {
+            connection,
+            known: None,
+        })
     }
 
     /// Installs what is missing, ends what an earlier life of the voter left running, checks that the server is fit, sets
@@ -82,11 +87,11 @@ impl Bookkeeper {
         self.query(FUNCTIONS_SQL).await?;
         let functions = Functions::from_rows(&self.query(FUNCTIONS_QUERY).await?)?;
         self.call(&functions.restore_sequences(None)).await?;
-        self.call(&functions.record_sequences(None)).await?;
+        self.call(&functions.record_sequences(Some(ALL_SEQUENCES))).await?;
         Ok(Found {
             applied: self.applied().await?,
             floor: self.floor().await?,
-            analyzer: self.analyzer(config).await?,
+            schema: self.read_catalog(&config.rules).await?,
             functions,
         })
     }
@@ -310,17 +315,6 @@ impl Bookkeeper {
     /// When the connection is lost.
     pub async fn applied_at(&mut self, home: &str) -> Result<Option<Position>, PostgresError> {
         Ok(self.applied().await?.remove(home))
-    }
-
-    /// Reads the catalog.
-    ///
-    /// # Errors
-    /// When the connection is lost, or the catalog is not understood.
-    pub async fn analyzer(&mut self, config: &VoterConfig) -> Result<Analyzer, PostgresError> {
-        let rows = self.query(CATALOG_QUERY).await?;
-        let texts = rows.iter().filter_map(|row| row.first().and_then(Option::as_deref));
-        let schema = Schema::parse(texts, &config.rules).map_err(|error| PostgresError::Unfit(error.to_string()))?;
-        Ok(Analyzer::new(Arc::new(schema)))
     }
 
     /// Runs a text; the rows of all its statements as text.

@@ -61,12 +61,60 @@ BEGIN
 END
 $$;
 
--- 1 if the transaction may have written anything: it has a number, or has moved one of these sequences (NULL: of all; a
+-- The relations that the transaction has locked in a mode under which their definition can change, or in this one. What draws from a sequence locks it (RowExclusive), what changes
+-- a relation's definition locks it more strongly, and all of these locks are held to the end of the transaction, or of the savepoint that
+-- takes the change back.
+CREATE OR REPLACE FUNCTION cloudbft.locked(or_as text) RETURNS SETOF oid
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  SELECT DISTINCT l.relation FROM pg_lock_status() l
+  WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid() AND l.granted AND (l.mode = or_as OR l.mode
+    = ANY ('{ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'))
+$$;
+REVOKE EXECUTE ON FUNCTION cloudbft.locked(text) FROM PUBLIC;
+
+-- The catalogs of the system.
+CREATE TABLE IF NOT EXISTS cloudbft.catalog (number oid PRIMARY KEY, name name NOT NULL);
+REVOKE ALL ON cloudbft.catalog FROM PUBLIC;
+INSERT INTO cloudbft.catalog
+  SELECT c.oid, c.relname FROM pg_catalog.pg_class c
+  WHERE c.relnamespace = 'pg_catalog'::pg_catalog.regnamespace AND c.relkind = 'r' AND NOT c.relisshared
+ON CONFLICT DO NOTHING;
+
+-- What the transaction has written to the catalogs, by the server's own count of what it did to each (which rolling back to a savepoint
+-- does not lower): `name inserted updated deleted` for each, by commas; then, after a semicolon, the relations whose definition it may
+-- have changed. Nothing, when it has written to none. `?`, when the server does not count.
+CREATE OR REPLACE FUNCTION cloudbft.catalog_changes(token text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  counts text;
+BEGIN
+  PERFORM FROM cloudbft.token t WHERE t.value = catalog_changes.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+  IF NOT current_setting('track_counts')::boolean THEN
+    RETURN '?';
+  END IF;
+  SELECT string_agg(concat_ws(' ', c.name, w.inserted, w.updated, w.deleted), ',') INTO counts
+  FROM cloudbft.catalog c CROSS JOIN LATERAL (SELECT pg_stat_get_xact_tuples_inserted(c.number) AS inserted,
+    pg_stat_get_xact_tuples_updated(c.number) AS updated, pg_stat_get_xact_tuples_deleted(c.number) AS deleted) w
+  WHERE w.inserted > 0 OR w.updated > 0 OR w.deleted > 0;
+  IF counts IS NULL THEN
+    RETURN '';
+  END IF;
+  -- The next transaction of this backend counts from nothing.
+  PERFORM pg_stat_force_next_flush();
+  RETURN concat(counts, ';', (SELECT string_agg(l.number::text, ',') FROM cloudbft.locked(NULL) AS l (number)));
+END
+$$;
+
+-- 1 if the transaction may have written anything: it has a number, or has moved one of these sequences (NULL: any; a
 -- value that the log has reserved is drawn without a number). Else 0: nothing that it did can stay, and nothing is deferred
 -- (docs/decisions/0040-nothing-written-contradicts-nobody.md).
 CREATE OR REPLACE FUNCTION cloudbft.written(token text, names text[]) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+  candidates oid[];
   found_sequence record;
   moved boolean;
 BEGIN
@@ -77,9 +125,10 @@ BEGIN
   IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
     RETURN 1;
   END IF;
+  candidates := ARRAY(SELECT cloudbft.locked('RowExclusiveLock'));
   FOR found_sequence IN
     SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'S' AND c.relpersistence <> 't'
+    WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND c.oid = ANY (candidates)
       AND (written.names IS NULL OR n.nspname || '.' || c.relname = ANY (written.names))
   LOOP
     EXECUTE format('SELECT NOT EXISTS (SELECT FROM cloudbft.sequence s, %I.%I q
@@ -94,20 +143,27 @@ BEGIN
 END
 $$;
 
--- Records where sequences stand (NULL: all of them), in the transaction that moved them.
+-- Records where sequences stand, in the transaction that moved them (NULL: those that it may have moved; `{*}`: all).
 CREATE OR REPLACE FUNCTION cloudbft.record_sequences(token text, names text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+  candidates oid[];
   found_sequence record;
 BEGIN
   PERFORM FROM cloudbft.token t WHERE t.value = record_sequences.token;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
   END IF;
+  -- A schema that gets another name locks none of its sequences, whose names change.
+  IF names IS NULL AND pg_stat_get_xact_tuples_updated('pg_namespace'::regclass) = 0 AND current_setting('track_counts')::boolean THEN
+    candidates := ARRAY(SELECT cloudbft.locked('RowExclusiveLock'));
+  ELSE
+    candidates := ARRAY(SELECT c.oid FROM pg_class c WHERE c.relkind = 'S');
+  END IF;
   FOR found_sequence IN
     SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'S' AND c.relpersistence <> 't'
-      AND (record_sequences.names IS NULL OR n.nspname || '.' || c.relname = ANY (record_sequences.names))
+    WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND c.oid = ANY (candidates)
+      AND (names IS NULL OR names = '{*}' OR n.nspname || '.' || c.relname = ANY (names))
   LOOP
     EXECUTE format('INSERT INTO cloudbft.sequence AS s SELECT %L, last_value, is_called FROM %I.%I
       ON CONFLICT (name) DO UPDATE SET last_value = excluded.last_value, is_called = excluded.is_called

@@ -16,8 +16,12 @@ pub(super) const FUNCTIONS_QUERY: &str = "SELECT value, \
     'cloudbft.set_applied(text,text,bigint,bigint)'::pg_catalog.regprocedure::pg_catalog.oid, \
     'cloudbft.command(text)'::pg_catalog.regprocedure::pg_catalog.oid, \
     'cloudbft.written(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.catalog_changes(text)'::pg_catalog.regprocedure::pg_catalog.oid, \
     'cloudbft.record_sequences(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
     'cloudbft.restore_sequences(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid FROM cloudbft.token";
+
+/// What stands for all sequences, whoever has moved them.
+pub(super) const ALL_SEQUENCES: &str = "{*}";
 
 /// The format of arguments and results.
 const TEXT: i16 = 0;
@@ -29,6 +33,7 @@ pub struct Functions {
     set_applied: u32,
     command: u32,
     written: u32,
+    catalog_changes: u32,
     record_sequences: u32,
     restore_sequences: u32,
 }
@@ -46,7 +51,7 @@ impl Functions {
     /// From the answer to [`FUNCTIONS_QUERY`].
     ///
     /// # Errors
-    /// When it is not one row of one text and five numbers.
+    /// When it is not one row of one text and six numbers.
     pub(super) fn from_rows(rows: &[Vec<Option<String>>]) -> Result<Self, PostgresError> {
         let [row] = rows else {
             return Err(PostgresError::Unfit(format!("cloudbft.token has {} rows", rows.len())));
@@ -55,7 +60,15 @@ impl Functions {
             return Err(PostgresError::Unfit("cloudbft.token is empty".into()));
         };
         let numbers: Vec<u32> = numbers.iter().flatten().filter_map(|text| text.parse().ok()).collect();
-        let [set_applied, command, written, record_sequences, restore_sequences] = *numbers.as_slice() else {
+        let [
+            set_applied,
+            command,
+            written,
+            catalog_changes,
+            record_sequences,
+            restore_sequences,
+        ] = *numbers.as_slice()
+        else {
             return Err(PostgresError::protocol("the functions' numbers cannot be read"));
         };
         Ok(Self {
@@ -63,6 +76,7 @@ impl Functions {
             set_applied,
             command,
             written,
+            catalog_changes,
             record_sequences,
             restore_sequences,
         })
@@ -79,17 +93,22 @@ impl Functions {
     }
 
     /// Answers whether the transaction may have written anything, or moved one of these sequences (an array constant of names;
-    /// `None`: of all): 1 or 0.
+    /// `None`: any): 1 or 0.
     pub fn written<'a>(&'a self, names: Option<&'a str>) -> Call<'a> {
         self.call(self.written, &[names])
     }
 
-    /// Records where sequences stand (an array constant of names; `None`: all of them).
+    /// Answers what the transaction has written to the catalogs, for [`super::written::Written::read`].
+    pub fn catalog_changes(&self) -> Call<'_> {
+        self.call(self.catalog_changes, &[])
+    }
+
+    /// Records where sequences stand (an array constant of names; `None`: those that the transaction may have moved).
     pub fn record_sequences<'a>(&'a self, names: Option<&'a str>) -> Call<'a> {
         self.call(self.record_sequences, &[names])
     }
 
-    /// Sets sequences (the same) back to where the last commit left them.
+    /// Sets sequences (an array constant of names; `None`: all of them) back to where the last commit left them.
     pub fn restore_sequences<'a>(&'a self, names: Option<&'a str>) -> Call<'a> {
         self.call(self.restore_sequences, &[names])
     }
@@ -149,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_token_comes_first_in_every_call_and_shows_in_no_debug_text() {
-        let functions = Functions::from_rows(&[row(&["secret", "11", "12", "13", "14", "15"])]).unwrap();
+        let functions = Functions::from_rows(&[row(&["secret", "11", "12", "13", "14", "15", "16"])]).unwrap();
         let call = functions.set_applied("shop", "7", "9");
         assert_eq!(call.function, 11);
         assert_eq!(call.arguments, [Some("secret"), Some("shop"), Some("7"), Some("9")]);
@@ -170,15 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_one_token_and_five_numbers_is_refused() {
+    fn anything_but_one_token_and_six_numbers_is_refused() {
         for rows in [
             vec![],
             vec![
-                row(&["a", "1", "2", "3", "4", "5"]),
-                row(&["b", "1", "2", "3", "4", "5"]),
+                row(&["a", "1", "2", "3", "4", "5", "6"]),
+                row(&["b", "1", "2", "3", "4", "5", "6"]),
             ],
-            vec![row(&["a", "1", "2", "3", "4"])],
-            vec![row(&["a", "1", "2", "3", "4", "x"])],
+            vec![row(&["a", "1", "2", "3", "4", "5"])],
+            vec![row(&["a", "1", "2", "3", "4", "5", "x"])],
             vec![vec![None, Some("1".into())]],
         ] {
             assert!(Functions::from_rows(&rows).is_err(), "{rows:?}");

@@ -27,6 +27,8 @@ enum Awaited {
     Call,
     /// A FunctionCall that answers one number.
     CallNumber,
+    /// A FunctionCall that answers a text.
+    CallText,
     Query,
     /// A Query that opens COPY FROM STDIN: ends at CopyInResponse.
     CopyStart,
@@ -85,6 +87,8 @@ pub struct Played {
     pub tag: Bytes,
     /// What the calls of [`Script::number`] answered.
     pub numbers: Vec<u64>,
+    /// What the call of [`Script::text`] answered.
+    pub text: Option<String>,
     /// Whether it was left while the server still answers: the connection is of no use any more.
     pub left: bool,
 }
@@ -277,6 +281,13 @@ impl Script {
         Ok(())
     }
 
+    /// The same with a function that answers a text, which is kept in [`Played::text`].
+    pub fn text(&mut self, call: &Call<'_>) -> std::io::Result<()> {
+        self.add_call(call)?;
+        self.awaited.push_back((Awaited::CallText, Part::Own));
+        Ok(())
+    }
+
     /// A FunctionCall ends with ReadyForQuery, as a Query does. A server that skips to the next Sync would skip it.
     fn add_call(&mut self, call: &Call<'_>) -> std::io::Result<()> {
         if self.ends_without_sync() {
@@ -291,7 +302,7 @@ impl Script {
         last.is_some_and(|(awaited, _)| {
             !matches!(
                 awaited,
-                Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::Cut
+                Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::CallText | Awaited::Cut
             )
         })
     }
@@ -327,6 +338,7 @@ impl Script {
             prepared: Vec::new(),
             tag: Bytes::new(),
             numbers: Vec::new(),
+            text: None,
             left: false,
         };
         while self.advance(&mut played, limits) {
@@ -384,7 +396,15 @@ impl Script {
         let (part, tag) = (*part, message.tag);
         let (keep, done) = match (awaited, tag) {
             (_, b'N') => (true, false),
-            (Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::CopyStart, b'Z') => {
+            (
+                Awaited::Sync
+                | Awaited::Query
+                | Awaited::Call
+                | Awaited::CallNumber
+                | Awaited::CallText
+                | Awaited::CopyStart,
+                b'Z',
+            ) => {
                 segment.status = message.body().first().copied().unwrap_or(b'E');
                 (false, true)
             }
@@ -396,8 +416,14 @@ impl Script {
             (Awaited::Execute, b'C' | b'I' | b's') => (true, true),
             (Awaited::Call, b'V') => (false, false),
             (Awaited::CallNumber, b'V') => {
-                let number = value(message.body()).ok_or_else(|| PostgresError::protocol("not one number"))?;
+                let number = value(message.body()).and_then(|number| number.parse().ok());
+                let number = number.ok_or_else(|| PostgresError::protocol("not one number"))?;
                 played.numbers.push(number);
+                (false, false)
+            }
+            (Awaited::CallText, b'V') => {
+                let text = value(message.body()).ok_or_else(|| PostgresError::protocol("not one text"))?;
+                played.text = Some(text.to_owned());
                 (false, false)
             }
             (Awaited::Execute | Awaited::Query, b'D' | b'H' | b'd' | b'c') => (true, false),
@@ -440,7 +466,12 @@ impl Script {
         while let Some((awaited, _)) = self.awaited.front() {
             if matches!(
                 awaited,
-                Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::CopyStart
+                Awaited::Sync
+                    | Awaited::Query
+                    | Awaited::Call
+                    | Awaited::CallNumber
+                    | Awaited::CallText
+                    | Awaited::CopyStart
             ) {
                 break;
             }
@@ -449,9 +480,9 @@ impl Script {
     }
 }
 
-/// What a FunctionCallResponse says, if it is a number in text.
-fn value(body: &[u8]) -> Option<u64> {
+/// What a FunctionCallResponse says, if it is a text.
+fn value(body: &[u8]) -> Option<&str> {
     let (length, rest) = body.split_first_chunk::<4>()?;
     let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
-    std::str::from_utf8(rest.get(..length)?).ok()?.parse().ok()
+    std::str::from_utf8(rest.get(..length)?).ok()
 }

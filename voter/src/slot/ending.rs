@@ -15,6 +15,7 @@ use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record, Sequences};
 use crate::postgres::capture::command_complete;
+use crate::postgres::written::Written;
 use crate::transactions::chain_over;
 use crate::work::{Refused, is_everything, sequences};
 
@@ -90,21 +91,19 @@ impl Slot {
         backend.is_none_or(|borrowed| borrowed.backend.has_written())
     }
 
-    /// Commits, answers, and tells the owner with the catalog if it may have changed.
+    /// Commits, answers, and tells the owner, with the new catalog if it has changed it.
     pub(super) async fn commit(&mut self, commit: Commit) -> Result<(), PostgresError> {
         let started = Instant::now();
         let asker = commit.asker;
         self.held = commit.held.clone();
+        self.catalog_written = Written::Nothing;
         let outcome = self.try_commit(&commit).await?;
         observe("commit", started);
         asker.answer(&self.shared.reporter, outcome).await;
         self.close().await?;
-        let analyzer = if is_everything(&self.held) && self.catalog_changed {
-            Some(self.shared.reload().await?)
-        } else {
-            None
-        };
-        self.shared.tell(Event::Finished(asker.order, analyzer));
+        let written = std::mem::take(&mut self.catalog_written);
+        let catalog = self.shared.catalog_after(written).await?;
+        self.shared.tell(Event::Finished(asker.order, catalog));
         Ok(())
     }
 
@@ -208,7 +207,11 @@ impl Slot {
         if changes_nothing && self.has_written() {
             return self.commit_nothing(commit, list, certified).await;
         }
-        self.record_commit(&commit.record).await
+        let record = Record {
+            asks_catalog: is_everything(&self.held) && self.catalog_changed,
+            ..commit.record.clone()
+        };
+        self.record_commit(&record).await
     }
 
     /// f+1 voters say that the list has written nothing, so nothing is what is committed: it need not run here, and what
@@ -236,6 +239,7 @@ impl Slot {
         let record = Record {
             applied: commit.record.applied.clone(),
             sequences: Sequences::None,
+            asks_catalog: false,
         };
         self.record_commit(&record).await
     }
@@ -244,6 +248,11 @@ impl Slot {
         let patience = Stop::After(self.shared.config.limits.commit_wait);
         let played = self.play(Task::Commit(record), patience).await?;
         self.built = false;
+        if record.asks_catalog {
+            // A backend that was lost cannot say.
+            let backend = self.backend.as_mut();
+            self.catalog_written = backend.map_or(Written::Unknown, |backend| backend.backend.take_catalog_written());
+        }
         let notices = self.settled.take();
         let answer = match played {
             Played::Answers(mut answers) => answers

@@ -418,6 +418,19 @@ impl Rig {
         }
     }
 
+    /// The rows of an answer of two texts.
+    pub(crate) async fn rows(&self, order: u64) -> Vec<(String, String)> {
+        let result = self.whole(ResultKey::Request(order)).await;
+        let rows = messages(&result).into_iter().filter(|(tag, _)| *tag == 'D');
+        let texts = rows.map(|(_, body)| {
+            let length = u32::from_be_bytes(body[2..6].try_into().unwrap()) as usize;
+            let (label, text) = (&body[6..6 + length], &body[10 + length..]);
+            let owned = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            (owned(label), owned(text))
+        });
+        texts.collect()
+    }
+
     /// A chunk of a large result.
     pub(crate) async fn chunk(&self, key: ResultKey, index: u32) -> Option<Bytes> {
         let client = CLIENT;

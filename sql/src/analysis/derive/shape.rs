@@ -235,8 +235,8 @@ impl<'statement> Shape<'statement> {
     /// Assignments of bounded values, which make no other rows change or be looked for.
     fn assignments(&self, table: &Table, assignments: &[Assignment]) -> Option<()> {
         let set = super::writes::assigned_columns(assignments)?;
-        let reaches_others = table.referenced_by.iter().any(|(_, key)| {
-            let mut columns = key.referenced_columns.iter();
+        let reaches_others = self.schema.references(&table.name).iter().any(|reference| {
+            let mut columns = reference.key.referenced_columns.iter();
             columns.any(|column| table.is_set_by(column, &set))
         });
         require(!reaches_others)?;
@@ -253,7 +253,7 @@ impl<'statement> Shape<'statement> {
         let level = self.level(&tables, delete.selection.as_ref());
         let table = level.sources.first()?.table?;
         // Looking for the rows that reference a deleted one may take a scan of their table, and change them.
-        require(table.referenced_by.is_empty())?;
+        require(self.schema.references(&table.name).is_empty())?;
         self.returning(delete.returning.as_deref())
     }
 

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::postgres::PostgresError;
 use crate::postgres::script::{Part, Script, Segment};
+use crate::postgres::written::Written;
 
 /// How often everything deferred is run in one pipeline: what ran the first time may have written, the second time it
 /// usually has not.
@@ -225,10 +226,12 @@ impl Backend {
         let mut script = Script::default();
         self.drew |= record.sequences != Sequences::None;
         self.add_begin(&mut script)?;
+        self.catalog_written = Written::Unknown;
         self.add_unlimited(&mut script)?;
         self.add_record(&mut script, record)?;
         script.query(Part::Client, own::COMMIT)?;
         let played = self.play_and_note(script, || {}).await?;
+        self.catalog_written = played.text.as_deref().map(Written::read).unwrap_or_default();
         let committed = played.tag.starts_with(COMMIT_TAG);
         let answer = self.answer(played).await;
         if !committed {
@@ -265,6 +268,9 @@ impl Backend {
     }
 
     pub(super) fn add_record(&self, script: &mut Script, record: &Record) -> Result<(), PostgresError> {
+        if record.asks_catalog {
+            script.text(&self.functions.catalog_changes())?;
+        }
         if let Some((home, position)) = &record.applied {
             if let Some(names) = sequence_names(&record.sequences) {
                 script.call(&self.functions.record_sequences(names.as_deref()))?;

@@ -98,7 +98,8 @@ impl<'schema> Deriver<'schema> {
         if depth > CASCADES_MAX {
             return self.everything(Mode::Exclusive);
         }
-        for (child_name, key) in &table.referenced_by {
+        for reference in self.schema.references(name) {
+            let (child_name, key) = (&reference.table, &reference.key);
             if !change.sets_any(table, &key.referenced_columns) {
                 continue;
             }

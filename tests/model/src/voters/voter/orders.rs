@@ -147,7 +147,7 @@ impl Voter<'_> {
                 words,
             } => self.feed_commit(asker, *transaction, writes, words),
             Work::Abort { transaction } => self.end_by_client(asker, *transaction),
-            Work::Read { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } => {
+            Work::Read { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } | Work::Catalog { .. } => {
                 self.refuse(asker, Refused::new("42501", "only nodes order such an operation"));
             }
         }
