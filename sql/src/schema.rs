@@ -40,6 +40,8 @@ pub struct Schema {
     sequences: BTreeSet<TableName>,
     functions: BTreeMap<String, UserFunction>,
     namespaces: BTreeSet<String>,
+    /// The sessions (with their clients) that have a schema of temporary objects.
+    temporary: BTreeSet<(u32, u64)>,
     /// Whether an operator `=` of the user's takes a built-in type of keys: then no key comparison is understood.
     overloads_equality: bool,
     /// The names of the user's operators that may read more than their operands.
@@ -116,6 +118,27 @@ impl Schema {
         self.tables.get(name)
     }
 
+    /// Whether a table, view or sequence has this name.
+    pub(crate) fn is_relation(&self, name: &TableName) -> bool {
+        self.tables.contains_key(name) || self.sequences.contains(name)
+    }
+
+    /// Whether there is a schema of this name (of an application's).
+    pub(crate) fn is_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains(name)
+    }
+
+    /// Whether a session has a schema of temporary objects.
+    pub fn has_temporary(&self, client: u32, session: u64) -> bool {
+        self.temporary.contains(&(client, session))
+    }
+
+    /// The sessions of a client that have a schema of temporary objects.
+    pub fn temporary_of(&self, client: u32) -> impl Iterator<Item = u64> + '_ {
+        let owned = self.temporary.range((client, 0)..=(client, u64::MAX));
+        owned.map(|(_, session)| *session)
+    }
+
     pub(crate) fn is_sequence(&self, name: &TableName) -> bool {
         self.sequences.contains(name)
     }
@@ -180,6 +203,7 @@ impl Schema {
             sequences: BTreeSet::new(),
             functions: BTreeMap::new(),
             namespaces: BTreeSet::from(["public".to_string()]),
+            temporary: BTreeSet::new(),
             overloads_equality: false,
             operators: BTreeSet::new(),
             types: BTreeMap::new(),

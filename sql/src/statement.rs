@@ -118,7 +118,9 @@ pub enum Setting {
     ResetAll,
     /// `DISCARD ALL`.
     DiscardAll,
-    /// `DISCARD PLANS | SEQUENCES | TEMP`: the rest, without effect through the proxy.
+    /// `DISCARD TEMP`: drops the session's temporary objects.
+    DiscardTemporary,
+    /// `DISCARD PLANS | SEQUENCES`: without effect through the proxy.
     DiscardOther,
     /// `SHOW name`.
     Show(String),
@@ -190,7 +192,7 @@ impl StatementClass {
             }
             StatementClass::LockingRead => Effect::LockingRead,
             StatementClass::Write | StatementClass::CopyFrom => Effect::Write,
-            StatementClass::Ddl => Effect::Ddl,
+            StatementClass::Ddl | StatementClass::Setting(Setting::DiscardTemporary) => Effect::Ddl,
             StatementClass::Maintenance { .. } => Effect::Maintenance,
             StatementClass::TransactionControl(_)
             | StatementClass::Setting(_)

@@ -10,6 +10,7 @@ use super::{
 use crate::analysis::{KeyKind, is_bounded_expression};
 use crate::determinism;
 use crate::functions::Volatility;
+use crate::names::owner_of_temporary_schema;
 use crate::rules::PartitionRules;
 
 /// One row: an object of the catalog.
@@ -120,6 +121,7 @@ impl Schema {
         match row {
             Row::Server {} => {}
             Row::Schema { name } => {
+                self.temporary.extend(owner_of_temporary_schema(&name));
                 self.namespaces.insert(name);
             }
             Row::Sequence { schema, name } => {
