@@ -101,10 +101,9 @@ pub struct Made {
 }
 
 impl Made {
-    /// Whether it changes what a statement means.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.names.is_empty() && !self.all && !self.temporary && !self.renamed
+    /// Whether it changes which relations names mean.
+    fn is_empty(&self) -> bool {
+        self.names.is_empty() && !self.all && !self.temporary
     }
 
     /// Whether a temporary object was made.
@@ -232,7 +231,13 @@ impl Names {
     pub(crate) fn key(&self, text: &str) -> Option<String> {
         let plain = self.made.is_empty();
         let path = self.path.as_deref().unwrap_or(DEFAULT_PATH);
-        plain.then(|| format!("{}\0{}\0{}\0{path}\0{text}", self.client, self.session, self.role))
+        let renamed = u8::from(self.made.renamed);
+        plain.then(|| {
+            format!(
+                "{}\0{}\0{renamed}\0{}\0{path}\0{text}",
+                self.client, self.session, self.role
+            )
+        })
     }
 
     /// Whether `schema` is that of the session's temporary objects.

@@ -327,6 +327,8 @@ impl Owner<'_> {
                 record: Record {
                     applied,
                     sequences: sequences(held),
+                    // Its transaction knows.
+                    temporary: None,
                 },
                 held: held.clone(),
             })),
