@@ -230,7 +230,7 @@ impl Analyzer {
         for statement in statements {
             let text = self.text_of(&statement.text, &names);
             for statement in &text.statements {
-                names.after(&statement.temporary, statement.class.renames());
+                names.after(&statement.temporary);
             }
             texts.push(text);
         }

@@ -97,7 +97,34 @@ pub struct Made {
     /// A temporary object was made: the session has its schema.
     temporary: bool,
     /// The search path or the role was changed.
-    renamed: bool,
+    renaming: Renaming,
+}
+
+/// What became of the search path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Renaming {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It was set; `None`: to its default.
+    Path(Option<String>),
+    /// What was set in the transaction may be undone.
+    Undo,
+    /// It is not known.
+    Unknown,
+}
+
+impl Renaming {
+    /// Takes account of what comes next.
+    fn follow(&mut self, next: &Renaming) {
+        *self = match (&*self, next) {
+            (_, Renaming::Nothing) => return,
+            (Renaming::Unknown, Renaming::Path(_) | Renaming::Undo) => Renaming::Unknown,
+            (Renaming::Nothing, Renaming::Undo) => return,
+            (_, Renaming::Path(path)) => Renaming::Path(path.clone()),
+            (_, Renaming::Undo | Renaming::Unknown) => Renaming::Unknown,
+        };
+    }
 }
 
 impl Made {
@@ -113,9 +140,9 @@ impl Made {
     }
 
     /// Notes what a statement or an exchange has made of names.
-    pub fn add(&mut self, work: &TemporaryWork, renames: bool) {
+    pub fn add(&mut self, work: &TemporaryWork) {
         self.temporary |= work.makes();
-        self.renamed |= renames;
+        self.renaming.follow(&work.renaming);
         if !work.uncertain.is_empty() {
             let names = Arc::make_mut(&mut self.names);
             names.extend(work.uncertain.iter().cloned());
@@ -151,6 +178,8 @@ pub struct TemporaryWork {
     pub discards: bool,
     /// Names that may mean something else after it, until the transaction ends.
     pub(crate) uncertain: Vec<String>,
+    /// What it does to the search path.
+    pub(crate) renaming: Renaming,
 }
 
 impl TemporaryWork {
@@ -164,6 +193,10 @@ impl TemporaryWork {
         self.made.extend(other.made.iter().cloned());
         self.discards |= other.discards;
         self.uncertain.extend(other.uncertain.iter().cloned());
+        match self.renaming {
+            Renaming::Nothing => self.renaming = other.renaming.clone(),
+            _ => self.renaming.follow(&other.renaming),
+        }
     }
 }
 
@@ -215,15 +248,17 @@ impl Names {
 
     /// Where the session makes permanent objects without a schema; `None` when that is not known.
     pub(crate) fn creation(&self, schema: &Schema) -> Option<String> {
-        let path = self.path.as_deref().unwrap_or(DEFAULT_PATH);
-        (!self.made.renamed)
-            .then(|| creation(schema, path, &self.role))
-            .flatten()
+        let path = match &self.made.renaming {
+            Renaming::Nothing => self.path.as_deref(),
+            Renaming::Path(path) => path.as_deref(),
+            Renaming::Undo | Renaming::Unknown => return None,
+        };
+        creation(schema, path.unwrap_or(DEFAULT_PATH), &self.role)
     }
 
     /// Takes account of a statement before the next one.
-    pub(crate) fn after(&mut self, work: &TemporaryWork, renames: bool) {
-        self.made.add(work, renames);
+    pub(crate) fn after(&mut self, work: &TemporaryWork) {
+        self.made.add(work);
         self.active |= self.made.temporary;
     }
 
@@ -231,12 +266,10 @@ impl Names {
     pub(crate) fn key(&self, text: &str) -> Option<String> {
         let plain = self.made.is_empty();
         let path = self.path.as_deref().unwrap_or(DEFAULT_PATH);
-        let renamed = u8::from(self.made.renamed);
+        let renaming = &self.made.renaming;
         plain.then(|| {
-            format!(
-                "{}\0{}\0{renamed}\0{}\0{path}\0{text}",
-                self.client, self.session, self.role
-            )
+            let (client, session, role) = (self.client, self.session, &self.role);
+            format!("{client}\0{session}\0{renaming:?}\0{role}\0{path}\0{text}")
         })
     }
 

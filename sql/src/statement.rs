@@ -1,5 +1,6 @@
 //! What a statement is: the vocabulary of [`crate::analysis`].
 
+use crate::names::Renaming;
 use crate::operation::Isolation;
 use crate::refusal::Refusal;
 
@@ -180,6 +181,22 @@ impl StatementClass {
             ) => renames(name),
             StatementClass::Setting(Setting::ResetAll | Setting::DiscardAll) => true,
             _ => false,
+        }
+    }
+
+    /// What it does to the search path, as far as it is known.
+    pub(crate) fn renaming(&self) -> Renaming {
+        match self {
+            StatementClass::Setting(Setting::Set { name, value, .. }) if name == "search_path" => {
+                Renaming::Path(value.clone())
+            }
+            StatementClass::Setting(Setting::SetConfig { name, value, .. }) if name == "search_path" => {
+                Renaming::Path(Some(value.clone()))
+            }
+            StatementClass::Setting(Setting::Reset(name)) if name == "search_path" => Renaming::Path(None),
+            StatementClass::TransactionControl(TransactionControl::RollbackTo(_)) => Renaming::Undo,
+            class if class.renames() => Renaming::Unknown,
+            _ => Renaming::Nothing,
         }
     }
 

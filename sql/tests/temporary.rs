@@ -344,7 +344,7 @@ fn what_a_transaction_has_made_counts_before_the_catalog_knows_it() {
     let order = "DELETE FROM plain WHERE id IN (SELECT id FROM plain ORDER BY id LIMIT 1)";
     assert!(ask(order, &made).is_ok(), "the permanent table has a key");
     let created = ask("CREATE TEMP TABLE plain (id int)", &made).expect("it can run");
-    made.add(&created.temporary, created.renames);
+    made.add(&created.temporary);
     assert_eq!(
         describe(ask(order, &made)),
         "BF002 rule 16",
@@ -368,13 +368,23 @@ fn what_a_transaction_has_made_counts_before_the_catalog_knows_it() {
             .executable()
             .ends_with("CREATE TABLE \"public\".t AS SELECT id FROM x")
     );
-    let path = ask("SELECT pg_catalog.set_config('search_path', 'shop', true)", &made).expect("it can run");
-    made.add(&path.temporary, path.renames);
+    let path = |text, made: &mut Made| {
+        let set = ask(text, made).expect("it can run");
+        made.add(&set.temporary);
+        let made = ask("CREATE TABLE t ()", made);
+        made.map(|analysis| analysis.texts[0].executable().to_owned())
+            .unwrap_or_else(|refusal| refusal.sqlstate.into())
+    };
+    let set = "SELECT pg_catalog.set_config('search_path', 'shop', true)";
+    assert_eq!(path(set, &mut made), "CREATE TABLE \"shop\".t ()");
     assert_eq!(
-        ask("CREATE TABLE t ()", &made)
-            .expect_err("where is not known")
-            .sqlstate,
-        "BF004"
+        path("SET LOCAL search_path TO DEFAULT", &mut made),
+        "CREATE TABLE \"public\".t ()"
+    );
+    assert_eq!(
+        path("ROLLBACK TO SAVEPOINT s", &mut made),
+        "BF004",
+        "where is not known"
     );
 }
 

@@ -333,7 +333,7 @@ pub fn check_listed(
             continue;
         }
         let analysis = check(analyzer, &exchange, &transaction.context, Place::Listed, held, &made)?;
-        made.add(&analysis.temporary, analysis.renames);
+        made.add(&analysis.temporary);
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub(super) fn analyse_text(schema: &Schema, names: &Names, text: &str) -> TextAn
     for range in ranges {
         let tokens = tokens.get(range).unwrap_or_default();
         let statement = analyse_statement(schema, &names, text, tokens, &mut splices);
-        names.after(&statement.temporary, statement.class.renames());
+        names.after(&statement.temporary);
         statements.push(statement);
     }
     if statements.is_empty() {
@@ -143,6 +143,7 @@ fn analyse_statement(
             derived.class = StatementClass::Ddl;
         }
     }
+    work.renaming = derived.class.renaming();
     work.discards = derived.class == StatementClass::Setting(Setting::DiscardTemporary);
     let executable = determinism::apply(text, range.clone(), &findings.splices);
     let class = match derived.refusal.or(findings.refusal) {

@@ -401,7 +401,7 @@ impl Slot {
             }
             self.all_short &= analysis.short;
             self.names_changed |= analysis.renames;
-            self.made.add(&analysis.temporary, analysis.renames);
+            self.made.add(&analysis.temporary);
         }
         self.settings_changed |= changes_settings(&analysis);
         self.catalog_changed |= changes_catalog(&analysis);
