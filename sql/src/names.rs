@@ -153,6 +153,7 @@ impl Made {
         }
     }
 
+    /// Whether a name, as PostgreSQL keeps it, may mean something new.
     fn contains(&self, name: &str) -> bool {
         self.all || self.names.contains(name)
     }
@@ -280,6 +281,7 @@ impl Names {
 
     /// The relation that a name means.
     pub(crate) fn relation(&self, schema: &Schema, qualifier: Option<&str>, name: &str) -> TableName {
+        let name = cut(name);
         let of = |schema: &str| TableName {
             schema: schema.to_owned(),
             name: name.to_owned(),
@@ -307,6 +309,18 @@ impl Names {
     pub(crate) fn is_temporary(&self, schema: &Schema, name: &str) -> bool {
         self.active && self.relation(schema, None, name).schema != "public"
     }
+}
+
+/// The longest name of PostgreSQL, in bytes; of a longer one it takes the beginning.
+const NAME_BYTES_MAX: usize = 63;
+
+/// A name as PostgreSQL keeps it.
+pub(crate) fn cut(name: &str) -> &str {
+    let mut end = name.len().min(NAME_BYTES_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.get(..end).unwrap_or(name)
 }
 
 /// The schema in which objects without schema are made: the first of the path that exists.

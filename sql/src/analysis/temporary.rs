@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::derive::reads_temporary;
 use crate::determinism::Splice;
 use crate::lexer::{Token, TokenKind};
-use crate::names::{ALIAS, AtCommit, Names, TEMPORARY_SCHEMA_PREFIX, TemporaryWork, owner_of_temporary_schema};
+use crate::names::{ALIAS, AtCommit, Names, TEMPORARY_SCHEMA_PREFIX, TemporaryWork, cut, owner_of_temporary_schema};
 use crate::refusal::{FEATURE_NOT_SUPPORTED, NOT_SUPPORTED, Refusal};
 use crate::schema::Schema;
 use crate::words::Words;
@@ -238,8 +238,9 @@ impl<'text> Pass<'text> {
             let schema = self.names.schema();
             self.insert(named.range.start, format!("{schema}."));
         }
-        self.work.uncertain.push(named.name.clone());
-        self.work.made.push((named.name, at_commit));
+        let name = cut(&named.name).to_owned();
+        self.work.uncertain.push(name.clone());
+        self.work.made.push((name, at_commit));
     }
 
     /// A permanent object without a schema: the search path would put it among the temporary ones.
@@ -374,7 +375,7 @@ impl<'text> Pass<'text> {
     /// Every name in a statement that alters or drops may mean something else afterwards.
     fn note_all_names(&mut self) {
         let names = self.tokens.iter().filter_map(|token| token.identifier(self.text));
-        self.work.uncertain.extend(names.map(std::borrow::Cow::into_owned));
+        self.work.uncertain.extend(names.map(|name| cut(&name).to_owned()));
     }
 
     /// `pg_temp.` becomes the session's schema.
