@@ -89,7 +89,7 @@ fn temporary_tables_survive_machines_and_go_with_their_session() {
     // Others see nothing of it, and pg_dump leaves it out.
     assert_eq!(cluster.psql("SELECT v FROM kept;"), "permanent\n");
     let dump = Command::new("pg_dump")
-        .arg(cluster.dsn())
+        .args(["-N", "cloudbft", cluster.dsn()])
         .output()
         .expect("pg_dump runs");
     assert!(dump.status.success(), "{}", text(&dump));
