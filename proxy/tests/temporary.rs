@@ -1,4 +1,5 @@
 //! Temporary tables, views and sequences, on three real voters with a server each (rule TemporaryTables).
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support;
 
@@ -31,7 +32,14 @@ async fn ask(client: &Client, text: &str) -> String {
             rows.join(" ")
         }
         Err(error) => match error.as_db_error() {
-            Some(error) => format!("{} {}", error.code().code(), error.message()),
+            Some(error) => {
+                let message = error.message();
+                let schema = message
+                    .find("pg_cloudbft_temp_")
+                    .filter(|_| message.ends_with(|last: char| last.is_ascii_digit()));
+                let message = schema.map_or(message.to_owned(), |at| format!("{}SCHEMA", &message[..at]));
+                format!("{} {message}", error.code().code())
+            }
             None => format!("{error}"),
         },
     }
@@ -361,4 +369,77 @@ async fn permanent_objects_stay_permanent_beside_them() {
         world.everywhere(kept).await,
         "public.beside shop.in_shop public.kept public.parent public.seen"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_of_users_makes_nothing_among_them_and_runs_with_no_more_rights() {
+    let world = World::start_voters().await;
+    let (one, other) = (world.connect().await, world.connect().await);
+    check(
+        &one,
+        &[
+            ("CREATE TABLE log (who text)", ""),
+            ("CREATE FUNCTION makes() RETURNS int LANGUAGE plpgsql AS 'BEGIN CREATE TABLE made (a int); RETURN 1; END'", ""),
+            ("CREATE FUNCTION who() RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN INSERT INTO public.log VALUES (current_user); RETURN 1; END'", ""),
+            ("CREATE FUNCTION fires() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM public.who(); RETURN NULL; END'", ""),
+            ("CREATE TEMP TABLE t (a int) ON COMMIT DELETE ROWS", ""),
+            ("SELECT makes()", "42501 permission denied for schema SCHEMA"),
+            ("CREATE TEMP TABLE x AS SELECT makes() AS a", "BF004 a permanent object would lie among the temporary ones of the session"),
+            ("DO 'BEGIN CREATE TEMP TABLE inside (a int); END'", "42501 permission denied to create temporary tables in database \"postgres\""),
+            ("CREATE TRIGGER f BEFORE TRUNCATE ON t EXECUTE FUNCTION fires()", "BF004 a temporary table with ON COMMIT DELETE ROWS cannot have a trigger on TRUNCATE"),
+            // A table that becomes a view would have its query run at COMMIT.
+            ("CREATE RULE \"_RETURN\" AS ON SELECT TO t DO INSTEAD SELECT who() AS a", ""),
+            ("BEGIN; SELECT 1; CREATE TABLE other (a int); COMMIT", "1"),
+            ("SELECT count(*) FROM log", "0"),
+            ("SELECT cloudbft.drop_temporary('', '')", "42501 schema cloudbft belongs to the middleware"),
+            ("CREATE TEMP TABLE secret AS SELECT 7 AS a", ""),
+        ],
+    )
+    .await;
+    let schema = ask(&one, "SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()").await;
+    let refused = "0A000 cannot access temporary tables of other sessions";
+    for text in [
+        format!("SELECT a FROM {schema}.secret"),
+        format!("DROP SCHEMA {schema} CASCADE"),
+        format!("SET search_path = {schema}, public"),
+        "CREATE SCHEMA pg_cloudbft_temp_0_77".into(),
+    ] {
+        assert_eq!(ask(&other, &text).await, refused, "{text}");
+    }
+    let dynamic = format!("DO $$ BEGIN EXECUTE 'DROP SCHEMA ' || '{schema}' || ' CASCADE'; END $$");
+    let owned = ask(&other, &dynamic).await;
+    assert!(owned.starts_with("42501 must be owner of schema"), "{owned}");
+    let dynamic = format!("DO $$ BEGIN EXECUTE 'CREATE TABLE ' || '{schema}' || '.evil (a int)'; END $$");
+    let denied = ask(&other, &dynamic).await;
+    assert!(denied.starts_with("42501 permission denied for schema"), "{denied}");
+    assert_eq!(ask(&one, "SELECT a FROM secret").await, "7");
+    drop((one, other));
+    nothing_left(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn catalogs_say_that_they_are_temporary() {
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    let long = "x".repeat(80);
+    check(
+        &client,
+        &[
+            ("CREATE TABLE t (a int)", ""),
+            ("SELECT pg_my_temp_schema(), current_schema", "0|public"),
+            ("CREATE TEMP TABLE t (a int)", ""),
+            ("SELECT relpersistence FROM pg_class WHERE relname = 't' ORDER BY 1", "p t"),
+            ("SELECT c.relname FROM pg_catalog.pg_class c WHERE c.relpersistence = 't' AND c.relnamespace = pg_my_temp_schema()", "t"),
+            ("SELECT pg_table_is_visible('t'::regclass), 't'::regclass = 'pg_temp.t'::regclass, 't'::regclass = 'public.t'::regclass", "t|t|f"),
+            ("SELECT current_schema(), current_schemas(false), array_length(current_schemas(true), 1)", "public|{public}|3"),
+            ("SHOW search_path", "\"$user\", public"),
+            ("SET search_path = pg_temp, public; SHOW search_path", "pg_temp, public"),
+            ("SELECT count(*) FROM t; SELECT current_setting('search_path') LIKE '%public'", "t"),
+            ("RESET search_path", ""),
+            (&format!("CREATE TEMP TABLE {long} (a int); INSERT INTO {long} VALUES (1); SELECT a FROM {long}"), "1"),
+        ],
+    )
+    .await;
+    drop(client);
+    nothing_left(&world).await;
 }

@@ -221,12 +221,12 @@ END
 $$;
 
 -- What COMMIT does to the temporary tables that the transaction may have written (NULL: all of the session's). It runs no code of
--- users: a trigger on TRUNCATE would be run with the rights of this function.
+-- users, which would run with the rights of this function: so it reads no table (what is in it may be a view's query, or a
+-- function in an index), and empties none with a trigger on TRUNCATE.
 CREATE OR REPLACE FUNCTION cloudbft.end_temporary(token text, schema text, names text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 DECLARE
   found_table record;
-  filled boolean;
   emptied text := '';
 BEGIN
   PERFORM FROM cloudbft.token t WHERE t.value = end_temporary.token;
@@ -234,10 +234,11 @@ BEGIN
     RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
   END IF;
   FOR found_table IN
-    SELECT c.oid, c.relname, t.at_commit,
+    SELECT c.oid, c.relname, t.at_commit, pg_relation_size(c.oid) > 0 AS is_filled,
       EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 32 <> 0) AS runs_code
     FROM cloudbft.temporary t JOIN pg_class c ON c.oid = t.relation JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE t.schema = end_temporary.schema AND n.nspname = end_temporary.schema AND t.at_commit <> 'k'
+      AND c.relkind IN ('r', 'p')
       AND (end_temporary.names IS NULL OR c.relname = ANY (end_temporary.names))
     ORDER BY c.relname
   LOOP
@@ -246,11 +247,8 @@ BEGIN
       DELETE FROM cloudbft.temporary t WHERE t.relation = found_table.oid;
     ELSIF found_table.runs_code THEN
       RAISE EXCEPTION 'a temporary table with ON COMMIT DELETE ROWS cannot have a trigger on TRUNCATE' USING ERRCODE = 'BF004';
-    ELSE
-      EXECUTE format('SELECT EXISTS (SELECT FROM ONLY %I.%I)', schema, found_table.relname) INTO filled;
-      IF filled THEN
-        emptied := emptied || format(', %I.%I', schema, found_table.relname);
-      END IF;
+    ELSIF found_table.is_filled THEN
+      emptied := emptied || format(', ONLY %I.%I', schema, found_table.relname);
     END IF;
   END LOOP;
   IF emptied <> '' THEN
