@@ -31,6 +31,7 @@ pub(crate) async fn run(options: &ExplainOptions) -> Result<ExitCode, Failure> {
     let file = ClusterFile::read(&directory.join("cluster.toml"))?;
     let analyzer = Analyzer::new(Arc::new(schema(&file).await?));
     let context = SessionContext {
+        client: 0,
         session: 0,
         role: file
             .tunables

@@ -62,9 +62,10 @@ pub(crate) enum CatalogError {
 }
 
 impl Catalog {
-    pub(crate) fn new(role: &str, database: &str, rules: PartitionRules) -> Self {
+    pub(crate) fn new(client: u32, role: &str, database: &str, rules: PartitionRules) -> Self {
         let schema = Arc::new(Schema::empty());
         let context = SessionContext {
+            client,
             session: 0,
             role: role.into(),
             database: database.into(),
@@ -83,6 +84,11 @@ impl Catalog {
             wanted: AtomicU64::new(1),
             loaded: watch::Sender::new(0),
         }
+    }
+
+    /// Who reads it, in no session.
+    pub(crate) fn context(&self) -> &SessionContext {
+        &self.context
     }
 
     /// The newest state that was read.

@@ -6,6 +6,7 @@ mod catalog;
 mod client;
 mod config;
 mod error;
+mod leftovers;
 mod measures;
 mod port;
 mod proxy;

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::client::Client;
 use crate::config::{Authentication, ProxyConfig};
+use crate::leftovers;
 use crate::port::{ClusterPort, MachineSet};
 use crate::session::greet;
 use crate::shared::Shared;
@@ -62,8 +63,11 @@ impl Proxy {
             .catalogs
             .values()
             .map(|catalog| {
-                let (catalog, client) = (Arc::clone(catalog), Arc::clone(&client));
-                tokio::spawn(async move { catalog.load(&client).await })
+                let (catalog, shared) = (Arc::clone(catalog), Arc::clone(&shared));
+                tokio::spawn(async move {
+                    catalog.load(&shared.client).await;
+                    leftovers::sweep(&shared, &catalog).await;
+                })
             })
             .collect();
         let (ending, end) = watch::channel(false);

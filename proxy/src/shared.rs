@@ -44,7 +44,7 @@ impl Shared {
             Arc::new(tls)
         });
         let catalog = |database: &String| {
-            let catalog = Catalog::new(&config.catalog_role, database, config.rules.clone());
+            let catalog = Catalog::new(client.id().0, &config.catalog_role, database, config.rules.clone());
             (database.clone(), Arc::new(catalog))
         };
         Ok(Self {

@@ -11,11 +11,13 @@ mod level;
 mod parse;
 mod statement;
 mod template;
+mod temporary;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::footprint::{Footprint, Mode};
+use crate::names::{Made, Names, TemporaryWork};
 use crate::operation::{Exchange, SessionContext, StatementText, Step};
 use crate::refusal::{NOT_SUPPORTED, Refusal};
 use crate::schema::Schema;
@@ -76,6 +78,10 @@ pub struct StatementAnalysis {
     pub plain_read: bool,
     /// Whether code that is not ours may run in it. Unset only where that is certain.
     pub foreign_code: bool,
+    /// What it does with temporary objects.
+    pub temporary: TemporaryWork,
+    /// Whether it means something else to other sessions.
+    of_session: bool,
     template: Template,
 }
 
@@ -101,6 +107,10 @@ pub struct ExchangeAnalysis {
     /// Whether code that is not ours may have run in the backend: a function that is not allow-listed, DO, a trigger, or
     /// anything that was not parsed. The backend serves nobody else afterwards.
     pub foreign_code: bool,
+    /// What it does with temporary objects.
+    pub temporary: TemporaryWork,
+    /// Whether the session has temporary objects before it, as far as the catalog and what its transaction has made tell.
+    pub has_temporary: bool,
     /// Whether it changes what names mean to the statements after it, also of later exchanges: it sets `search_path` or the
     /// role. Within the exchange, this is taken into account.
     pub renames: bool,
@@ -123,17 +133,38 @@ impl Analyzer {
         &self.schema
     }
 
-    /// Analyses a text, or takes the analysis from the cache. Never fails: a statement that cannot run is of
-    /// class [`StatementClass::Refused`].
+    /// Analyses a text of a session without temporary objects. See [`Analyzer::text_of`].
     pub fn text(&self, text: &str) -> Arc<TextAnalysis> {
-        if let Some(found) = self.cache().get(text) {
+        self.text_of(text, &Names::default())
+    }
+
+    /// Analyses a text of a session, or takes the analysis from the cache. Never fails: a statement that cannot run is of
+    /// class [`StatementClass::Refused`].
+    pub fn text_of(&self, text: &str, names: &Names) -> Arc<TextAnalysis> {
+        if !names.is_active()
+            && let Some(found) = self.cache().get(text)
+        {
             return found;
         }
-        let analysis = Arc::new(statement::analyse_text(&self.schema, text));
-        if text.len() <= PARSED_BYTES_MAX {
-            self.cache().insert(Arc::clone(&analysis.text), Arc::clone(&analysis));
+        let key = names.key(text).filter(|_| text.len() <= PARSED_BYTES_MAX);
+        if let Some(found) = key.as_ref().and_then(|key| self.cache().get(key)) {
+            return found;
+        }
+        let analysis = Arc::new(statement::analyse_text(&self.schema, names, text));
+        let is_common = analysis.statements.iter().all(|statement| !statement.of_session);
+        match key {
+            Some(_) if is_common && !names.is_active() => {
+                self.cache().insert(Arc::clone(&analysis.text), Arc::clone(&analysis));
+            }
+            Some(key) => self.cache().insert(Arc::from(key), Arc::clone(&analysis)),
+            None => {}
         }
         analysis
+    }
+
+    /// What names mean to a session, after what its open transaction has made.
+    pub fn names(&self, context: &SessionContext, made: &Made) -> Names {
+        Names::new(&self.schema, context, made)
     }
 
     /// Analyses an exchange of a session: its effect and its footprint, from literals and bound parameters.
@@ -143,15 +174,31 @@ impl Analyzer {
     /// # Errors
     /// When a statement of it cannot run.
     pub fn exchange(&self, exchange: &Exchange, context: &SessionContext) -> Result<ExchangeAnalysis, Refusal> {
+        self.exchange_within(exchange, context, &Made::default())
+    }
+
+    /// The same after what the session's open transaction has made of names.
+    ///
+    /// # Errors
+    /// When a statement of it cannot run.
+    pub fn exchange_within(
+        &self,
+        exchange: &Exchange,
+        context: &SessionContext,
+        made: &Made,
+    ) -> Result<ExchangeAnalysis, Refusal> {
+        let names = self.names(context, made);
+        let has_temporary = names.is_active();
         let mut analysis = match exchange {
-            Exchange::Simple { text } | Exchange::CopyStart { text } => self.simple(text)?,
-            Exchange::Extended { statements, steps } => self.extended(statements, steps)?,
+            Exchange::Simple { text } | Exchange::CopyStart { text } => self.simple(text, &names)?,
+            Exchange::Extended { statements, steps } => self.extended(statements, steps, names)?,
             // The code that their rows run is that of the COPY statement. A stored exchange outside a COPY is analysed when its
             // body is at hand.
             Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. } => {
                 ExchangeAnalysis::with_effect(Effect::Write)
             }
         };
+        analysis.has_temporary = has_temporary;
         if !self.schema.is_plain_path(context) {
             analysis.widen();
         }
@@ -162,8 +209,8 @@ impl Analyzer {
         Ok(analysis)
     }
 
-    fn simple(&self, text: &str) -> Result<ExchangeAnalysis, Refusal> {
-        let text = self.text(text);
+    fn simple(&self, text: &str, names: &Names) -> Result<ExchangeAnalysis, Refusal> {
+        let text = self.text_of(text, names);
         let mut analysis = ExchangeAnalysis::with_effect(Effect::Nothing);
         for statement in &text.statements {
             analysis.add(&self.schema, statement, &Parameters::none())?;
@@ -173,8 +220,20 @@ impl Analyzer {
         Ok(analysis)
     }
 
-    fn extended(&self, statements: &[StatementText], steps: &[Step]) -> Result<ExchangeAnalysis, Refusal> {
-        let texts: Vec<_> = statements.iter().map(|statement| self.text(&statement.text)).collect();
+    fn extended(
+        &self,
+        statements: &[StatementText],
+        steps: &[Step],
+        mut names: Names,
+    ) -> Result<ExchangeAnalysis, Refusal> {
+        let mut texts = Vec::with_capacity(statements.len());
+        for statement in statements {
+            let text = self.text_of(&statement.text, &names);
+            for statement in &text.statements {
+                names.after(&statement.temporary);
+            }
+            texts.push(text);
+        }
         for text in &texts {
             text.refusal().map_or(Ok(()), |refusal| Err(refusal.clone()))?;
         }
@@ -259,6 +318,8 @@ impl ExchangeAnalysis {
             short: true,
             plain_read: false,
             foreign_code: false,
+            temporary: TemporaryWork::default(),
+            has_temporary: false,
             renames: false,
             texts: Vec::new(),
         }
@@ -279,6 +340,7 @@ impl ExchangeAnalysis {
         self.orders_rows |= statement.orders_rows;
         self.short &= statement.short;
         self.foreign_code |= statement.foreign_code;
+        self.temporary.add(&statement.temporary);
         statement
             .template
             .instantiate(parameters, schema.rules(), &mut self.footprint)?;

@@ -109,6 +109,19 @@ fn inspect_body(pass: &Pass<'_>, findings: &mut Findings) {
     });
 }
 
+/// Two lists of splices as one, in ascending order. Where two overlap, the first one's counts.
+pub(crate) fn merge(mut splices: Vec<Splice>, others: Vec<Splice>) -> Vec<Splice> {
+    let overlaps =
+        |one: &Splice, other: &Splice| one.range.start < other.range.end && other.range.start < one.range.end;
+    let free: Vec<_> = others
+        .into_iter()
+        .filter(|other| !splices.iter().any(|splice| overlaps(splice, other)))
+        .collect();
+    splices.extend(free);
+    splices.sort_by_key(|splice| (splice.range.start, splice.range.end));
+    splices
+}
+
 /// The text with the splices that lie in a range of it, applied to that range.
 pub(crate) fn apply(text: &str, range: Range<usize>, splices: &[Splice]) -> String {
     let mut spliced = String::with_capacity(range.len() + 32 * splices.len());

@@ -8,6 +8,7 @@
 pub mod analysis;
 pub mod determinism;
 pub mod footprint;
+pub mod names;
 pub mod operation;
 pub mod refusal;
 pub mod result;

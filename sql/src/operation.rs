@@ -20,6 +20,9 @@ pub struct TransactionId {
 /// Who asks, and under which settings: what a backend must be set to before a statement runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
 pub struct SessionContext {
+    /// The client (proxy identity), as its index in the cluster file; with the session it tells whose temporary objects names
+    /// may mean.
+    pub client: u32,
     /// The session on the client.
     pub session: u64,
     /// The database role that the application logged in as.

@@ -144,6 +144,27 @@ impl Schema {
         self.references.get(name).map_or(&[], |references| references)
     }
 
+    /// Whether a table, view or sequence has this name.
+    pub(crate) fn is_relation(&self, name: &TableName) -> bool {
+        self.relations.get(name).is_some()
+    }
+
+    /// Whether there is a schema of this name (of an application's).
+    pub(crate) fn is_namespace(&self, name: &str) -> bool {
+        self.globals.namespaces.contains(name)
+    }
+
+    /// Whether a session has a schema of temporary objects.
+    pub fn has_temporary(&self, client: u32, session: u64) -> bool {
+        self.globals.temporary.contains(&(client, session))
+    }
+
+    /// The sessions of a client that have a schema of temporary objects.
+    pub fn temporary_of(&self, client: u32) -> impl Iterator<Item = u64> + '_ {
+        let owned = self.globals.temporary.range((client, 0)..=(client, u64::MAX));
+        owned.map(|(_, session)| *session)
+    }
+
     pub(crate) fn is_sequence(&self, name: &TableName) -> bool {
         self.relations
             .get(name)

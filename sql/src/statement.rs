@@ -1,5 +1,6 @@
 //! What a statement is: the vocabulary of [`crate::analysis`].
 
+use crate::names::Renaming;
 use crate::operation::Isolation;
 use crate::refusal::Refusal;
 
@@ -118,7 +119,9 @@ pub enum Setting {
     ResetAll,
     /// `DISCARD ALL`.
     DiscardAll,
-    /// `DISCARD PLANS | SEQUENCES | TEMP`: the rest, without effect through the proxy.
+    /// `DISCARD TEMP`: drops the session's temporary objects.
+    DiscardTemporary,
+    /// `DISCARD PLANS | SEQUENCES`: without effect through the proxy.
     DiscardOther,
     /// `SHOW name`.
     Show(String),
@@ -181,6 +184,22 @@ impl StatementClass {
         }
     }
 
+    /// What it does to the search path, as far as it is known.
+    pub(crate) fn renaming(&self) -> Renaming {
+        match self {
+            StatementClass::Setting(Setting::Set { name, value, .. }) if name == "search_path" => {
+                Renaming::Path(value.clone())
+            }
+            StatementClass::Setting(Setting::SetConfig { name, value, .. }) if name == "search_path" => {
+                Renaming::Path(Some(value.clone()))
+            }
+            StatementClass::Setting(Setting::Reset(name)) if name == "search_path" => Renaming::Path(None),
+            StatementClass::TransactionControl(TransactionControl::RollbackTo(_)) => Renaming::Undo,
+            class if class.renames() => Renaming::Unknown,
+            _ => Renaming::Nothing,
+        }
+    }
+
     /// What a statement of this class does.
     pub fn effect(&self) -> Effect {
         match self {
@@ -190,7 +209,7 @@ impl StatementClass {
             }
             StatementClass::LockingRead => Effect::LockingRead,
             StatementClass::Write | StatementClass::CopyFrom => Effect::Write,
-            StatementClass::Ddl => Effect::Ddl,
+            StatementClass::Ddl | StatementClass::Setting(Setting::DiscardTemporary) => Effect::Ddl,
             StatementClass::Maintenance { .. } => Effect::Maintenance,
             StatementClass::TransactionControl(_)
             | StatementClass::Setting(_)

@@ -9,9 +9,6 @@ use common::{analyzer, bound, check, describe, simple};
 #[test]
 fn refused_by_their_keywords() {
     check(&[
-        ("CREATE TEMP TABLE t ()", "BF004 rule 34"),
-        ("CREATE LOCAL TEMPORARY TABLE t ()", "BF004 rule 34"),
-        ("SELECT 1 INTO TEMP t", "BF004 rule 34"),
         ("CREATE UNLOGGED TABLE t ()", "0A000 rule 35"),
         ("LISTEN a", "BF004 rule 37"),
         ("NOTIFY a", "BF004 rule 37"),

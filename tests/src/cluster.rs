@@ -234,6 +234,11 @@ impl Cluster {
         kill_9(&self.machine(machine, "postgres_pid"));
     }
 
+    /// Kills the proxy with SIGKILL; the supervisor starts it again.
+    pub fn kill_proxy(&self) {
+        kill_9(&self.status()["proxy_pid"]);
+    }
+
     /// Kills every process of the cluster with SIGKILL, the supervisor first so that it repairs nothing.
     pub fn kill_everything(&mut self) {
         let status = self.status();

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use ordering::identifiers::{ClientId, Digest, Order};
 use ordering::message::{Direct, DirectKind, DirectTransaction, ResultKey};
 use sql::footprint::Footprint;
+use sql::names::Made;
 use sql::operation::ExchangeResult;
 use tokio::sync::mpsc;
 
@@ -197,6 +198,8 @@ pub(crate) struct Slot {
     all_short: bool,
     /// A listed exchange has changed the search path or the role.
     names_changed: bool,
+    /// What listed exchanges have made of names.
+    made: Made,
     /// Statements of this transaction may have changed the catalog: nothing stays prepared.
     catalog_changed: bool,
     /// What its COMMIT wrote to the catalog.
@@ -256,6 +259,7 @@ pub(crate) fn start(
         lost: false,
         all_short: true,
         names_changed: false,
+        made: Made::default(),
         catalog_changed: false,
         catalog_written: Written::Nothing,
         settings_changed: false,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use ordering::message::{BODY_BYTES_MAX, BODY_BYTES_MIN};
 use sql::analysis::{Analyzer, ExchangeAnalysis};
 use sql::footprint::{Footprint, Mode, Resource};
+use sql::names::{Made, temporary_schema};
 use sql::operation::{Exchange, SessionContext, Step};
 use sql::refusal::Refusal;
 use sql::statement::{Effect, Setting, StatementClass, TransactionControl};
@@ -13,7 +14,7 @@ use sql::statement::{Effect, Setting, StatementClass, TransactionControl};
 use crate::config::VoterConfig;
 use crate::lock_table::LockRefusal;
 use crate::outcome::Outcome;
-use crate::postgres::backend::Sequences;
+use crate::postgres::backend::{Sequences, Temporary, TemporaryEnd};
 use crate::postgres::settings;
 use crate::transactions::OrderedTransaction;
 use ordering::identifiers::ClientId;
@@ -148,6 +149,9 @@ pub fn check_context(config: &VoterConfig, client: ClientId, context: &SessionCo
             format!("the client may not use the role \"{}\"", context.role),
         ));
     }
+    if context.client != client.0 {
+        return Err(Refused::malformed("the context of another client"));
+    }
     if context.database != config.postgres.database {
         let message = format!("database \"{}\" is not served", context.database);
         return Err(Refused::new("3D000", message));
@@ -256,7 +260,7 @@ fn portal(step: &Step) -> &str {
     }
 }
 
-/// Derives an exchange's footprint against the catalog of its order, and checks that it may run where it stands, holding
+/// Derives an exchange's footprint against the catalog of its order and what its transaction has `made`, and checks that it may run where it stands, holding
 /// what it holds.
 ///
 /// # Errors
@@ -267,8 +271,9 @@ pub fn check(
     context: &SessionContext,
     place: Place,
     held: &Footprint,
+    made: &Made,
 ) -> Result<ExchangeAnalysis, Refused> {
-    let analysis = analyzer.exchange(exchange, context)?;
+    let analysis = analyzer.exchange_within(exchange, context, made)?;
     for (index, text) in analysis.texts.iter().enumerate() {
         let runs = runs(exchange, index);
         for statement in &text.statements {
@@ -320,13 +325,15 @@ pub fn check_listed(
     if exchanges.is_empty() && !transaction.reads_snapshot() {
         return Err(Refused::new("08P01", "a Begin without an exchange"));
     }
+    let mut made = Made::default();
     for bytes in exchanges {
         let exchange = decode_listed(bytes)?;
         if matches!(exchange, Exchange::Stored { .. }) {
             // Checked like every other when it runs, with its body at hand.
             continue;
         }
-        check(analyzer, &exchange, &transaction.context, Place::Listed, held)?;
+        let analysis = check(analyzer, &exchange, &transaction.context, Place::Listed, held, &made)?;
+        made.add(&analysis.temporary);
     }
     Ok(())
 }
@@ -404,6 +411,7 @@ fn check_class(class: &StatementClass, exchange: &Exchange, place: Place) -> Res
         StatementClass::TransactionControl(control) => listed && divides(control),
         StatementClass::Prepare { .. } | StatementClass::Execute { .. } | StatementClass::Deallocate(_) => false,
         StatementClass::Setting(Setting::Show(_) | Setting::ShowAll) => true,
+        StatementClass::Setting(Setting::DiscardTemporary) => listed,
         StatementClass::Setting(Setting::DiscardAll | Setting::DiscardOther) => false,
         StatementClass::Setting(Setting::Set { name, .. } | Setting::SetConfig { name, .. }) => {
             let pair = [(name.clone(), String::new())];
@@ -458,6 +466,44 @@ pub fn sequences(footprint: &Footprint) -> Sequences {
     }
 }
 
+/// What a COMMIT of a session with temporary objects does to those that it may have written; `None`: nothing.
+pub fn temporary_end(context: &SessionContext, footprint: &Footprint) -> Option<TemporaryEnd> {
+    let schema = temporary_schema(context.client, context.session);
+    if is_everything(footprint) {
+        let written = None;
+        return Some(TemporaryEnd { schema, written });
+    }
+    let own = |resource: &Resource| match resource {
+        Resource::Table(name) => name.strip_prefix(&schema)?.strip_prefix('.').map(str::to_owned),
+        _ => None,
+    };
+    let entries = footprint.entries().iter();
+    let written: Vec<_> = entries
+        .filter(|(_, mode)| *mode == Mode::Exclusive)
+        .filter_map(|(resource, _)| own(resource))
+        .collect();
+    (!written.is_empty()).then_some(TemporaryEnd {
+        schema,
+        written: Some(written),
+    })
+}
+
+/// What an exchange of an open transaction needs if its session has temporary objects or makes some.
+pub fn temporary(context: &SessionContext, analysis: &ExchangeAnalysis) -> Option<Temporary> {
+    let concerned = analysis.has_temporary || analysis.temporary.makes() || analysis.temporary.discards;
+    concerned.then(|| {
+        let set = context.settings.iter().find(|(name, _)| name == "role");
+        let set = set.map(|(_, role)| role.trim_matches('"').to_owned());
+        let mut roles = vec![context.role.clone()];
+        roles.extend(set.filter(|role| *role != context.role && role != "none"));
+        Temporary {
+            schema: temporary_schema(context.client, context.session),
+            roles,
+            changes_catalog: analysis.effect == Effect::Ddl && !analysis.temporary.discards,
+        }
+    })
+}
+
 /// The home to be recorded: `None` when nothing is held exclusively, so that nothing can be written.
 pub fn recorded_home(footprint: &Footprint) -> Option<String> {
     let writes = footprint.entries().iter().any(|(_, mode)| *mode == Mode::Exclusive);
@@ -476,6 +522,18 @@ pub fn seed(nonce: &[u8; 16], order: u64, index: u32) -> String {
 
 /// Hexadecimal digits of a seed: 128 bits.
 const SEED_DIGITS: usize = 32;
+
+impl Catalog {
+    /// The context with the search path of a session that has temporary objects.
+    pub fn with_temporary(&self, context: &SessionContext) -> SessionContext {
+        let mut context = context.clone();
+        if self.analyzer.schema().has_temporary(context.client, context.session) {
+            let schema = temporary_schema(context.client, context.session);
+            context.settings = settings::with_temporary(&context.settings, &schema);
+        }
+        context
+    }
+}
 
 /// A shared analyser with the number of catalog changes before it.
 #[derive(Clone)]

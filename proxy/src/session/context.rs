@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ordering::identifiers::ClientId;
 use sql::operation::SessionContext;
 
 use super::settings::Settings;
@@ -15,9 +16,10 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(session: u64, role: &str, database: &str, settings: &Settings) -> Arc<Self> {
+    pub(super) fn new(client: ClientId, session: u64, role: &str, database: &str, settings: &Settings) -> Arc<Self> {
         let settings = settings.for_context();
         let decoded = SessionContext {
+            client: client.0,
             session,
             role: role.into(),
             database: database.into(),

@@ -34,7 +34,8 @@ pub(crate) struct Descriptions {
 }
 
 impl DescriptionKey {
-    pub(super) fn new(context: &Context, text: &str, parameter_types: &[u32]) -> Self {
+    /// `of_session`: names may mean objects of the session's own.
+    pub(super) fn new(context: &Context, text: &str, parameter_types: &[u32], of_session: bool) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -47,6 +48,9 @@ impl DescriptionKey {
             part(value.as_bytes());
         }
         part(b"");
+        if of_session {
+            part(&context.decoded.session.to_le_bytes());
+        }
         part(text.as_bytes());
         for parameter_type in parameter_types {
             part(&parameter_type.to_le_bytes());

@@ -87,7 +87,7 @@ impl Session {
             let state = self.catalog.current();
             let context = self.context();
             let start = Instant::now();
-            let analysis = state.analyzer.exchange(exchange, &context.decoded);
+            let analysis = state.analyzer.exchange_within(exchange, &context.decoded, &self.made());
             self.shared.metrics.stage(Stage::Analyse, start.elapsed());
             let analysis = analysis.map_err(|refusal| {
                 self.shared.metrics.refused(refusal.rule, refusal.sqlstate);
@@ -127,8 +127,10 @@ impl Session {
                 // What is ordered by itself cannot be given up any more; a transaction can.
                 self.begin_implicitly();
             }
+            self.made_temporary |= analysis.temporary.makes();
             if let Some(transaction) = &mut self.transaction {
                 transaction.used |= analysis.effect >= Effect::Read;
+                transaction.made.add(&analysis.temporary);
             }
             let routed = Routed {
                 encoded: encoded.clone(),

@@ -72,8 +72,7 @@ impl Session {
     }
 
     fn parse(&mut self, name: String, mut text: String, parameter_types: Vec<u32>) -> Result<(), ApplicationError> {
-        let state = self.catalog.current();
-        let mut analysis = state.analyzer.text(&text);
+        let mut analysis = self.analysis_of(&text);
         if analysis.statements.len() > 1 {
             return Err(ApplicationError::new(
                 "42601",
@@ -89,7 +88,7 @@ impl Session {
         let mut class = class_of(&analysis);
         if let StatementClass::Execute { name } = &class {
             text = self.expand_execute(name, &text)?;
-            analysis = state.analyzer.text(&text);
+            analysis = self.analysis_of(&text);
             class = class_of(&analysis);
         }
         if let StatementClass::Refused(refusal) = class {
@@ -181,7 +180,8 @@ impl Session {
 
     fn description_key(&mut self, statement: &StatementText) -> DescriptionKey {
         let context = self.context();
-        DescriptionKey::new(&context, &statement.text, &statement.parameter_types)
+        let of_session = self.made_temporary || mentions_temporary(&statement.text);
+        DescriptionKey::new(&context, &statement.text, &statement.parameter_types, of_session)
     }
 
     fn known_description(&mut self, statement: &StatementText) -> Option<Bytes> {
@@ -510,6 +510,15 @@ fn describe_special(prepared: &Prepared, out: &mut Backend) {
         Some((name, oid, bytes)) => out.one_column(&name, oid, bytes),
         None => out.no_data(),
     }
+}
+
+/// Whether a text may name temporary objects of its session's by the name of their schema.
+fn mentions_temporary(text: &str) -> bool {
+    let mut places = text.match_indices('_').map(|(at, _)| at);
+    places.any(|at| {
+        let named = at.checked_sub(2).and_then(|start| text.get(start..at + 5));
+        named.is_some_and(|named| named.eq_ignore_ascii_case("pg_temp"))
+    })
 }
 
 fn no_portal(name: &str) -> ApplicationError {

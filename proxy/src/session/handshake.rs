@@ -184,6 +184,7 @@ async fn login(
         portals: HashMap::new(),
         pipeline: Pipeline::default(),
         skip_to_sync: false,
+        made_temporary: false,
         is_gone: false,
         shared,
         connection,

@@ -25,6 +25,8 @@ mod waiting;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use sql::analysis::TextAnalysis;
+use sql::names::Made;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -32,6 +34,7 @@ use crate::cancels::Registered;
 use crate::catalog::Catalog;
 use crate::client::Cancel;
 use crate::error::ApplicationError;
+use crate::leftovers;
 use crate::shared::Shared;
 use crate::wire::{FrameError, Frontend};
 use connection::Connection;
@@ -71,6 +74,8 @@ pub(crate) struct Session {
     pipeline: Pipeline,
     /// After an error in the extended protocol, everything up to Sync is skipped.
     skip_to_sync: bool,
+    /// It has made temporary objects, perhaps in vain.
+    made_temporary: bool,
     /// The application left while a statement ran.
     is_gone: bool,
 }
@@ -111,6 +116,19 @@ impl Session {
             .metrics
             .prepared_statements
             .decrement(self.statements.len() as f64);
+        let Session {
+            shared,
+            catalog,
+            id,
+            made_temporary,
+            connection,
+            ..
+        } = self;
+        // The application need not wait.
+        drop(connection);
+        if made_temporary {
+            leftovers::discard(&shared, &catalog, id).await;
+        }
     }
 
     async fn serve(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<(), End> {
@@ -236,12 +254,28 @@ impl Session {
         Ok(())
     }
 
+    /// Analyses a text as this session means it at present.
+    fn analysis_of(&mut self, text: &str) -> Arc<TextAnalysis> {
+        let (state, context) = (self.catalog.current(), self.context());
+        let names = state.analyzer.names(&context.decoded, &self.made());
+        state.analyzer.text_of(text, &names)
+    }
+
+    /// What the open transaction has made of names.
+    fn made(&self) -> Made {
+        let transaction = self.transaction.as_ref();
+        transaction
+            .map(|transaction| transaction.made.clone())
+            .unwrap_or_default()
+    }
+
     /// The context of statements outside the voters' transaction.
     fn context(&mut self) -> Arc<Context> {
         let (id, role, database, settings) = (self.id, &self.role, &self.database, &self.settings);
+        let client = self.shared.client.id();
         let context = self
             .context
-            .get_or_insert_with(|| Context::new(id, role, database, settings));
+            .get_or_insert_with(|| Context::new(client, id, role, database, settings));
         Arc::clone(context)
     }
 }

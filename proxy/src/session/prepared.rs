@@ -140,7 +140,7 @@ impl Session {
 
     /// PREPARE: the database checks the statement, the proxy keeps it.
     pub(super) async fn sql_prepare(&mut self, name: &str, body: &str, text: &str) -> Result<Reply, ApplicationError> {
-        let analysis = self.catalog.current().analyzer.text(body);
+        let analysis = self.analysis_of(body);
         let class = analysis
             .statements
             .first()

@@ -374,7 +374,13 @@ impl Session {
         let Some(transaction) = &self.transaction else {
             return Err(Failure::Unavailable);
         };
-        let context = Context::new(self.id, &self.role, &self.database, &transaction.settings_before);
+        let context = Context::new(
+            self.shared.client.id(),
+            self.id,
+            &self.role,
+            &self.database,
+            &transaction.settings_before,
+        );
         let isolation = transaction.voters_isolation();
         let plain_read = routed.analysis.effect <= Effect::Read && routed.kind == Kind::Plain;
         // A plain read on a snapshot locks nothing. What locks nothing is not listed: the Begin only takes the snapshot.

@@ -41,7 +41,7 @@ impl Session {
         self.skip_to_sync = false;
         self.forget_statement("");
         self.portals.remove("");
-        let analysis = self.catalog.current().analyzer.text(literal_set_config(&text));
+        let analysis = self.analysis_of(literal_set_config(&text));
         self.run_text(&analysis).await?;
         self.end_implicit().await;
         if self.transaction.is_none() {

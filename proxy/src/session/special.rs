@@ -1,12 +1,19 @@
 //! Statements that the proxy answers itself, because they concern the session rather than the data.
 
+use sql::names::DEFAULT_PATH;
+use sql::operation::Exchange;
 use sql::statement::{Setting, StatementClass};
 
 use super::Session;
+use super::routing::Kind;
 use super::set::shown_default;
 use super::transaction::isolation_name;
 use crate::error::ApplicationError;
+use crate::leftovers::DISCARD;
+use crate::wire::first_error;
 
+/// The setting that says where names are looked for.
+const SEARCH_PATH: &str = "search_path";
 /// The OID of `text`, for rows that the proxy makes.
 pub(super) const TEXT_OID: u32 = 25;
 /// The OID of `int4`.
@@ -56,7 +63,8 @@ fn is_shown_here(name: &str) -> bool {
         name,
         "transaction_isolation" | "transaction_read_only" | "transaction_deferrable"
     );
-    of_transaction || name == "session_authorization" || shown_default(name).is_some()
+    // The databases put the schema of temporary objects before it.
+    of_transaction || name == "session_authorization" || name == SEARCH_PATH || shown_default(name).is_some()
 }
 
 /// Exactly `SELECT pg_backend_pid()`: of the servers, each would say something else.
@@ -132,6 +140,7 @@ impl Session {
                     return Err(ApplicationError::new("25001", message));
                 }
                 self.reset_all().await?;
+                self.discard_temporary().await?;
                 self.shared
                     .metrics
                     .prepared_statements
@@ -139,6 +148,10 @@ impl Session {
                 self.statements.clear();
                 self.portals.clear();
                 Ok(Reply::tag("DISCARD ALL"))
+            }
+            Setting::DiscardTemporary => {
+                self.discard_temporary().await?;
+                Ok(Reply::tag("DISCARD TEMP"))
             }
             Setting::DiscardOther => {
                 let words = text.split_ascii_whitespace().take(2).collect::<Vec<_>>().join(" ");
@@ -155,6 +168,21 @@ impl Session {
         }
     }
 
+    /// Drops the session's temporary objects, if it has made any.
+    async fn discard_temporary(&mut self) -> Result<(), ApplicationError> {
+        if !self.made_temporary {
+            return Ok(());
+        }
+        let exchange = Exchange::Simple { text: DISCARD.into() };
+        let result = self.execute_and_gather(&exchange, Kind::Plain).await?;
+        if let Some(error) = first_error(&result.messages) {
+            return Err(error);
+        }
+        // In a transaction it may be rolled back.
+        self.made_temporary = self.transaction.is_some();
+        Ok(())
+    }
+
     fn show(&self, name: &str) -> String {
         let of_transaction = |of: fn(&super::transaction::Transaction) -> String| self.transaction.as_ref().map(of);
         let set = |name: &str, default: &str| self.settings.get(name).unwrap_or(default).to_owned();
@@ -167,6 +195,7 @@ impl Session {
             }
             "transaction_deferrable" => set("default_transaction_deferrable", "off"),
             "session_authorization" => self.role.clone(),
+            SEARCH_PATH => set(name, DEFAULT_PATH),
             name => set(name, shown_default(name).unwrap_or_default()),
         }
     }

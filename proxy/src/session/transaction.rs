@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ordering::identifiers::Order;
 use sql::footprint::{Footprint, Mode, Resource};
+use sql::names::Made;
 use sql::operation::{Isolation, TransactionId, TransactionWrite};
 use sql::statement::TransactionModes;
 use tokio::sync::OwnedSemaphorePermit;
@@ -35,6 +36,8 @@ pub(super) struct Transaction {
     pub(super) used: bool,
     /// It may have changed the catalog.
     pub(super) catalog_changed: bool,
+    /// What its exchanges have made of names.
+    pub(super) made: Made,
     /// Exchanges that must run on the voters before its first one there.
     pub(super) deferred: Vec<Deferred>,
     pub(super) savepoints: Vec<Savepoint>,
@@ -108,6 +111,7 @@ impl Transaction {
             at_commit: settings.get(ANSWERS) == Some("at_commit"),
             used: false,
             catalog_changed: false,
+            made: Made::default(),
             deferred: Vec::new(),
             savepoints: Vec::new(),
             settings_before: settings.clone(),

@@ -6,6 +6,7 @@ use super::derive::{calls_unknown_function, refuse_stored_query};
 use super::template::{clock_word_refusal, is_clock_word};
 use crate::functions;
 use crate::lexer::{Token, TokenKind};
+use crate::names::Names;
 use crate::refusal::{NONDETERMINISTIC, Refusal};
 use crate::schema::Schema;
 use crate::words::Words;
@@ -17,9 +18,9 @@ const NUMBERED: [&str; 6] = ["serial", "bigserial", "smallserial", "serial2", "s
 const DATE_TYPES: [&str; 5] = ["date", "time", "timestamp", "timetz", "timestamptz"];
 
 /// Why a statement that changes the catalog would leave the servers with different data or catalogs.
-pub(super) fn refusal(schema: &Schema, words: Words<'_>) -> Option<Refusal> {
+pub(super) fn refusal(schema: &Schema, names: &Names, words: Words<'_>) -> Option<Refusal> {
     drawn_rows(schema, words)
-        .or_else(|| stored_query(words).and_then(|query| refuse_stored_query(schema, query)))
+        .or_else(|| stored_query(words).and_then(|query| refuse_stored_query(schema, names, query)))
         .or_else(|| stored_clock(schema, words))
 }
 

@@ -19,8 +19,9 @@ use super::template::{Access, Keyed, Template};
 use crate::footprint::{Mode, Resource};
 use crate::functions::{self, FunctionKind};
 use crate::lexer::TokenKind;
+use crate::names::Names;
 use crate::refusal::Refusal;
-use crate::schema::{Schema, TableName};
+use crate::schema::Schema;
 use crate::statement::StatementClass;
 use crate::words::Words;
 
@@ -62,28 +63,40 @@ impl Derived {
 
 /// Derives what a query or a data-modifying statement touches. A statement that cannot be parsed is of the class that
 /// its keywords tell, and touches everything.
-pub(super) fn derive(schema: &Schema, words: Words<'_>, class: StatementClass) -> Derived {
+pub(super) fn derive(schema: &Schema, names: &Names, words: Words<'_>, class: StatementClass) -> Derived {
     let Some(statement) = parse(words) else {
         return unparsed(schema, words, class);
     };
-    let mut deriver = Deriver::new(schema, words);
+    let mut deriver = Deriver::new(schema, names, words);
     deriver.collect_names(&statement);
     let _: ControlFlow<()> = statement.visit(&mut deriver);
     let derived = deriver.finish();
-    let short = !derived.foreign_code && derived.refusal.is_none() && shape::is_short(schema, words, &statement);
+    let short = !derived.foreign_code && derived.refusal.is_none() && shape::is_short(schema, names, words, &statement);
     Derived { short, ..derived }
 }
 
 /// Why the rows that a definition stores (`CREATE TABLE ... AS query`) would differ on the servers.
-pub(super) fn refuse_stored_query(schema: &Schema, words: Words<'_>) -> Option<Refusal> {
+pub(super) fn refuse_stored_query(schema: &Schema, names: &Names, words: Words<'_>) -> Option<Refusal> {
     let Some(statement) = parse(words) else {
         return unparsed_refusal(words);
     };
-    let mut deriver = Deriver::new(schema, words);
+    let mut deriver = Deriver::new(schema, names, words);
     deriver.collect_names(&statement);
     deriver.modifies = true;
     let _: ControlFlow<()> = statement.visit(&mut deriver);
     deriver.refusal
+}
+
+/// Whether a query reads temporary relations; `None` when it cannot be parsed.
+pub(super) fn reads_temporary(schema: &Schema, names: &Names, words: Words<'_>) -> Option<bool> {
+    let statement = parse(words)?;
+    let mut found = Mentioned::default();
+    let _: ControlFlow<()> = statement.visit(&mut found);
+    Some(found.relations.iter().any(|parts| match parts.as_slice() {
+        [name] => !found.common.contains(name) && names.is_temporary(schema, name),
+        [.., qualifier, _] => names.is_own(qualifier),
+        [] => false,
+    }))
 }
 
 /// What keywords and names of functions tell of a statement that the parser cannot read.
@@ -240,6 +253,7 @@ pub(super) fn calls_unknown_function(schema: &Schema, words: Words<'_>) -> bool 
 /// Collects accesses while it visits the tree.
 struct Deriver<'schema> {
     schema: &'schema Schema,
+    names: &'schema Names,
     uses: ParameterUses,
     template: Template,
     /// Names of common table expressions.
@@ -263,9 +277,10 @@ struct Deriver<'schema> {
 }
 
 impl<'schema> Deriver<'schema> {
-    fn new(schema: &'schema Schema, words: Words<'_>) -> Self {
+    fn new(schema: &'schema Schema, names: &'schema Names, words: Words<'_>) -> Self {
         Self {
             schema,
+            names,
             uses: parameter_uses(words),
             template: Template::default(),
             common: BTreeSet::new(),
@@ -285,18 +300,18 @@ impl<'schema> Deriver<'schema> {
 
     /// Common table expressions and locking clauses act on all that follows: they are found before.
     fn collect_names(&mut self, statement: &Statement) {
-        let mut names = Names::default();
+        let mut names = Mentioned::default();
         let _: ControlFlow<()> = statement.visit(&mut names);
         self.locks = names.locks;
         self.modifies = names.modifies;
         self.writes = names.modifies;
         for name in &names.common {
-            let shadowed = TableName {
-                schema: "public".into(),
-                name: name.clone(),
-            };
+            let shadowed = self.names.relation(self.schema, None, name);
             // `WITH t AS (SELECT * FROM t)`: which t is meant depends on the place.
-            if name.starts_with("pg_") || self.schema.table(&shadowed).is_some() || self.schema.is_sequence(&shadowed) {
+            if name.starts_with("pg_")
+                || self.schema.is_relation(&shadowed)
+                || self.names.is_temporary(self.schema, name)
+            {
                 self.not_understood();
             }
         }
@@ -417,14 +432,20 @@ impl Visitor for Deriver<'_> {
 
 /// What must be known before the tree is visited.
 #[derive(Default)]
-struct Names {
+struct Mentioned {
     common: BTreeSet<String>,
+    relations: Vec<Vec<String>>,
     locks: bool,
     modifies: bool,
 }
 
-impl Visitor for Names {
+impl Visitor for Mentioned {
     type Break = ();
+
+    fn pre_visit_relation(&mut self, name: &ObjectName) -> ControlFlow<()> {
+        self.relations.extend(super::level::parts_of(name));
+        ControlFlow::Continue(())
+    }
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
         let tables = query.with.iter().flat_map(|with| &with.cte_tables);

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use super::ddl;
 use super::derive::{Derived, derive, derive_copy};
 use super::template::Template;
+use super::temporary;
 use super::{PARSED_BYTES_MAX, STATEMENTS_MAX, StatementAnalysis, TEXT_BYTES_MAX, TextAnalysis};
 use crate::classify::{Plan, Sketch, classify, split};
 use crate::determinism::{self, Findings, Purpose, Splice};
 use crate::footprint::Mode;
 use crate::lexer::{LexicalError, Token, tokenize};
+use crate::names::{Names, TemporaryWork};
 use crate::refusal::{PROGRAM_LIMIT_EXCEEDED, Refusal, SYNTAX_ERROR};
 use crate::schema::{CATALOG_QUERY, Schema};
-use crate::statement::{Cursor, StatementClass, TransactionControl};
+use crate::statement::{Cursor, Setting, StatementClass, TransactionControl};
 use crate::words::Words;
 
-pub(super) fn analyse_text(schema: &Schema, text: &str) -> TextAnalysis {
+pub(super) fn analyse_text(schema: &Schema, names: &Names, text: &str) -> TextAnalysis {
+    let mut names = names.clone();
     if text.len() > TEXT_BYTES_MAX {
         return refused_text(text, too_large());
     }
@@ -34,7 +37,9 @@ pub(super) fn analyse_text(schema: &Schema, text: &str) -> TextAnalysis {
     let mut splices = Vec::new();
     for range in ranges {
         let tokens = tokens.get(range).unwrap_or_default();
-        statements.push(analyse_statement(schema, text, tokens, &mut splices));
+        let statement = analyse_statement(schema, &names, text, tokens, &mut splices);
+        names.after(&statement.temporary);
+        statements.push(statement);
     }
     if statements.is_empty() {
         statements.push(empty(text));
@@ -73,6 +78,8 @@ fn empty(text: &str) -> StatementAnalysis {
         short: true,
         plain_read: false,
         foreign_code: false,
+        temporary: TemporaryWork::default(),
+        of_session: false,
         template: Template::default(),
     }
 }
@@ -105,16 +112,39 @@ fn unreadable(text: &str, error: LexicalError) -> Refusal {
     Refusal::new(SYNTAX_ERROR, 0, message, "Close what was opened.")
 }
 
-fn analyse_statement(schema: &Schema, text: &str, tokens: &[Token], splices: &mut Vec<Splice>) -> StatementAnalysis {
-    let words = Words::new(text, tokens);
+fn analyse_statement(
+    schema: &Schema,
+    names: &Names,
+    text: &str,
+    tokens: &[Token],
+    splices: &mut Vec<Splice>,
+) -> StatementAnalysis {
+    let mut rewritten = temporary::rewrite(schema, names, text, tokens);
+    let of_session = rewritten.is_some();
+    let kept = rewritten
+        .as_mut()
+        .map(|rewritten| std::mem::take(&mut rewritten.tokens));
+    let ordinary = kept.as_deref().unwrap_or(tokens);
+    let words = Words::new(text, ordinary);
     let range = match (tokens.first(), tokens.last()) {
         (Some(first), Some(last)) => first.start..last.end,
         _ => 0..0,
     };
     let sketch = classify(words);
-    let findings = determinism::inspect(text, tokens, purpose(&sketch, words));
+    let mut findings = determinism::inspect(text, ordinary, purpose(&sketch, words));
     let is_parsed = range.len() <= PARSED_BYTES_MAX;
-    let derived = resolve(schema, sketch, words, &findings, is_parsed);
+    let mut derived = resolve(schema, names, sketch, words, &findings, is_parsed);
+    let mut work = TemporaryWork::default();
+    if let Some(rewritten) = rewritten {
+        findings.splices = determinism::merge(findings.splices, rewritten.splices);
+        derived.refusal = rewritten.refusal.or(derived.refusal);
+        work = rewritten.work;
+        if work.makes() && derived.class == StatementClass::Write {
+            derived.class = StatementClass::Ddl;
+        }
+    }
+    work.renaming = derived.class.renaming();
+    work.discards = derived.class == StatementClass::Setting(Setting::DiscardTemporary);
     let executable = determinism::apply(text, range.clone(), &findings.splices);
     let class = match derived.refusal.or(findings.refusal) {
         Some(refusal) if !matches!(derived.class, StatementClass::Refused(_)) => StatementClass::Refused(refusal),
@@ -132,6 +162,8 @@ fn analyse_statement(schema: &Schema, text: &str, tokens: &[Token], splices: &mu
         short: derived.short,
         plain_read: derived.plain_read,
         foreign_code: derived.foreign_code,
+        temporary: work,
+        of_session,
         template: derived.template,
     }
 }
@@ -151,7 +183,14 @@ fn purpose(sketch: &Sketch<'_>, words: Words<'_>) -> Purpose {
 }
 
 /// The final class and the template.
-fn resolve(schema: &Schema, sketch: Sketch<'_>, words: Words<'_>, findings: &Findings, is_parsed: bool) -> Derived {
+fn resolve(
+    schema: &Schema,
+    names: &Names,
+    sketch: Sketch<'_>,
+    words: Words<'_>,
+    findings: &Findings,
+    is_parsed: bool,
+) -> Derived {
     let class = sketch.class;
     let of = Derived::unproven;
     match sketch.plan {
@@ -163,15 +202,19 @@ fn resolve(schema: &Schema, sketch: Sketch<'_>, words: Words<'_>, findings: &Fin
         Plan::Everything(mode) => {
             let needs_clock = !matches!(class, StatementClass::Maintenance { .. } | StatementClass::Read);
             let refusal = (class == StatementClass::Ddl)
-                .then(|| ddl::refusal(schema, words))
+                .then(|| ddl::refusal(schema, names, words))
                 .flatten();
             Derived {
                 refusal,
-                foreign_code: class != StatementClass::Ddl || !ddl::runs_no_code(words),
+                foreign_code: match class {
+                    StatementClass::Setting(Setting::DiscardTemporary) => false,
+                    StatementClass::Ddl => !ddl::runs_no_code(words),
+                    _ => true,
+                },
                 ..of(class, Template::everything(mode), needs_clock)
             }
         }
-        Plan::Copy(table, mode) => derive_copy(schema, table, mode, class),
+        Plan::Copy(table, mode) => derive_copy(schema, names, table, mode, class),
         // A refused statement needs no footprint.
         Plan::Query(_) if findings.refusal.is_some() => of(class, Template::everything(Mode::Exclusive), true),
         Plan::Query(_) if !is_parsed => {
@@ -183,7 +226,7 @@ fn resolve(schema: &Schema, sketch: Sketch<'_>, words: Words<'_>, findings: &Fin
             of(class, Template::everything(mode), true)
         }
         Plan::Query(inner) => {
-            let derived = derive(schema, inner, statement_class(&class));
+            let derived = derive(schema, names, inner, statement_class(&class));
             let keeps_class = match class {
                 StatementClass::Cursor(Cursor::Declare { .. }) => true,
                 StatementClass::CopyTo => derived.class == StatementClass::Read,
@@ -237,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_catalog_query_is_a_read_of_everything() {
-        let analysis = analyse_text(&Schema::empty(), CATALOG_QUERY);
+        let analysis = analyse_text(&Schema::empty(), &Names::default(), CATALOG_QUERY);
         assert_eq!(analysis.statements.len(), 1);
         assert_eq!(analysis.statements[0].class, StatementClass::Read);
         assert_eq!(analysis.statements[0].executable, CATALOG_QUERY);

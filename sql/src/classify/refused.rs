@@ -55,7 +55,6 @@ pub(super) fn refusal(words: Words<'_>) -> Option<Refusal> {
             "cursors WITH HOLD are not supported through the proxy",
             "Open the cursor inside a transaction, without WITH HOLD.",
         )),
-        "select" | "with" if into(after, &["temp", "temporary"]) => Some(temporary()),
         "select" | "with" if into(after, &["unlogged"]) => Some(unlogged()),
         _ => None,
     }
@@ -88,15 +87,6 @@ fn into(words: Words<'_>, kinds: &[&str]) -> bool {
     false
 }
 
-fn temporary() -> Refusal {
-    Refusal::new(
-        NOT_SUPPORTED,
-        34,
-        "temporary objects are not supported through the proxy",
-        "Use an ordinary table with a session column, or a WITH query.",
-    )
-}
-
 fn unlogged() -> Refusal {
     Refusal::new(
         FEATURE_NOT_SUPPORTED,
@@ -112,7 +102,6 @@ fn create(mut words: Words<'_>) -> Option<Refusal> {
     let keyword = words.keyword()?;
     words.skip();
     match keyword.as_ref() {
-        "temp" | "temporary" => Some(temporary()),
         "unlogged" => Some(unlogged()),
         "database" | "tablespace" => Some(cluster_wide(&keyword)),
         "server" | "foreign" | "subscription" => Some(outside_world(45, "a foreign server or subscription")),

@@ -38,6 +38,8 @@ pub(super) fn classify(mut words: Words<'_>) -> Sketch<'_> {
         _ => discard(words).map(StatementClass::Setting),
     };
     match class {
+        // It drops tables.
+        Some(class @ StatementClass::Setting(Setting::DiscardTemporary)) => Sketch::everything(class),
         Some(class) => Sketch::of(refuse_pinned(class)),
         // What is no SET for Postgres either is left to Postgres, to say so.
         None => {
@@ -202,7 +204,8 @@ fn special_name(words: &mut Words<'_>) -> Option<String> {
 fn discard(words: Words<'_>) -> Option<Setting> {
     match words.keyword()?.as_ref() {
         "all" => Some(Setting::DiscardAll),
-        "plans" | "sequences" | "temp" | "temporary" => Some(Setting::DiscardOther),
+        "temp" | "temporary" => Some(Setting::DiscardTemporary),
+        "plans" | "sequences" => Some(Setting::DiscardOther),
         _ => None,
     }
 }

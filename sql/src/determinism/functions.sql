@@ -115,3 +115,48 @@ CREATE OR REPLACE FUNCTION cloudbft.datfrozenxid(pg_catalog.xid) RETURNS pg_cata
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '3'::pg_catalog.xid $$;
 CREATE OR REPLACE FUNCTION cloudbft.datminmxid(pg_catalog.xid) RETURNS pg_catalog.xid
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT '1'::pg_catalog.xid $$;
+
+-- Temporary objects are ordinary ones in a schema of the session's, which comes first in its search path (rule
+-- TemporaryTables). These tell what PostgreSQL would tell of them; statements of sessions that have some call them.
+CREATE OR REPLACE FUNCTION cloudbft.is_temporary_schema(name pg_catalog.name) RETURNS pg_catalog.bool
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+  SELECT pg_catalog.starts_with(name::pg_catalog.text, 'pg_cloudbft_temp_')
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.current_schema() RETURNS pg_catalog.name
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+  SELECT s.name FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS s (name, position)
+  WHERE NOT cloudbft.is_temporary_schema(s.name) ORDER BY s.position LIMIT 1
+$$;
+-- PostgreSQL's own: the schema of temporary objects is not in the path, and is searched before pg_catalog.
+CREATE OR REPLACE FUNCTION cloudbft.current_schemas(implicit pg_catalog.bool) RETURNS pg_catalog.name[]
+LANGUAGE sql STABLE STRICT PARALLEL SAFE AS $$
+  SELECT coalesce(pg_catalog.array_agg(s.name ORDER BY NOT cloudbft.is_temporary_schema(s.name), s.position), '{}')
+  FROM pg_catalog.unnest(pg_catalog.current_schemas(implicit)) WITH ORDINALITY AS s (name, position)
+  WHERE implicit OR NOT cloudbft.is_temporary_schema(s.name)
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.current_setting(name pg_catalog.text, missing_ok pg_catalog.bool) RETURNS pg_catalog.text
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+  SELECT CASE WHEN pg_catalog.lower(name) OPERATOR(pg_catalog.=) 'search_path'
+    THEN pg_catalog.regexp_replace(pg_catalog.current_setting(name, missing_ok), '^pg_cloudbft_temp_[0-9]+_[0-9]+(, )?', '')
+    ELSE pg_catalog.current_setting(name, missing_ok) END
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.current_setting(name pg_catalog.text) RETURNS pg_catalog.text
+LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT cloudbft.current_setting(name, false) $$;
+CREATE OR REPLACE FUNCTION cloudbft.pg_my_temp_schema() RETURNS pg_catalog.oid
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+  SELECT coalesce((SELECT n.oid FROM pg_catalog.pg_namespace n
+    WHERE n.nspname OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(false))
+      AND cloudbft.is_temporary_schema(n.nspname)), '0'::pg_catalog.oid)
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.pg_is_other_temp_schema(schema pg_catalog.oid) RETURNS pg_catalog.bool
+LANGUAGE sql STABLE STRICT PARALLEL SAFE AS $$
+  SELECT schema OPERATOR(pg_catalog.<>) cloudbft.pg_my_temp_schema() AND (pg_catalog.pg_is_other_temp_schema(schema)
+    OR EXISTS (SELECT FROM pg_catalog.pg_namespace n
+      WHERE n.oid OPERATOR(pg_catalog.=) schema AND cloudbft.is_temporary_schema(n.nspname)))
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.relpersistence(persistence "char", schema pg_catalog.oid) RETURNS "char"
+LANGUAGE sql STABLE STRICT PARALLEL SAFE AS $$
+  SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_namespace n
+      WHERE n.oid OPERATOR(pg_catalog.=) schema AND cloudbft.is_temporary_schema(n.nspname))
+    THEN 't'::"char" ELSE persistence END
+$$;

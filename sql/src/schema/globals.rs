@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{SchemaError, UserFunction};
 use crate::functions::Volatility;
+use crate::names::owner_of_temporary_schema;
 
 /// One row.
 #[derive(Deserialize)]
@@ -46,6 +47,8 @@ pub(super) struct Globals {
     rows: BTreeMap<Arc<str>, u64>,
     pub(super) functions: BTreeMap<String, UserFunction>,
     pub(super) namespaces: BTreeSet<String>,
+    /// The sessions (with their clients) that have a schema of temporary objects.
+    pub(super) temporary: BTreeSet<(u32, u64)>,
     /// Whether an operator `=` of the user's takes a built-in type of keys: then no key comparison is understood.
     pub(super) overloads_equality: bool,
     /// The names of the user's operators that may read more than their operands.
@@ -65,6 +68,7 @@ impl Globals {
             rows: BTreeMap::new(),
             functions: BTreeMap::new(),
             namespaces: BTreeSet::from(["public".to_string()]),
+            temporary: BTreeSet::new(),
             overloads_equality: false,
             operators: BTreeSet::new(),
             types: BTreeMap::new(),
@@ -118,7 +122,10 @@ impl Globals {
     fn add(&mut self, row: Row) {
         match row {
             Row::Server {} => {}
-            Row::Schema { name } => drop(self.namespaces.insert(name)),
+            Row::Schema { name } => {
+                self.temporary.extend(owner_of_temporary_schema(&name));
+                self.namespaces.insert(name);
+            }
             Row::Function {
                 name,
                 volatility,

@@ -10,5 +10,6 @@ mod pgbench;
 mod psql;
 mod rejoin;
 mod repair;
+mod temporary;
 mod tpcc;
 mod waiting;

@@ -68,6 +68,7 @@ impl Session {
     /// Who asks.
     pub fn context(&self) -> SessionContext {
         SessionContext {
+            client: self.client.0,
             session: self.session,
             role: APPLICATION.into(),
             database: self.world.database.clone(),

@@ -8,6 +8,7 @@ use borsh::BorshDeserialize;
 use ordering::identifiers::{ClientId, Order};
 use ordering::message::{self, Direct, ResultKey, ResultMessage};
 use sql::footprint::Footprint;
+use sql::names::Made;
 use sql::operation::{SessionContext, TransactionId};
 
 use super::Owner;
@@ -151,6 +152,7 @@ impl Owner<'_> {
             &context,
             Place::Read,
             &Footprint::empty(),
+            &Made::default(),
         )?;
         if analysis.needs_clock {
             return Err(Refused::new("25006", "a read of the clock must be ordered"));
@@ -162,8 +164,9 @@ impl Owner<'_> {
                 time_us: 0,
                 seed: String::new(),
             },
+            temporary: None,
         };
-        Ok((context, job))
+        Ok((self.catalog.with_temporary(&context), job))
     }
 
     async fn answer_direct(&self, client: ClientId, direct: &Direct, outcome: Outcome) {

@@ -329,6 +329,8 @@ impl Owner<'_> {
                     applied,
                     sequences: sequences(held),
                     asks_catalog: false,
+                    // Its transaction knows.
+                    temporary: None,
                 },
                 held: held.clone(),
             })),

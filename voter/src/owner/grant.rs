@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sql::footprint::Footprint;
+use sql::names::Made;
 use sql::operation::{Operation, TransactionId, Work};
 use sql::rules::MultiPartition;
 use sql::statement::Effect;
@@ -17,7 +18,9 @@ use crate::lock_table::{Grant, Node};
 use crate::outcome::Outcome;
 use crate::postgres::backend::{Clock, Job, Record};
 use crate::slot::Command;
-use crate::work::{Place, Refused, changes_catalog, check, check_listed, decode, recorded_home, seed, sequences};
+use crate::work::{
+    Place, Refused, changes_catalog, check, check_listed, decode, recorded_home, seed, sequences, temporary_end,
+};
 
 impl Owner<'_> {
     /// Runs, or refuses, what the lock table has granted.
@@ -68,11 +71,19 @@ impl Owner<'_> {
         clock: Clock,
     ) -> Result<Job, Refused> {
         let exchange = decode(bytes)?;
-        let analysis = check(&self.catalog.analyzer, &exchange, &operation.context, place, held)?;
+        let analysis = check(
+            &self.catalog.analyzer,
+            &exchange,
+            &operation.context,
+            place,
+            held,
+            &Made::default(),
+        )?;
         Ok(Job {
             exchange,
             analysis,
             clock,
+            temporary: None,
         })
     }
 
@@ -107,15 +118,19 @@ impl Owner<'_> {
         if changes {
             self.stalled_by = Some(grant.order);
         }
+        let has_temporary = job.analysis.has_temporary;
         let work = OneShot {
             asker,
-            context: operation.context.clone(),
-            job,
+            context: self.catalog.with_temporary(&operation.context),
             record: Record {
                 applied,
                 sequences: sequences(footprint),
                 asks_catalog: false,
+                temporary: has_temporary
+                    .then(|| temporary_end(&operation.context, footprint))
+                    .flatten(),
             },
+            job,
             catalog: self.catalog.clone(),
             changes_catalog: changes,
         };
@@ -164,7 +179,7 @@ impl Owner<'_> {
         }
         let work = OrderedRead {
             asker,
-            context: operation.context.clone(),
+            context: self.catalog.with_temporary(&operation.context),
             job,
             catalog: self.catalog.clone(),
         };

@@ -2,6 +2,7 @@
 
 mod own;
 mod steps;
+mod temporary;
 mod transaction;
 
 use std::sync::Arc;
@@ -52,6 +53,28 @@ pub struct Job {
     pub analysis: ExchangeAnalysis,
     /// The clock; sent only if the analysis needs it.
     pub clock: Clock,
+    /// What it needs because its session has temporary objects or makes some.
+    pub temporary: Option<Temporary>,
+}
+
+/// What an exchange of a session with temporary objects needs beside itself (rule TemporaryTables).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Temporary {
+    /// The session's schema.
+    pub schema: String,
+    /// The roles that may use it.
+    pub roles: Vec<String>,
+    /// The exchange changes the catalog: it may make objects in the schema.
+    pub changes_catalog: bool,
+}
+
+/// What a COMMIT does to temporary tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemporaryEnd {
+    /// The session's schema.
+    pub schema: String,
+    /// The tables that may have been written; `None`: all of the session's.
+    pub written: Option<Vec<String>>,
 }
 
 /// What a committing transaction records with its effects.
@@ -63,6 +86,8 @@ pub struct Record {
     pub sequences: Sequences,
     /// Whether the catalog may have changed, so that it is asked what has.
     pub asks_catalog: bool,
+    /// What it does to temporary tables before.
+    pub temporary: Option<TemporaryEnd>,
 }
 
 /// Which sequences a transaction may have moved.
@@ -512,9 +537,8 @@ pub fn sequence_names(sequences: &Sequences) -> Option<Option<String>> {
         Sequences::None => None,
         Sequences::All => Some(None),
         Sequences::Some(names) => {
-            let escaped = names.iter().map(|name| name.replace('\\', "\\\\").replace('"', "\\\""));
-            let quoted: Vec<_> = escaped.map(|name| format!("\"{name}\"")).collect();
-            Some(Some(format!("{{{}}}", quoted.join(","))))
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            Some(Some(settings::array(&names)))
         }
     }
 }

@@ -20,6 +20,12 @@ CREATE TABLE IF NOT EXISTS cloudbft.sequence (name text PRIMARY KEY, last_value 
 -- Where cloudbft.command writes. Empty.
 CREATE UNLOGGED TABLE IF NOT EXISTS cloudbft.command (written boolean NOT NULL);
 
+-- The temporary objects of sessions, each in a schema of its session's, and what becomes of them at COMMIT: `k` they stay, `e`
+-- their rows go, `d` they go.
+CREATE TABLE IF NOT EXISTS cloudbft.temporary (
+  relation oid PRIMARY KEY, schema name NOT NULL, at_commit "char" NOT NULL
+);
+
 REVOKE ALL ON ALL TABLES IN SCHEMA cloudbft FROM PUBLIC;
 
 -- It runs at every commit. So it names everything with its schema instead of setting a search path, and tries what is nearly
@@ -188,6 +194,147 @@ BEGIN
 END
 $$;
 
+-- Before a statement that changes the catalog, in a session that has temporary objects or makes some: these roles may make
+-- objects in the session's schema. At all other times they may only use what is there, so that nothing that code of
+-- users makes gets there unseen. `make`: the schema is made if it is not there; only a superuser can make one of such a name.
+CREATE OR REPLACE FUNCTION cloudbft.open_temporary(token text, schema text, roles text[], make boolean) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET allow_system_table_mods = on AS $$
+DECLARE
+  named text;
+BEGIN
+  PERFORM FROM cloudbft.token t WHERE t.value = open_temporary.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = open_temporary.schema) THEN
+    IF NOT make THEN
+      RETURN;
+    END IF;
+    EXECUTE format('CREATE SCHEMA %I', schema);
+  END IF;
+  FOREACH named IN ARRAY roles LOOP
+    EXECUTE format('GRANT USAGE, CREATE ON SCHEMA %I TO %I', schema, named);
+  END LOOP;
+END
+$$;
+
+-- After such a statement: what it made is known and temporary, and nothing permanent depends on it. The names of what it may
+-- have made come with what becomes of each at COMMIT.
+CREATE OR REPLACE FUNCTION cloudbft.close_temporary(token text, schema text, roles text[], names text[], at_commit text[])
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  own oid;
+  named text;
+BEGIN
+  PERFORM FROM cloudbft.token t WHERE t.value = close_temporary.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+  SELECT n.oid INTO own FROM pg_namespace n WHERE n.nspname = close_temporary.schema;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  FOREACH named IN ARRAY roles LOOP
+    EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM %I', schema, named);
+  END LOOP;
+  DELETE FROM cloudbft.temporary t WHERE t.schema = close_temporary.schema
+    AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.relation AND c.relnamespace = own);
+  INSERT INTO cloudbft.temporary AS t
+  SELECT c.oid, close_temporary.schema, made.at_commit::"char"
+  FROM unnest(names, close_temporary.at_commit) AS made (name, at_commit)
+    JOIN pg_class c ON c.relname = made.name AND c.relnamespace = own AND c.relkind IN ('r', 'p', 'v', 'S')
+  ON CONFLICT ON CONSTRAINT temporary_pkey DO NOTHING;
+  IF (SELECT count(*) FROM pg_class c WHERE c.relnamespace = own) > 2000 THEN
+    RAISE EXCEPTION 'too many temporary objects in one session' USING ERRCODE = '54000',
+      HINT = 'Drop those that are not needed any more.';
+  END IF;
+  IF EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = own AND c.relkind NOT IN ('i', 'I', 't')
+      AND NOT EXISTS (SELECT FROM cloudbft.temporary t WHERE t.relation = c.oid)
+      AND NOT (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend d JOIN cloudbft.temporary t ON t.relation = d.refobjid
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass
+          AND d.deptype IN ('a', 'i'))))
+    OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = own)
+    OR EXISTS (SELECT FROM pg_operator o WHERE o.oprnamespace = own)
+    OR EXISTS (SELECT FROM pg_type y WHERE y.typnamespace = own AND y.typtype IN ('d', 'e', 'r', 'm'))
+  THEN
+    RAISE EXCEPTION 'a permanent object would lie among the temporary ones of the session' USING ERRCODE = 'BF004',
+      HINT = 'Write its name with its schema, or make it by a statement of its own.';
+  END IF;
+  IF EXISTS (SELECT FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class r ON r.oid = k.confrelid
+      WHERE k.contype = 'f' AND r.relnamespace = own AND c.relnamespace <> own)
+  THEN
+    RAISE EXCEPTION 'constraints on permanent tables may reference only permanent tables' USING ERRCODE = '42P16';
+  ELSIF EXISTS (SELECT FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class r ON r.oid = k.confrelid
+      WHERE k.contype = 'f' AND r.relnamespace <> own AND c.relnamespace = own)
+  THEN
+    RAISE EXCEPTION 'constraints on temporary tables may reference only temporary tables' USING ERRCODE = '42P16';
+  ELSIF EXISTS (SELECT FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid JOIN pg_class r ON r.oid = h.inhparent
+      WHERE (r.relnamespace = own) <> (c.relnamespace = own))
+  THEN
+    RAISE EXCEPTION 'cannot inherit from, or to, temporary relations' USING ERRCODE = 'BF004';
+  ELSIF EXISTS (SELECT FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid JOIN pg_class c ON c.oid = w.ev_class
+        JOIN pg_class r ON r.oid = d.refobjid
+      WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+        AND r.relnamespace = own AND c.relnamespace <> own)
+  THEN
+    RAISE EXCEPTION 'a permanent view would read a temporary relation' USING ERRCODE = 'BF004',
+      HINT = 'Write CREATE TEMPORARY VIEW. Materialized views must not use temporary tables or views.';
+  END IF;
+END
+$$;
+
+-- What COMMIT does to the temporary tables that the transaction may have written (NULL: all of the session's). It runs no code of
+-- users, which would run with the rights of this function: so it reads no table (what is in it may be a view's query, or a
+-- function in an index), and empties none with a trigger on TRUNCATE.
+CREATE OR REPLACE FUNCTION cloudbft.end_temporary(token text, schema text, names text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
+DECLARE
+  found_table record;
+  emptied text := '';
+BEGIN
+  PERFORM FROM cloudbft.token t WHERE t.value = end_temporary.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+  FOR found_table IN
+    SELECT c.oid, c.relname, t.at_commit, pg_relation_size(c.oid) > 0 AS is_filled,
+      EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 32 <> 0) AS runs_code
+    FROM cloudbft.temporary t JOIN pg_class c ON c.oid = t.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE t.schema = end_temporary.schema AND n.nspname = end_temporary.schema AND t.at_commit <> 'k'
+      AND c.relkind IN ('r', 'p')
+      AND (end_temporary.names IS NULL OR c.relname = ANY (end_temporary.names))
+    ORDER BY c.relname
+  LOOP
+    IF found_table.at_commit = 'd' THEN
+      EXECUTE format('DROP TABLE IF EXISTS %I.%I CASCADE', schema, found_table.relname);
+      DELETE FROM cloudbft.temporary t WHERE t.relation = found_table.oid;
+    ELSIF found_table.runs_code THEN
+      RAISE EXCEPTION 'a temporary table with ON COMMIT DELETE ROWS cannot have a trigger on TRUNCATE' USING ERRCODE = 'BF004';
+    ELSIF found_table.is_filled THEN
+      emptied := emptied || format(', ONLY %I.%I', schema, found_table.relname);
+    END IF;
+  END LOOP;
+  IF emptied <> '' THEN
+    EXECUTE 'TRUNCATE ' || substr(emptied, 3);
+  END IF;
+END
+$$;
+
+-- Drops all temporary objects of a session.
+CREATE OR REPLACE FUNCTION cloudbft.drop_temporary(token text, schema text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
+BEGIN
+  PERFORM FROM cloudbft.token t WHERE t.value = drop_temporary.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+  EXECUTE format('DROP SCHEMA IF EXISTS %I CASCADE', schema);
+  DELETE FROM cloudbft.temporary t WHERE t.schema = drop_temporary.schema;
+  DELETE FROM cloudbft.sequence s WHERE starts_with(s.name, drop_temporary.schema || '.');
+END
+$$;
+
 -- The database belongs to this superuser. An owner could allow temporary tables again, and change settings of the database
 -- (earlier builds made the application's first role the owner): it keeps what it needs, and the schema `public`.
 DO $$
@@ -204,8 +351,8 @@ BEGIN
       EXECUTE format('ALTER SCHEMA public OWNER TO %I', former_owner);
     END IF;
   END IF;
-  -- A temporary table lives in one backend, and which backend runs a statement differs from server to server: it would
-  -- hide the real table of its name there.
+  -- A temporary table of PostgreSQL's lives in one backend, and which backend runs a statement differs from server to server:
+  -- it would hide the real table of its name there. Those of applications are ordinary tables (see above).
   EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
   FOR grantee IN
     SELECT DISTINCT r.rolname FROM pg_database d, aclexplode(d.datacl) a, pg_roles r

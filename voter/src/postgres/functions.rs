@@ -18,7 +18,11 @@ pub(super) const FUNCTIONS_QUERY: &str = "SELECT value, \
     'cloudbft.written(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
     'cloudbft.catalog_changes(text)'::pg_catalog.regprocedure::pg_catalog.oid, \
     'cloudbft.record_sequences(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
-    'cloudbft.restore_sequences(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid FROM cloudbft.token";
+    'cloudbft.restore_sequences(text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.open_temporary(text,text,text[],boolean)'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.close_temporary(text,text,text[],text[],text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.end_temporary(text,text,text[])'::pg_catalog.regprocedure::pg_catalog.oid, \
+    'cloudbft.drop_temporary(text,text)'::pg_catalog.regprocedure::pg_catalog.oid FROM cloudbft.token";
 
 /// What stands for all sequences, whoever has moved them.
 pub(super) const ALL_SEQUENCES: &str = "{*}";
@@ -36,6 +40,10 @@ pub struct Functions {
     catalog_changes: u32,
     record_sequences: u32,
     restore_sequences: u32,
+    open_temporary: u32,
+    close_temporary: u32,
+    end_temporary: u32,
+    drop_temporary: u32,
 }
 
 /// A call of one of them.
@@ -51,7 +59,7 @@ impl Functions {
     /// From the answer to [`FUNCTIONS_QUERY`].
     ///
     /// # Errors
-    /// When it is not one row of one text and six numbers.
+    /// When it is not one row of one text and ten numbers.
     pub(super) fn from_rows(rows: &[Vec<Option<String>>]) -> Result<Self, PostgresError> {
         let [row] = rows else {
             return Err(PostgresError::Unfit(format!("cloudbft.token has {} rows", rows.len())));
@@ -67,6 +75,10 @@ impl Functions {
             catalog_changes,
             record_sequences,
             restore_sequences,
+            open_temporary,
+            close_temporary,
+            end_temporary,
+            drop_temporary,
         ] = *numbers.as_slice()
         else {
             return Err(PostgresError::protocol("the functions' numbers cannot be read"));
@@ -79,6 +91,10 @@ impl Functions {
             catalog_changes,
             record_sequences,
             restore_sequences,
+            open_temporary,
+            close_temporary,
+            end_temporary,
+            drop_temporary,
         })
     }
 
@@ -111,6 +127,33 @@ impl Functions {
     /// Sets sequences (an array constant of names; `None`: all of them) back to where the last commit left them.
     pub fn restore_sequences<'a>(&'a self, names: Option<&'a str>) -> Call<'a> {
         self.call(self.restore_sequences, &[names])
+    }
+
+    /// Lets roles (an array constant) make objects in a session's schema, which is made too if `make` says so (`true`).
+    pub fn open_temporary<'a>(&'a self, schema: &'a str, roles: &'a str, make: &'a str) -> Call<'a> {
+        self.call(self.open_temporary, &[Some(schema), Some(roles), Some(make)])
+    }
+
+    /// Ends that, and notes what was made: names and what becomes of each at COMMIT (array constants).
+    pub fn close_temporary<'a>(
+        &'a self,
+        schema: &'a str,
+        roles: &'a str,
+        names: &'a str,
+        at_commit: &'a str,
+    ) -> Call<'a> {
+        let arguments = [Some(schema), Some(roles), Some(names), Some(at_commit)];
+        self.call(self.close_temporary, &arguments)
+    }
+
+    /// Does what COMMIT does to temporary tables that were written (an array constant of names; `None`: all of the session's).
+    pub fn end_temporary<'a>(&'a self, schema: &'a str, names: Option<&'a str>) -> Call<'a> {
+        self.call(self.end_temporary, &[Some(schema), names])
+    }
+
+    /// Drops all temporary objects of a session.
+    pub fn drop_temporary<'a>(&'a self, schema: &'a str) -> Call<'a> {
+        self.call(self.drop_temporary, &[Some(schema)])
     }
 
     fn call<'a>(&'a self, function: u32, arguments: &[Option<&'a str>]) -> Call<'a> {
@@ -168,7 +211,8 @@ mod tests {
 
     #[test]
     fn the_token_comes_first_in_every_call_and_shows_in_no_debug_text() {
-        let functions = Functions::from_rows(&[row(&["secret", "11", "12", "13", "14", "15", "16"])]).unwrap();
+        let texts = ["secret", "11", "12", "13", "14", "15", "16", "17", "18", "19", "20"];
+        let functions = Functions::from_rows(&[row(&texts)]).unwrap();
         let call = functions.set_applied("shop", "7", "9");
         assert_eq!(call.function, 11);
         assert_eq!(call.arguments, [Some("secret"), Some("shop"), Some("7"), Some("9")]);
@@ -189,15 +233,15 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_one_token_and_six_numbers_is_refused() {
+    fn anything_but_one_token_and_ten_numbers_is_refused() {
         for rows in [
             vec![],
             vec![
-                row(&["a", "1", "2", "3", "4", "5", "6"]),
-                row(&["b", "1", "2", "3", "4", "5", "6"]),
+                row(&["a", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]),
+                row(&["b", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]),
             ],
-            vec![row(&["a", "1", "2", "3", "4", "5"])],
-            vec![row(&["a", "1", "2", "3", "4", "5", "x"])],
+            vec![row(&["a", "1", "2", "3", "4", "5", "6", "7", "8", "9"])],
+            vec![row(&["a", "1", "2", "3", "4", "5", "6", "7", "8", "9", "x"])],
             vec![vec![None, Some("1".into())]],
         ] {
             assert!(Functions::from_rows(&rows).is_err(), "{rows:?}");

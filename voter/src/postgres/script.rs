@@ -267,10 +267,10 @@ impl Script {
         Ok(())
     }
 
-    /// Calls one of the voter's own functions.
-    pub fn call(&mut self, call: &Call<'_>) -> std::io::Result<()> {
+    /// Calls one of the voter's own functions. As [`Part::Silent`] its error is the result.
+    pub fn call(&mut self, part: Part, call: &Call<'_>) -> std::io::Result<()> {
         self.add_call(call)?;
-        self.awaited.push_back((Awaited::Call, Part::Own));
+        self.awaited.push_back((Awaited::Call, part));
         Ok(())
     }
 

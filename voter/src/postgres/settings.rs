@@ -2,6 +2,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use sql::names::{DEFAULT_PATH, path_with_temporary};
+
 /// Settings that no operation may change: they would make servers differ, or lift what guards the voter.
 const REFUSED_SETTINGS: &[&str] = &[
     "application_name",
@@ -79,6 +81,24 @@ pub fn difference(has: Option<&[(String, String)]>, wants: &[(String, String)]) 
         )
     }));
     Some(statements.join("; "))
+}
+
+/// Settings under which the objects of a schema of temporary ones come first.
+pub fn with_temporary(settings: &[(String, String)], schema: &str) -> Vec<(String, String)> {
+    const PATH: &str = "search_path";
+    let path = settings.iter().find(|(name, _)| name == PATH);
+    let path = path.map_or(DEFAULT_PATH, |(_, value)| value);
+    let mut with: Vec<_> = settings.iter().filter(|(name, _)| name != PATH).cloned().collect();
+    with.push((PATH.into(), path_with_temporary(path, schema)));
+    with.sort();
+    with
+}
+
+/// An array constant of texts.
+pub fn array(texts: &[&str]) -> String {
+    let escaped = texts.iter().map(|text| text.replace('\\', "\\\\").replace('"', "\\\""));
+    let quoted: Vec<_> = escaped.map(|text| format!("\"{text}\"")).collect();
+    format!("{{{}}}", quoted.join(","))
 }
 
 fn identifier(name: &str) -> String {

@@ -13,11 +13,11 @@ use crate::ending::{Answered, Verdict};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Record, Sequences};
+use crate::postgres::backend::{Answer, Record, Sequences, TemporaryEnd};
 use crate::postgres::capture::command_complete;
 use crate::postgres::written::Written;
 use crate::transactions::chain_over;
-use crate::work::{Refused, is_everything, sequences};
+use crate::work::{Refused, is_everything, sequences, temporary_end};
 
 /// What became of one attempt to commit.
 enum Attempt {
@@ -68,7 +68,11 @@ impl Slot {
             .is_some_and(|borrowed| borrowed.backend.is_foreign());
         let may_defer = (is_foreign || self.catalog_changed) && !self.transaction.read_only;
         let sequences = sequences(&self.held);
-        let answer = match self.play(Task::Settle(may_defer, &sequences), stop).await? {
+        let end = self.temporary_end();
+        let answer = match self
+            .play(Task::Settle(may_defer, &sequences, end.as_ref()), stop)
+            .await?
+        {
             Played::Answers(mut answers) => answers.pop(),
             Played::Stopped | Played::Lost => None,
         };
@@ -83,6 +87,14 @@ impl Slot {
                 Ok(Settled::Failed(failed))
             }
         }
+    }
+
+    /// What becomes of the temporary tables that it may have written.
+    fn temporary_end(&self) -> Option<TemporaryEnd> {
+        let context = &self.transaction.context;
+        let schema = self.catalog.analyzer.schema();
+        let has_some = self.made.has_temporary() || schema.has_temporary(context.client, context.session);
+        has_some.then(|| temporary_end(context, &self.held)).flatten()
     }
 
     /// Whether the settled transaction may have written anything.
@@ -209,6 +221,8 @@ impl Slot {
         }
         let record = Record {
             asks_catalog: is_everything(&self.held) && self.catalog_changed,
+            // Who settled has done it.
+            temporary: self.temporary_end().filter(|_| certified.is_none()),
             ..commit.record.clone()
         };
         self.record_commit(&record).await
@@ -240,6 +254,7 @@ impl Slot {
             applied: commit.record.applied.clone(),
             sequences: Sequences::None,
             asks_catalog: false,
+            temporary: None,
         };
         self.record_commit(&record).await
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ordering::identifiers::Digest;
 use sql::footprint::Footprint;
+use sql::names::Made;
 use sql::operation::Exchange;
 
 use super::Slot;
@@ -13,10 +14,10 @@ use super::stored::{Patience, Ready};
 use crate::executor::{Event, outcome, read_outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Backend, Clock, Job, Record, Sequences};
+use crate::postgres::backend::{Answer, Backend, Clock, Job, Record, Sequences, TemporaryEnd};
 use crate::postgres::pool::{Borrowed, Purpose};
 use crate::transactions::{History, WORDS_MISSING, is_stored, listed_bytes, too_large};
-use crate::work::{Place, Refused, changes_catalog, changes_settings, check, decode, seed, sequences};
+use crate::work::{Place, Refused, changes_catalog, changes_settings, check, decode, seed, sequences, temporary};
 
 /// Exchanges of a list that go out in one pipeline, at most.
 const PIPELINE_MAX: usize = 64;
@@ -36,7 +37,8 @@ pub(super) enum Task<'job> {
     /// A list, and whether it may run at once.
     List(&'job [Job], bool),
     /// Whether code that is not ours may be deferred, and which sequences may have moved.
-    Settle(bool, &'job Sequences),
+    /// And what becomes of temporary tables.
+    Settle(bool, &'job Sequences, Option<&'job TemporaryEnd>),
     Commit(&'job Record),
 }
 
@@ -186,7 +188,7 @@ impl Slot {
     /// whose snapshot the owner waits for.
     pub(super) async fn open(&mut self, announce: Option<u64>) -> Result<Option<Outcome>, PostgresError> {
         self.close().await?;
-        let context = &self.transaction.context;
+        let context = self.catalog.with_temporary(&self.transaction.context);
         let borrowed = self
             .shared
             .pool
@@ -201,7 +203,7 @@ impl Slot {
                 return Ok(Some(Outcome::Unavailable));
             }
         };
-        let opened = self.open_on(&mut borrowed.backend, announce).await;
+        let opened = self.open_on(&mut borrowed.backend, &context.settings, announce).await;
         match opened {
             Ok(None) => {
                 self.backend = Some(borrowed);
@@ -210,6 +212,7 @@ impl Slot {
                 self.settled = None;
                 self.failed_by_read = false;
                 self.names_changed = false;
+                self.made = Made::default();
                 self.all_short = true;
                 Ok(None)
             }
@@ -227,8 +230,12 @@ impl Slot {
         }
     }
 
-    async fn open_on(&self, backend: &mut Backend, announce: Option<u64>) -> Result<Option<Outcome>, PostgresError> {
-        let settings = &self.transaction.context.settings;
+    async fn open_on(
+        &self,
+        backend: &mut Backend,
+        settings: &[(String, String)],
+        announce: Option<u64>,
+    ) -> Result<Option<Outcome>, PostgresError> {
         if let Some(answer) = backend.prepare(settings, self.catalog.generation).await? {
             return Ok(Some(outcome(answer).unwrap_or(Outcome::Unavailable)));
         }
@@ -403,7 +410,14 @@ impl Slot {
             ));
         }
         let context = &self.transaction.context;
-        let mut analysis = check(&self.catalog.analyzer, &exchange, context, place, &self.held)?;
+        let mut analysis = check(
+            &self.catalog.analyzer,
+            &exchange,
+            context,
+            place,
+            &self.held,
+            &self.made,
+        )?;
         analysis.short &= !stored;
         if place == Place::Listed {
             if self.names_changed && !analysis.footprint.is_empty() && !self.held.covers(&Footprint::everything()) {
@@ -411,6 +425,7 @@ impl Slot {
             }
             self.all_short &= analysis.short;
             self.names_changed |= analysis.renames;
+            self.made.add(&analysis.temporary);
         }
         self.settings_changed |= changes_settings(&analysis);
         self.catalog_changed |= changes_catalog(&analysis);
@@ -425,6 +440,7 @@ impl Slot {
         }
         Ok(Job {
             exchange,
+            temporary: temporary(&self.transaction.context, &analysis),
             analysis,
             clock,
         })
@@ -536,7 +552,7 @@ async fn perform(backend: &mut Backend, task: &Task<'_>) -> Result<Vec<Answer>, 
         Task::Read(job) => vec![backend.read_within(job).await?],
         Task::Guarded(job) => vec![backend.guarded(job).await?],
         Task::List(jobs, at_once) => backend.list(jobs, *at_once).await?,
-        Task::Settle(foreign, sequences) => vec![backend.settle(*foreign, sequences).await?],
+        Task::Settle(foreign, sequences, end) => vec![backend.settle(*foreign, sequences, *end).await?],
         Task::Commit(record) => vec![backend.commit(record).await?],
     })
 }

@@ -250,6 +250,7 @@ impl Rig {
 
     fn context(&self) -> SessionContext {
         SessionContext {
+            client: CLIENT.0,
             session: 1,
             role: APPLICATION.into(),
             database: "test".into(),

@@ -3,6 +3,7 @@
 use super::writes::Change;
 use super::{Derived, Deriver};
 use crate::footprint::Mode;
+use crate::names::Names;
 use crate::schema::{Schema, TableName};
 use crate::statement::StatementClass;
 use crate::words::Words;
@@ -10,11 +11,12 @@ use crate::words::Words;
 /// Derives what `COPY table (columns) ...` touches; the table's name comes next in `words`.
 pub(in super::super) fn derive_copy(
     schema: &Schema,
+    names: &Names,
     mut words: Words<'_>,
     mode: Mode,
     class: StatementClass,
 ) -> Derived {
-    let mut deriver = Deriver::new(schema, words);
+    let mut deriver = Deriver::new(schema, names, words);
     let is_write = mode == Mode::Exclusive;
     deriver.writes = is_write;
     deriver.modifies = is_write;
@@ -25,7 +27,7 @@ pub(in super::super) fn derive_copy(
     if super::calls_unknown_function(schema, condition) || super::uses_user_code(schema, condition) {
         deriver.runs_unknown_code();
     }
-    match (table_name(&mut words), is_write) {
+    match (table_name(schema, names, &mut words), is_write) {
         (Some(name), true) => deriver.copied_into(&name, &columns(words)),
         (Some(name), false) => deriver.copied_from(&name),
         (None, _) => deriver.everything(mode),
@@ -70,21 +72,14 @@ impl Deriver<'_> {
     }
 }
 
-fn table_name(words: &mut Words<'_>) -> Option<TableName> {
+fn table_name(schema: &Schema, names: &Names, words: &mut Words<'_>) -> Option<TableName> {
     let first = words.identifier()?;
     if words.accept_punctuation(b'.') {
         let name = words.identifier()?;
-        return Some(TableName { schema: first, name });
+        return Some(names.relation(schema, Some(&first), &name));
     }
-    let schema = if first.starts_with("pg_") {
-        "pg_catalog"
-    } else {
-        "public"
-    };
-    Some(TableName {
-        schema: schema.into(),
-        name: first,
-    })
+    let qualifier = first.starts_with("pg_").then_some("pg_catalog");
+    Some(names.relation(schema, qualifier, &first))
 }
 
 /// The names in the parenthesis that comes next, if one does.

@@ -205,7 +205,7 @@ impl Deriver<'_> {
                 }
             }
             DataType::Regclass => {
-                let name = string(value).and_then(sequence_name);
+                let name = string(value).and_then(|literal| self.sequence_name(literal));
                 if !name.is_some_and(|name| self.schema.is_sequence(&name)) {
                     self.not_understood();
                 }
@@ -303,12 +303,28 @@ impl Deriver<'_> {
     fn sequence(&mut self, literal: Option<&str>) {
         self.writes = true;
         match literal
-            .and_then(sequence_name)
+            .and_then(|literal| self.sequence_name(literal))
             .filter(|name| self.schema.is_sequence(name))
         {
             Some(name) => self.fixed(Resource::Sequence(name.to_string()), Mode::Exclusive),
             None => self.everything(Mode::Exclusive),
         }
+    }
+}
+
+impl Deriver<'_> {
+    /// The name in `nextval('...')`: as an identifier, with or without schema, without quotes.
+    fn sequence_name(&self, literal: &str) -> Option<TableName> {
+        let is_plain = literal
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.' || byte == b'$');
+        is_plain.then_some(())?;
+        let folded = literal.to_ascii_lowercase();
+        let (schema, name) = match folded.split_once('.') {
+            Some((schema, name)) => (Some(schema), name),
+            None => (None, folded.as_str()),
+        };
+        (!name.contains('.')).then(|| self.names.relation(self.schema, schema, name))
     }
 }
 
@@ -331,20 +347,6 @@ pub(super) fn arguments(function: &Function) -> impl Iterator<Item = &Expr> {
     list.iter().filter_map(|argument| match argument {
         FunctionArg::Unnamed(FunctionArgExpr::Expr(expression)) => Some(expression),
         _ => None,
-    })
-}
-
-/// The name in `nextval('...')`: as an identifier, with or without schema, without quotes.
-fn sequence_name(literal: &str) -> Option<TableName> {
-    let is_plain = literal
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.' || byte == b'$');
-    is_plain.then_some(())?;
-    let folded = literal.to_ascii_lowercase();
-    let (schema, name) = folded.split_once('.').unwrap_or(("public", &folded));
-    (!name.contains('.')).then(|| TableName {
-        schema: schema.to_owned(),
-        name: name.to_owned(),
     })
 }
 

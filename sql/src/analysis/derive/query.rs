@@ -203,14 +203,11 @@ impl<'schema> Deriver<'schema> {
             return Source { alias, name, table };
         }
         let is_catalog = schema.is_none() && table.starts_with("pg_");
-        let name = TableName {
-            schema: schema.unwrap_or_else(|| "public".into()),
-            name: table,
-        };
+        let name = self.names.relation(self.schema, schema.as_deref(), &table);
         let name = match is_catalog {
             true => {
                 // A table of the user's may have such a name: the catalog's comes first if there is one.
-                if self.schema.table(&name).is_some() || self.schema.is_sequence(&name) {
+                if self.schema.is_relation(&name) || self.names.is_temporary(self.schema, &name.name) {
                     self.runs_unknown_code();
                 }
                 TableName {

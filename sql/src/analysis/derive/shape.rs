@@ -16,7 +16,8 @@ use super::expressions::{arguments, last_name};
 use super::writes::is_plain_table;
 use crate::functions::{CLOCK, CLOCK_KEYWORDS};
 use crate::lexer::tokenize;
-use crate::schema::{Schema, Table, TableKind, TableName};
+use crate::names::Names;
+use crate::schema::{Schema, Table, TableKind};
 use crate::words::Words;
 
 /// Expressions that are nested more deeply are not short.
@@ -74,8 +75,8 @@ const FUNCTIONS: &[&str] = &[
 const AGGREGATES: &[&str] = &["avg", "bool_and", "bool_or", "count", "max", "min", "sum"];
 
 /// Whether a statement is short, given that it runs no code of users.
-pub(super) fn is_short(schema: &Schema, words: Words<'_>, statement: &Statement) -> bool {
-    let shape = Shape { schema, words };
+pub(super) fn is_short(schema: &Schema, names: &Names, words: Words<'_>, statement: &Statement) -> bool {
+    let shape = Shape { schema, names, words };
     match statement {
         Statement::Query(query) => shape.query(query).is_some(),
         Statement::Insert(insert) => shape.insert(insert).is_some(),
@@ -107,6 +108,7 @@ pub(crate) fn is_bounded_expression(schema: &Schema, expression: &str) -> bool {
 /// Reads a statement; every step is `None` where it is not known to be short.
 struct Shape<'statement> {
     schema: &'statement Schema,
+    names: &'statement Names,
     words: Words<'statement>,
 }
 
@@ -264,14 +266,8 @@ impl<'statement> Shape<'statement> {
     /// The target of an INSERT.
     fn target(&self, parts: Vec<String>) -> Option<&'statement Table> {
         let name = match parts.as_slice() {
-            [name] => TableName {
-                schema: "public".to_owned(),
-                name: name.clone(),
-            },
-            [schema, name] => TableName {
-                schema: schema.clone(),
-                name: name.clone(),
-            },
+            [name] => self.names.relation(self.schema, None, name),
+            [schema, name] => self.names.relation(self.schema, Some(schema), name),
             _ => return None,
         };
         let table = self.schema.table(&name)?;
@@ -280,7 +276,7 @@ impl<'statement> Shape<'statement> {
     }
 
     fn level(&self, tables: &[TableWithJoins], selection: Option<&Expr>) -> Level<'statement> {
-        Deriver::new(self.schema, self.words).level(tables, selection)
+        Deriver::new(self.schema, self.names, self.words).level(tables, selection)
     }
 
     /// Rows of one table that a unique key names, or of one partition, and for each at most one of every other table.

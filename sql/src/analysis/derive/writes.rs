@@ -86,12 +86,11 @@ impl<'schema> Deriver<'schema> {
 
     fn target_name(&self, object: &ObjectName) -> Option<TableName> {
         let parts = parts_of(object)?;
-        let (schema, name) = match parts.as_slice() {
-            [name] => ("public".to_owned(), name.clone()),
-            [schema, name] => (schema.clone(), name.clone()),
+        Some(match parts.as_slice() {
+            [name] => self.names.relation(self.schema, None, name),
+            [schema, name] => self.names.relation(self.schema, Some(schema), name),
             _ => return None,
-        };
-        Some(TableName { schema, name })
+        })
     }
 
     /// The table that a statement writes to; what it may touch at all is added when it is not a plain one.

@@ -43,6 +43,16 @@ pub(super) const DISCARD_SEQUENCES: &str = "DISCARD SEQUENCES";
 pub(super) const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; \
     SET LOCAL idle_in_transaction_session_timeout = 0";
 
+/// Puts a schema of temporary objects at the beginning of the transaction's search path, unless it is there.
+pub(super) fn path_first(schema: &str) -> String {
+    let schema = super::settings::literal(schema);
+    format!(
+        "SELECT pg_catalog.set_config('search_path', CASE WHEN pg_catalog.starts_with(p.path, {schema}) THEN p.path \
+         WHEN p.path OPERATOR(pg_catalog.=) '' THEN {schema} ELSE pg_catalog.concat({schema}, ', ', p.path) END, true) \
+         FROM (SELECT pg_catalog.current_setting('search_path')) AS p (path)"
+    )
+}
+
 /// Sets again, for the rest of the transaction, what tells how texts are read and which tables names mean.
 pub(super) fn meaning(settings: &[(String, String)]) -> String {
     let value = |wanted: &str, default: &str| {

@@ -4,8 +4,8 @@ use bytes::{BufMut, Bytes};
 use sql::operation::{Exchange, ExchangeResult, Isolation};
 
 use super::{
-    Answer, Backend, CLOSED, COMMIT_TAG, Job, Record, Sequences, add_clock, has_error, idle, own, own_error,
-    sequence_names,
+    Answer, Backend, CLOSED, COMMIT_TAG, Job, Record, Sequences, TemporaryEnd, add_clock, has_error, idle, own,
+    own_error, sequence_names,
 };
 use crate::postgres::PostgresError;
 use crate::postgres::script::{Part, Script, Segment};
@@ -167,7 +167,13 @@ impl Backend {
     ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn settle(&mut self, foreign: bool, sequences: &Sequences) -> Result<Answer, PostgresError> {
+    /// `end`: what becomes of temporary tables, after everything that was deferred.
+    pub async fn settle(
+        &mut self,
+        foreign: bool,
+        sequences: &Sequences,
+        end: Option<&TemporaryEnd>,
+    ) -> Result<Answer, PostgresError> {
         self.written = true;
         let mut noticed = None;
         for round in 0..if foreign { SETTLE_TIMES_MAX } else { 1 } {
@@ -184,6 +190,7 @@ impl Backend {
                 script.query(Part::Silent, own::CLOSE_ALL)?;
             }
             self.add_command(&mut script, foreign)?;
+            self.add_end(&mut script, end)?;
             let played = self.play_and_note(script, || {}).await?;
             if round == 0 {
                 self.written = played.numbers.first() != Some(&0);
@@ -259,7 +266,7 @@ impl Backend {
         }
         if let Some(names) = sequence_names(sequences) {
             self.drew = true;
-            script.call(&self.functions.restore_sequences(names.as_deref()))?;
+            script.call(Part::Own, &self.functions.restore_sequences(names.as_deref()))?;
         }
         if script.is_empty() {
             return Ok(());
@@ -268,15 +275,16 @@ impl Backend {
     }
 
     pub(super) fn add_record(&self, script: &mut Script, record: &Record) -> Result<(), PostgresError> {
+        self.add_end(script, record.temporary.as_ref())?;
         if record.asks_catalog {
             script.text(&self.functions.catalog_changes())?;
         }
         if let Some((home, position)) = &record.applied {
             if let Some(names) = sequence_names(&record.sequences) {
-                script.call(&self.functions.record_sequences(names.as_deref()))?;
+                script.call(Part::Own, &self.functions.record_sequences(names.as_deref()))?;
             }
             let (granted, order) = (position.granted.to_string(), position.order.to_string());
-            script.call(&self.functions.set_applied(home, &granted, &order))?;
+            script.call(Part::Own, &self.functions.set_applied(home, &granted, &order))?;
         }
         Ok(())
     }
@@ -295,7 +303,9 @@ impl Backend {
         if self.foreign && !self.renamed {
             script.query(Part::Own, &self.meaning)?;
         }
-        self.add_exchange(script, job)
+        self.add_before(script, job)?;
+        self.add_exchange(script, job)?;
+        self.add_after(script, job)
     }
 }
 
@@ -309,5 +319,5 @@ fn runs_at_once(job: &Job) -> bool {
         }
         _ => false,
     };
-    extended && !job.analysis.needs_clock && !job.analysis.foreign_code
+    extended && !job.analysis.needs_clock && !job.analysis.foreign_code && job.temporary.is_none()
 }
