@@ -7,6 +7,7 @@ use bytes::Bytes;
 use ordering::identifiers::{ClientId, Digest};
 use ordering::message::{Direct, DirectKind, DirectTransaction};
 use sql::footprint::{Footprint, Mode};
+use sql::names::Made;
 use sql::operation::{Exchange, Word};
 use voter::ending::{Answered, End, Verdict};
 use voter::lock_table::Position;
@@ -424,7 +425,14 @@ impl Slot {
     fn job(&mut self, exchange: &Bytes, around: &Around<'_>) -> Result<bool, Refused> {
         let decoded = decode_listed(exchange)?;
         let context = &self.transaction.context;
-        let analysis = check(&around.world.analyzer, &decoded, context, Place::Listed, &self.held)?;
+        let analysis = check(
+            &around.world.analyzer,
+            &decoded,
+            context,
+            Place::Listed,
+            &self.held,
+            &Made::default(),
+        )?;
         self.all_short &= analysis.short;
         Ok(analysis.short)
     }

@@ -183,7 +183,15 @@ mod tests {
         let analysis = |bytes: Bytes, place| {
             let exchange = Exchange::decode(&bytes).unwrap();
             let held = Table::First.footprint();
-            check(&world.analyzer, &exchange, &SessionContext::default(), place, &held).unwrap()
+            check(
+                &world.analyzer,
+                &exchange,
+                &SessionContext::default(),
+                place,
+                &held,
+                &sql::names::Made::default(),
+            )
+            .unwrap()
         };
         let short = Table::First.short(1);
         assert!(analysis(short.clone(), Place::OneShot).short && is_short(&short));

@@ -7,6 +7,7 @@ use borsh::BorshDeserialize;
 use bytes::Bytes;
 use ordering::identifiers::MachineId;
 use sql::footprint::Footprint;
+use sql::names::Made;
 use sql::operation::{Operation, TransactionId, TransactionWrite, Word, Work};
 use voter::client_window::Admission;
 use voter::ending::{Due, End, OrderedCommit, count_abandoned};
@@ -336,7 +337,14 @@ impl Voter<'_> {
         }
         let checked = decode(exchange).and_then(|exchange| {
             let context = &operation.context;
-            check(&self.world.analyzer, &exchange, context, Place::OneShot, footprint)
+            check(
+                &self.world.analyzer,
+                &exchange,
+                context,
+                Place::OneShot,
+                footprint,
+                &Made::default(),
+            )
         });
         if let Err(refused) = checked {
             return self.refuse(asker, refused);
