@@ -16,9 +16,9 @@ const SIBLINGS_MIN: usize = 4;
 /// A transaction that was begun longer ago is not at work: its application thinks.
 const AT_WORK_MAX: Duration = Duration::from_millis(500);
 /// A Begin waits for this part of what transactions take.
-const PART: u32 = 8;
+const PART: u32 = 16;
 /// A Begin waits no longer.
-const WAIT_MAX: Duration = Duration::from_millis(10);
+const WAIT_MAX: Duration = Duration::from_millis(5);
 /// Shorter waits are not worth a timer.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 /// The weight of all earlier transactions against one more in the mean.
