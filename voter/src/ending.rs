@@ -38,6 +38,18 @@ impl End {
             (End::Commit { listed, certified }, Some(_)) => !(history.begins(listed, next) && (*certified || short)),
         }
     }
+
+    /// Whether what is deferred must stop, which runs after what has run here for the sake of a word. A certified Commit of exactly that
+    /// would run it again, with everything before it.
+    pub fn stops_word(&self, history: &History) -> bool {
+        match self {
+            End::Abort => true,
+            End::Commit { listed, certified } => {
+                let is_all = history.begins(listed, None) && usize::try_from(history.len()) == Ok(listed.len());
+                !(is_all && *certified)
+            }
+        }
+    }
 }
 
 /// The voters whose words count.

@@ -46,7 +46,7 @@ impl Slot {
         if !self.ensure_built(Wanted::End).await? || self.status() != b'T' || self.copying() {
             return Ok(Outcome::Unavailable);
         }
-        if let Settled::Failed(outcome) = self.settle(Stop::Statement(None)).await? {
+        if let Settled::Failed(outcome) = self.settle(Stop::Word).await? {
             return Ok(outcome);
         }
         let answers = answers_with_effect(self.history.answers(), self.has_written());

@@ -50,6 +50,8 @@ pub(super) enum Stop<'exchange> {
     After(Duration),
     /// The ordered end of the transaction.
     AtEnd,
+    /// The client's cancel, and the end unless it commits exactly what has run: what is deferred then runs for a word.
+    Word,
     /// The end, and the client's cancel: a listed exchange (and whether it is short), or a read.
     Statement(Option<(&'exchange Bytes, bool)>),
 }
@@ -95,6 +97,7 @@ impl Slot {
         match stop {
             Stop::Never | Stop::After(_) => false,
             Stop::AtEnd => self.signal.is_ending(),
+            Stop::Word => self.signal.stops_word(&self.history),
             Stop::Statement(next) => {
                 let (exchange, short) = (next.map(|next| next.0), next.is_some_and(|next| next.1));
                 self.signal.stops(&self.history, exchange, short)

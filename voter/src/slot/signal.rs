@@ -68,6 +68,13 @@ impl Signal {
         state.end.as_ref().is_some_and(|end| end.stops(history, next, short))
     }
 
+    /// Whether what is deferred, which runs for the sake of a word, must stop.
+    pub(super) fn stops_word(&self, history: &History) -> bool {
+        let state = self.state();
+        let is_cancelled = state.cancels.iter().any(|before| *before <= history.len());
+        is_cancelled || state.end.as_ref().is_some_and(|end| end.stops_word(history))
+    }
+
     /// Waits until something has changed.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
@@ -103,6 +110,27 @@ mod tests {
         assert!(!signal.stops(&history, Some(&bytes("b")), true));
         signal.end(End::Abort);
         assert!(signal.stops(&history, Some(&bytes("b")), true));
+    }
+
+    #[test]
+    fn a_word_goes_on_for_the_commit_of_what_it_is_on() {
+        let mut history = History::default();
+        history.push(bytes("a"), [0; 32]);
+        let ends = |listed: &[&str], certified| {
+            let signal = Signal::default();
+            let listed = listed.iter().copied().map(bytes).collect();
+            signal.end(End::Commit { listed, certified });
+            signal.stops_word(&history)
+        };
+        assert!(!ends(&["a"], true));
+        assert!(ends(&["a"], false), "nobody may have seen its end");
+        assert!(ends(&["a", "b"], true) && ends(&[], true) && ends(&["b"], true));
+        let signal = Signal::default();
+        signal.end(End::Abort);
+        assert!(signal.stops_word(&history));
+        let cancelled = Signal::default();
+        assert!(!cancelled.stops_word(&history) && cancelled.cancel(0));
+        assert!(cancelled.stops_word(&history));
     }
 
     #[test]
