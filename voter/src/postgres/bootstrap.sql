@@ -114,6 +114,15 @@ BEGIN
 END
 $$;
 
+-- The relations of these names (`schema.name`), found by index: it is asked for at each commit that draws from a sequence.
+CREATE OR REPLACE FUNCTION cloudbft.named(names text[]) RETURNS SETOF oid
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  SELECT c.oid FROM unnest(names) AS w (name)
+  JOIN pg_namespace n ON starts_with(w.name, n.nspname || '.')
+  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = substr(w.name, length(n.nspname) + 2)::name
+$$;
+REVOKE EXECUTE ON FUNCTION cloudbft.named(text[]) FROM PUBLIC;
+
 -- 1 if the transaction may have written anything: it has a number, or has moved one of these sequences (NULL: any; a
 -- value that the log has reserved is drawn without a number). Else 0: nothing that it did can stay, and nothing is deferred
 -- (docs/decisions/0040-nothing-written-contradicts-nobody.md).
@@ -163,8 +172,10 @@ BEGIN
   -- A schema that gets another name locks none of its sequences, whose names change.
   IF names IS NULL AND pg_stat_get_xact_tuples_updated('pg_namespace'::regclass) = 0 AND current_setting('track_counts')::boolean THEN
     candidates := ARRAY(SELECT cloudbft.locked('RowExclusiveLock'));
-  ELSE
+  ELSIF names IS NULL OR names = '{*}' THEN
     candidates := ARRAY(SELECT c.oid FROM pg_class c WHERE c.relkind = 'S');
+  ELSE
+    candidates := ARRAY(SELECT cloudbft.named(names));
   END IF;
   FOR found_sequence IN
     SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -190,7 +201,8 @@ BEGIN
   PERFORM setval(c.oid::regclass, s.last_value, s.is_called)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN cloudbft.sequence s ON s.name = n.nspname || '.' || c.relname
-  WHERE c.relkind = 'S' AND (restore_sequences.names IS NULL OR s.name = ANY (restore_sequences.names));
+  WHERE c.relkind = 'S' AND (restore_sequences.names IS NULL
+    OR c.oid = ANY (ARRAY(SELECT cloudbft.named(restore_sequences.names))) AND s.name = ANY (restore_sequences.names));
 END
 $$;
 
