@@ -82,9 +82,23 @@ fn main() -> ExitCode {
         other => run(other),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("cloudbft: {error}");
+        eprintln!("cloudbft: {}", with_causes(&*error));
         ExitCode::FAILURE
     })
+}
+
+/// An error with its causes, as far as it does not tell them itself: some libraries say only "db error".
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// What a program ends with whose reader has gone, as a shell says it (128 and SIGPIPE).
@@ -118,4 +132,24 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::Up(_) | Command::Node(_) | Command::Proxy(_) | Command::Counter(_) => Ok(ExitCode::FAILURE),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Caused(&'static str, #[source] std::io::Error);
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let cause = || std::io::Error::other("out of shared memory");
+        assert_eq!(
+            with_causes(&Caused("db error", cause())),
+            "db error: out of shared memory"
+        );
+        let told = Caused("m1: out of shared memory", cause());
+        assert_eq!(with_causes(&told), "m1: out of shared memory");
+    }
 }

@@ -293,7 +293,8 @@ impl DatabaseServer {
 
     /// The settings that keep servers alike (`docs/determinism.md`, rules RowOrder, FloatSums, PlanDifferences,
     /// ParallelPlans, TimeLimits and SessionSettings), and those that make use of the replicas' logs being the durable
-    /// copy (`docs/design.md#exactly-once`).
+    /// copy (`docs/design.md#exactly-once`). `pg_dump` and `cloudbft verify` lock every relation at once: there is room for the locks of
+    /// some ten thousand.
     fn settings(&self) -> String {
         let ServerOptions {
             socket_directory,
@@ -316,6 +317,7 @@ impl DatabaseServer {
              full_page_writes = on\n\
              wal_level = replica\n\
              max_wal_senders = 4\n\
+             max_locks_per_transaction = 512\n\
              max_wal_size = '2GB'\n\
              checkpoint_timeout = '15min'\n\
              wal_writer_delay = '200ms'\n\
