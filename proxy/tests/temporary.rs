@@ -67,6 +67,50 @@ async fn nothing_left(world: &World) {
     panic!("temporary objects are left");
 }
 
+/// What is acknowledged is seen by the next read, which is not ordered: also what the voters have to read of the catalog first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_read_after_the_first_temporary_table_sees_it() {
+    let world = World::start_voters().await;
+    let permanent = world.connect().await;
+    let made = "CREATE TABLE shadowed (v text); INSERT INTO shadowed VALUES ('permanent')";
+    permanent.batch_execute(made).await.unwrap();
+    for _ in 0..10 {
+        let client = world.connect().await;
+        let cases = [
+            ("CREATE TEMP TABLE shadowed AS SELECT 'temporary' AS v", ""),
+            ("SELECT v FROM shadowed", "temporary"),
+            ("DROP TABLE shadowed", ""),
+            ("SELECT v FROM shadowed", "permanent"),
+        ];
+        check(&client, &cases).await;
+    }
+}
+
+/// COMMIT looks at deferred constraints before it empties tables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_go_after_deferred_constraints() {
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    let cases = [
+        (
+            "CREATE TEMP TABLE parent (id int PRIMARY KEY); INSERT INTO parent VALUES (1)",
+            "",
+        ),
+        (
+            "CREATE TEMP TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED) ON COMMIT DELETE ROWS",
+            "",
+        ),
+        ("INSERT INTO child VALUES (1)", ""),
+        ("BEGIN; INSERT INTO child VALUES (1); COMMIT", ""),
+        ("SELECT count(*) FROM child", "0"),
+        (
+            "INSERT INTO child VALUES (2)",
+            "23503 insert or update on table \"child\" violates foreign key constraint \"child_id_fkey\"",
+        ),
+    ];
+    check(&client, &cases).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_has_tables_of_its_own() {
     let world = World::start_voters().await;

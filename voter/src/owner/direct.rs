@@ -115,7 +115,8 @@ impl Owner<'_> {
 
     async fn direct_read(&mut self, client: ClientId, direct: Direct) {
         // After a power cut all servers may lack the same last commits: nothing is read before they have run again.
-        if !self.is_caught_up() {
+        // While the catalog may be changing, what this voter has answered may be newer than the catalog that it knows.
+        if !self.is_caught_up() || self.stalled_by.is_some() {
             return self.answer_direct(client, &direct, Outcome::Unavailable).await;
         }
         let (context, job) = match self.check_direct_read(client, &direct) {

@@ -53,7 +53,9 @@ impl Backend {
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             array(&names)
         });
-        // No table can be emptied that a cursor or portal still reads. COMMIT would close them too.
+        // No table can be emptied whose constraints are still to be looked at, or that a cursor or portal still reads. COMMIT would do
+        // both too.
+        script.query(Part::Silent, own::CONSTRAINTS)?;
         script.query(Part::Own, own::CLOSE_ALL)?;
         let call = self.functions.end_temporary(&end.schema, names.as_deref());
         Ok(script.call(Part::Silent, &call)?)
