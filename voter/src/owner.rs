@@ -387,6 +387,8 @@ impl<'a> Owner<'a> {
                 self.finished(order);
                 if self.stalled_by == Some(order) {
                     self.stalled_by = None;
+                    // Before the next change begins.
+                    self.retry_early().await;
                 }
                 self.advance().await;
                 self.retry_early().await;

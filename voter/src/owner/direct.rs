@@ -42,7 +42,8 @@ impl Owner<'_> {
         self.direct_now(client, direct).await;
     }
 
-    /// Whether a statement's Begin has not been granted, or its order not been executed.
+    /// Whether a statement's Begin has not been granted, or its order not been executed. While the catalog may be changing, what this voter
+    /// has acknowledged may be newer than the catalog that it knows: no read is answered from that.
     fn is_early(&self, client: ClientId, direct: &Direct) -> bool {
         match &direct.transaction {
             Some(place) => {
@@ -53,7 +54,7 @@ impl Owner<'_> {
                 };
                 self.transactions.get(&id).is_none_or(|open| open.slot.is_none())
             }
-            None => direct.not_before.0 > self.executed.load(Ordering::Relaxed),
+            None => direct.not_before.0 > self.executed.load(Ordering::Relaxed) || self.stalled_by.is_some(),
         }
     }
 
@@ -115,8 +116,7 @@ impl Owner<'_> {
 
     async fn direct_read(&mut self, client: ClientId, direct: Direct) {
         // After a power cut all servers may lack the same last commits: nothing is read before they have run again.
-        // While the catalog may be changing, what this voter has answered may be newer than the catalog that it knows.
-        if !self.is_caught_up() || self.stalled_by.is_some() {
+        if !self.is_caught_up() {
             return self.answer_direct(client, &direct, Outcome::Unavailable).await;
         }
         let (context, job) = match self.check_direct_read(client, &direct) {
