@@ -40,11 +40,19 @@ pub(crate) async fn sweep(shared: &Shared, catalog: &Arc<Catalog>) {
 pub(crate) async fn discard(shared: &Shared, catalog: &Arc<Catalog>, session: u64) {
     let client = shared.client.id().0;
     for attempt in 1..=ATTEMPTS_MAX {
-        if let Some(seen) = catalog.stale_version() {
-            let _ = catalog.refresh_after(&shared.client, seen).await;
+        if shared.client.is_cut_off() {
+            return;
+        }
+        // An older catalog does not know what the session has made last.
+        if let Some(seen) = catalog.stale_version()
+            && let Err(error) = catalog.refresh_after(&shared.client, seen).await
+        {
+            tracing::debug!(%error, session, attempt, "the catalog cannot be read yet");
+            tokio::time::sleep(PAUSE).await;
+            continue;
         }
         let has_some = catalog.current().analyzer.schema().has_temporary(client, session);
-        if !has_some || shared.client.is_cut_off() {
+        if !has_some {
             return;
         }
         let context = SessionContext {

@@ -260,8 +260,8 @@ fn portal(step: &Step) -> &str {
     }
 }
 
-/// Derives an exchange's footprint against the catalog of its order and what its transaction has `made`, and checks that it may run where it stands, holding
-/// what it holds.
+/// Derives an exchange's footprint against the catalog of its order and what its transaction has `made`, and checks that it may run
+/// where it stands, holding what it holds.
 ///
 /// # Errors
 /// When not, alike on all correct voters.
@@ -525,8 +525,7 @@ const SEED_DIGITS: usize = 32;
 
 impl Catalog {
     /// The context with the search path of a session that has temporary objects.
-    pub fn with_temporary(&self, context: &SessionContext) -> SessionContext {
-        let mut context = context.clone();
+    pub fn with_temporary(&self, mut context: SessionContext) -> SessionContext {
         if self.analyzer.schema().has_temporary(context.client, context.session) {
             let schema = temporary_schema(context.client, context.session);
             context.settings = settings::with_temporary(&context.settings, &schema);

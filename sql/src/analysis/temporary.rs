@@ -213,18 +213,23 @@ impl<'text> Pass<'text> {
             };
         }
         let is_temporary = is_temporary || is_own || (kind == Kind::View && self.is_view_of_temporary(&named)?);
+        let at_commit = match kind {
+            Kind::Table if is_temporary => self.on_commit(named.range.end),
+            _ => AtCommit::Keep,
+        };
+        self.make(named, is_temporary, at_commit)
+    }
+
+    /// A relation is made, by CREATE or INTO.
+    fn make(&mut self, named: Named, is_temporary: bool, at_commit: AtCommit) -> Outcome {
         match (is_temporary, &named.qualifier) {
-            (true, Some(schema)) if !is_own => Err(Box::new(Refusal::new(
+            (true, Some(schema)) if !self.names.is_own(schema) => Err(Box::new(Refusal::new(
                 INVALID_TABLE_DEFINITION,
                 RULE,
                 "cannot create temporary relation in non-temporary schema",
                 format!("Leave out the schema \"{schema}\", or write pg_temp."),
             ))),
             (true, _) => {
-                let at_commit = match kind {
-                    Kind::Table => self.on_commit(named.range.end),
-                    _ => AtCommit::Keep,
-                };
                 self.make_temporary(named, at_commit);
                 Ok(())
             }
@@ -327,20 +332,7 @@ impl<'text> Pass<'text> {
             .as_deref()
             .is_some_and(|schema| self.names.is_own(schema));
         is_temporary |= is_own;
-        match (is_temporary, &named.qualifier) {
-            (true, Some(schema)) if !is_own => Err(Box::new(Refusal::new(
-                INVALID_TABLE_DEFINITION,
-                RULE,
-                "cannot create temporary relation in non-temporary schema",
-                format!("Leave out the schema \"{schema}\", or write pg_temp."),
-            ))),
-            (true, _) => {
-                self.make_temporary(named, AtCommit::Keep);
-                Ok(())
-            }
-            (false, Some(_)) => Ok(()),
-            (false, None) => self.make_permanent(named.range.start),
-        }
+        self.make(named, is_temporary, AtCommit::Keep)
     }
 
     /// `ON COMMIT ...` after the name of a table: taken out, since no ordinary table may have it.

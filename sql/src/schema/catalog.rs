@@ -5,7 +5,7 @@
 
 macro_rules! objects {
     ($($part:expr),+; $columns:literal) => {
-        concat!($($part),+, ")\nSELECT o.object::pg_catalog.text AS json", $columns,
+        concat!(include_str!("catalog/users.sql"), $($part),+, ")\nSELECT o.object::pg_catalog.text AS json", $columns,
             " FROM objects o\nORDER BY (o.object::pg_catalog.text) COLLATE pg_catalog.\"C\"")
     };
 }

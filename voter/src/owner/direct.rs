@@ -167,7 +167,7 @@ impl Owner<'_> {
             },
             temporary: None,
         };
-        Ok((self.catalog.with_temporary(&context), job))
+        Ok((self.catalog.with_temporary(context), job))
     }
 
     async fn answer_direct(&self, client: ClientId, direct: &Direct, outcome: Outcome) {

@@ -121,7 +121,7 @@ impl Owner<'_> {
         let has_temporary = job.analysis.has_temporary;
         let work = OneShot {
             asker,
-            context: self.catalog.with_temporary(&operation.context),
+            context: self.catalog.with_temporary(operation.context.clone()),
             record: Record {
                 applied,
                 sequences: sequences(footprint),
@@ -179,7 +179,7 @@ impl Owner<'_> {
         }
         let work = OrderedRead {
             asker,
-            context: self.catalog.with_temporary(&operation.context),
+            context: self.catalog.with_temporary(operation.context.clone()),
             job,
             catalog: self.catalog.clone(),
         };

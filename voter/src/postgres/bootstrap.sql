@@ -28,6 +28,18 @@ CREATE TABLE IF NOT EXISTS cloudbft.temporary (
 
 REVOKE ALL ON ALL TABLES IN SCHEMA cloudbft FROM PUBLIC;
 
+-- Fails unless this is the token. The functions below call it, which run as their owner.
+CREATE OR REPLACE FUNCTION cloudbft.authorize(token text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM FROM cloudbft.token t WHERE t.value = authorize.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
+  END IF;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION cloudbft.authorize(text) FROM PUBLIC;
+
 -- It runs at every commit. So it names everything with its schema instead of setting a search path, and tries what is nearly
 -- always right first: both cost less.
 CREATE OR REPLACE FUNCTION cloudbft.set_applied(token text, home text, granted bigint, "order" bigint) RETURNS void
@@ -67,9 +79,9 @@ BEGIN
 END
 $$;
 
--- The relations that the transaction has locked in a mode under which their definition can change, or in this one. What draws from a sequence locks it (RowExclusive), what changes
--- a relation's definition locks it more strongly, and all of these locks are held to the end of the transaction, or of the savepoint that
--- takes the change back.
+-- The relations that the transaction has locked in a mode under which their definition can change, or in this one. What draws from a
+-- sequence locks it (RowExclusive), what changes a relation's definition locks it more strongly, and all of these locks are held to the
+-- end of the transaction, or of the savepoint that takes the change back.
 CREATE OR REPLACE FUNCTION cloudbft.locked(or_as text) RETURNS SETOF oid
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   SELECT DISTINCT l.relation FROM pg_lock_status() l
@@ -94,10 +106,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   counts text;
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = catalog_changes.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(catalog_changes.token);
   IF NOT current_setting('track_counts')::boolean THEN
     RETURN '?';
   END IF;
@@ -133,10 +142,7 @@ DECLARE
   found_sequence record;
   moved boolean;
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = written.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(written.token);
   IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
     RETURN 1;
   END IF;
@@ -165,10 +171,7 @@ DECLARE
   candidates oid[];
   found_sequence record;
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = record_sequences.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(record_sequences.token);
   -- A schema that gets another name locks none of its sequences, whose names change.
   IF names IS NULL AND pg_stat_get_xact_tuples_updated('pg_namespace'::regclass) = 0 AND current_setting('track_counts')::boolean THEN
     candidates := ARRAY(SELECT cloudbft.locked('RowExclusiveLock'));
@@ -194,10 +197,7 @@ $$;
 CREATE OR REPLACE FUNCTION cloudbft.restore_sequences(token text, names text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = restore_sequences.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(restore_sequences.token);
   PERFORM setval(c.oid::regclass, s.last_value, s.is_called)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN cloudbft.sequence s ON s.name = n.nspname || '.' || c.relname
@@ -214,10 +214,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET allo
 DECLARE
   named text;
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = open_temporary.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(open_temporary.token);
   IF NOT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = open_temporary.schema) THEN
     IF NOT make THEN
       RETURN;
@@ -239,10 +236,7 @@ DECLARE
   own oid;
   named text;
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = close_temporary.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(close_temporary.token);
   SELECT n.oid INTO own FROM pg_namespace n WHERE n.nspname = close_temporary.schema;
   IF NOT FOUND THEN
     RETURN;
@@ -305,10 +299,7 @@ DECLARE
   found_table record;
   emptied text := '';
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = end_temporary.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(end_temporary.token);
   FOR found_table IN
     SELECT c.oid, c.relname, t.at_commit, pg_relation_size(c.oid) > 0 AS is_filled,
       EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 32 <> 0) AS runs_code
@@ -337,10 +328,7 @@ $$;
 CREATE OR REPLACE FUNCTION cloudbft.drop_temporary(token text, schema text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 BEGIN
-  PERFORM FROM cloudbft.token t WHERE t.value = drop_temporary.token;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
-  END IF;
+  PERFORM cloudbft.authorize(drop_temporary.token);
   EXECUTE format('DROP SCHEMA IF EXISTS %I CASCADE', schema);
   DELETE FROM cloudbft.temporary t WHERE t.schema = drop_temporary.schema;
   DELETE FROM cloudbft.sequence s WHERE starts_with(s.name, drop_temporary.schema || '.');

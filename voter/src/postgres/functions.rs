@@ -67,35 +67,29 @@ impl Functions {
         let [Some(token), numbers @ ..] = row.as_slice() else {
             return Err(PostgresError::Unfit("cloudbft.token is empty".into()));
         };
-        let numbers: Vec<u32> = numbers.iter().flatten().filter_map(|text| text.parse().ok()).collect();
-        let [
-            set_applied,
-            command,
-            written,
-            catalog_changes,
-            record_sequences,
-            restore_sequences,
-            open_temporary,
-            close_temporary,
-            end_temporary,
-            drop_temporary,
-        ] = *numbers.as_slice()
-        else {
-            return Err(PostgresError::protocol("the functions' numbers cannot be read"));
+        let mut numbers = numbers.iter();
+        let mut next = || {
+            let number = numbers.next().and_then(Option::as_deref);
+            let number = number.and_then(|text| text.parse::<u32>().ok());
+            number.ok_or_else(|| PostgresError::protocol("the functions' numbers cannot be read"))
         };
-        Ok(Self {
+        let functions = Self {
             token: Arc::from(token.as_str()),
-            set_applied,
-            command,
-            written,
-            catalog_changes,
-            record_sequences,
-            restore_sequences,
-            open_temporary,
-            close_temporary,
-            end_temporary,
-            drop_temporary,
-        })
+            set_applied: next()?,
+            command: next()?,
+            written: next()?,
+            catalog_changes: next()?,
+            record_sequences: next()?,
+            restore_sequences: next()?,
+            open_temporary: next()?,
+            close_temporary: next()?,
+            end_temporary: next()?,
+            drop_temporary: next()?,
+        };
+        match numbers.next() {
+            None => Ok(functions),
+            Some(_) => Err(PostgresError::protocol("the functions have too many numbers")),
+        }
     }
 
     /// Records a position: home, granting order, own order.

@@ -36,8 +36,7 @@ pub(super) enum Task<'job> {
     Guarded(&'job Job),
     /// A list, and whether it may run at once.
     List(&'job [Job], bool),
-    /// Whether code that is not ours may be deferred, and which sequences may have moved.
-    /// And what becomes of temporary tables.
+    /// Whether code that is not ours may be deferred, which sequences may have moved, and what becomes of temporary tables.
     Settle(bool, &'job Sequences, Option<&'job TemporaryEnd>),
     Commit(&'job Record),
 }
@@ -191,7 +190,7 @@ impl Slot {
     /// whose snapshot the owner waits for.
     pub(super) async fn open(&mut self, announce: Option<u64>) -> Result<Option<Outcome>, PostgresError> {
         self.close().await?;
-        let context = self.catalog.with_temporary(&self.transaction.context);
+        let context = self.catalog.with_temporary(self.transaction.context.clone());
         let borrowed = self
             .shared
             .pool

@@ -1,11 +1,4 @@
--- All objects of users, and what is known of them: names that `relations.sql` and `globals.sql` use.
-WITH RECURSIVE namespaces AS (
-  SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n
-  WHERE n.nspname OPERATOR(pg_catalog.<>) ALL ('{pg_catalog,information_schema,cloudbft}'::pg_catalog.name[])
-    AND n.nspname OPERATOR(pg_catalog.!~) '^pg_(toast|temp_)'
-), relations AS (
-  SELECT c.*, n.nspname FROM pg_catalog.pg_class c
-  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+  -- All of them, and what is known of all objects of users: names that `relations.sql` and `globals.sql` use.
 ), user_functions AS (
   SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname, p.pronargs, p.prokind
   FROM pg_catalog.pg_proc p

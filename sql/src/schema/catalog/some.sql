@@ -1,12 +1,5 @@
--- Relations of these numbers, and the tables of the indexes of these numbers, where no type runs code of users. What `every.sql` says of
--- all is said of these alone, so that it costs what they cost, however many others there are.
-WITH RECURSIVE namespaces AS (
-  SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n
-  WHERE n.nspname OPERATOR(pg_catalog.<>) ALL ('{pg_catalog,information_schema,cloudbft}'::pg_catalog.name[])
-    AND n.nspname OPERATOR(pg_catalog.!~) '^pg_(toast|temp_)'
-), relations AS (
-  SELECT c.*, n.nspname FROM pg_catalog.pg_class c
-  JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+  -- Relations of these numbers, and the tables of the indexes of these numbers, where no type runs code of users. What `every.sql` says of
+  -- all is said of these alone, so that it costs what they cost, however many others there are.
   WHERE c.oid IN (
     SELECT g.number FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS g (number)
     UNION SELECT i.indrelid FROM pg_catalog.pg_index i WHERE i.indexrelid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]))

@@ -165,9 +165,10 @@ impl Backend {
     /// `sequences`: those that the transaction may have moved, for [`Backend::has_written`]. What has written nothing has
     /// nothing deferred, so that is asked first.
     ///
+    /// `end`: what becomes of temporary tables, after everything that was deferred.
+    ///
     /// # Errors
     /// When the connection is lost.
-    /// `end`: what becomes of temporary tables, after everything that was deferred.
     pub async fn settle(
         &mut self,
         foreign: bool,
