@@ -86,7 +86,7 @@ impl Catalog {
         }
     }
 
-    /// Who reads it, in no session.
+    /// The context under which the proxy itself reads this catalog: its own client and role, in no session.
     pub(crate) fn context(&self) -> &SessionContext {
         &self.context
     }
@@ -178,7 +178,7 @@ impl Catalog {
         Ok((order, is_another.then(|| Arc::new(schema))))
     }
 
-    /// What f+1 voters say alike that has changed since.
+    /// The catalog after the changes since `before` that f+1 voters give alike; `None` where there are none.
     async fn read_changes(
         &self,
         client: &Client,

@@ -19,7 +19,7 @@ async fn after_ddl_only_the_changes_are_asked_for_and_after_nothing_not_even_tho
     let client = world.connect().await;
     assert_eq!(world.faults.take_catalog_readings(), ["whole"]);
     run(&client, "CREATE TABLE a (id int PRIMARY KEY, v int)").await;
-    // What it has just created is known: it is locked alone.
+    // The proxy knows the table that its session has just created, and locks this table alone.
     world.faults.take_seen();
     run(&client, "INSERT INTO a VALUES (1, 2)").await;
     assert_eq!(world.faults.take_seen(), ["one-shot"]);

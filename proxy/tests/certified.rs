@@ -39,7 +39,7 @@ async fn with_table(world: &World) -> Client {
     client
 }
 
-/// What was asked since was ordered, and nothing asked directly.
+/// All that the proxy has sent to voters since the last look was ordered reads: no statement went to them directly.
 fn assert_ordered(world: &World, what: &str) {
     let seen = world.faults.take_seen();
     let ordered = seen.iter().all(|kind| *kind == "ordered read");
@@ -80,7 +80,7 @@ async fn cancelled(client: &Client, blocker: &Client, text: &str) -> String {
 async fn an_autocommit_write_commits_on_words() {
     let world = World::start().await;
     let client = with_table(&world).await;
-    // Its description is read before.
+    // The driver asks the voters for the statement's description, before what this test counts.
     let insert = client.prepare("INSERT INTO t SELECT 1, 7 RETURNING v").await.unwrap();
     world.faults.take_seen();
     let row = client.query_one(&insert, &[]).await.unwrap();
@@ -596,7 +596,7 @@ async fn answers_at_commit_are_certified_there() {
     let failed = outcomes.iter().filter(|failed| **failed).count();
     assert_eq!(failed, 4, "one in three has the liar for its voter: {outcomes:?}");
     assert_eq!(number(&client, "SELECT v::bigint FROM t").await, 12);
-    // What the transaction has not written is read as outside it: by f+1 voters at once, with nothing to certify.
+    // A transaction reads what it has not written as if outside it: f+1 voters answer at once, and COMMIT has nothing to certify.
     world.faults.take_live();
     for machine in 1..=3 {
         world.faults.liar(machine);

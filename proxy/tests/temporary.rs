@@ -138,7 +138,7 @@ async fn a_session_has_tables_of_its_own() {
     check(
         &one,
         &[
-            // It hides a permanent one.
+            // The temporary table hides the permanent one of the same name.
             ("CREATE TEMP TABLE plain AS SELECT 7 AS id, 'mine' AS v", ""),
             ("SELECT v FROM plain", "mine"),
             ("SELECT v FROM public.plain", "p"),

@@ -78,7 +78,7 @@ pub struct StatementAnalysis {
     pub plain_read: bool,
     /// Whether code that is not ours may run in it. Unset only where that is certain.
     pub foreign_code: bool,
-    /// What it does with temporary objects.
+    /// What the statement or exchange does with temporary objects.
     pub temporary: TemporaryWork,
     /// Whether it means something else to other sessions.
     of_session: bool,
@@ -107,7 +107,7 @@ pub struct ExchangeAnalysis {
     /// Whether code that is not ours may have run in the backend: a function that is not allow-listed, DO, a trigger, or
     /// anything that was not parsed. The backend serves nobody else afterwards.
     pub foreign_code: bool,
-    /// What it does with temporary objects.
+    /// What the statement or exchange does with temporary objects.
     pub temporary: TemporaryWork,
     /// Whether the session has temporary objects before it, as far as the catalog and what its transaction has made tell.
     pub has_temporary: bool,

@@ -106,11 +106,11 @@ pub enum Renaming {
     /// Nothing.
     #[default]
     Nothing,
-    /// It was set; `None`: to its default.
+    /// The path was set to this; `None`: to the default.
     Path(Option<String>),
     /// What was set in the transaction may be undone.
     Undo,
-    /// It is not known.
+    /// The path is not known.
     Unknown,
 }
 
@@ -175,11 +175,11 @@ pub enum AtCommit {
 pub struct TemporaryWork {
     /// The temporary objects that it makes, by name.
     pub made: Vec<(String, AtCommit)>,
-    /// It drops all of the session's.
+    /// Whether the statement drops all temporary objects of the session.
     pub discards: bool,
     /// Names that may mean something else after it, until the transaction ends.
     pub(crate) uncertain: Vec<String>,
-    /// What it does to the search path.
+    /// What the statement does to the search path.
     pub(crate) renaming: Renaming,
 }
 

@@ -184,7 +184,7 @@ impl StatementClass {
         }
     }
 
-    /// What it does to the search path, as far as it is known.
+    /// What the statement does to the search path, as far as that is known.
     pub(crate) fn renaming(&self) -> Renaming {
         match self {
             StatementClass::Setting(Setting::Set { name, value, .. }) if name == "search_path" => {

@@ -1,6 +1,7 @@
 //! The newest changes of the catalog, for proxies that know an older state of it. Pure.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use sql::schema::CatalogChange;
 
@@ -18,7 +19,7 @@ pub struct CatalogLog {
     /// All changes from this order on are here.
     begin: u64,
     /// Oldest first.
-    changes: VecDeque<(u64, CatalogChange)>,
+    changes: VecDeque<(u64, Arc<CatalogChange>)>,
     bytes: usize,
 }
 
@@ -35,7 +36,7 @@ impl CatalogLog {
     /// A change took effect when `fed` was the last order fed.
     pub fn push(&mut self, fed: u64, change: CatalogChange) {
         self.bytes = self.bytes.saturating_add(change.bytes());
-        self.changes.push_back((fed, change));
+        self.changes.push_back((fed, Arc::new(change)));
         while self.changes.len() > CHANGES_MAX || self.bytes > CHANGES_BYTES_MAX {
             let Some((order, oldest)) = self.changes.pop_front() else {
                 break;
@@ -45,17 +46,22 @@ impl CatalogLog {
         }
     }
 
-    /// Everything that has changed since what a read saw that was ordered at `read`; `None` when that is not known any more. An
+    /// What has changed, oldest first, since what a read saw that was ordered at `read`; `None` when that is not known any more. An
     /// operation that is fed sees what took effect before it, so not what took effect when it was the last one.
-    pub fn since(&self, read: u64) -> Option<CatalogChange> {
+    pub fn since(&self, read: u64) -> Option<Vec<Arc<CatalogChange>>> {
         if read < self.begin {
             return None;
         }
-        let mut all = CatalogChange::default();
         let newer = self.changes.iter().filter(|(fed, _)| *fed >= read);
-        newer.for_each(|(_, change)| all.then(change));
-        Some(all)
+        Some(newer.map(|(_, change)| Arc::clone(change)).collect())
     }
+}
+
+/// Several changes as one.
+pub fn merged(changes: &[Arc<CatalogChange>]) -> CatalogChange {
+    let mut all = CatalogChange::default();
+    changes.iter().for_each(|change| all.then(change));
+    all
 }
 
 #[cfg(test)]
@@ -83,7 +89,8 @@ mod tests {
         log.push(15, change("c", 1));
         assert!(log.since(10).is_none());
         for (read, expected) in [(11, "abc"), (12, "abc"), (13, "bc"), (15, "bc"), (16, ""), (99, "")] {
-            assert_eq!(names(&log.since(read).unwrap()).concat(), expected, "{read}");
+            let changes = log.since(read).unwrap();
+            assert_eq!(names(&merged(&changes)).concat(), expected, "{read}");
         }
     }
 
@@ -95,7 +102,7 @@ mod tests {
         }
         let begin = (1..=20).find(|read| log.since(*read).is_some()).unwrap();
         assert!((5..8).contains(&begin), "{begin}");
-        assert_eq!(names(&log.since(begin).unwrap()).len(), 21 - begin as usize);
+        assert_eq!(names(&merged(&log.since(begin).unwrap())).len(), 21 - begin as usize);
         log.push(21, change("large", 17 << 20));
         assert!(log.since(21).is_none());
         assert!(log.since(22).unwrap().is_empty());

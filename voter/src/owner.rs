@@ -149,6 +149,8 @@ pub(crate) struct Owner<'a> {
     direct_reads: Arc<Semaphore>,
     catalog: Catalog,
     catalog_log: CatalogLog,
+    /// The places of answers from `catalog_log` that are put together.
+    catalog_answers: Arc<Semaphore>,
     /// The work that may change the catalog: nothing after it is checked or granted before it has finished.
     stalled_by: Option<u64>,
     survived: Survived,
@@ -233,6 +235,7 @@ impl<'a> Owner<'a> {
                 generation: 1,
             },
             catalog_log: CatalogLog::new(survived.newest()),
+            catalog_answers: Arc::new(Semaphore::new(catalog::ANSWERS_AT_ONCE)),
             stalled_by: None,
             survived,
             unfinished: BTreeSet::new(),

@@ -198,11 +198,11 @@ pub(crate) struct Slot {
     all_short: bool,
     /// A listed exchange has changed the search path or the role.
     names_changed: bool,
-    /// What listed exchanges have made of names.
+    /// Which names the listed exchanges that ran here have given another meaning.
     made: Made,
     /// Statements of this transaction may have changed the catalog: nothing stays prepared.
     catalog_changed: bool,
-    /// What its COMMIT wrote to the catalog.
+    /// What the COMMIT of this transaction wrote to the catalog.
     catalog_written: Written,
     /// Settings of the backend may have been changed by statements.
     settings_changed: bool,

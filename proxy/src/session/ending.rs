@@ -52,7 +52,7 @@ impl Session {
             self.shared.metrics.stage(Stage::Direct, start.elapsed());
             match given {
                 Ok(given) => {
-                    // Those of f+1 voters, and equal.
+                    // These words are f+1 voters' and equal, so one of them is a correct voter's.
                     *nothing_written = given.iter().all(|word| says_nothing_written(&word.answers));
                     words = given;
                 }

@@ -74,7 +74,7 @@ pub(crate) struct Session {
     pipeline: Pipeline,
     /// After an error in the extended protocol, everything up to Sync is skipped.
     skip_to_sync: bool,
-    /// It has made temporary objects, perhaps in vain.
+    /// The session has run a statement that makes temporary objects, which may have failed or been rolled back since.
     made_temporary: bool,
     /// The application left while a statement ran.
     is_gone: bool,
@@ -261,7 +261,7 @@ impl Session {
         state.analyzer.text_of(text, &names)
     }
 
-    /// What the open transaction has made of names.
+    /// Which names the open transaction has given another meaning; nothing, without one.
     fn made(&self) -> Made {
         let transaction = self.transaction.as_ref();
         transaction

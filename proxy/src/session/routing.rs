@@ -444,7 +444,7 @@ impl Session {
         let locks_reads = transaction.locks_reads();
         let footprint = lock_footprint(analysis, locks_reads);
         let plain = analysis.effect <= Effect::Read && routed.kind == Kind::Plain;
-        // What one voter answers is listed, and certified at COMMIT.
+        // With answers at COMMIT one voter alone answers what the transaction holds: its reads too are listed, for f more voters to certify.
         let plain_read = plain && !begun.at_commit;
         let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && plain_read);
         let bound = analysis.needs_transaction || analysis.needs_clock || begun.may_have_written(&footprint);

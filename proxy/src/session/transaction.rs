@@ -36,7 +36,7 @@ pub(super) struct Transaction {
     pub(super) used: bool,
     /// It may have changed the catalog.
     pub(super) catalog_changed: bool,
-    /// What its exchanges have made of names.
+    /// Which names the exchanges of this transaction have given another meaning.
     pub(super) made: Made,
     /// Exchanges that must run on the voters before its first one there.
     pub(super) deferred: Vec<Deferred>,

@@ -38,7 +38,7 @@ pub(super) fn classify(mut words: Words<'_>) -> Sketch<'_> {
         _ => discard(words).map(StatementClass::Setting),
     };
     match class {
-        // It drops tables.
+        // DISCARD TEMP drops tables, as DDL does.
         Some(class @ StatementClass::Setting(Setting::DiscardTemporary)) => Sketch::everything(class),
         Some(class) => Sketch::of(refuse_pinned(class)),
         // What is no SET for Postgres either is left to Postgres, to say so.

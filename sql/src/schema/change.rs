@@ -148,7 +148,7 @@ impl Schema {
         Ok(change)
     }
 
-    /// What of a change is none, since this state has it already, is taken out of it.
+    /// Takes out of a change whatever this state of the catalog has already.
     pub fn leave_out_known(&self, change: &mut CatalogChange) {
         change.relations.retain(|name, row| match row {
             Some(row) => !self.has_row(name, row),

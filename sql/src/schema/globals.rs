@@ -62,7 +62,7 @@ pub(super) struct Globals {
 }
 
 impl Globals {
-    /// Those of a database without any.
+    /// The globals of a database without objects of users.
     pub(super) fn none() -> Self {
         Self {
             rows: BTreeMap::new(),

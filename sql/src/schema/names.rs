@@ -9,7 +9,7 @@ use crate::lexer::tokenize;
 struct Uses {
     /// Tables of this name, in any schema.
     tables: u32,
-    /// Those of them with a column of a domain, or of a type that runs code.
+    /// Tables of this name that have a column of a domain, or of a type that runs code.
     coded_tables: u32,
     columns: u32,
     date_columns: u32,

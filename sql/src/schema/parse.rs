@@ -8,7 +8,7 @@ use crate::analysis::KeyKind;
 use crate::determinism;
 use crate::rules::PartitionRules;
 
-/// What every row says.
+/// The members that every row of the catalog query has.
 #[derive(Deserialize)]
 struct Head {
     object: String,
@@ -18,7 +18,7 @@ struct Head {
     name: String,
 }
 
-/// What a row is of.
+/// Which kind of object a row of the catalog query describes.
 pub(super) enum Kind {
     /// A table, a view or a sequence.
     Relation(TableName),
@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Global,
 }
 
-/// What a row is of.
+/// Which kind of object a row of the catalog query describes.
 ///
 /// # Errors
 /// When it is not the JSON of an object.

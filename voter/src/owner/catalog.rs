@@ -1,10 +1,13 @@
 //! What has changed of the catalog, as proxies ask for it: answered from memory, at its order, alike by all correct voters that remember
 //! as much.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use sql::schema::CatalogChange;
 
 use super::{Asker, Owner};
+use crate::catalog_log::merged;
 use crate::executor::{Event, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::backend::{Answer, answer_of};
@@ -15,6 +18,9 @@ use crate::work::Refused;
 /// The SQLSTATE of an answer that this voter does not remember. No application sees it: its proxy reads the whole catalog then.
 const CATALOG_FORGOTTEN: &str = "BF008";
 
+/// Answers that are put together at once. Each takes as much memory as the changes that it is made of.
+pub(super) const ANSWERS_AT_ONCE: usize = 2;
+
 impl Owner<'_> {
     /// Answers what took effect from the order `since` on. All that was fed before has taken effect: nothing is fed while something that
     /// may change the catalog is under way.
@@ -22,7 +28,7 @@ impl Owner<'_> {
         if self.survived.is_past(asker.order) {
             return self.settle(asker, Outcome::Unavailable).await;
         }
-        let Some(change) = self.catalog_log.since(since) else {
+        let Some(changes) = self.catalog_log.since(since) else {
             let refused = Refused::new(
                 CATALOG_FORGOTTEN,
                 "what has changed of the catalog since is not known any more",
@@ -30,9 +36,11 @@ impl Owner<'_> {
             return self.refuse(asker, refused).await;
         };
         let limits = CaptureLimits::of(&self.config);
-        let shared = std::sync::Arc::clone(&self.shared);
+        let (shared, places) = (Arc::clone(&self.shared), Arc::clone(&self.catalog_answers));
         self.tasks.spawn(async move {
-            let outcome = outcome(answer(&change, &limits).await).unwrap_or(Outcome::Unavailable);
+            // A client may ask for all changes as often as it has requests.
+            let Ok(_place) = places.acquire().await else { return };
+            let outcome = outcome(answer(&merged(&changes), &limits).await).unwrap_or(Outcome::Unavailable);
             asker.answer(&shared.reporter, outcome).await;
             shared.tell(Event::Finished(asker.order, None));
         });

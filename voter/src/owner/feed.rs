@@ -329,7 +329,7 @@ impl Owner<'_> {
                     applied,
                     sequences: sequences(held),
                     asks_catalog: false,
-                    // Its transaction knows.
+                    // The transaction's task fills these in: it knows what ran.
                     temporary: None,
                 },
                 held: held.clone(),

@@ -53,7 +53,7 @@ pub struct Job {
     pub analysis: ExchangeAnalysis,
     /// The clock; sent only if the analysis needs it.
     pub clock: Clock,
-    /// What it needs because its session has temporary objects or makes some.
+    /// What goes around the exchange where the session has temporary objects or makes some.
     pub temporary: Option<Temporary>,
 }
 
@@ -86,7 +86,7 @@ pub struct Record {
     pub sequences: Sequences,
     /// Whether the catalog may have changed, so that it is asked what has.
     pub asks_catalog: bool,
-    /// What it does to temporary tables before.
+    /// What the COMMIT does to temporary tables before it commits; `None`: nothing.
     pub temporary: Option<TemporaryEnd>,
 }
 

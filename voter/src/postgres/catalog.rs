@@ -287,7 +287,7 @@ impl Globals {
     }
 }
 
-/// Its row type, and the type of arrays of it.
+/// A table comes with its row type, and the type of arrays of that.
 const TYPES_OF_A_TABLE: u64 = 2;
 
 fn relation(row: &Row) -> Result<Option<Relation>, PostgresError> {

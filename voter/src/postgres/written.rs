@@ -48,7 +48,7 @@ pub enum Reading {
 /// Parts of the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
-    /// These relations, by number.
+    /// The relations to read, by number.
     pub relations: Vec<u32>,
     /// And all globals.
     pub globals: bool,

@@ -89,7 +89,7 @@ impl Slot {
         }
     }
 
-    /// What becomes of the temporary tables that it may have written.
+    /// What becomes of the temporary tables that this transaction may have written; `None`: it can have written none.
     fn temporary_end(&self) -> Option<TemporaryEnd> {
         let context = &self.transaction.context;
         let schema = self.catalog.analyzer.schema();
@@ -221,7 +221,7 @@ impl Slot {
         }
         let record = Record {
             asks_catalog: is_everything(&self.held) && self.catalog_changed,
-            // Who settled has done it.
+            // A voter that has settled has emptied and dropped temporary tables then.
             temporary: self.temporary_end().filter(|_| certified.is_none()),
             ..commit.record.clone()
         };

@@ -301,7 +301,7 @@ async fn only_what_a_statement_has_changed_is_read() {
     assert_eq!(all, ["gone first", "relation second", "relation unseen"]);
 }
 
-/// What rows of a change are of, with their labels.
+/// The names of the objects that the rows of a change describe, with the labels of the rows.
 fn names(rows: &[(String, String)]) -> Vec<String> {
     let name = |text: &str| match text.strip_prefix('[') {
         Some(schema_and_name) => schema_and_name.split('"').nth(3).unwrap().to_owned(),
