@@ -11,6 +11,7 @@
 )]
 
 pub mod cluster;
+pub mod faults;
 pub mod postgres;
 pub mod raw;
 pub mod voters;
@@ -24,7 +25,7 @@ use proxy::{Proxy, ProxyConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-pub use cluster::Faults;
+pub use faults::Faults;
 pub use postgres::Postgres;
 
 /// A proxy in front of a test cluster.

@@ -15,7 +15,8 @@ use sql::rules::PartitionRules;
 use tokio::sync::mpsc;
 use voter::{BodyLimits, BodyStore, Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
 
-use super::cluster::{Faults, machine_key};
+use super::cluster::machine_key;
+use super::faults::{Faults, direct_kind};
 use super::postgres::Postgres;
 
 type Log = Arc<Mutex<Vec<CommitDbEntry>>>;
@@ -290,7 +291,7 @@ async fn sequence(
             }
             (ToNode::Client(ClientMessage::Direct(direct)), Destination::Machines(machines)) => {
                 if asked.insert(direct.number) {
-                    faults.see(super::cluster::direct_kind(&direct));
+                    faults.see(direct_kind(&direct));
                 }
                 sequencer.tell(machines, VoterInput::Direct { client, direct }).await;
             }
