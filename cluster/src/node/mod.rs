@@ -12,47 +12,47 @@
 mod bodies;
 #[cfg(feature = "byzantine-primary")]
 mod byzantine;
+mod configuration;
 mod history;
 mod measures;
+mod output_carrier;
 mod own_client;
 mod owner;
 mod receiver;
 mod status;
 mod voter_queue;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::VerifyingKey;
-use ordering::agreement::{Input, MisbehaviourKind};
-use ordering::configuration::{Configuration, Faults, Protocol};
-use ordering::directory::{Directory, MachineEntry};
+use ordering::agreement::MisbehaviourKind;
+use ordering::configuration::Protocol;
 use ordering::hosting::Hosted;
-use ordering::identifiers::{ClientId, MachineId, node_client};
-use ordering::message::Request;
+use ordering::identifiers::MachineId;
 use ordering::{minbft, pbft};
-use spool::SpoolDirectory;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use voter::{BodyLimits, BodyStore, PostgresConfig, Voter, VoterConfig, VoterHandle, VoterLimits, VoterOutput};
+use voter::{Voter, VoterConfig, VoterHandle, VoterOutput};
 
 pub use status::{DATABASE_DOWN, NEEDS_REPAIR, NodeStatus, STOPPED};
 
 use crate::clock::Clock;
 use crate::counter::{self, CounterSetupError, OpenCounter};
-use crate::file::{Agreement, ClusterFile, Machine, machine_name};
+use crate::file::{Agreement, ClusterFile, machine_name};
 use crate::http::{self, Answer};
 use crate::identity::{Identity, IdentityError};
 use crate::incarnation::next_incarnation;
-use crate::link::{Frame, Links, Peer, PeerAddress};
-use crate::log::{Log, LogError, LogEvent, SEGMENT_BYTES};
+use crate::link::{Links, Peer};
+use crate::log::{Log, LogError, LogEvent};
 use crate::metrics::Metrics;
-use crate::postgres::SUPERUSER;
 use crate::tls::TlsError;
 use bodies::BodyDesk;
+pub use configuration::backends_max;
+use configuration::{configuration, directory, open_bodies, peers, segment_bytes, voter_config};
 use measures::Measures;
+use output_carrier::OutputCarrier;
 use own_client::{OwnClient, Undecided};
 use owner::Owner;
 use receiver::{Arrival, NodeReceiver};
@@ -295,13 +295,6 @@ fn own_client(
     ))
 }
 
-/// The clients of the machines that hold voters: no others have anything to order of their own.
-fn node_clients(file: &ClusterFile) -> impl Iterator<Item = (ClientId, &Machine)> {
-    receiver::voters(file.tunables.faults)
-        .filter_map(|id| file.machine(id))
-        .map(|machine| (node_client(machine.id), machine))
-}
-
 /// Tries for a while what a node that is just ending may still hold.
 async fn patiently<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let deadline = Instant::now() + Duration::from_millis(LEFTOVERS_MS_MAX);
@@ -341,244 +334,6 @@ async fn open_log(file: &ClusterFile, me: MachineId) -> Result<(Log, watch::Rece
         }
     };
     Ok((patiently(opening).await??, durable))
-}
-
-fn directory(file: &ClusterFile, verifier: Arc<dyn trusted_counter::WarrantVerifier>) -> Result<Directory, NodeError> {
-    let key = |bytes: &[u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| NodeError::Key);
-    let entry = |machine: &Machine| {
-        let counter = trusted_counter::CounterIdentity(machine.counter);
-        Ok((
-            machine.id,
-            MachineEntry {
-                key: key(&machine.identity)?,
-                counter,
-            },
-        ))
-    };
-    let machines: Result<BTreeMap<_, _>, NodeError> = file.machines.iter().map(entry).collect();
-    let clients: Result<BTreeMap<_, _>, NodeError> = file
-        .clients
-        .iter()
-        .map(|client| Ok((client.id, key(&client.identity)?)))
-        .chain(node_clients(file).map(|(client, machine)| Ok((client, key(&machine.identity)?))))
-        .collect();
-    let (faults, groups) = (faults(file), file.tunables.groups);
-    Ok(Directory {
-        faults,
-        groups,
-        machines: machines?,
-        clients: clients?,
-        verifier,
-    })
-}
-
-/// The log is cut by whole segments: a small log needs small ones.
-fn segment_bytes(file: &ClusterFile) -> u64 {
-    (file.tunables.limits.log_bytes_max / 16).min(SEGMENT_BYTES)
-}
-
-fn faults(file: &ClusterFile) -> Faults {
-    Faults(u8::try_from(file.tunables.faults).unwrap_or(u8::MAX))
-}
-
-fn configuration(file: &ClusterFile, me: MachineId) -> Result<Configuration, NodeError> {
-    let mut configuration = Configuration::new(me, faults(file), file.tunables.groups);
-    configuration.protocol = file.tunables.agreement.protocol();
-    configuration.batch_entries_max = file.tunables.limits.batch_entries_max;
-    configuration.batches_in_flight_max = file.tunables.limits.batches_in_flight_max;
-    configuration.log_bytes_max = file.tunables.limits.log_bytes_max;
-    configuration.cut_bytes = segment_bytes(file) / 4;
-    configuration.request_us = file.tunables.timeouts.request_ms.saturating_mul(1000);
-    configuration.clock_ahead_max_us = file.tunables.timeouts.clock_skew_ms_max.saturating_mul(1000);
-    if configuration.is_valid() {
-        Ok(configuration)
-    } else {
-        Err(NodeError::Configuration)
-    }
-}
-
-/// Between machines the lower index dials; proxies dial us.
-fn peers(file: &ClusterFile, me: MachineId) -> Vec<PeerAddress> {
-    let machines = file
-        .machines
-        .iter()
-        .filter(|machine| machine.id != me)
-        .map(|machine| PeerAddress {
-            peer: Peer::Machine(machine.id),
-            key: machine.identity,
-            dial: (me < machine.id).then_some(machine.link),
-        });
-    let clients = file.clients.iter().map(|client| PeerAddress {
-        peer: Peer::Client(client.id),
-        key: client.identity,
-        dial: None,
-    });
-    machines.chain(clients).collect()
-}
-
-fn limits(file: &ClusterFile) -> VoterLimits {
-    VoterLimits {
-        transactions_max: file.tunables.limits.open_transactions_max,
-        client_silence_max: Duration::from_millis(file.tunables.timeouts.client_silence_ms),
-        transaction_time_max: Duration::from_millis(file.tunables.timeouts.transaction_ms),
-        transaction_bytes_max: file.tunables.limits.transaction_bytes_max,
-        // As much as a voter keeps of one client: as much again is for what is on its way into its file.
-        result_bytes_max: file.tunables.limits.results_bytes_max / 2 / clients(file),
-        ..VoterLimits::default()
-    }
-}
-
-/// The connections that a voter may open to its database server.
-pub fn backends_max(file: &ClusterFile) -> usize {
-    limits(file).backends_max()
-}
-
-/// How many clients share what is kept for them.
-fn clients(file: &ClusterFile) -> u64 {
-    u64::try_from(file.clients.len()).unwrap_or(u64::MAX).max(1)
-}
-
-/// Opens a machine's store of bodies: each client has an equal share of it.
-fn open_bodies(file: &ClusterFile, me: MachineId) -> Result<BodyStore, NodeError> {
-    let limits = &file.tunables.limits;
-    let limits = BodyLimits {
-        client_bytes_max: limits.bodies_bytes_max / clients(file),
-        transaction_bytes_max: limits.transaction_bytes_max,
-    };
-    let path = file.layout().machine_bodies(me);
-    let faults = file.tunables.faults;
-    let opened = BodyStore::open(path.clone(), limits, receiver::voters(faults), faults);
-    opened.map_err(|source| NodeError::Bodies { path, source })
-}
-
-fn voter_config(file: &ClusterFile, machine: &Machine, identity: &Identity, bodies: BodyStore) -> VoterConfig {
-    let database = machine.database.as_ref();
-    VoterConfig {
-        machine: machine.id,
-        faults: file.tunables.faults,
-        replicas: file.tunables.agreement.replicas(file.tunables.faults),
-        groups: file.tunables.groups,
-        rules: file.rules().clone(),
-        postgres: PostgresConfig {
-            socket_directory: database
-                .map(|database| database.socket_directory.clone())
-                .unwrap_or_default(),
-            port: database.map_or(0, |database| database.port),
-            database: file.tunables.database.clone(),
-            superuser: SUPERUSER.to_owned(),
-            major_version: 0,
-        },
-        signing_key: identity.signing_key().clone(),
-        voter_keys: receiver::voters(file.tunables.faults)
-            .filter_map(|id| file.machine(id))
-            .filter_map(|machine| Some((machine.id, VerifyingKey::from_bytes(&machine.identity).ok()?)))
-            .collect(),
-        node_clients: node_clients(file)
-            .map(|(client, machine)| (client, machine.id))
-            .collect(),
-        client_roles: file
-            .clients
-            .iter()
-            .map(|client| (client.id, client.roles.clone()))
-            .collect(),
-        limits: limits(file),
-        spool: SpoolDirectory::new(
-            file.layout().machine_results(machine.id),
-            file.tunables.limits.results_bytes_max,
-        ),
-        bodies,
-    }
-}
-
-/// Carries a voter's outputs to whom they are for.
-struct OutputCarrier<H: Hosted> {
-    me: MachineId,
-    links: Arc<Links>,
-    /// All other machines.
-    others: Vec<Peer>,
-    owner: mpsc::Sender<Arrival<H>>,
-    directory: Directory,
-    own_client: OwnClient,
-}
-
-impl<H: Hosted> OutputCarrier<H> {
-    async fn run(mut self, mut outputs: mpsc::Receiver<VoterOutput>) {
-        loop {
-            let carried = tokio::select! {
-                output = outputs.recv() => match output {
-                    Some(output) => self.carry(output).await,
-                    None => return,
-                },
-                () = reached(self.own_client.deadline()) => match self.own_client.due(Instant::now()) {
-                    Some(request) => self.request(request).await,
-                    None => Ok(()),
-                },
-            };
-            if carried.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Fails when the owner task has ended.
-    async fn carry(&mut self, output: VoterOutput) -> Result<(), mpsc::error::SendError<Arrival<H>>> {
-        let me = self.me;
-        match output {
-            VoterOutput::Result { client, message } => {
-                self.links.send_frame(Peer::Client(client), &Frame::Result(message));
-                Ok(())
-            }
-            VoterOutput::Order { operation, home } => {
-                self.own_client.order(operation, home, Instant::now());
-                Ok(())
-            }
-            VoterOutput::Reply(reply) => {
-                let frame = Frame::ReplyCommitDb(reply.clone());
-                self.send(&frame, Input::Reply { from: me, reply }).await
-            }
-            VoterOutput::Fetch { from: order } => {
-                let own = Input::FetchCommitDb { from: me, order };
-                self.send(&Frame::FetchCommitDb(order), own).await
-            }
-            VoterOutput::FetchBody { from, name } => {
-                self.links.send_frame(Peer::Machine(from), &Frame::FetchBody(name));
-                Ok(())
-            }
-            VoterOutput::FetchRequest { order, digest } => {
-                let own = Input::FetchRequest {
-                    from: me,
-                    order,
-                    digest,
-                };
-                self.send(&Frame::FetchRequest(order, digest), own).await
-            }
-        }
-    }
-
-    /// Sends a request of this machine's own client to all machines, this one too.
-    async fn request(&self, request: Request) -> Result<(), mpsc::error::SendError<Arrival<H>>> {
-        let frame = Frame::Request(request.clone());
-        match self.directory.verify_request(request) {
-            Ok(verified) => self.send(&frame, Input::Request(verified)).await,
-            Err(rejection) => {
-                tracing::error!(%rejection, "the others would refuse what this machine has ordered");
-                Ok(())
-            }
-        }
-    }
-
-    async fn send(&self, frame: &Frame, own: Input<H::Message>) -> Result<(), mpsc::error::SendError<Arrival<H>>> {
-        self.links.send_to_all(self.others.iter().copied(), frame);
-        self.owner.send(Arrival::own(own)).await
-    }
-}
-
-/// Completes at this time; never without one.
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn serve_http(listener: TcpListener, metrics: Metrics, board: StatusBoard) {

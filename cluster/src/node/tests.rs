@@ -1,9 +1,10 @@
 use std::path::Path;
 
 use bytes::Bytes;
+use ordering::identifiers::node_client;
+use ordering::message::Request;
 use sql::footprint::Footprint;
 use sql::operation::{Operation, SessionContext, Work};
-
 use voter::VoterInput;
 
 use super::*;
