@@ -192,6 +192,9 @@ pub enum DirectKind {
     },
     /// Give the word on the transaction: [`Outcome::Word`], or the error of a deferred constraint. The exchange is empty.
     Word,
+    /// Run a statement that COMMIT lists and that other voters have run before: when something that comes after it is asked, in one go
+    /// with what stands beside it. There is no answer.
+    Replay,
 }
 
 /// The hash chain over a transaction's writes: each link hashes the previous one and the encoded exchange.

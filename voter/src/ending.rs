@@ -35,7 +35,17 @@ impl End {
         match (self, next) {
             (End::Abort, _) | (End::Commit { .. }, None) => true,
             // A listed exchange ends by itself: f+1 voters have seen its end, or its shape says so.
-            (End::Commit { listed, certified }, Some(_)) => !(history.begins(listed, next) && (*certified || short)),
+            (End::Commit { listed, certified }, Some(_)) => {
+                !(history.begins(listed, next.map_or(&[], std::slice::from_ref)) && (*certified || short))
+            }
+        }
+    }
+
+    /// Whether listed exchanges must stop that run one behind the other after what has run here.
+    pub fn stops_replay(&self, history: &History, exchanges: &[Bytes]) -> bool {
+        match self {
+            End::Abort => true,
+            End::Commit { listed, certified } => !(*certified && history.begins(listed, exchanges)),
         }
     }
 
@@ -45,7 +55,7 @@ impl End {
         match self {
             End::Abort => true,
             End::Commit { listed, certified } => {
-                let is_all = history.begins(listed, None) && usize::try_from(history.len()) == Ok(listed.len());
+                let is_all = history.begins(listed, &[]) && usize::try_from(history.len()) == Ok(listed.len());
                 !(is_all && *certified)
             }
         }

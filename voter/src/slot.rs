@@ -6,6 +6,7 @@
 //! is not known to be exactly that list is thrown away.
 
 pub(crate) mod ending;
+mod replay;
 mod running;
 pub(crate) mod signal;
 mod stored;
@@ -115,6 +116,14 @@ impl Command {
             | Command::Refused(asker, ..)
             | Command::Read(asker, ..) => Some(asker.order),
             Command::Commit(commit) => Some(commit.asker.order),
+        }
+    }
+
+    /// The listed exchange that other voters have run before, and its place.
+    fn replays(&self) -> Option<(&Bytes, &DirectTransaction)> {
+        match self {
+            Command::Direct(_, direct, place) if place.kind == DirectKind::Replay => Some((&direct.exchange, place)),
+            _ => None,
         }
     }
 }
@@ -380,6 +389,13 @@ impl Slot {
                 self.join().await?;
                 self.run_waiting().await
             }
+            DirectKind::Replay => {
+                self.join().await?;
+                let deadline = self.missing_at();
+                let command = Command::Direct(client, direct, place);
+                self.waiting.push_back(Waiting { command, deadline });
+                Ok(())
+            }
             DirectKind::Read | DirectKind::Write | DirectKind::Word => {
                 self.join().await?;
                 self.wait_or_run(Command::Direct(client, direct, place)).await
@@ -447,6 +463,9 @@ impl Slot {
 
     /// Runs a statement whose turn it is, and then those that waited for it.
     async fn wait_or_run(&mut self, command: Command) -> Result<(), PostgresError> {
+        if self.waiting.iter().any(|waiting| waiting.command.replays().is_some()) {
+            self.run_waiting().await?;
+        }
         match self.turn(&command) {
             Turn::Never => self.refuse(command).await,
             Turn::Later if self.signal.is_ending() || self.lost => self.refuse(command).await,
@@ -472,6 +491,7 @@ impl Slot {
             && let Some(waiting) = due(self).and_then(|at| self.waiting.remove(at))
         {
             match self.turn(&waiting.command) {
+                Turn::Now if waiting.command.replays().is_some() => self.replay(waiting).await?,
                 Turn::Now => self.run_now(waiting.command).await?,
                 Turn::Later | Turn::Never => self.refuse(waiting.command).await,
             }
@@ -495,7 +515,7 @@ impl Slot {
         while let Some(at) = self.waiting.iter().position(|waiting| waiting.deadline <= now) {
             let Some(waiting) = self.waiting.remove(at) else { break };
             let write = match &waiting.command {
-                Command::Direct(_, _, place) => place.kind == DirectKind::Write,
+                Command::Direct(_, _, place) => matches!(place.kind, DirectKind::Write | DirectKind::Replay),
                 Command::Extend(..) => true,
                 _ => false,
             };
@@ -518,8 +538,11 @@ impl Slot {
     /// Answers a command. Its order is over for the owner (which may have been told before).
     async fn answer(&self, command: Command, outcome: Outcome) {
         match command {
-            Command::Direct(client, direct, _) => {
+            Command::Direct(client, direct, place) => {
                 self.count_direct(&direct);
+                if place.kind == DirectKind::Replay {
+                    return;
+                }
                 let report = Report {
                     key: ResultKey::Direct(direct.number),
                     order: Order(self.executed.load(Ordering::Relaxed)),

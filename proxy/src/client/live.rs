@@ -202,7 +202,7 @@ impl Client {
         }
         metrics::counter!("cloudbft_joins_total").increment(1);
         for (place, exchange) in &live.direct_writes {
-            let place = live.at(*place, DirectKind::Write);
+            let place = live.at(*place, DirectKind::Replay);
             self.tell(live, place, exchange.clone(), others).await?;
         }
         live.machines = live.machines.union(others);

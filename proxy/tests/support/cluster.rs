@@ -288,7 +288,7 @@ impl Cluster {
         let mut told = self.told.lock().unwrap();
         let told = told.entry(transaction_of(place)).or_default();
         match place.kind {
-            DirectKind::Write => {
+            DirectKind::Write | DirectKind::Replay => {
                 for machine in machines.iter() {
                     told.writes.entry(machine).or_default().insert(place.writes_before);
                 }
@@ -408,6 +408,10 @@ impl Cluster {
         assert_eq!(open.chain(at), place.chain, "place");
         match place.kind {
             DirectKind::Join => None,
+            DirectKind::Replay => {
+                assert_eq!(open.list[at].exchange, direct.exchange, "what others have run");
+                None
+            }
             DirectKind::Cancel { .. } => {
                 open.list.truncate(at);
                 let mut backend = self.backend().await;

@@ -163,6 +163,7 @@ pub fn direct_kind(direct: &Direct) -> &'static str {
         None => "read",
         Some(DirectKind::Read | DirectKind::Write) => "direct",
         Some(DirectKind::Join) => "join",
+        Some(DirectKind::Replay) => "replay",
         Some(DirectKind::Cancel { request: 0 }) => "cancel direct",
         Some(DirectKind::Cancel { .. }) => "cancel ordered",
         Some(DirectKind::Word) => "word",

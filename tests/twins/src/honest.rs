@@ -628,7 +628,7 @@ impl Honest {
             self.session.send_direct(machine, number, place, Bytes::new()).await;
             for (before, exchange) in &open.sent {
                 let number = self.session.direct_number();
-                let place = Some((open.id, before, DirectKind::Write));
+                let place = Some((open.id, before, DirectKind::Replay));
                 self.session.send_direct(machine, number, place, exchange.clone()).await;
             }
             open.live.insert(machine);

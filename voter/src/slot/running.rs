@@ -53,6 +53,8 @@ pub(super) enum Stop<'exchange> {
     Word,
     /// The end, and the client's cancel: a listed exchange (and whether it is short), or a read.
     Statement(Option<(&'exchange Bytes, bool)>),
+    /// The same for listed exchanges one behind the other.
+    Replay(&'exchange [Bytes]),
 }
 
 /// What a built transaction is wanted for.
@@ -101,6 +103,7 @@ impl Slot {
                 let (exchange, short) = (next.map(|next| next.0), next.is_some_and(|next| next.1));
                 self.signal.stops(&self.history, exchange, short)
             }
+            Stop::Replay(exchanges) => self.signal.stops_replay(&self.history, exchanges),
         }
     }
 
@@ -332,7 +335,7 @@ impl Slot {
     }
 
     /// Runs the first exchanges of a list: as many as go out in one pipeline, or one of a COPY.
-    async fn run_piece(
+    pub(super) async fn run_piece(
         &mut self,
         listed: &[Bytes],
         stop: &Stop<'_>,
@@ -381,6 +384,7 @@ impl Slot {
         let count = jobs.len();
         let stop = match stop {
             Stop::Never => Stop::Never,
+            Stop::Replay(exchanges) => Stop::Replay(exchanges),
             _ => Stop::AtEnd,
         };
         let Played::Answers(answers) = self.play(task, stop).await? else {

@@ -68,6 +68,19 @@ impl Signal {
         state.end.as_ref().is_some_and(|end| end.stops(history, next, short))
     }
 
+    /// Whether listed exchanges that run after what has run here must stop.
+    pub(super) fn stops_replay(&self, history: &History, exchanges: &[Bytes]) -> bool {
+        let state = self.state();
+        let count = u32::try_from(exchanges.len()).unwrap_or(u32::MAX);
+        let after = history.len().saturating_add(count);
+        let is_cancelled = state.cancels.iter().any(|before| *before < after);
+        is_cancelled
+            || state
+                .end
+                .as_ref()
+                .is_some_and(|end| end.stops_replay(history, exchanges))
+    }
+
     /// Whether what is deferred, which runs for the sake of a word, must stop.
     pub(super) fn stops_word(&self, history: &History) -> bool {
         let state = self.state();

@@ -282,6 +282,35 @@ async fn a_lazy_voter_is_silent_and_runs_the_list_at_the_commit() {
     );
 }
 
+/// A voter that joins runs what others have run in one pipeline, also behind a failure in it, and answers none of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_have_run_is_replayed_without_an_answer() {
+    let mut rig = with_table().await;
+    for (fails, lives) in [(false, false), (true, false), (true, true)] {
+        let id = 10 * (1 + i32::from(fails) + i32::from(lives));
+        let insert = |offset: i32| simple(&format!("INSERT INTO plain VALUES ({})", id + offset));
+        let mut transaction = rig.new_transaction(Footprint::everything());
+        let begin = rig.begin_live(&mut transaction, u64::from(lives), &insert(0)).await;
+        let mut replayed = vec![simple("SAVEPOINT s"), insert(1)];
+        if fails {
+            replayed.extend([insert(1), simple("ROLLBACK TO SAVEPOINT s")]);
+        }
+        replayed.extend([insert(2), simple("SELECT count(*) FROM plain")]);
+        let mut numbers = Vec::new();
+        for exchange in &replayed {
+            numbers.push(rig.replay(&mut transaction, exchange).await);
+        }
+        let words = rig.words(&transaction).await;
+        assert_eq!(tags(&rig.whole(ResultKey::Request(begin)).await), "C");
+        let commit = rig.commit_with(&transaction, words).await;
+        assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+        assert!(!numbers.iter().any(|key| rig.has_answer(*key)), "no answers");
+        let rows = format!("SELECT count(*) FROM plain WHERE id BETWEEN {id} AND {}", id + 9);
+        assert_eq!(rig.psql(&rows).await, if fails { "2" } else { "3" });
+    }
+    assert_serving(&rig);
+}
+
 /// A list that goes out at once is run again one by one where something in it fails, since the server skips what follows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_with_a_failure_in_it_runs_to_its_end() {

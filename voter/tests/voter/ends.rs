@@ -145,6 +145,35 @@ async fn a_cancelled_statement_leaves_the_transaction_as_it_was() {
     );
 }
 
+/// What is said to have run elsewhere, and never ends here, ends with the client's cancel or the transaction's end.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_replayed_can_be_cancelled() {
+    let mut rig = with_table().await;
+    let endless = simple("INSERT INTO plain SELECT i, 'x' FROM generate_series(10, 100000000) i");
+    for cancels in [true, false] {
+        let (mut transaction, order) = begin(&mut rig, &simple("INSERT INTO plain VALUES (1)")).await;
+        rig.result(order).await;
+        let before = transaction.clone();
+        rig.replay(&mut transaction, &simple("SAVEPOINT s")).await;
+        rig.replay(&mut transaction, &endless).await;
+        rig.send_place(Some(&transaction), Bytes::new(), DirectKind::Word).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let started = Instant::now();
+        if cancels {
+            rig.send_place(Some(&before), Bytes::new(), DirectKind::Cancel { request: 0 })
+                .await;
+            transaction = before;
+            let next = rig
+                .write(&mut transaction, &simple("INSERT INTO plain VALUES (2)"))
+                .await;
+            assert_eq!(tags(&next), "C");
+        }
+        rig.abort(&transaction).await;
+        rig.run("DELETE FROM plain").await;
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    }
+}
+
 /// An Extend that was cancelled while it waited for its locks does not run when it gets them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_extend_never_runs() {

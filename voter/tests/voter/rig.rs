@@ -123,6 +123,7 @@ pub(crate) fn extended(text: &str, parameters: &[&str]) -> Exchange {
 }
 
 /// An interactive transaction as its proxy sees it.
+#[derive(Clone)]
 pub(crate) struct Transaction {
     pub(crate) id: TransactionId,
     pub(crate) footprint: Footprint,
@@ -372,11 +373,11 @@ impl Rig {
 
     /// Whether a result of a request has come.
     pub(crate) fn has_result(&self, order: u64) -> bool {
-        self.log
-            .lock()
-            .unwrap()
-            .results
-            .contains_key(&ResultKey::Request(order))
+        self.has_answer(ResultKey::Request(order))
+    }
+
+    pub(crate) fn has_answer(&self, key: ResultKey) -> bool {
+        self.log.lock().unwrap().results.contains_key(&key)
     }
 
     /// Whether an exchange is refused in a transaction before it runs.
@@ -593,6 +594,15 @@ impl Rig {
         let key = self.send_direct(Some(transaction), exchange, true).await;
         transaction.note(exchange, TransactionWrite::Direct(exchange.encode()));
         self.whole(key).await
+    }
+
+    /// A direct write that other voters have run; the key of what is no answer.
+    pub(crate) async fn replay(&mut self, transaction: &mut Transaction, exchange: &Exchange) -> ResultKey {
+        let key = self
+            .send_place(Some(transaction), exchange.encode(), DirectKind::Replay)
+            .await;
+        transaction.note(exchange, TransactionWrite::Direct(exchange.encode()));
+        key
     }
 
     /// A direct write that this voter never gets.
