@@ -446,6 +446,19 @@ fn divides(control: &TransactionControl) -> bool {
     )
 }
 
+/// Whether an exchange is one ROLLBACK TO and nothing else.
+pub fn is_rollback_to(analysis: &ExchangeAnalysis) -> bool {
+    let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
+    let first = statements.next().map(|statement| &statement.class);
+    let is_rollback = |class: &StatementClass| {
+        matches!(
+            class,
+            StatementClass::TransactionControl(TransactionControl::RollbackTo(_))
+        )
+    };
+    first.is_some_and(is_rollback) && statements.next().is_none()
+}
+
 /// The sequences that an operation with this footprint may move.
 pub fn sequences(footprint: &Footprint) -> Sequences {
     if is_everything(footprint) {

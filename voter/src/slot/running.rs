@@ -17,7 +17,9 @@ use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Clock, Job, Record, Sequences, TemporaryEnd};
 use crate::postgres::pool::{Borrowed, Purpose};
 use crate::transactions::{History, WORDS_MISSING, is_stored, listed_bytes, too_large};
-use crate::work::{Place, Refused, changes_catalog, changes_settings, check, decode, seed, sequences, temporary};
+use crate::work::{
+    Place, Refused, changes_catalog, changes_settings, check, decode, is_rollback_to, seed, sequences, temporary,
+};
 
 /// Exchanges of a list that go out in one pipeline, at most.
 const PIPELINE_MAX: usize = 64;
@@ -452,9 +454,24 @@ impl Slot {
         })
     }
 
+    /// Whether an exchange takes the open transaction back to before a read that failed in it, so that nothing has to run again, which
+    /// no snapshot survives. In a failed transaction nothing of the voter's own can run beside it.
+    fn recovers_from_read(&self, exchange: &Bytes) -> bool {
+        let backend = self.backend.as_ref().filter(|_| self.built && self.failed_by_read);
+        if self.lost || self.settled.is_some() || backend.is_none_or(|borrowed| borrowed.backend.is_foreign()) {
+            return false;
+        }
+        let context = &self.transaction.context;
+        let analyzer = &self.catalog.analyzer;
+        let checked = decode(exchange)
+            .and_then(|exchange| check(analyzer, &exchange, context, Place::Listed, &self.held, &self.made));
+        checked.is_ok_and(|analysis| is_rollback_to(&analysis) && temporary(context, &analysis).is_none())
+    }
+
     /// Runs an exchange that is listed. A refusal leaves the transaction as it was.
     pub(super) async fn run_write(&mut self, exchange: &Bytes) -> Result<Outcome, PostgresError> {
-        if !self.ensure_built(Wanted::GoOn).await? {
+        let recovers = self.recovers_from_read(exchange);
+        if !recovers && !self.ensure_built(Wanted::GoOn).await? {
             return Ok(Outcome::Unavailable);
         }
         let bytes = self.history.bytes().saturating_add(listed_bytes(exchange));
@@ -486,6 +503,9 @@ impl Slot {
             Played::Stopped => return Ok(Outcome::Unavailable),
             Played::Lost => None,
         };
+        if recovers && self.status() == b'T' {
+            self.failed_by_read = false;
+        }
         let outcome = answer.and_then(outcome);
         match digest_of_ref(outcome.as_ref()) {
             Some(digest) => self.history.push(exchange.clone(), digest),

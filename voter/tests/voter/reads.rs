@@ -132,6 +132,34 @@ async fn a_repeatable_read_transaction_keeps_the_snapshot_of_its_begin() {
     assert!(matches!(rig.result(commit).await.outcome, Outcome::Done { .. }));
 }
 
+/// A read that fails behind a savepoint costs the transaction nothing: it keeps its snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_survives_a_read_that_failed() {
+    let mut rig = with_accounts().await;
+    let mut transaction = rig.new_transaction(Footprint::empty());
+    rig.begin_snapshot(&mut transaction).await;
+    let text = "SELECT sum(balance) FROM account";
+    assert_eq!(read(&mut rig, Some(&transaction), text).await, ["1500"]);
+    rig.write(&mut transaction, &simple("SAVEPOINT s")).await;
+    for _ in 0..2 {
+        let divide = simple("SELECT 1 / (balance - balance) FROM account");
+        let key = rig.send_direct(Some(&transaction), &divide, false).await;
+        let failed = rig.whole(key).await;
+        assert_eq!((sqlstate(&failed).as_deref(), failed.status), (Some("22012"), b'E'));
+        rig.one_shot(
+            shop(2),
+            &simple("UPDATE account SET balance = balance + 1 WHERE shop = 2"),
+        )
+        .await;
+        let back = rig.write(&mut transaction, &simple("ROLLBACK TO SAVEPOINT s")).await;
+        assert_eq!((tags(&back).as_str(), back.status), ("C", b'T'));
+        assert_eq!(read(&mut rig, Some(&transaction), text).await, ["1500"]);
+    }
+    let words = rig.words(&transaction).await;
+    let commit = rig.commit_with(&transaction, words).await;
+    assert_eq!(tags(&rig.whole(ResultKey::Request(commit)).await), "C");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_in_a_transaction_see_its_writes() {
     let mut rig = with_accounts().await;
