@@ -45,6 +45,47 @@ async fn an_application_reads_its_writes() {
     }
 }
 
+/// A driver decodes rows by the description that it got once. So a statement whose columns are others now is refused, as by Postgres.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_statement_keeps_its_columns() {
+    let world = World::start_voters().await;
+    let (client, other) = (world.connect().await, world.connect().await);
+    client
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')")
+        .await
+        .unwrap();
+    let all = client.prepare("SELECT * FROM t WHERE id = $1").await.unwrap();
+    let one = client.prepare("SELECT v FROM t WHERE id = $1").await.unwrap();
+    let write = client
+        .prepare("UPDATE t SET v = v || '!' WHERE id = $1 RETURNING *")
+        .await
+        .unwrap();
+    client.query_one(&all, &[&1]).await.unwrap();
+    other
+        .batch_execute("ALTER TABLE t ADD COLUMN w int DEFAULT 7")
+        .await
+        .unwrap();
+    for statement in [&all, &write] {
+        let error = client.query(statement, &[&1]).await.unwrap_err();
+        assert_eq!(error.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED), "{error}");
+    }
+    assert_eq!(client.query_one(&one, &[&1]).await.unwrap().get::<_, &str>(0), "a");
+    let all = client.prepare("SELECT * FROM t WHERE id = $1").await.unwrap();
+    assert_eq!(client.query_one(&all, &[&1]).await.unwrap().get::<_, i32>(2), 7);
+    // Columns that come from another place are the same columns; a table that is gone is told as such.
+    other
+        .batch_execute(
+            "DROP TABLE t; CREATE TABLE t (w int, v text, id int PRIMARY KEY); INSERT INTO t VALUES (8, 'b', 1)",
+        )
+        .await
+        .unwrap();
+    assert_eq!(client.query_one(&one, &[&1]).await.unwrap().get::<_, &str>(0), "b");
+    other.batch_execute("DROP TABLE t").await.unwrap();
+    let error = client.query(&one, &[&1]).await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::UNDEFINED_TABLE), "{error}");
+    client.batch_execute("SELECT 1").await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_commit_and_roll_back() {
     let world = World::start_voters().await;

@@ -20,6 +20,43 @@ const DESCRIPTION_BYTES_MAX: usize = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct DescriptionKey([u8; 32]);
 
+/// The columns of a statement's result: their names, types and modifiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape([u8; 32]);
+
+impl Shape {
+    /// The shape in a description.
+    pub(super) fn of(messages: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for (tag, message) in sql::result::messages(messages).flatten() {
+            if tag == b'T' {
+                let body = message.get(HEADER_AND_COUNT_BYTES..).unwrap_or_default();
+                hash_columns(body, &mut hasher);
+            }
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
+/// Before the columns of a RowDescription.
+const HEADER_AND_COUNT_BYTES: usize = 7;
+/// Behind a column's name: table, place in it, type, width, modifier, format.
+const COLUMN_BYTES: usize = 18;
+
+fn hash_columns(mut columns: &[u8], hasher: &mut blake3::Hasher) {
+    while let Some(end) = columns.iter().position(|byte| *byte == 0) {
+        let Some((column, rest)) = columns.split_at_checked(end + 1 + COLUMN_BYTES) else {
+            return;
+        };
+        let (name, fields) = column.split_at(end + 1);
+        hasher.update(name);
+        // Where the column comes from may change.
+        hasher.update(fields.get(6..10).unwrap_or_default());
+        hasher.update(fields.get(12..16).unwrap_or_default());
+        columns = rest;
+    }
+}
+
 #[derive(Debug)]
 struct Description {
     epoch: u64,

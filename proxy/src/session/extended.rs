@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sql::operation::{StatementText, Step};
+use sql::operation::{Exchange, StatementText, Step};
 use sql::statement::StatementClass;
 
 use super::connection::Connection;
@@ -32,8 +32,14 @@ impl Session {
                 parses_unnamed = name.is_empty();
                 self.parse(name, text, parameter_types)
             }
-            Frontend::Bind(bind) => self.bind(bind),
-            Frontend::DescribeStatement(name) => self.describe_statement(&name),
+            Frontend::Bind(bind) => match self.check_shape(&bind.statement).await {
+                Ok(()) => self.bind(bind),
+                Err(error) => Err(error),
+            },
+            Frontend::DescribeStatement(name) => match self.check_shape(&name).await {
+                Ok(()) => self.describe_statement(&name),
+                Err(error) => Err(error),
+            },
             Frontend::DescribePortal(name) => self.describe_portal(name),
             Frontend::Execute { portal, max_rows } => {
                 self.execute_portal(portal, max_rows).await?;
@@ -159,6 +165,7 @@ impl Session {
             return Ok(());
         }
         if let Some(description) = self.known_description(&prepared.statement) {
+            prepared.is_described_by(&description, self.catalog.epoch());
             self.pipeline.insert(|out| out.raw(&description));
             return Ok(());
         }
@@ -166,9 +173,49 @@ impl Session {
         self.pipeline.steps.push(Step::DescribeStatement { statement });
         if self.is_catalog_settled() {
             let key = self.description_key(&prepared.statement);
-            self.pipeline.described.push((self.pipeline.steps.len(), key));
+            self.pipeline.described.push((self.pipeline.steps.len(), key, prepared));
         }
         Ok(())
+    }
+
+    /// Makes sure that a statement still gives the columns that it was described with: applications decode rows by these.
+    async fn check_shape(&mut self, name: &str) -> Result<(), ApplicationError> {
+        let epoch = self.catalog.epoch();
+        let stale = self
+            .statements
+            .get(name)
+            .filter(|prepared| prepared.may_have_changed(epoch));
+        let Some(prepared) = stale.cloned().filter(|_| self.is_catalog_settled()) else {
+            return Ok(());
+        };
+        let description = match self.known_description(&prepared.statement) {
+            Some(description) => description,
+            None => self.describe_again(&prepared.statement, epoch).await?,
+        };
+        match prepared.is_described_by(&description, epoch) {
+            true => Ok(()),
+            false => Err(ApplicationError::new(
+                "0A000",
+                "cached plan must not change result type",
+            )),
+        }
+    }
+
+    async fn describe_again(&mut self, statement: &StatementText, epoch: u64) -> Result<Bytes, ApplicationError> {
+        let exchange = Exchange::Extended {
+            statements: vec![statement.clone()],
+            steps: vec![Step::DescribeStatement { statement: 0 }],
+        };
+        let described = self.execute_and_gather(&exchange, Kind::Plain).await?;
+        if let Some(error) = first_error(&described.messages) {
+            return Err(error);
+        }
+        let boundaries = step_boundaries(&described.messages);
+        if let Some(messages) = step_messages(&described.messages, &boundaries, 1) {
+            let key = self.description_key(statement);
+            self.shared.descriptions.keep(key, epoch, messages);
+        }
+        Ok(described.messages)
     }
 
     /// Whether no uncommitted DDL of this session hides the common catalog, and no failure its own state.
@@ -325,8 +372,9 @@ impl Session {
         let failed = scan(&result.messages).failed;
         let boundaries = step_boundaries(&result.messages);
         if result.before.is_none() {
-            for (step, key) in &pipeline.described {
+            for (step, key, prepared) in &pipeline.described {
                 if let Some(messages) = step_messages(&result.messages, &boundaries, *step) {
+                    prepared.is_described_by(&messages, epoch);
                     self.shared.descriptions.keep(*key, epoch, messages);
                 }
             }

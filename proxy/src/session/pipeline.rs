@@ -63,7 +63,7 @@ pub(super) struct Pipeline {
     /// The exchange needs or leaves state on the backend.
     pub(super) stateful: bool,
     /// Steps that describe a statement, to be remembered.
-    pub(super) described: Vec<(usize, DescriptionKey)>,
+    pub(super) described: Vec<(usize, DescriptionKey, Arc<Prepared>)>,
 }
 
 impl Pipeline {

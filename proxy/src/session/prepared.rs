@@ -1,12 +1,14 @@
 //! Prepared statements: of the extended protocol, and of PREPARE, EXECUTE and DEALLOCATE, which share their names.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use sql::operation::{Exchange, StatementText, Step};
 use sql::statement::StatementClass;
 
 use super::Session;
+use super::describe::Shape;
 use super::routing::Kind;
 use super::special::Reply;
 use super::tokens::{parameters, parenthesised_list, replace_parameters};
@@ -30,6 +32,10 @@ pub(super) struct Prepared {
     pub(super) parameters: usize,
     /// The parameter types that SQL's PREPARE declared, as text.
     declared: Vec<String>,
+    /// What it was first described with: its result must not change as long as it is prepared.
+    shape: OnceLock<Shape>,
+    /// The epoch of the catalog at which it had this shape last.
+    shape_epoch: AtomicU64,
 }
 
 impl Prepared {
@@ -44,7 +50,24 @@ impl Prepared {
             special,
             parameters,
             declared: Vec::new(),
+            shape: OnceLock::new(),
+            shape_epoch: AtomicU64::new(0),
         }
+    }
+
+    /// Whether the catalog has changed since it was last seen to have the shape that it was described with.
+    pub(super) fn may_have_changed(&self, epoch: u64) -> bool {
+        self.shape.get().is_some() && self.shape_epoch.load(Ordering::Relaxed) != epoch
+    }
+
+    /// Takes a description of it; false if it has another shape than at first.
+    pub(super) fn is_described_by(&self, messages: &[u8], epoch: u64) -> bool {
+        let shape = Shape::of(messages);
+        let same = *self.shape.get_or_init(|| shape) == shape;
+        if same {
+            self.shape_epoch.store(epoch, Ordering::Relaxed);
+        }
+        same
     }
 
     /// Bytes that it takes, nearly.
