@@ -192,6 +192,9 @@ pub enum DirectKind {
     },
     /// Give the word on the transaction: [`Outcome::Word`], or the error of a deferred constraint. The exchange is empty.
     Word,
+    /// Tell how far the server has numbered objects: [`Outcome::ObjectNumber`]. The transaction holds everything exclusively, and the
+    /// exchange is empty.
+    ObjectNumber,
 }
 
 /// The hash chain over a transaction's writes: each link hashes the previous one and the encoded exchange.
@@ -291,6 +294,11 @@ pub enum Outcome {
     },
     /// The voter runs it at this moment: no vote.
     Running,
+    /// The number that the voter's server gave last (an answer to [`DirectKind::ObjectNumber`]): no vote.
+    ObjectNumber {
+        /// An OID that no object has.
+        number: u32,
+    },
 }
 
 /// REPLY-COMMIT-DB: voter to replicas.
