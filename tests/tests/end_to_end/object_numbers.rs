@@ -45,3 +45,46 @@ fn objects_made_while_one_server_after_the_other_crashes_have_equal_numbers() {
         .expect("pg_dump");
     assert!(dumped.status.success(), "{}", text(&dumped));
 }
+
+/// What cannot be numbered alike is told to the operator.
+#[test]
+fn a_server_that_numbers_otherwise_is_named() {
+    let cluster = Cluster::up(&[]);
+    let leave_out = |machine: &str, count: u32| {
+        let take = "pg_nextoid('pg_class'::regclass, 'oid', 'pg_class_oid_index'::regclass)";
+        let text = format!("SELECT count({take}) FROM generate_series(1, {count})");
+        cluster.behind_the_back(machine, &text);
+    };
+    let told = |command: &str| {
+        let output = cluster.command_on_directory(command, &[]);
+        assert!(output.status.success(), "{command}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    cluster.psql(
+        "CREATE FUNCTION make() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CREATE TABLE made_by_code (id int); END $$;",
+    );
+    assert!(!told("verify").contains("note:") && !told("status").contains("OIDs"));
+
+    // Code of users is not numbered: nobody knows that it makes something.
+    leave_out("m1", 100);
+    cluster.psql("SELECT make();");
+    let noted = told("verify");
+    assert!(
+        noted.contains("note: m1 numbers") && noted.contains("made_by_code"),
+        "{noted}"
+    );
+    assert!(!told("status").contains("OIDs"));
+
+    // Further ahead than one server draws the others along at once.
+    leave_out("m2", 40_000);
+    cluster.psql("CREATE TABLE made (id int);");
+    let status = told("status");
+    assert!(
+        status.contains("m2: its database server could not number the objects of 1 transactions (OIDs)"),
+        "{status}"
+    );
+    cluster.psql("CREATE TABLE made_then (id int);");
+    let number = "SELECT oid FROM pg_class WHERE relname = 'made_then'";
+    let numbers: BTreeSet<_> = MACHINES.map(|machine| cluster.behind_the_back(machine, number)).into();
+    assert_eq!(numbers.len(), 1, "{numbers:?}");
+}
