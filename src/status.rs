@@ -15,6 +15,9 @@ use crate::{Failure, up};
 /// How long a node may take to answer.
 const ANSWER_MS_MAX: u64 = 2_000;
 
+/// What a voter counts.
+const NUMBERS_METRIC: &str = "cloudbft_voter_object_numbers_missed_total";
+
 /// `cloudbft status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusOptions {
@@ -59,6 +62,8 @@ struct MachineStatus {
     digest: Option<String>,
     view: Option<u64>,
     state: String,
+    /// Transactions since its start of which its server could not number the objects as the others do.
+    object_numbers_missed: Option<u64>,
     /// The command that makes its database anew, if it needs that.
     repair: Option<String>,
 }
@@ -69,6 +74,14 @@ pub(crate) async fn ask(machine: &Machine) -> Option<NodeStatus> {
         .await
         .ok()?;
     serde_json::from_str(&body).ok()
+}
+
+/// How many transactions a machine's server could not number as the others do; `None` when its node does not say.
+async fn object_numbers_missed(machine: &Machine) -> Option<u64> {
+    let metrics = http::get(machine.metrics, "/metrics", Duration::from_millis(ANSWER_MS_MAX)).await;
+    let metrics = metrics.ok()?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(NUMBERS_METRIC))?;
+    line.trim().parse().ok()
 }
 
 /// What all nodes say, in the order of the machines.
@@ -108,6 +121,15 @@ pub(crate) async fn run(options: &StatusOptions) -> Result<ExitCode, Failure> {
 
 async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
     let answers = ask_all(file).await;
+    let mut missed = Vec::with_capacity(answers.len());
+    for (machine, answer) in file.machines.iter().zip(&answers) {
+        // Who does not answer is not asked twice.
+        let asked = machine.database.is_some() && answer.is_some();
+        missed.push(match asked {
+            true => object_numbers_missed(machine).await,
+            false => None,
+        });
+    }
     let live = || answers.iter().flatten();
     let order = live().map(|node| node.decided).max().unwrap_or(0);
     // The view that the most nodes are in; of equals the highest.
@@ -119,37 +141,43 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
     let primary = usize::try_from(view).unwrap_or(0) % file.machines.len().max(1);
     let databases = up::databases(file)?;
     let state = UpState::read(&file.layout());
-    let machines = file.machines.iter().zip(answers.iter()).map(|(machine, answer)| {
-        let name = machine_name(machine.id);
-        let server = usize::from(machine.id.0)
-            .checked_sub(1)
-            .and_then(|index| databases.get(index));
-        let executed = answer.as_ref().and_then(|node| node.executed);
-        MachineStatus {
-            node_pid: answer.as_ref().map(|node| node.pid),
-            postgres_pid: server.and_then(cluster::postgres::DatabaseServer::pid),
-            postgres_socket_dir: machine
-                .database
-                .as_ref()
-                .map(|database| database.socket_directory.clone()),
-            postgres_port: machine.database.as_ref().map(|database| database.port),
-            database: machine.database.as_ref().map(|_| file.tunables.database.clone()),
-            last_order: executed.or(answer.as_ref().map(|node| node.decided)),
-            lag: executed.map(|executed| order.saturating_sub(executed)),
-            digest: answer.as_ref().and_then(|node| node.digest.clone()),
-            view: answer.as_ref().map(|node| node.view),
-            repair: answer.as_ref().filter(|node| node.state == NEEDS_REPAIR).map(|_| {
-                format!(
-                    "cloudbft repair --dir {} --machine {name}",
-                    file.layout().directory().display()
-                )
-            }),
-            state: answer
-                .as_ref()
-                .map_or_else(|| String::from("down"), |node| node.state.clone()),
-            name,
-        }
-    });
+    let said = answers.iter().zip(missed);
+    let machines = file
+        .machines
+        .iter()
+        .zip(said)
+        .map(|(machine, (answer, object_numbers_missed))| {
+            let name = machine_name(machine.id);
+            let server = usize::from(machine.id.0)
+                .checked_sub(1)
+                .and_then(|index| databases.get(index));
+            let executed = answer.as_ref().and_then(|node| node.executed);
+            MachineStatus {
+                node_pid: answer.as_ref().map(|node| node.pid),
+                postgres_pid: server.and_then(cluster::postgres::DatabaseServer::pid),
+                postgres_socket_dir: machine
+                    .database
+                    .as_ref()
+                    .map(|database| database.socket_directory.clone()),
+                postgres_port: machine.database.as_ref().map(|database| database.port),
+                database: machine.database.as_ref().map(|_| file.tunables.database.clone()),
+                last_order: executed.or(answer.as_ref().map(|node| node.decided)),
+                lag: executed.map(|executed| order.saturating_sub(executed)),
+                digest: answer.as_ref().and_then(|node| node.digest.clone()),
+                view: answer.as_ref().map(|node| node.view),
+                object_numbers_missed,
+                repair: answer.as_ref().filter(|node| node.state == NEEDS_REPAIR).map(|_| {
+                    format!(
+                        "cloudbft repair --dir {} --machine {name}",
+                        file.layout().directory().display()
+                    )
+                }),
+                state: answer
+                    .as_ref()
+                    .map_or_else(|| String::from("down"), |node| node.state.clone()),
+                name,
+            }
+        });
     let machines = machines.collect();
     let groups = (0..file.tunables.groups).map(|group| {
         let last = |node: &NodeStatus| {
@@ -195,6 +223,13 @@ fn print_table(status: &ClusterStatus) {
         println!("{name:<8} {state:<21} {node:>9} {postgres:>9} {last:>11} {lag:>7}");
     }
     for machine in &status.machines {
+        if let Some(missed) = machine.object_numbers_missed.filter(|missed| *missed > 0) {
+            println!(
+                "{}: its database server could not number the objects of {missed} transactions (OIDs) as the others do, since its node \
+                 started; cloudbft verify tells which are left",
+                machine.name
+            );
+        }
         if let Some(repair) = &machine.repair {
             println!(
                 "{0}: its database lacks orders that are in no log any more, or contradicts what f+1 voters have certified;\n\

@@ -1,6 +1,7 @@
 //! `cloudbft verify`: compares the contents of all database nodes, table by table.
 
 mod contents;
+mod numbers;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -67,6 +68,9 @@ pub(crate) async fn run(options: &VerifyOptions) -> Result<ExitCode, Failure> {
     }
     if !compare(&read.nodes).await? {
         return Ok(ExitCode::FAILURE);
+    }
+    for note in numbers::notes(&read.nodes) {
+        println!("note: {note}");
     }
     let names: Vec<_> = read.nodes.iter().map(|node| node.name.as_str()).collect();
     if missing.is_empty() {

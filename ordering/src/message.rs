@@ -195,6 +195,9 @@ pub enum DirectKind {
     /// Run a statement that COMMIT lists and that other voters have run before: when something that comes after it is asked, in one go
     /// with what stands beside it. There is no answer.
     Replay,
+    /// Tell how far the server has numbered objects: [`Outcome::ObjectNumber`]. The transaction holds everything exclusively, and the
+    /// exchange is empty.
+    ObjectNumber,
 }
 
 /// The hash chain over a transaction's writes: each link hashes the previous one and the encoded exchange.
@@ -294,6 +297,11 @@ pub enum Outcome {
     },
     /// The voter runs it at this moment: no vote.
     Running,
+    /// The number that the voter's server gave last (an answer to [`DirectKind::ObjectNumber`]): no vote.
+    ObjectNumber {
+        /// An OID that no object has.
+        number: u32,
+    },
 }
 
 /// REPLY-COMMIT-DB: voter to replicas.

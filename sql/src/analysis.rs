@@ -80,6 +80,8 @@ pub struct StatementAnalysis {
     pub foreign_code: bool,
     /// What the statement or exchange does with temporary objects.
     pub temporary: TemporaryWork,
+    /// Whether it is DDL or a DO.
+    numbers_objects: bool,
     /// Whether it means something else to other sessions.
     of_session: bool,
     template: Template,
@@ -114,6 +116,8 @@ pub struct ExchangeAnalysis {
     /// Whether it changes what names mean to the statements after it, also of later exchanges: it sets `search_path` or the
     /// role. Within the exchange, this is taken into account.
     pub renames: bool,
+    /// Whether objects that it makes shall have the same numbers on all servers: one of its statements is DDL or a DO.
+    pub numbers_objects: bool,
     /// The analyses of the exchange's texts: of the one text of a simple exchange, or of each entry of
     /// `statements` of an extended one, by index.
     pub texts: Vec<Arc<TextAnalysis>>,
@@ -197,6 +201,7 @@ impl Analyzer {
             Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. } => {
                 ExchangeAnalysis::with_effect(Effect::Write)
             }
+            Exchange::ObjectNumbers { .. } => return Ok(ExchangeAnalysis::of_object_numbers()),
         };
         analysis.has_temporary = has_temporary;
         if !self.schema.is_plain_path(context) {
@@ -321,7 +326,17 @@ impl ExchangeAnalysis {
             temporary: TemporaryWork::default(),
             has_temporary: false,
             renames: false,
+            numbers_objects: false,
             texts: Vec::new(),
+        }
+    }
+
+    /// It runs no code, and needs that nobody else is numbering objects.
+    fn of_object_numbers() -> Self {
+        Self {
+            footprint: Footprint::everything(),
+            short: false,
+            ..Self::with_effect(Effect::Write)
         }
     }
 
@@ -340,6 +355,7 @@ impl ExchangeAnalysis {
         self.orders_rows |= statement.orders_rows;
         self.short &= statement.short;
         self.foreign_code |= statement.foreign_code;
+        self.numbers_objects |= statement.numbers_objects;
         self.temporary.add(&statement.temporary);
         statement
             .template

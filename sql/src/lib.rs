@@ -9,6 +9,7 @@ pub mod analysis;
 pub mod determinism;
 pub mod footprint;
 pub mod names;
+pub mod object_numbers;
 pub mod operation;
 pub mod refusal;
 pub mod result;

@@ -251,6 +251,12 @@ pub enum Exchange {
         /// Its bytes.
         length: u32,
     },
+    /// From here on the server numbers objects from this number, as far as it has not given it before. Answered by nothing, alike
+    /// by all voters; only what holds everything exclusively may list it (`docs/decisions/0047-servers-number-objects-alike.md`).
+    ObjectNumbers {
+        /// What the next object is numbered.
+        next: u32,
+    },
 }
 
 /// A prepared statement by its text.

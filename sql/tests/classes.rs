@@ -225,3 +225,38 @@ fn other_classes() {
     };
     assert_eq!(class("PREPARE q (int) AS SELECT $1"), prepared);
 }
+
+/// Before these run, all servers are brought to number objects alike (rule ObjectNumbers). Nothing else pays for that.
+#[test]
+fn what_makes_objects_is_numbered_and_nothing_else() {
+    let numbers = |text: &str| {
+        let exchange = sql::operation::Exchange::Simple { text: text.into() };
+        let analysis = analyzer().exchange(&exchange, &sql::operation::SessionContext::default());
+        analysis.expect(text).numbers_objects
+    };
+    for text in [
+        "CREATE TABLE made (id int)",
+        "CREATE TYPE made AS ENUM ('a')",
+        "CREATE TEMP TABLE made (id int)",
+        "SELECT 1 AS a INTO made",
+        "ALTER TYPE made ADD VALUE 'b'",
+        "CREATE INDEX ON item (i_name)",
+        "INSERT INTO item VALUES (1); ALTER TABLE item ADD c int",
+        "DO $$BEGIN CREATE TABLE made (id int); END$$",
+    ] {
+        assert!(numbers(text), "{text}");
+    }
+    for text in [
+        "",
+        "SELECT 1",
+        "INSERT INTO item VALUES (1)",
+        "TRUNCATE item",
+        "DROP TABLE IF EXISTS made",
+        "COMMENT ON TABLE item IS 'x'",
+        "GRANT SELECT ON item TO PUBLIC",
+        "VACUUM",
+        "SET search_path = public",
+    ] {
+        assert!(!numbers(text), "{text}");
+    }
+}

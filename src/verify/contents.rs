@@ -41,6 +41,23 @@ union all
 select format('enum %I.%I %s %s', n.nspname, t.typname, e.enumsortorder, e.enumlabel)
   from pg_enum e join pg_type t on t.oid = e.enumtypid join pg_namespace n on n.oid = t.typnamespace where USERS";
 
+/// What has a number (OID) that applications may see, and the number.
+const NUMBERS: &str = "
+select format('relation %I.%I', n.nspname, c.relname), c.oid
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace where USERS
+union all
+select format('type %I.%I', n.nspname, t.typname), t.oid
+  from pg_type t join pg_namespace n on n.oid = t.typnamespace where USERS
+union all
+select format('label %L of %I.%I', e.enumlabel, n.nspname, t.typname), e.oid
+  from pg_enum e join pg_type t on t.oid = e.enumtypid join pg_namespace n on n.oid = t.typnamespace where USERS
+union all
+select format('function %s', p.oid::regprocedure), p.oid
+  from pg_proc p join pg_namespace n on n.oid = p.pronamespace where USERS
+union all
+select format('constraint %I on %s', k.conname, k.conrelid::regclass), k.oid
+  from pg_constraint k join pg_namespace n on n.oid = k.connamespace where USERS and k.conrelid <> 0";
+
 /// The name under which the schema as a whole is compared.
 const SCHEMA_PART: &str = "(schema)";
 
@@ -70,6 +87,9 @@ pub(crate) struct Contents {
     pub(super) parts: BTreeMap<String, Part>,
 }
 
+/// The numbers of objects, by what they are of. They are no part of the contents.
+pub(crate) type Numbers = BTreeMap<String, u32>;
+
 /// Where positions of sequences are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sequences {
@@ -80,7 +100,7 @@ pub(super) enum Sequences {
 }
 
 /// Reads everything in the open snapshot, and ends it.
-pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<Contents, Error> {
+pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<(Contents, Numbers), Error> {
     client
         .batch_execute("set search_path to ''; set extra_float_digits to 1")
         .await?;
@@ -112,8 +132,10 @@ pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<Conten
     }
     let schema = part(client, SCHEMA_LINES.replace("USERS", IS_USERS)).await?;
     contents.parts.insert(SCHEMA_PART.to_owned(), schema);
+    let numbered = client.query(&NUMBERS.replace("USERS", IS_USERS), &[]).await?;
+    let numbers = numbered.iter().map(|row| (row.get(0), row.get(1))).collect();
     client.batch_execute("commit").await?;
-    Ok(contents)
+    Ok((contents, numbers))
 }
 
 fn position_of(sequence: &str) -> String {

@@ -6,7 +6,7 @@ use cluster::file::{ClusterFile, machine_name};
 use ordering::identifiers::MachineId;
 use tokio_postgres::Client;
 
-use super::contents::{self, Contents, Sequences};
+use super::contents::{self, Contents, Numbers, Sequences};
 use crate::{Failure, up};
 
 /// The pause before snapshots are taken again that were not of one state.
@@ -23,6 +23,7 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) client: Client,
     pub(crate) contents: Contents,
+    pub(super) numbers: Numbers,
 }
 
 /// What was read.
@@ -68,13 +69,14 @@ pub(crate) async fn read_together(
     let mut reading = tokio::task::JoinSet::new();
     for (id, client) in clients {
         reading.spawn(async move {
-            let contents = contents::read(&client, sequences).await?;
+            let (contents, numbers) = contents::read(&client, sequences).await?;
             let name = machine_name(id);
             Ok::<_, tokio_postgres::Error>(Node {
                 id,
                 name,
                 client,
                 contents,
+                numbers,
             })
         });
     }

@@ -3,7 +3,7 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
 /// Counters without labels: they stand at zero before the first event, so that a rate sees that one too.
-const COUNTERS: [(&str, &str); 9] = [
+const COUNTERS: [(&str, &str); 10] = [
     (
         "cloudbft_voter_outages_total",
         "How often this machine's voter went out of service.",
@@ -19,6 +19,10 @@ const COUNTERS: [(&str, &str); 9] = [
     (
         "cloudbft_voter_harmless_contradictions_total",
         "Transactions that wrote nothing, in which this database answered otherwise than f+1 voters certified.",
+    ),
+    (
+        "cloudbft_voter_object_numbers_missed_total",
+        "Transactions of which this machine's server could not number the objects as the others do: it is ahead, or far behind.",
     ),
     (
         "cloudbft_voter_abandoned_transactions_total",

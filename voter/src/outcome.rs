@@ -51,6 +51,11 @@ pub enum Outcome {
         /// The signature.
         signature: [u8; 64],
     },
+    /// The number that the server gave last.
+    ObjectNumber {
+        /// The number.
+        number: u32,
+    },
     /// The voter cannot say.
     Unavailable,
 }
@@ -114,6 +119,7 @@ impl Outcome {
                 answers: *answers,
                 signature: *signature,
             },
+            Outcome::ObjectNumber { number } => message::Outcome::ObjectNumber { number: *number },
             Outcome::Unavailable => message::Outcome::Unavailable,
         }
     }

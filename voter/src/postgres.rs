@@ -8,6 +8,7 @@ pub mod capture;
 pub mod catalog;
 pub mod connection;
 pub mod functions;
+pub mod object_numbers;
 pub mod pool;
 pub mod prepared;
 pub mod script;

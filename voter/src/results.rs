@@ -120,7 +120,11 @@ fn size(report: &Report) -> u64 {
     let bytes = match &report.outcome {
         Outcome::Done { whole, .. } => whole.len() as u64,
         Outcome::Large(large) => large.stored.length(),
-        Outcome::Refused { .. } | Outcome::Executed | Outcome::Word { .. } | Outcome::Unavailable => 0,
+        Outcome::Refused { .. }
+        | Outcome::Executed
+        | Outcome::Word { .. }
+        | Outcome::ObjectNumber { .. }
+        | Outcome::Unavailable => 0,
     };
     bytes + ENTRY_BYTES
 }

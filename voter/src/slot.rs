@@ -6,6 +6,7 @@
 //! is not known to be exactly that list is thrown away.
 
 pub(crate) mod ending;
+mod object_numbers;
 mod replay;
 mod running;
 pub(crate) mod signal;
@@ -34,6 +35,7 @@ use crate::postgres::pool::Borrowed;
 use crate::postgres::written::Written;
 use crate::transactions::{History, OrderedTransaction, Turn};
 use crate::work::{Catalog, Refused};
+use object_numbers::LeftOut;
 use signal::Signal;
 
 /// Direct statements that wait in one transaction, at most.
@@ -213,6 +215,8 @@ pub(crate) struct Slot {
     catalog_changed: bool,
     /// What the COMMIT of this transaction wrote to the catalog.
     catalog_written: Written,
+    /// Object numbers that the server may still be made to leave out.
+    left_out: LeftOut,
     /// Settings of the backend may have been changed by statements.
     settings_changed: bool,
     /// Its Begin has had its turn. Before, nothing that it waits for can be said to be missing.
@@ -271,6 +275,7 @@ pub(crate) fn start(
         made: Made::default(),
         catalog_changed: false,
         catalog_written: Written::Nothing,
+        left_out: LeftOut::default(),
         settings_changed: false,
         begun: false,
         waiting: VecDeque::new(),
@@ -396,7 +401,7 @@ impl Slot {
                 self.waiting.push_back(Waiting { command, deadline });
                 Ok(())
             }
-            DirectKind::Read | DirectKind::Write | DirectKind::Word => {
+            DirectKind::Read | DirectKind::Write | DirectKind::Word | DirectKind::ObjectNumber => {
                 self.join().await?;
                 self.wait_or_run(Command::Direct(client, direct, place)).await
             }
@@ -585,6 +590,7 @@ impl Slot {
             Command::Direct(_, direct, place) => match place.kind {
                 DirectKind::Write => (self.run_write(&direct.exchange).await?, "direct_write"),
                 DirectKind::Word => (self.word().await?, "word"),
+                DirectKind::ObjectNumber => (self.object_number().await?, "object_number"),
                 _ => (self.run_read(&direct.exchange).await?, "direct"),
             },
             Command::Extend(_, exchange, ..) => (self.run_write(exchange).await?, "extend"),

@@ -206,6 +206,7 @@ pub fn decode_listed(bytes: &[u8]) -> Result<Exchange, Refused> {
             statements.iter().any(|statement| statement.text.contains('\0'))
                 || steps.iter().any(|step| portal(step).contains('\0'))
         }
+        Exchange::ObjectNumbers { .. } => false,
         Exchange::CopyEnd { failure } => failure.as_ref().is_some_and(|reason| reason.contains('\0')),
         Exchange::CopyData { data } => {
             if data.len() > COPY_DATA_BYTES_MAX {

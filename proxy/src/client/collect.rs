@@ -22,6 +22,8 @@ enum Verdict {
     Refused(Refused),
     /// The voter's word on a transaction.
     Word(Digest),
+    /// How far the voter's server has numbered objects.
+    ObjectNumber(u32),
     /// It was committed before the voter's restart, and the result is gone there.
     Executed,
     Unavailable,
@@ -30,7 +32,10 @@ enum Verdict {
 impl Verdict {
     /// Whether it says what happened, so that another voter may contradict it.
     fn speaks(&self) -> bool {
-        !matches!(self, Verdict::Unavailable | Verdict::Executed)
+        !matches!(
+            self,
+            Verdict::Unavailable | Verdict::Executed | Verdict::ObjectNumber(_)
+        )
     }
 }
 
@@ -276,6 +281,7 @@ impl Collect {
                 }
                 Verdict::Word(answers)
             }
+            Outcome::ObjectNumber { number } => Verdict::ObjectNumber(number),
             Outcome::Executed => Verdict::Executed,
             Outcome::Unavailable => Verdict::Unavailable,
         };
@@ -322,6 +328,15 @@ impl Collect {
         let enough = self.needed.min(self.voters.len() / 2 + 1);
         let Standing { running, answered, .. } = self.standing();
         !running.is_empty() && running.union(answered).len() >= enough
+    }
+
+    /// How far each voter's server has numbered objects, of those that have said so.
+    pub(crate) fn object_numbers(&self) -> Vec<(MachineId, u32)> {
+        let numbers = self.answers.iter().filter_map(|answer| match answer.verdict {
+            Verdict::ObjectNumber(number) => Some((answer.machine, number)),
+            _ => None,
+        });
+        numbers.collect()
     }
 
     /// The signatures of these voters' words.
@@ -641,6 +656,26 @@ mod tests {
         assert_eq!((agreed, supporters.len()), (Agreed::Word(A), 2));
         collect.discard(MachineId(3));
         assert_eq!(collect.standing().agreed, None);
+    }
+
+    #[test]
+    fn object_numbers_are_each_voters_own_and_no_vote() {
+        let number = |number| Outcome::ObjectNumber { number };
+        let mut collect = Collect::new(voters(), 2, false, Rows::Unordered);
+        for (machine, outcome) in [
+            (1, number(7)),
+            (2, number(7)),
+            (2, number(8)),
+            (3, Outcome::Unavailable),
+        ] {
+            assert!(collect.add(MachineId(machine), says(0, outcome)), "somebody looks");
+        }
+        assert_eq!(collect.object_numbers(), [(MachineId(1), 7), (MachineId(2), 7)]);
+        let standing = collect.standing();
+        assert_eq!(
+            (standing.agreed, standing.conflict, standing.answered.len()),
+            (None, false, 3)
+        );
     }
 
     #[test]

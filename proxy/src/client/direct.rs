@@ -54,7 +54,7 @@ pub(crate) enum Statement {
 
 /// Which voters are asked, and how many must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+pub(super) enum Asked {
     Outside(Quorum),
     Inside(DirectKind),
 }
@@ -133,7 +133,7 @@ impl Client {
         }
     }
 
-    fn direct<'all, 'live>(
+    pub(super) fn direct<'all, 'live>(
         &'all self,
         question: Question,
         asked: Asked,
@@ -207,7 +207,7 @@ struct Settled {
 }
 
 /// One direct statement on its way.
-struct Asking<'client, 'live> {
+pub(super) struct Asking<'client, 'live> {
     client: &'client Client,
     question: Question,
     kind: Asked,
@@ -386,7 +386,7 @@ impl Asking<'_, '_> {
         self.send(&others, false).await
     }
 
-    async fn send(&mut self, machines: &[MachineId], whole_from_first: bool) -> Result<(), Failure> {
+    pub(super) async fn send(&mut self, machines: &[MachineId], whole_from_first: bool) -> Result<(), Failure> {
         let (whole, digests) = match machines.split_first() {
             Some((first, rest)) if whole_from_first => (MachineSet::one(*first), rest.iter().copied().collect()),
             _ => (MachineSet::EMPTY, machines.iter().copied().collect::<MachineSet>()),

@@ -9,6 +9,7 @@ mod health;
 mod large;
 mod live;
 mod numbers;
+mod object_numbers;
 mod order;
 mod store;
 
@@ -38,6 +39,7 @@ use gathering::Gathering;
 pub(crate) use collect::Rows;
 use health::Health;
 use numbers::Numbers;
+use object_numbers::Absent;
 use store::Stores;
 
 pub(crate) use direct::{Question, Quorum, Statement};
@@ -86,6 +88,7 @@ pub(crate) struct Client {
     next_direct: AtomicU64,
     health: Health,
     gathering: Arc<Gathering>,
+    absent: Absent,
     /// The highest order that a vote has named.
     acknowledged: AtomicU64,
 }
@@ -270,6 +273,7 @@ impl Client {
             next_direct: AtomicU64::new(numbers::first_number(config.incarnation)),
             health: Health::new(&config.voters),
             gathering: Arc::default(),
+            absent: Absent::default(),
             acknowledged: AtomicU64::new(0),
         })
     }

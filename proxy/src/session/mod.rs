@@ -10,6 +10,7 @@ mod ending;
 mod execute;
 mod extended;
 mod handshake;
+mod object_numbers;
 mod pipeline;
 mod prepared;
 mod release;

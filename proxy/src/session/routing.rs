@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use sql::analysis::ExchangeAnalysis;
 use sql::footprint::{Footprint, Mode, Resource};
-use sql::operation::{Exchange, Isolation, Operation, TransactionId, Work};
+use sql::operation::{Isolation, Operation, TransactionId, Work};
 use sql::statement::{Effect, StatementClass};
 
 use super::Session;
@@ -60,7 +60,7 @@ pub(super) struct Routed<'analysis> {
 
 impl Routed<'_> {
     /// What the order of its rows means. A portal that goes on may be of a statement with ORDER BY.
-    fn rows(&self) -> Rows {
+    pub(super) fn rows(&self) -> Rows {
         match self.analysis.orders_rows || self.kind == Kind::Stateful {
             true => Rows::Ordered,
             false => Rows::Unordered,
@@ -204,19 +204,33 @@ impl Session {
 
     /// Runs an exchange in a transaction of its own; its result is the application's once that is committed.
     async fn certified(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
+        let numbers_objects = routed.numbers_objects();
+        let first = match numbers_objects {
+            true => self.nothing(),
+            false => Deferred {
+                encoded: routed.encoded.clone(),
+                short: routed.analysis.short,
+            },
+        };
         let opening = Opening {
             context: self.context(),
             isolation: Isolation::ReadCommitted,
             read_only: false,
             footprint: routed.analysis.footprint.clone(),
-            exchanges: vec![Deferred {
-                encoded: routed.encoded.clone(),
-                short: routed.analysis.short,
-            }],
+            exchanges: vec![first],
             rows: routed.rows(),
             at_commit: false,
         };
         let (mut begun, mut result) = self.open(opening).await?;
+        if numbers_objects {
+            match self.run_numbered(&mut begun, routed).await {
+                Ok(ran) => result = ran,
+                Err(failure) => {
+                    self.abort_later(begun);
+                    return Err(failure);
+                }
+            }
+        }
         begun.wrote = routed.analysis.effect > Effect::LockingRead;
         if scan(&result.messages).failed || result.status == b'E' {
             self.abort_later(begun);
@@ -276,7 +290,7 @@ impl Session {
     }
 
     /// What a transaction lists for an encoded exchange: a large one's digest, once the voters' machines keep it.
-    async fn listable(&self, transaction: TransactionId, encoded: &Bytes) -> Result<Bytes, Failure> {
+    pub(super) async fn listable(&self, transaction: TransactionId, encoded: &Bytes) -> Result<Bytes, Failure> {
         if !is_large(encoded) {
             return Ok(encoded.clone());
         }
@@ -385,11 +399,11 @@ impl Session {
         let plain_read = routed.analysis.effect <= Effect::Read && routed.kind == Kind::Plain;
         // A plain read on a snapshot locks nothing. What locks nothing is not listed: the Begin only takes the snapshot.
         let unlisted = plain_read && isolation == Isolation::RepeatableRead;
+        // What makes objects follows when all servers number them alike.
+        let follows = routed.numbers_objects() && !transaction.read_only;
         let (footprint, first) = match unlisted {
-            true => (
-                Footprint::empty(),
-                self.deferred(&Exchange::Simple { text: String::new() }),
-            ),
+            true => (Footprint::empty(), self.nothing()),
+            false if follows => (routed.analysis.footprint.clone(), self.nothing()),
             false => {
                 let first = Deferred {
                     encoded: routed.encoded.clone(),
@@ -413,13 +427,14 @@ impl Session {
         };
         match self.open(opening).await {
             Ok((mut begun, result)) => {
-                begun.wrote = !unlisted && writes(routed);
+                begun.wrote = !unlisted && !follows && writes(routed);
                 if let Some(transaction) = &mut self.transaction {
                     transaction.begun = Some(begun);
                     transaction.deferred.clear();
                 }
                 match unlisted {
                     true => self.read_within(routed).await,
+                    false if follows => self.within(routed).await,
                     false => Ok(result),
                 }
             }
@@ -434,6 +449,9 @@ impl Session {
 
     /// A statement of a transaction that is open on the voters.
     async fn within(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
+        if routed.numbers_objects() {
+            self.number_alike().await?;
+        }
         let analysis = routed.analysis;
         let Some(transaction) = &self.transaction else {
             return Err(Failure::Unavailable);
@@ -473,9 +491,11 @@ impl Session {
     }
 
     /// The statement that is on its way is not listed; the transaction has failed, and can go back to a savepoint.
-    async fn cancel_within(&mut self) {
+    pub(super) async fn cancel_within(&mut self) {
         let client = Arc::clone(&self.shared.client);
         if let Some(begun) = self.begun() {
+            // Some servers may have numbered what it made, and others not.
+            begun.numbers_alike = false;
             client.cancel(&mut begun.live).await;
         }
     }
@@ -517,6 +537,20 @@ impl Session {
     async fn extend(&mut self, routed: &Routed<'_>, footprint: Footprint) -> Result<VotedResult, Failure> {
         let id = self.begun().ok_or(Failure::Unavailable)?.id;
         let listed = self.listable(id, &routed.encoded).await?;
+        let result = self.extend_with(listed, footprint, routed.rows()).await?;
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
+        begun.all_short &= routed.analysis.short && !is_large(&routed.encoded);
+        begun.wrote |= writes(routed);
+        Ok(result)
+    }
+
+    /// Has the open transaction take more, and run what it lists for that.
+    pub(super) async fn extend_with(
+        &mut self,
+        listed: Bytes,
+        footprint: Footprint,
+        rows: Rows,
+    ) -> Result<VotedResult, Failure> {
         let begun = self.begun().ok_or(Failure::Unavailable)?;
         let operation = Operation {
             context: begun.context.decoded.clone(),
@@ -528,17 +562,15 @@ impl Session {
                 exchange: listed.clone(),
             },
         };
-        let voted = self.order_within(&operation, routed.rows()).await?;
+        let voted = self.order_within(&operation, rows).await?;
         let begun = self.begun().ok_or(Failure::Unavailable)?;
-        begun.all_short &= routed.analysis.short && !is_large(&routed.encoded);
-        begun.wrote |= writes(routed);
         begun.extended(&voted, &listed, &operation.footprint);
         Ok(voted.result)
     }
 }
 
 /// Whether an encoded exchange of a transaction is kept outside the order.
-fn is_large(encoded: &Bytes) -> bool {
+pub(super) fn is_large(encoded: &Bytes) -> bool {
     encoded.len() > INLINE_EXCHANGE_BYTES_MAX
 }
 
@@ -548,7 +580,7 @@ fn writes(routed: &Routed<'_>) -> bool {
 }
 
 /// Whether nobody else runs meanwhile.
-fn holds_everything(footprint: &Footprint) -> bool {
+pub(super) fn holds_everything(footprint: &Footprint) -> bool {
     footprint.entries().first() == Some(&(Resource::Everything, Mode::Exclusive))
 }
 

@@ -82,6 +82,8 @@ pub(super) struct Begun {
     pub(super) wrote: bool,
     /// Whether the application sees one voter's answers: its reads are listed too, so that words cover them.
     pub(super) at_commit: bool,
+    /// Whether all servers number alike the objects that it makes next, as far as the proxy can bring it about.
+    pub(super) numbers_alike: bool,
     writes: Vec<TransactionWrite>,
     inline_bytes: usize,
     /// One of the transactions that the session may have open or unaborted; given back when this one is known to have ended.
@@ -179,6 +181,7 @@ impl Begun {
             all_short: true,
             wrote: false,
             at_commit: false,
+            numbers_alike: false,
             writes: Vec::new(),
             inline_bytes: 0,
             room,

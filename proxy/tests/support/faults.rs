@@ -167,6 +167,7 @@ pub fn direct_kind(direct: &Direct) -> &'static str {
         Some(DirectKind::Cancel { request: 0 }) => "cancel direct",
         Some(DirectKind::Cancel { .. }) => "cancel ordered",
         Some(DirectKind::Word) => "word",
+        Some(DirectKind::ObjectNumber) => "object number",
     }
 }
 

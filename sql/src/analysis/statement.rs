@@ -79,6 +79,7 @@ fn empty(text: &str) -> StatementAnalysis {
         plain_read: false,
         foreign_code: false,
         temporary: TemporaryWork::default(),
+        numbers_objects: false,
         of_session: false,
         template: Template::default(),
     }
@@ -151,6 +152,7 @@ fn analyse_statement(
         _ => derived.class,
     };
     splices.extend(findings.splices);
+    let numbers_objects = numbers_objects(&class, words);
     let orders_rows = words.contains_pair("order", "by") || matches!(class, StatementClass::Cursor(_));
     StatementAnalysis {
         range,
@@ -163,8 +165,22 @@ fn analyse_statement(
         plain_read: derived.plain_read,
         foreign_code: derived.foreign_code,
         temporary: work,
+        numbers_objects,
         of_session,
         template: derived.template,
+    }
+}
+
+/// Keywords of DDL that makes nothing with a number.
+const NUMBERLESS: [&str; 6] = ["drop", "comment", "grant", "revoke", "reassign", "security"];
+
+/// Whether the statement may make objects, as far as its text tells: it is DDL that does, or a DO, which is where scripts put DDL.
+fn numbers_objects(class: &StatementClass, words: Words<'_>) -> bool {
+    let keyword = words.keyword().unwrap_or_default();
+    match class {
+        StatementClass::Ddl => !NUMBERLESS.contains(&keyword.as_ref()),
+        StatementClass::Write => keyword == "do",
+        _ => false,
     }
 }
 

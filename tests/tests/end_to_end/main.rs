@@ -5,6 +5,7 @@ mod byzantine_primary;
 mod crashes;
 mod cut_links;
 mod lying_voter;
+mod object_numbers;
 mod pbft;
 mod pgbench;
 mod psql;

@@ -37,7 +37,11 @@ pub fn verdict(answers: &Answers) -> Option<(u64, Verdict)> {
             Outcome::Refused { sqlstate, .. } => Verdict::Refused(sqlstate.clone()),
             Outcome::Executed => Verdict::Executed,
             Outcome::Large { .. } => Verdict::Digest,
-            Outcome::Word { .. } | Outcome::Unavailable | Outcome::Chunk { .. } | Outcome::Running => continue,
+            Outcome::Word { .. }
+            | Outcome::ObjectNumber { .. }
+            | Outcome::Unavailable
+            | Outcome::Chunk { .. }
+            | Outcome::Running => continue,
         };
         return Some((one.order.0, verdict));
     }

@@ -74,6 +74,7 @@ pub fn brief(exchange: &Exchange) -> String {
         Exchange::CopyData { data } => format!("DATA {:?}", String::from_utf8_lossy(data)),
         Exchange::CopyEnd { failure } => format!("END {failure:?}"),
         Exchange::Stored { length, .. } => format!("STORED {length} bytes"),
+        Exchange::ObjectNumbers { next } => format!("NUMBERS from {next}"),
         Exchange::Extended { statements, steps } => {
             let texts: Vec<_> = statements.iter().map(|statement| statement.text.as_str()).collect();
             let steps: Vec<_> = steps.iter().map(step).collect();

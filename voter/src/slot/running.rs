@@ -336,7 +336,7 @@ impl Slot {
         self.live
     }
 
-    /// Runs the first exchanges of a list: as many as go out in one pipeline, or one of a COPY.
+    /// Runs the first exchanges of a list: as many as go out in one pipeline, or one that goes alone: of a COPY, or none for the backend.
     pub(super) async fn run_piece(
         &mut self,
         listed: &[Bytes],
@@ -364,9 +364,9 @@ impl Slot {
                 Ready::Refused(refused) => return Ok((ListRan::Refused(refused), 0)),
                 Ready::Missing | Ready::Stopped => return Ok((ListRan::Failed, 0)),
             };
-            let copies = !matches!(decoded, Exchange::Simple { .. } | Exchange::Extended { .. });
+            let alone = !matches!(decoded, Exchange::Simple { .. } | Exchange::Extended { .. });
             let full = jobs.len() >= PIPELINE_MAX || bytes > PIPELINE_BYTES_MAX;
-            if !jobs.is_empty() && (copies || full) {
+            if !jobs.is_empty() && (alone || full) {
                 break;
             }
             bytes += exchange.len();
@@ -375,21 +375,21 @@ impl Slot {
                 Ok(job) => jobs.push(job),
                 Err(refused) => return Ok((ListRan::Refused(refused), 0)),
             }
-            if copies || is_body {
+            if alone || is_body {
                 break;
             }
         }
-        let task = match jobs.as_slice() {
-            [job] => Task::Within(job),
-            jobs => Task::List(jobs, at_once),
-        };
         let count = jobs.len();
         let stop = match stop {
             Stop::Never => Stop::Never,
             Stop::Replay(exchanges) => Stop::Replay(exchanges),
             _ => Stop::AtEnd,
         };
-        let Played::Answers(answers) = self.play(task, stop).await? else {
+        let played = match jobs.as_slice() {
+            [job] => self.play_one(job, stop).await?,
+            jobs => self.play(Task::List(jobs, at_once), stop).await?,
+        };
+        let Played::Answers(answers) = played else {
             return Ok((ListRan::Failed, 0));
         };
         if answers.len() != count {
@@ -498,7 +498,7 @@ impl Slot {
         };
         let short = job.analysis.short;
         let stop = Stop::Statement(Some((exchange, short)));
-        let answer = match self.play(Task::Within(&job), stop).await? {
+        let answer = match self.play_one(&job, stop).await? {
             Played::Answers(mut answers) => answers.pop(),
             Played::Stopped => return Ok(Outcome::Unavailable),
             Played::Lost => None,
@@ -604,6 +604,6 @@ fn digest_of_ref(outcome: Option<&Outcome>) -> Option<Digest> {
         Outcome::Done { multiset, .. } => Some(*multiset),
         Outcome::Large(large) => Some(large.stored.digests(large.status).multiset),
         Outcome::Refused { .. } => Some(TOO_LARGE),
-        Outcome::Executed | Outcome::Word { .. } | Outcome::Unavailable => None,
+        Outcome::Executed | Outcome::Word { .. } | Outcome::ObjectNumber { .. } | Outcome::Unavailable => None,
     }
 }

@@ -39,6 +39,9 @@ pub(super) const COMMANDS_OF_ITS_OWN: u64 = 2;
 /// No later transaction on this backend sees `currval` of an earlier one.
 pub(super) const DISCARD_SEQUENCES: &str = "DISCARD SEQUENCES";
 
+/// What was committed does not get lost with the server, so that it is not run again.
+pub(super) const DURABLE: &str = "SET LOCAL synchronous_commit = on";
+
 /// Code that is not ours can set limits; none may end a statement of the voter's own. The voter itself sets none.
 pub(super) const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; \
     SET LOCAL idle_in_transaction_session_timeout = 0";

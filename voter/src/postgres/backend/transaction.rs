@@ -83,6 +83,9 @@ impl Backend {
             }
             // Its body runs in its place.
             Exchange::Stored { .. } => return Ok(Answer::Fault("a stored exchange without its body".into())),
+            Exchange::ObjectNumbers { .. } => {
+                return Ok(Answer::Fault("object numbers are not of this backend".into()));
+            }
             Exchange::Simple { .. } | Exchange::Extended { .. } => self.add_within(&mut script, job)?,
         }
         let answer = self.run(script, || {}).await?;
@@ -236,6 +239,10 @@ impl Backend {
         self.add_begin(&mut script)?;
         self.catalog_written = Written::Unknown;
         self.add_unlimited(&mut script)?;
+        if record.asks_catalog {
+            // After a crash the server numbers objects from further on: what is run again then has other numbers than elsewhere.
+            script.query(Part::Own, own::DURABLE)?;
+        }
         self.add_record(&mut script, record)?;
         script.query(Part::Client, own::COMMIT)?;
         let played = self.play_and_note(script, || {}).await?;
