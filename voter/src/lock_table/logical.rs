@@ -9,6 +9,9 @@ use sql::operation::TransactionId;
 use super::mode::{ByMode, LockMode, Locks, locks_of};
 use super::{BeginKind, Ended, Grant, LockLimits, LockRefusal};
 
+/// While a snapshot is open, more resources that were written since are kept by their tables.
+const WRITTEN_MAX: usize = 8192;
+
 /// A transaction that holds locks, in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct OpenTransaction {
@@ -180,6 +183,22 @@ impl Logical {
             if !matches!(resource, Resource::Sequence(_)) {
                 self.written.insert((resource.clone(), exclusive), at);
             }
+        }
+        if self.written.len() > WRITTEN_MAX {
+            self.coarsen_written();
+        }
+    }
+
+    /// Keeps what is known of rows and unique values as if their tables had been written whole: a snapshot may last.
+    fn coarsen_written(&mut self) {
+        let all = std::mem::take(&mut self.written);
+        for ((resource, exclusive), at) in all {
+            let key = match resource.table() {
+                Some(table) if exclusive => (Resource::Table(table.clone()), true),
+                Some(_) | None => (resource, exclusive),
+            };
+            let last = self.written.entry(key).or_insert(at);
+            *last = at.max(*last);
         }
     }
 
@@ -360,7 +379,22 @@ impl Logical {
             snapshot_at: None,
         });
         open.held.extend(footprint);
-        for (resource, mode) in locks_of(footprint) {
+        let mut locks = locks_of(footprint);
+        let contains_others =
+            |(resource, _): &(Resource, _)| matches!(resource, Resource::Table(_) | Resource::Key { .. });
+        if footprint.entries().iter().any(contains_others) {
+            // What a table contains is not held by itself any more.
+            locks = locks_of(&open.held);
+            for resource in std::mem::take(&mut open.locks).into_keys() {
+                if let Some(state) = self.resources.get_mut(&resource) {
+                    state.holders.remove(&id);
+                    if state.is_empty() {
+                        self.resources.remove(&resource);
+                    }
+                }
+            }
+        }
+        for (resource, mode) in locks {
             let held = open.locks.entry(resource.clone()).or_insert(mode);
             *held = held.join(mode);
             self.resources.entry(resource).or_default().holders.insert(id, *held);
@@ -377,6 +411,9 @@ impl Logical {
             return (None, Err(LockRefusal::NoTransaction));
         };
         let replaced = self.unqueue_extend(transaction);
+        // Where the rows that it holds become too many, their table is locked.
+        let needed = self.held(transaction).map(|held| held.needed_for(footprint));
+        let footprint = needed.as_ref().unwrap_or(footprint);
         let outcome = if self.blockers(transaction, footprint).is_empty() {
             self.grant_extend(order, order, transaction, began, footprint);
             Ok(())
