@@ -137,12 +137,9 @@ async fn what_reads_or_references_rows_waits_for_them() {
     run(&one, "CREATE TABLE child (id int PRIMARY KEY, a_id int REFERENCES a)").await;
     run(&one, "CREATE TABLE total (v int)").await;
     let (other, third) = (world.connect().await, world.connect().await);
-    run(
-        &one,
-        "BEGIN; UPDATE a SET v = 7 WHERE id = 1; DELETE FROM a WHERE id = 3",
-    )
-    .await;
+    run(&one, "BEGIN; UPDATE a SET v = 7 WHERE id = 1").await;
     run(&other, "INSERT INTO child VALUES (1, 2)").await;
+    run(&one, "DELETE FROM a WHERE id = 3").await;
     let sum = waiting(third, "INSERT INTO total SELECT sum(v)::int FROM a").await;
     let orphan = waiting(other, "INSERT INTO child VALUES (2, 3)").await;
     run(&one, "COMMIT").await;

@@ -1,5 +1,7 @@
 //! Logical locks: a function of the ordered history alone.
 
+mod written;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -8,9 +10,6 @@ use sql::operation::TransactionId;
 
 use super::mode::{ByMode, LockMode, Locks, locks_of};
 use super::{BeginKind, Ended, Grant, LockLimits, LockRefusal};
-
-/// While a snapshot is open, more resources that were written since are kept by their tables.
-const WRITTEN_MAX: usize = 8192;
 
 /// A transaction that holds locks, in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -167,54 +166,6 @@ impl Logical {
             open.snapshot_at = Some(at);
             self.snapshots += 1;
         }
-    }
-
-    /// Locks that were held for writing end at a position. Sequences are not read from a snapshot.
-    fn note_written<'locks>(&mut self, at: (u64, u64), locks: impl Iterator<Item = (&'locks Resource, LockMode)>) {
-        if self.snapshots == 0 {
-            return;
-        }
-        for (resource, mode) in locks {
-            let exclusive = match mode {
-                LockMode::Exclusive => true,
-                LockMode::IntentExclusive => false,
-                LockMode::IntentShared | LockMode::Shared => continue,
-            };
-            if !matches!(resource, Resource::Sequence(_)) {
-                self.written.insert((resource.clone(), exclusive), at);
-            }
-        }
-        if self.written.len() > WRITTEN_MAX {
-            self.coarsen_written();
-        }
-    }
-
-    /// Keeps what is known of rows and unique values as if their tables had been written whole: a snapshot may last.
-    fn coarsen_written(&mut self) {
-        let all = std::mem::take(&mut self.written);
-        for ((resource, exclusive), at) in all {
-            let key = match resource.table() {
-                Some(table) if exclusive => (Resource::Table(table.clone()), true),
-                Some(_) | None => (resource, exclusive),
-            };
-            let last = self.written.entry(key).or_insert(at);
-            *last = at.max(*last);
-        }
-    }
-
-    /// Whether something in the footprint was written since the transaction's snapshot.
-    fn written_since(&self, transaction: TransactionId, footprint: &Footprint) -> bool {
-        let Some(since) = self.transactions.get(&transaction).and_then(|open| open.snapshot_at) else {
-            return false;
-        };
-        locks_of(footprint).into_iter().any(|(resource, mode)| {
-            [(true, LockMode::Exclusive), (false, LockMode::IntentExclusive)]
-                .into_iter()
-                .any(|(exclusive, written)| {
-                    let last = self.written.get(&(resource.clone(), exclusive));
-                    mode.conflicts(written) && last.is_some_and(|last| *last > since)
-                })
-        })
     }
 
     pub(super) fn waiting(&self) -> usize {
