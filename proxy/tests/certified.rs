@@ -408,7 +408,10 @@ async fn a_transaction_goes_on_after_a_cancelled_statement() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let blocker = blocker(&world, "UPDATE t SET v = 0 WHERE id = 2; LOCK TABLE u").await;
     client
-        .batch_execute("BEGIN; UPDATE t SET v = 5 WHERE id = 1; UPDATE t SET v = v + 1 WHERE id = 1; SAVEPOINT s")
+        // What could fail for another row holds the table.
+        .batch_execute(
+            "BEGIN; UPDATE t SET v = 5 WHERE id = 1 AND v + 1 > 0; UPDATE t SET v = v + 1 WHERE id = 1; SAVEPOINT s",
+        )
         .await
         .unwrap();
     // A direct statement, and one that is ordered to extend the locks.

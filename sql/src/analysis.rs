@@ -193,9 +193,12 @@ impl Analyzer {
     ) -> Result<ExchangeAnalysis, Refusal> {
         let names = self.names(context, made);
         let has_temporary = names.is_active();
+        let session = (context.client, context.session);
         let mut analysis = match exchange {
-            Exchange::Simple { text } | Exchange::CopyStart { text } => self.simple(text, &names)?,
-            Exchange::Extended { statements, steps } => self.extended(statements, steps, names)?,
+            Exchange::Simple { text } | Exchange::CopyStart { text } => {
+                self.simple(text, &names, &Parameters::none(session))?
+            }
+            Exchange::Extended { statements, steps } => self.extended(statements, steps, names, session)?,
             // The code that their rows run is that of the COPY statement. A stored exchange outside a COPY is analysed when its
             // body is at hand.
             Exchange::CopyData { .. } | Exchange::CopyEnd { .. } | Exchange::Stored { .. } => {
@@ -214,11 +217,11 @@ impl Analyzer {
         Ok(analysis)
     }
 
-    fn simple(&self, text: &str, names: &Names) -> Result<ExchangeAnalysis, Refusal> {
+    fn simple(&self, text: &str, names: &Names, parameters: &Parameters<'_>) -> Result<ExchangeAnalysis, Refusal> {
         let text = self.text_of(text, names);
         let mut analysis = ExchangeAnalysis::with_effect(Effect::Nothing);
         for statement in &text.statements {
-            analysis.add(&self.schema, statement, &Parameters::none())?;
+            analysis.add(&self.schema, statement, parameters)?;
         }
         analysis.plain_read = matches!(text.statements.as_slice(), [only] if only.plain_read);
         analysis.texts.push(text);
@@ -230,6 +233,7 @@ impl Analyzer {
         statements: &[StatementText],
         steps: &[Step],
         mut names: Names,
+        session: (u32, u64),
     ) -> Result<ExchangeAnalysis, Refusal> {
         let mut texts = Vec::with_capacity(statements.len());
         for statement in statements {
@@ -270,7 +274,7 @@ impl Analyzer {
                 return Err(unknown_statement());
             };
             bound = Some(text);
-            let parameters = Parameters::new(&source.parameter_types, parameter_formats, parameters);
+            let parameters = Parameters::new(session, &source.parameter_types, parameter_formats, parameters);
             for statement in &text.statements {
                 analysis.add(&self.schema, statement, &parameters)?;
             }

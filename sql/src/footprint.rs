@@ -1,9 +1,11 @@
 //! Resources, lock modes and footprints (`docs/design.md#locks`).
 //!
-//! Resources form a tree: [`Resource::Everything`] is the root, partitions, tables that no partition rule
-//! names and sequences are its children. Locking a resource implies an intention lock on its parents.
+//! Resources form a tree: [`Resource::Everything`] is the root; partitions, tables that no partition rule names and sequences
+//! are its children. Below a table are its rows and the values of its unique keys, both by hash bucket (`docs/decisions/0046`).
+//! Locking a resource implies an intention lock on its parents.
 
 use std::fmt;
+use std::io;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
@@ -36,6 +38,46 @@ pub enum Resource {
     Table(String),
     /// A sequence, as `schema.name`.
     Sequence(String),
+    /// All values of a unique key of a table that is not its row key.
+    Key {
+        /// The table, as `schema.name`.
+        table: String,
+        /// The columns of the key, by commas.
+        key: String,
+    },
+    /// The rows of a table whose row key has a hash in one bucket. The row key of a table is one for all its statements.
+    Row {
+        /// The table, as `schema.name`.
+        table: String,
+        /// The bucket, below [`BUCKETS`].
+        bucket: u16,
+    },
+    /// The values of such a key whose hash is in one bucket.
+    Value {
+        /// The table, as `schema.name`.
+        table: String,
+        /// The columns of the key, by commas.
+        key: String,
+        /// The bucket, below [`BUCKETS`].
+        bucket: u16,
+    },
+}
+
+/// How many buckets the rows of a table, and the values of a unique key, have. More would cost the lock table and
+/// `cloudbft.applied`, fewer would make strangers wait for each other.
+pub const BUCKETS: u16 = 4096;
+
+/// A footprint with more rows of one table holds the table; with more values of one key, the key.
+pub const ROWS_MAX: usize = 256;
+
+/// A footprint with more rows and values in all holds their tables.
+pub const ALL_ROWS_MAX: usize = 4096;
+
+/// The bucket of a row or a unique value, from the canonical bytes of its key.
+pub fn bucket(canonical: &[u8]) -> u16 {
+    let hash = blake3::hash(canonical);
+    let [first, second, ..] = hash.as_bytes();
+    u16::from_le_bytes([*first, *second]) % BUCKETS
 }
 
 impl Resource {
@@ -44,7 +86,51 @@ impl Resource {
         match self {
             Resource::Everything => None,
             Resource::Partition(_) | Resource::Table(_) | Resource::Sequence(_) => Some(Resource::Everything),
+            Resource::Row { table, .. } | Resource::Key { table, .. } => Some(Resource::Table(table.clone())),
+            Resource::Value { table, key, .. } => Some(Resource::Key {
+                table: table.clone(),
+                key: key.clone(),
+            }),
         }
+    }
+
+    /// Whether this is the other resource, or contains it.
+    pub fn contains(&self, other: &Resource) -> bool {
+        match (self, other) {
+            (Resource::Everything, _) => true,
+            (Resource::Table(own), _) => other.table() == Some(own),
+            (
+                Resource::Key { table, key },
+                Resource::Value {
+                    table: of, key: under, ..
+                },
+            ) => table == of && key == under,
+            _ => self == other,
+        }
+    }
+
+    /// The table that this is, or is a part of.
+    pub fn table(&self) -> Option<&String> {
+        match self {
+            Resource::Table(table)
+            | Resource::Row { table, .. }
+            | Resource::Key { table, .. }
+            | Resource::Value { table, .. } => Some(table),
+            Resource::Everything | Resource::Partition(_) | Resource::Sequence(_) => None,
+        }
+    }
+
+    /// Whether operations that write it run one after the other, on every voter in the same order.
+    pub fn is_serial(&self) -> bool {
+        match self {
+            Resource::Partition(_) | Resource::Sequence(_) | Resource::Row { .. } | Resource::Value { .. } => true,
+            Resource::Everything | Resource::Table(_) | Resource::Key { .. } => false,
+        }
+    }
+
+    /// Whether it is one of the buckets, of which a footprint has a bounded number.
+    fn is_bucket(&self) -> bool {
+        matches!(self, Resource::Row { .. } | Resource::Value { .. })
     }
 
     /// The number by which operations on this resource are assigned to a group: 0 for the root (first
@@ -78,6 +164,9 @@ impl fmt::Display for Resource {
             },
             Resource::Table(name) => write!(formatter, "table:{name}"),
             Resource::Sequence(name) => write!(formatter, "sequence:{name}"),
+            Resource::Row { table, bucket } => write!(formatter, "row:{table}#{bucket}"),
+            Resource::Key { table, key } => write!(formatter, "key:{table}({key})"),
+            Resource::Value { table, key, bucket } => write!(formatter, "value:{table}({key})#{bucket}"),
         }
     }
 }
@@ -93,10 +182,35 @@ pub enum Mode {
 
 /// The set of resources that an operation touches, each shared or exclusive.
 ///
-/// Invariant: sorted by resource, each resource at most once.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+/// Invariant: sorted by resource, each resource at most once, and no more rows and values than [`ROWS_MAX`] of one table or
+/// key and [`ALL_ROWS_MAX`] in all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, BorshSerialize)]
 pub struct Footprint {
     entries: Vec<(Resource, Mode)>,
+}
+
+/// What a stranger sent is put in order: the invariant holds for it too.
+impl BorshDeserialize for Footprint {
+    fn deserialize_reader<R: io::Read>(reader: &mut R) -> io::Result<Self> {
+        let entries = Vec::<(Resource, Mode)>::deserialize_reader(reader)?;
+        let is_sorted = entries
+            .windows(2)
+            .all(|pair| matches!(pair, [(one, _), (next, _)] if one < next));
+        let has_parts = entries
+            .iter()
+            .any(|(resource, _)| resource.parent() > Some(Resource::Everything));
+        if is_sorted && !has_parts {
+            return Ok(Self { entries });
+        }
+        let mut entries = entries;
+        // Tables come before their parts: adding them in order costs little for each.
+        entries.sort_unstable();
+        let mut footprint = Self::empty();
+        entries
+            .into_iter()
+            .for_each(|(resource, mode)| footprint.add(resource, mode));
+        Ok(footprint)
+    }
 }
 
 impl Footprint {
@@ -119,16 +233,127 @@ impl Footprint {
         }
     }
 
-    /// Adds a resource; a resource that is there keeps the stronger mode.
+    /// Adds a resource; a resource that is there keeps the stronger mode. Rows, values and keys are left out where their table or
+    /// key is held as strongly. Where there are too many rows or values, what contains them takes their place.
     pub fn add(&mut self, resource: Resource, mode: Mode) {
+        let above = resource.parent().filter(|parent| *parent != Resource::Everything);
+        if above.as_ref().is_some_and(|above| self.holds_below_root(above, mode)) {
+            return;
+        }
+        self.leave_out_parts(&resource, mode);
         match self.entries.binary_search_by(|(held, _)| held.cmp(&resource)) {
             Ok(at) => {
                 if let Some(entry) = self.entries.get_mut(at) {
                     entry.1 = entry.1.max(mode);
                 }
             }
-            Err(at) => self.entries.insert(at, (resource, mode)),
+            Err(at) => {
+                let is_bucket = resource.is_bucket();
+                self.entries.insert(at, (resource, mode));
+                if let Some(above) = above.filter(|_| is_bucket) {
+                    self.bound(at, &above);
+                }
+            }
         }
+    }
+
+    /// Whether a table or key, or the table of a key, is held.
+    fn holds_below_root(&self, resource: &Resource, mode: Mode) -> bool {
+        let own = self.entries.binary_search_by(|(held, _)| held.cmp(resource)).ok();
+        let held = own.and_then(|at| self.entries.get(at)).map(|(_, held)| *held);
+        let above = || resource.parent().filter(|parent| *parent != Resource::Everything);
+        held >= Some(mode) || above().is_some_and(|above| self.holds_below_root(&above, mode))
+    }
+
+    /// Keeps the number of rows and values bounded, after one below `parent` was added at a place.
+    fn bound(&mut self, at: usize, parent: &Resource) {
+        // Buckets come last, those of one table or key together; only a long footprint can have too many.
+        if self.entries.len() <= ROWS_MAX {
+            return;
+        }
+        let is_below = |entry: &&(Resource, Mode)| entry.0.is_bucket() && parent.contains(&entry.0);
+        let after = self.entries.iter().skip(at).take_while(is_below).count();
+        let before = self.entries.iter().take(at).rev().take_while(is_below).count();
+        let first = self.entries.partition_point(|(resource, _)| !resource.is_bucket());
+        if self.entries.len() - first > ALL_ROWS_MAX {
+            self.raise(first, |_| true);
+        } else if before + after > ROWS_MAX {
+            self.raise(first, |resource| parent.contains(resource));
+        }
+    }
+
+    /// Puts what contains some buckets in their place; buckets begin at `first`.
+    fn raise(&mut self, first: usize, is_raised: impl Fn(&Resource) -> bool) {
+        let mut parents = Self::empty();
+        let buckets = self.entries.split_off(first.min(self.entries.len()));
+        for (resource, mode) in buckets {
+            match resource.parent().filter(|_| is_raised(&resource)) {
+                Some(parent) => parents.add(parent, mode),
+                None => self.entries.push((resource, mode)),
+            }
+        }
+        self.extend(&parents);
+    }
+
+    /// Leaves out what a table or key contains that is held no more strongly.
+    fn leave_out_parts(&mut self, of: &Resource, mode: Mode) {
+        let first = |least: Resource| self.entries.partition_point(move |(resource, _)| *resource < least);
+        let starts = match of {
+            Resource::Table(table) => {
+                let (key, bucket) = (String::new(), 0);
+                let keys = Resource::Key {
+                    table: table.clone(),
+                    key: key.clone(),
+                };
+                let rows = Resource::Row {
+                    table: table.clone(),
+                    bucket,
+                };
+                let values = Resource::Value {
+                    table: table.clone(),
+                    key,
+                    bucket,
+                };
+                vec![first(keys), first(rows), first(values)]
+            }
+            Resource::Key { table, key } => vec![first(Resource::Value {
+                table: table.clone(),
+                key: key.clone(),
+                bucket: 0,
+            })],
+            _ => return,
+        };
+        let is_part = |at: usize| {
+            self.entries
+                .get(at)
+                .is_some_and(|(resource, _)| resource != of && of.contains(resource))
+        };
+        if starts.into_iter().any(is_part) {
+            self.entries
+                .retain(|(resource, held)| resource == of || *held > mode || !of.contains(resource));
+        }
+    }
+
+    /// What must be locked in addition to `self` to hold this too: itself, and what takes the place of rows that become too many.
+    #[must_use]
+    pub fn needed_for(&self, footprint: &Footprint) -> Footprint {
+        let mut joint = self.clone();
+        joint.extend(footprint);
+        let mut needed = footprint.clone();
+        for (resource, mode) in joint.entries {
+            if !self.holds(&resource, mode) {
+                needed.add(resource, mode);
+            }
+        }
+        needed
+    }
+
+    /// Whether the two have a resource in common, or one has something that contains a resource of the other.
+    pub fn overlaps(&self, other: &Footprint) -> bool {
+        self.entries.iter().any(|(own, _)| {
+            let mut others = other.entries.iter();
+            others.any(|(other, _)| own.contains(other) || other.contains(own))
+        })
     }
 
     /// Adds all of another footprint.
@@ -146,6 +371,16 @@ impl Footprint {
     /// Whether nothing is touched.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Whether equal answers of all voters prove a state that was (rule OneResourceFastPath): at most one resource is touched, and
+    /// all voters write it in the same order. Voters that are behind on different rows of a table could agree on a table that never was.
+    pub fn is_serial(&self) -> bool {
+        match self.entries.as_slice() {
+            [] => true,
+            [(resource, _)] => resource.is_serial(),
+            _ => false,
+        }
     }
 
     /// Whether holding `self` suffices for `needed`: each needed resource, or an ancestor of it, is held in
@@ -186,34 +421,4 @@ impl fmt::Display for Footprint {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn warehouse(value: i64) -> Resource {
-        Resource::Partition(PartitionKey {
-            family: "warehouse".into(),
-            value: PartitionValue::Integer(value),
-        })
-    }
-
-    #[test]
-    fn everything_covers_every_partition() {
-        assert!(Footprint::everything().covers(&Footprint::of(warehouse(7), Mode::Exclusive)));
-        assert!(!Footprint::of(warehouse(7), Mode::Exclusive).covers(&Footprint::everything()));
-    }
-
-    #[test]
-    fn shared_does_not_cover_exclusive() {
-        let shared = Footprint::of(warehouse(1), Mode::Shared);
-        assert!(!shared.covers(&Footprint::of(warehouse(1), Mode::Exclusive)));
-        assert!(Footprint::of(warehouse(1), Mode::Exclusive).covers(&shared));
-    }
-
-    #[test]
-    fn home_is_the_smallest_exclusive_resource() {
-        let mut footprint = Footprint::of(warehouse(1), Mode::Shared);
-        footprint.add(warehouse(9), Mode::Exclusive);
-        footprint.add(warehouse(4), Mode::Exclusive);
-        assert_eq!(footprint.home(), warehouse(4));
-    }
-}
+mod tests;

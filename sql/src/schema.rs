@@ -20,7 +20,9 @@ use globals::Globals;
 use names::Names;
 use shards::Shards;
 use table::Column;
-pub(crate) use table::{Action, ColumnKind, ForeignKey, Partitioning, Reference, Table, TableKind, TableName};
+pub(crate) use table::{
+    Action, ColumnKind, ForeignKey, LockedKey, Partitioning, Reference, Table, TableKind, TableName, Unique,
+};
 
 pub use catalog::{CATALOG_QUERY, NUMBERED_CATALOG_QUERY, NUMBERED_GLOBALS_QUERY, NUMBERED_RELATIONS_QUERY};
 pub use change::CatalogChange;

@@ -95,7 +95,7 @@ fn draws_over_several_rows_are_refused() {
     check(&[
         (
             "INSERT INTO plain (id, amount) VALUES (1, random()), (2, random())",
-            "Write {table:public.plain X}",
+            "Write {row:public.plain#[1] X, row:public.plain#[2] X}",
         ),
         (
             "INSERT INTO plain (id, amount) SELECT id, random() FROM child",
@@ -112,7 +112,7 @@ fn draws_over_several_rows_are_refused() {
         ("UPDATE plain SET amount = random()", "BF002 rule 6"),
         (
             "UPDATE plain SET amount = random() WHERE id = 1",
-            "Write {table:public.plain X}",
+            "Write {key:public.plain(note) S, row:public.plain#[1] X}",
         ),
         ("INSERT INTO numbered (value) SELECT value FROM plain", "BF002 rule 6"),
         (
@@ -161,7 +161,7 @@ fn rule_4_date_words_as_values_are_refused() {
         ("UPDATE plain SET at = 'today' WHERE id = 1", "0A000 rule 4"),
         (
             "INSERT INTO plain (id, value) VALUES (1, 'now')",
-            "Write {table:public.plain X}",
+            "Write {row:public.plain#[1] X}",
         ),
     ]);
     let insert = "INSERT INTO plain (id, at) VALUES ($1, $2)";
@@ -171,7 +171,7 @@ fn rule_4_date_words_as_values_are_refused() {
     );
     assert_eq!(
         describe(bound(&analyzer, insert, &[], &[Some("1"), Some("2026-01-01")])),
-        "Write {table:public.plain X}"
+        common::buckets("Write {row:public.plain#[1] X}")
     );
     let read = "SELECT $1::text";
     assert_eq!(
@@ -235,7 +235,7 @@ fn rules_17_and_18_several_matches() {
         ),
         (
             "INSERT INTO child VALUES (1) ON CONFLICT DO NOTHING",
-            "Write {table:public.child X, table:public.plain S}",
+            "Write {row:public.child#[1] X}",
         ),
     ]);
 }
@@ -279,7 +279,7 @@ fn needs_clock() {
     );
     assert_eq!(
         describe(simple(&analyzer, "INSERT INTO clocked VALUES (1, NULL)")),
-        "Write {table:public.clocked X}"
+        common::buckets("Write {row:public.clocked#[1] X}")
     );
 }
 

@@ -120,27 +120,24 @@ fn constraints_widen_writes() {
         ("DELETE FROM orders WHERE o_w_id = 1", "Write {w1 X}"),
         (
             "INSERT INTO child VALUES (1, 2, 3)",
-            "Write {table:public.child X, table:public.plain S}",
+            "Write {row:public.child#[1] X, row:public.plain#[2] S}",
         ),
-        (
-            "INSERT INTO child (id) VALUES (1)",
-            "Write {table:public.child X, table:public.plain S}",
-        ),
+        ("INSERT INTO child (id) VALUES (1)", "Write {row:public.child#[1] X}"),
         (
             "UPDATE child SET item_id = 1 WHERE id = 1",
-            "Write {table:public.child X}",
+            "Write {row:public.child#[1] X}",
         ),
         (
             "DELETE FROM plain WHERE id = 1",
-            "Write {table:public.child X, table:public.plain X}",
+            "Write {table:public.child X, key:public.plain(note) S, row:public.plain#[1] X}",
         ),
         (
             "UPDATE plain SET value = 'x' WHERE id = 1",
-            "Write {table:public.plain X}",
+            "Write {key:public.plain(note) S, row:public.plain#[1] X}",
         ),
         (
             "UPDATE plain SET id = 2 WHERE id = 1",
-            "Write {table:public.child S, table:public.plain X}",
+            "Write {table:public.child S, key:public.plain(note) S, row:public.plain#[1] X, row:public.plain#[2] X}",
         ),
         ("INSERT INTO triggered VALUES (1)", "Write {all X}"),
         ("INSERT INTO checked VALUES (1, 'x')", "Write {all X}"),
@@ -176,7 +173,7 @@ fn sequences() {
         ),
         (
             "INSERT INTO numbered (id, value) VALUES (1, 'x')",
-            "Write {table:public.numbered X}",
+            "Write {row:public.numbered#[1] X}",
         ),
         (
             "INSERT INTO identified (value) VALUES ('x')",
@@ -184,7 +181,7 @@ fn sequences() {
         ),
         (
             "INSERT INTO identified OVERRIDING SYSTEM VALUE VALUES (1, 'x')",
-            "Write {table:public.identified X}",
+            "Write {row:public.identified#[1] X}",
         ),
         ("SELECT nextval('counter')", "Write {sequence:public.counter X}"),
         (

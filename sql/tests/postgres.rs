@@ -303,5 +303,8 @@ fn ddl_stores_the_replacements(server: &Server, analyzer: &Analyzer) {
     let analyzer = Analyzer::new(std::sync::Arc::new(schema));
     let insert = common::simple(&analyzer, "INSERT INTO made VALUES (2)").expect("passes");
     assert!(insert.needs_clock);
-    assert_eq!(insert.footprint.to_string(), "{table:public.made exclusive}");
+    assert_eq!(
+        insert.footprint.to_string(),
+        common::buckets("{row:public.made#[2] exclusive}")
+    );
 }

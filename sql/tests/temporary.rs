@@ -189,7 +189,7 @@ fn names_mean_the_sessions_own_first() {
         ("SELECT * FROM plain WHERE id = 1", format!("Read {{{own}.plain S}}")),
         (
             "SELECT * FROM public.plain WHERE id = 1",
-            "Read {table:public.plain S}".into(),
+            common::buckets("Read {row:public.plain#[1] S}"),
         ),
         ("SELECT * FROM pg_temp.plain", format!("Read {{{own}.plain S}}")),
         (
@@ -228,11 +228,11 @@ fn names_mean_the_sessions_own_first() {
     };
     assert_eq!(
         asked(&stranger, "SELECT * FROM plain WHERE id = 1"),
-        "Read {table:public.plain S}"
+        common::buckets("Read {row:public.plain#[1] S}")
     );
     assert_eq!(
         asked(&common::context(), "SELECT * FROM plain WHERE id = 1"),
-        "Read {table:public.plain S}"
+        common::buckets("Read {row:public.plain#[1] S}")
     );
     // What is kept of one session's texts is not taken for another's.
     assert_eq!(

@@ -253,7 +253,7 @@ impl Session {
         let quorum = self.read_quorum();
         // A voter that is late, or has not executed the last write, would have all of it run again.
         let risks_more = quorum == Quorum::All && copies_out(routed.analysis);
-        let narrow = !routed.several && is_narrow(&routed.analysis.footprint);
+        let narrow = !routed.several && routed.analysis.footprint.is_serial();
         if !routed.analysis.needs_clock && narrow && !risks_more {
             let question = Question {
                 context: context.encoded.clone(),
@@ -465,7 +465,7 @@ impl Session {
         // With answers at COMMIT one voter alone answers what the transaction holds: its reads too are listed, for f more voters to certify.
         let plain_read = plain && !begun.at_commit;
         let covered = footprint.is_empty() || begun.held.covers(&footprint) || (begun.snapshot && plain_read);
-        let bound = analysis.needs_transaction || analysis.needs_clock || begun.may_have_written(&footprint);
+        let bound = analysis.needs_transaction || analysis.needs_clock || begun.held.overlaps(&footprint);
         let result = match (plain_read, covered) {
             (true, true) => self.read_within(routed).await,
             // No lock protects it: as outside the transaction, unless it may depend on what that wrote.
@@ -588,15 +588,6 @@ pub(super) fn holds_everything(footprint: &Footprint) -> bool {
 fn copies_out(analysis: &ExchangeAnalysis) -> bool {
     let mut statements = analysis.texts.iter().flat_map(|text| &text.statements);
     statements.any(|statement| statement.class == StatementClass::CopyTo)
-}
-
-/// Whether all voters' equal answers prove a state: at most one resource is read.
-fn is_narrow(footprint: &Footprint) -> bool {
-    match footprint.entries() {
-        [] => true,
-        [(resource, _)] => *resource != Resource::Everything,
-        _ => false,
-    }
 }
 
 /// What an exchange locks: exclusively also what it only reads, when reads lock.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ordering::identifiers::Order;
-use sql::footprint::{Footprint, Mode, Resource};
+use sql::footprint::{Footprint, Mode};
 use sql::names::Made;
 use sql::operation::{Isolation, TransactionId, TransactionWrite};
 use sql::statement::TransactionModes;
@@ -214,18 +214,6 @@ impl Begun {
     /// Whether a direct write of this size leaves COMMIT bounded.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         self.inline_bytes.saturating_add(bytes) <= INLINE_BYTES_MAX
-    }
-
-    /// Whether it may have written something of this footprint.
-    pub(super) fn may_have_written(&self, footprint: &Footprint) -> bool {
-        let overlap = |held: &Resource, read: &Resource| {
-            held == read || *held == Resource::Everything || *read == Resource::Everything
-        };
-        let read = footprint.entries();
-        self.held
-            .entries()
-            .iter()
-            .any(|(held, _)| read.iter().any(|(read, _)| overlap(held, read)))
     }
 
     /// Its end.

@@ -5,6 +5,7 @@
 mod copy;
 mod expressions;
 mod query;
+mod rows;
 mod shape;
 mod writes;
 

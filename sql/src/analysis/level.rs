@@ -5,10 +5,10 @@ use sqlparser::ast::{
     UnaryOperator, Value,
 };
 
-use super::template::{KeyKind, KeySource, text_value};
+use super::template::{KeyKind, KeySource, text_value, uuid_value};
 use crate::footprint::PartitionValue;
 use crate::lexer::fold;
-use crate::schema::{ColumnKind, Table, TableName};
+use crate::schema::{Table, TableName};
 
 /// More conditions of one level are not followed.
 const CONDITIONS_MAX: usize = 256;
@@ -41,6 +41,8 @@ pub(super) struct Level<'schema> {
     links: Vec<(ColumnOf, ColumnOf)>,
     left_joins: Vec<LeftJoin>,
     uses: ParameterUses,
+    /// Whether no condition can fail, whatever row it is evaluated for.
+    pub(super) is_harmless: bool,
 }
 
 /// What holds for the rows of the right side of a LEFT JOIN that matter.
@@ -236,11 +238,7 @@ impl<'schema> Level<'schema> {
     /// The kind of a column, when values of it can be followed.
     fn kind(&self, column: &ColumnOf) -> Option<KeyKind> {
         let table = self.sources.get(column.source)?.table?;
-        match table.column(&column.column)?.kind {
-            ColumnKind::Integer => Some(KeyKind::Integer),
-            ColumnKind::Text => Some(KeyKind::Text),
-            _ => None,
-        }
+        table.column(&column.column)?.kind.key_kind()
     }
 
     /// The values that a column must have, directly or through equal columns.
@@ -356,6 +354,7 @@ fn literal(value: &Value, kind: KeyKind, uses: &ParameterUses) -> Option<KeySour
         (Value::Number(digits, _), KeyKind::Integer) => integer(digits),
         (Value::SingleQuotedString(text), KeyKind::Integer) => integer(text),
         (Value::SingleQuotedString(text), KeyKind::Text) => text_value(text).map(KeySource::Value),
+        (Value::SingleQuotedString(text), KeyKind::Uuid) => uuid_value(text).map(KeySource::Value),
         (Value::Placeholder(name), _) => {
             let index = name.strip_prefix('$')?.parse::<u16>().ok()?.checked_sub(1)?;
             Some(KeySource::Parameter {
@@ -373,7 +372,7 @@ fn integer(digits: &str) -> Option<KeySource> {
     Some(KeySource::Value(PartitionValue::Integer(number)))
 }
 
-fn casts_to(data_type: &DataType, kind: KeyKind) -> bool {
+pub(super) fn casts_to(data_type: &DataType, kind: KeyKind) -> bool {
     match kind {
         KeyKind::Integer => matches!(
             data_type,
@@ -386,5 +385,6 @@ fn casts_to(data_type: &DataType, kind: KeyKind) -> bool {
                 | DataType::Int8(None)
         ),
         KeyKind::Text => matches!(data_type, DataType::Text | DataType::Varchar(None)),
+        KeyKind::Uuid => matches!(data_type, DataType::Uuid),
     }
 }

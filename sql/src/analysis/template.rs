@@ -1,10 +1,14 @@
 //! Footprint templates: what a statement touches, with the bound parameters still open.
 
+mod rows;
+
 use bytes::Bytes;
 
 use crate::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
 use crate::refusal::{FEATURE_NOT_SUPPORTED, Refusal};
 use crate::rules::{MultiPartition, PartitionRules};
+
+pub(crate) use rows::{Rows, RowsOf};
 
 /// Type OIDs of Postgres that a key parameter may be declared as.
 mod oid {
@@ -16,6 +20,7 @@ mod oid {
     pub(super) const UNKNOWN: u32 = 705;
     pub(super) const VARCHAR: u32 = 1043;
     pub(super) const NUMERIC: u32 = 1700;
+    pub(super) const UUID: u32 = 2950;
     /// date, time, timestamp, timestamptz, timetz
     pub(super) const DATE_TIME: [u32; 5] = [1082, 1083, 1114, 1184, 1266];
 }
@@ -41,6 +46,10 @@ pub(crate) enum Access {
     Fixed(Resource, Mode),
     /// Partitions by key.
     Keyed(Keyed),
+    /// Rows or unique values by key.
+    Rows(Rows),
+    /// A row of a table without unique keys, which nobody can name.
+    NewRow(String),
 }
 
 /// Partitions by key values.
@@ -65,6 +74,8 @@ pub(crate) enum KeyKind {
     Integer,
     /// text, varchar with a deterministic collation.
     Text,
+    /// uuid; a value is its 32 hexadecimal digits.
+    Uuid,
 }
 
 /// Where a key value comes from.
@@ -90,6 +101,8 @@ pub(crate) struct Parameters<'bind> {
     types: &'bind [u32],
     formats: &'bind [i16],
     values: &'bind [Option<Bytes>],
+    /// The client and its session that asks.
+    session: (u32, u64),
 }
 
 /// A parameter's value as a key.
@@ -100,12 +113,22 @@ enum Bound {
 }
 
 impl<'bind> Parameters<'bind> {
-    pub(crate) fn new(types: &'bind [u32], formats: &'bind [i16], values: &'bind [Option<Bytes>]) -> Self {
-        Self { types, formats, values }
+    pub(crate) fn new(
+        session: (u32, u64),
+        types: &'bind [u32],
+        formats: &'bind [i16],
+        values: &'bind [Option<Bytes>],
+    ) -> Self {
+        Self {
+            types,
+            formats,
+            values,
+            session,
+        }
     }
 
-    pub(crate) fn none() -> Self {
-        Self::new(&[], &[], &[])
+    pub(crate) fn none(session: (u32, u64)) -> Self {
+        Self::new(session, &[], &[], &[])
     }
 
     fn declared(&self, index: usize) -> u32 {
@@ -125,6 +148,14 @@ impl<'bind> Parameters<'bind> {
         }
     }
 
+    fn bound(&self, source: &KeySource, kind: KeyKind) -> Bound {
+        match source {
+            KeySource::Value(value) => Bound::Value(value.clone()),
+            KeySource::Null => Bound::Null,
+            KeySource::Parameter { index, only_use, cast } => self.key(*index, kind, *only_use, *cast),
+        }
+    }
+
     fn key(&self, index: u16, kind: KeyKind, only_use: bool, cast: bool) -> Bound {
         let index = usize::from(index);
         let value = match self.values.get(index) {
@@ -137,6 +168,7 @@ impl<'bind> Parameters<'bind> {
             (KeyKind::Integer, Some(false)) => text_integer(value, declared, only_use, cast),
             (KeyKind::Integer, Some(true)) => binary_integer(value, declared, only_use),
             (KeyKind::Text, Some(_)) => text_key(value, declared, only_use),
+            (KeyKind::Uuid, Some(is_binary)) => uuid_key(value, declared, only_use, cast, is_binary),
             (_, None) => None,
         };
         key.map_or(Bound::NotUnderstood, Bound::Value)
@@ -229,6 +261,31 @@ pub(crate) fn text_value(value: &str) -> Option<PartitionValue> {
     (!value.ends_with(' ')).then(|| PartitionValue::Text(value.to_owned()))
 }
 
+fn uuid_key(value: &[u8], declared: u32, only_use: bool, cast: bool, is_binary: bool) -> Option<PartitionValue> {
+    let understood = match declared {
+        oid::UUID => true,
+        oid::UNSPECIFIED => only_use,
+        oid::TEXT | oid::VARCHAR | oid::UNKNOWN => cast && !is_binary,
+        _ => false,
+    };
+    understood.then_some(())?;
+    if is_binary {
+        let bytes: [u8; 16] = value.try_into().ok()?;
+        let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+        return Some(PartitionValue::Text(digits.collect()));
+    }
+    uuid_value(std::str::from_utf8(value).ok()?)
+}
+
+/// A UUID as key value, of the two usual forms of the many that Postgres takes.
+pub(crate) fn uuid_value(value: &str) -> Option<PartitionValue> {
+    let groups: Vec<usize> = value.split('-').map(str::len).collect();
+    let is_usual = matches!(groups.as_slice(), [32] | [8, 4, 4, 4, 12]);
+    let digits: String = value.chars().filter(|character| *character != '-').collect();
+    let are_digits = digits.chars().all(|digit| digit.is_ascii_hexdigit());
+    (is_usual && are_digits).then(|| PartitionValue::Text(digits.to_ascii_lowercase()))
+}
+
 impl Template {
     /// Everything, in one mode.
     pub(crate) fn everything(mode: Mode) -> Self {
@@ -256,6 +313,8 @@ impl Template {
             match access {
                 Access::Fixed(resource, mode) => footprint.add(resource.clone(), *mode),
                 Access::Keyed(keyed) => keyed.instantiate(parameters, rules, footprint),
+                Access::Rows(rows) => rows.instantiate(parameters, footprint),
+                Access::NewRow(table) => footprint.add(rows::new_row(table, parameters.session), Mode::Exclusive),
             }
         }
         reduce(rules, footprint);
@@ -284,12 +343,7 @@ fn reduce(rules: &PartitionRules, footprint: &mut Footprint) {
 impl Keyed {
     fn instantiate(&self, parameters: &Parameters<'_>, rules: &PartitionRules, footprint: &mut Footprint) {
         for source in &self.sources {
-            let bound = match source {
-                KeySource::Value(value) => Bound::Value(value.clone()),
-                KeySource::Null => Bound::Null,
-                KeySource::Parameter { index, only_use, cast } => parameters.key(*index, self.kind, *only_use, *cast),
-            };
-            match (bound, rules.families.get(self.family)) {
+            match (parameters.bound(source, self.kind), rules.families.get(self.family)) {
                 (Bound::Value(value), Some(family)) => {
                     let family = family.name.clone();
                     footprint.add(Resource::Partition(PartitionKey { family, value }), self.mode);

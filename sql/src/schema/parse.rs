@@ -90,6 +90,8 @@ struct IndexRow {
     plain: bool,
     #[serde(default)]
     exclusion: bool,
+    #[serde(default)]
+    natural: bool,
     columns: Vec<Option<String>>,
 }
 
@@ -156,14 +158,10 @@ fn partitioning(schema: &str, name: &str, columns: &[Column], rules: &PartitionR
             false => Partitioning::None,
         };
     };
-    let kind = match columns
-        .iter()
-        .find(|column| column.name == key)
-        .map(|column| column.kind)
-    {
-        Some(ColumnKind::Integer) => KeyKind::Integer,
-        Some(ColumnKind::Text) => KeyKind::Text,
-        _ => return Partitioning::Unusable,
+    let column = columns.iter().find(|column| column.name == key);
+    let kind = match column.and_then(|column| column.kind.key_kind()) {
+        Some(kind @ (KeyKind::Integer | KeyKind::Text)) => kind,
+        Some(KeyKind::Uuid) | None => return Partitioning::Unusable,
     };
     Partitioning::Key {
         family,
@@ -191,6 +189,7 @@ fn unique(row: IndexRow) -> Unique {
         primary: row.primary,
         exclusion: row.exclusion,
         plain: row.plain,
+        natural: row.natural,
         columns: row.columns,
     }
 }

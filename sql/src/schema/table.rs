@@ -68,11 +68,27 @@ pub(crate) enum Partitioning {
 pub(crate) enum ColumnKind {
     Integer,
     Text,
+    Uuid,
     Date,
     Float,
     Domain,
     Other,
 }
+
+impl ColumnKind {
+    /// The kind of its values as keys, when they can be followed.
+    pub(crate) fn key_kind(self) -> Option<KeyKind> {
+        match self {
+            ColumnKind::Integer => Some(KeyKind::Integer),
+            ColumnKind::Text => Some(KeyKind::Text),
+            ColumnKind::Uuid => Some(KeyKind::Uuid),
+            ColumnKind::Date | ColumnKind::Float | ColumnKind::Domain | ColumnKind::Other => None,
+        }
+    }
+}
+
+/// A unique key whose values can be followed: its columns in their order, with the kinds of their values.
+pub(crate) type LockedKey<'table> = Vec<(&'table str, KeyKind)>;
 
 /// A column.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,6 +117,8 @@ pub(crate) struct Unique {
     pub(crate) exclusion: bool,
     /// Whether it is immediate, over columns only, not partial, and not an exclusion constraint.
     pub(crate) plain: bool,
+    /// Whether values that their types hold for different are different here, and NULLs do not conflict.
+    pub(crate) natural: bool,
     /// The columns; `None` for an expression.
     pub(crate) columns: Vec<Option<String>>,
 }
@@ -151,6 +169,28 @@ impl Table {
     pub(crate) fn primary_key(&self) -> Option<Vec<&str>> {
         let primary = self.uniques.iter().find(|unique| unique.primary && unique.plain)?;
         primary.columns.iter().map(Option::as_deref).collect()
+    }
+
+    /// The unique key by which rows are locked: the primary key, or the first other one of which values can be followed. It is
+    /// one for each table, so that whoever names a row names it by the same bucket (`docs/decisions/0046`).
+    pub(crate) fn row_key(&self) -> Option<LockedKey<'_>> {
+        let mut primary = self.uniques.iter().filter(|unique| unique.primary);
+        let mut others = self.uniques.iter().filter(|unique| !unique.primary);
+        primary
+            .find_map(|unique| self.locked_key(unique))
+            .or_else(|| others.find_map(|unique| self.locked_key(unique)))
+    }
+
+    /// The columns of a unique constraint with their kinds, if its values can be followed.
+    pub(crate) fn locked_key<'table>(&'table self, unique: &'table Unique) -> Option<LockedKey<'table>> {
+        if !unique.plain || !unique.natural || unique.columns.is_empty() {
+            return None;
+        }
+        let kinds = unique.columns.iter().map(|name| {
+            let name = name.as_deref()?;
+            Some((name, self.column(name)?.kind.key_kind()?))
+        });
+        kinds.collect()
     }
 
     /// Whether a change of these columns may change this one: it is one of them, or computed from its row.

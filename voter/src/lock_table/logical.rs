@@ -1,5 +1,7 @@
 //! Logical locks: a function of the ordered history alone.
 
+mod written;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -166,38 +168,6 @@ impl Logical {
         }
     }
 
-    /// Locks that were held for writing end at a position. Sequences are not read from a snapshot.
-    fn note_written<'locks>(&mut self, at: (u64, u64), locks: impl Iterator<Item = (&'locks Resource, LockMode)>) {
-        if self.snapshots == 0 {
-            return;
-        }
-        for (resource, mode) in locks {
-            let exclusive = match mode {
-                LockMode::Exclusive => true,
-                LockMode::IntentExclusive => false,
-                LockMode::IntentShared | LockMode::Shared => continue,
-            };
-            if !matches!(resource, Resource::Sequence(_)) {
-                self.written.insert((resource.clone(), exclusive), at);
-            }
-        }
-    }
-
-    /// Whether something in the footprint was written since the transaction's snapshot.
-    fn written_since(&self, transaction: TransactionId, footprint: &Footprint) -> bool {
-        let Some(since) = self.transactions.get(&transaction).and_then(|open| open.snapshot_at) else {
-            return false;
-        };
-        locks_of(footprint).into_iter().any(|(resource, mode)| {
-            [(true, LockMode::Exclusive), (false, LockMode::IntentExclusive)]
-                .into_iter()
-                .any(|(exclusive, written)| {
-                    let last = self.written.get(&(resource.clone(), exclusive));
-                    mode.conflicts(written) && last.is_some_and(|last| *last > since)
-                })
-        })
-    }
-
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len() + self.waiting_extends.len()
     }
@@ -360,7 +330,22 @@ impl Logical {
             snapshot_at: None,
         });
         open.held.extend(footprint);
-        for (resource, mode) in locks_of(footprint) {
+        let mut locks = locks_of(footprint);
+        let contains_others =
+            |(resource, _): &(Resource, _)| matches!(resource, Resource::Table(_) | Resource::Key { .. });
+        if footprint.entries().iter().any(contains_others) {
+            // What a table contains is not held by itself any more.
+            locks = locks_of(&open.held);
+            for resource in std::mem::take(&mut open.locks).into_keys() {
+                if let Some(state) = self.resources.get_mut(&resource) {
+                    state.holders.remove(&id);
+                    if state.is_empty() {
+                        self.resources.remove(&resource);
+                    }
+                }
+            }
+        }
+        for (resource, mode) in locks {
             let held = open.locks.entry(resource.clone()).or_insert(mode);
             *held = held.join(mode);
             self.resources.entry(resource).or_default().holders.insert(id, *held);
@@ -377,6 +362,9 @@ impl Logical {
             return (None, Err(LockRefusal::NoTransaction));
         };
         let replaced = self.unqueue_extend(transaction);
+        // Where the rows that it holds become too many, their table is locked.
+        let needed = self.held(transaction).map(|held| held.needed_for(footprint));
+        let footprint = needed.as_ref().unwrap_or(footprint);
         let outcome = if self.blockers(transaction, footprint).is_empty() {
             self.grant_extend(order, order, transaction, began, footprint);
             Ok(())

@@ -6,6 +6,8 @@ use sql::operation::TransactionId;
 
 use super::*;
 
+mod rows;
+
 const READ_COMMITTED: BeginKind = BeginKind { snapshot: false };
 
 const SNAPSHOT: BeginKind = BeginKind { snapshot: true };
@@ -15,6 +17,41 @@ fn partition(value: i64) -> Resource {
         family: "warehouse".into(),
         value: PartitionValue::Integer(value),
     })
+}
+
+fn name(table: u8) -> String {
+    format!("public.t{table}")
+}
+
+fn table_named(table: u8) -> Resource {
+    Resource::Table(name(table))
+}
+
+fn row(table: u8, bucket: u16) -> Resource {
+    let table = name(table);
+    Resource::Row { table, bucket }
+}
+
+fn key(table: u8) -> Resource {
+    let (table, key) = (name(table), "email".into());
+    Resource::Key { table, key }
+}
+
+fn value(table: u8, bucket: u16) -> Resource {
+    let (table, key) = (name(table), "email".into());
+    Resource::Value { table, key, bucket }
+}
+
+fn writes(resource: Resource) -> Footprint {
+    Footprint::of(resource, Mode::Exclusive)
+}
+
+fn reads(resource: Resource) -> Footprint {
+    Footprint::of(resource, Mode::Shared)
+}
+
+fn begin(table: &mut LockTable, order: u64, footprint: &Footprint, kind: BeginKind) {
+    table.begin(order, transaction(order), footprint, kind, 0).unwrap();
 }
 
 fn exclusive(values: &[i64]) -> Footprint {
@@ -292,11 +329,17 @@ enum Step {
 }
 
 fn any_footprint() -> impl Strategy<Value = Footprint> {
-    let entry = (0..5_i64, any::<bool>());
-    let some = proptest::collection::vec(entry, 0..4).prop_map(|entries| {
+    let resource = prop_oneof![
+        6 => (0..5_i64).prop_map(partition),
+        5 => (0..2_u8, 0..3_u16).prop_map(|(table, bucket)| row(table, bucket)),
+        2 => (0..2_u8, 0..2_u16).prop_map(|(table, bucket)| value(table, bucket)),
+        1 => (0..2_u8).prop_map(key),
+        1 => (0..2_u8).prop_map(table_named),
+    ];
+    let some = proptest::collection::vec((resource, any::<bool>()), 0..4).prop_map(|entries| {
         let mut footprint = Footprint::empty();
-        for (value, writes) in entries {
-            footprint.add(partition(value), if writes { Mode::Exclusive } else { Mode::Shared });
+        for (resource, writes) in entries {
+            footprint.add(resource, if writes { Mode::Exclusive } else { Mode::Shared });
         }
         footprint
     });
@@ -318,31 +361,22 @@ fn any_history() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..60)
 }
 
-/// Whether two footprints exclude each other, from the definition of the tree.
+/// Whether two footprints exclude each other, from the definition of the tree: what one holds whole, and reads, the other writes in a
+/// part of; or what one holds whole, and writes in a part of, the other touches.
 fn exclude(one: &Footprint, other: &Footprint) -> bool {
-    let whole = |footprint: &Footprint| {
-        let entries = footprint.entries();
-        let root = entries
-            .iter()
-            .find(|(resource, _)| *resource == Resource::Everything)
-            .map(|(_, mode)| *mode);
-        let writes = entries.iter().any(|(_, mode)| *mode == Mode::Exclusive);
-        (root, writes)
+    let excludes = |one: &Footprint, other: &Footprint| {
+        one.entries().iter().any(|(whole, _)| {
+            let parts = |footprint: &Footprint| -> Vec<Mode> {
+                let entries = footprint.entries().iter();
+                let parts = entries.filter(|(resource, _)| whole.contains(resource));
+                parts.map(|(_, mode)| *mode).collect()
+            };
+            let (own, others) = (parts(one), parts(other));
+            let touches = *whole == Resource::Everything || !others.is_empty();
+            others.contains(&Mode::Exclusive) || (own.contains(&Mode::Exclusive) && touches)
+        })
     };
-    let ((one_root, one_writes), (other_root, other_writes)) = (whole(one), whole(other));
-    let everything = |root: Option<Mode>, writes: bool| root == Some(Mode::Exclusive) || (root.is_some() && writes);
-    if everything(one_root, one_writes) || everything(other_root, other_writes) {
-        return true;
-    }
-    if (one_root.is_some() && other_writes) || (other_root.is_some() && one_writes) {
-        return true;
-    }
-    one.entries().iter().any(|(resource, mode)| {
-        other
-            .entries()
-            .iter()
-            .any(|(also, other_mode)| resource == also && (*mode == Mode::Exclusive || *other_mode == Mode::Exclusive))
-    })
+    excludes(one, other) || excludes(other, one)
 }
 
 /// The rules of `docs/design.md#locks` written down naively: every event tries everything again.

@@ -88,9 +88,13 @@ impl Bookkeeper {
         let functions = Functions::from_rows(&self.query(FUNCTIONS_QUERY).await?)?;
         self.call(&functions.restore_sequences(None)).await?;
         self.call(&functions.record_sequences(Some(ALL_SEQUENCES))).await?;
+        let floor = self.floor().await?;
+        if let Some((order, _)) = &floor {
+            self.forget_rows(*order).await?;
+        }
         Ok(Found {
             applied: self.applied().await?,
-            floor: self.floor().await?,
+            floor,
             schema: self.read_catalog(&config.rules).await?,
             functions,
         })
@@ -260,6 +264,16 @@ impl Bookkeeper {
             applied.insert(home.clone(), position);
         }
         Ok(applied)
+    }
+
+    /// Forgets the positions of rows and unique values up to the floor: what they tell is over and never runs again. It is done before
+    /// any backend runs, because a transaction with an older snapshot could not set a position that was deleted since.
+    async fn forget_rows(&mut self, floor: u64) -> Result<(), PostgresError> {
+        let forget = format!(
+            "DELETE FROM cloudbft.applied WHERE granted <= {floor} AND \"order\" <= {floor} \
+             AND pg_catalog.split_part(home, ':', 1) IN ('row', 'key', 'value')"
+        );
+        self.query(&forget).await.map(|_| ())
     }
 
     async fn floor(&mut self) -> Result<Option<(u64, Vec<u8>)>, PostgresError> {

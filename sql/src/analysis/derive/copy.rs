@@ -54,7 +54,8 @@ impl Deriver<'_> {
         self.needs_clock |= table.reads_clock;
         self.touch_table(name, table, Mode::Exclusive, |_| None);
         self.copied_defaults(table, &columns);
-        self.constraints(name, table, &Change::Insert, |_, _| super::writes::Inserted::Unknown);
+        let unknown = |_: &mut Self, _: &str| super::writes::Inserted::Unknown;
+        self.constraints(name, table, &Change::Insert, &unknown, &|_, _| None);
     }
 
     fn copied_from(&mut self, name: &TableName) {

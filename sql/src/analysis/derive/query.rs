@@ -8,6 +8,7 @@ use sqlparser::ast::{
 use super::super::level::{ColumnOf, Level, Source, name_of, parts_of, plain_alias};
 use super::super::template::{KeyKind, KeySource, Keyed};
 use super::Deriver;
+use super::rows::is_harmless;
 use crate::footprint::{Mode, Resource};
 use crate::functions::{self, FunctionKind};
 use crate::refusal::{NONDETERMINISTIC, Refusal};
@@ -76,6 +77,10 @@ impl<'schema> Deriver<'schema> {
             }
         }
         selection.into_iter().for_each(|condition| level.require(condition));
+        let joined = conditions
+            .as_ref()
+            .map(|joins| joins.iter().filter_map(|(_, condition, _)| *condition));
+        level.is_harmless = joined.is_some_and(|joined| joined.chain(selection).all(is_harmless));
         let conditions = conditions.unwrap_or_default();
         for (is_inner, condition, _) in &conditions {
             if let (true, Some(condition)) = (is_inner, condition) {
@@ -246,16 +251,20 @@ impl<'schema> Deriver<'schema> {
         if is_opaque || table.row_security || table.inheritance {
             return self.everything(mode);
         }
-        self.touch_table(name, table, mode, |column| {
+        let values = |column: &str| {
             let column = ColumnOf {
                 source: index,
                 column: column.to_owned(),
             };
             level.values(&column)
-        });
+        };
+        match table.partitioning {
+            Partitioning::None if level.is_harmless => self.touch_rows(name, table, mode, values),
+            _ => self.touch_table(name, table, mode, values),
+        }
     }
 
-    /// Touches a plain table, of which the key values are looked up by column.
+    /// Touches a plain table: whole, or the partitions whose key values are looked up by column.
     pub(super) fn touch_table<'values>(
         &mut self,
         name: &TableName,
@@ -445,9 +454,5 @@ pub(super) fn address(query: &Query) -> usize {
 
 /// The kind of key of a column, for values that are assigned to it.
 pub(super) fn key_kind(table: &Table, column: &str) -> Option<KeyKind> {
-    match table.column(column)?.kind {
-        crate::schema::ColumnKind::Integer => Some(KeyKind::Integer),
-        crate::schema::ColumnKind::Text => Some(KeyKind::Text),
-        _ => None,
-    }
+    table.column(column)?.kind.key_kind()
 }

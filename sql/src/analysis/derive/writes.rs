@@ -12,6 +12,7 @@ use super::super::level::{ColumnOf, KEYS_MAX, Level, name_of, parts_of};
 use super::super::template::{KeySource, Keyed};
 use super::Deriver;
 use super::query::key_kind;
+use super::rows::product;
 use crate::footprint::{Mode, Resource};
 use crate::functions;
 use crate::refusal::{NONDETERMINISTIC, Refusal};
@@ -50,14 +51,17 @@ impl<'schema> Deriver<'schema> {
         let source = insert.source.as_deref();
         self.needs_clock |= table.reads_clock;
         let inserted = |deriver: &mut Self, column: &str| deriver.inserted(table, &columns, column, source);
-        self.insert_key(&name, table, &inserted);
+        let rows = |deriver: &mut Self, names: &[&str]| deriver.inserted_rows(table, &columns, names, source);
+        match table.partitioning {
+            Partitioning::None => self.new_rows(&name, table, &rows),
+            _ => self.insert_key(&name, table, &inserted),
+        }
         self.defaults(table, &columns, source);
-        self.constraints(&name, table, &Change::Insert, |deriver, column| {
-            inserted(deriver, column)
-        });
+        self.constraints(&name, table, &Change::Insert, &inserted, &rows);
         if let Some(OnInsert::OnConflict(conflict)) = &insert.on
             && let OnConflictAction::DoUpdate(update) = &conflict.action
         {
+            self.conflicting_row(&name, table, conflict);
             self.assignments(&name, table, &update.assignments, None);
         }
     }
@@ -291,7 +295,7 @@ impl<'schema> Deriver<'schema> {
         let Some((name, table)) = self.written(&level) else {
             return;
         };
-        self.constraints(&name, table, &Change::Delete, |_, _| Inserted::Unknown);
+        self.constraints(&name, table, &Change::Delete, &|_, _| Inserted::Unknown, &|_, _| None);
     }
 
     /// Touches the level of an UPDATE or DELETE, of which the first source is the target.
@@ -337,7 +341,14 @@ impl<'schema> Deriver<'schema> {
             None if table.column(column).is_some_and(|column| column.is_generated) => Inserted::Unknown,
             None => kept_value(level, column),
         };
-        self.constraints(name, table, &Change::Update(&columns), value);
+        let rows = |deriver: &mut Self, names: &[&str]| {
+            let columns = names.iter().map(|column| match value(deriver, column) {
+                Inserted::Known(values) => Some(values),
+                Inserted::Default | Inserted::Unknown => None,
+            });
+            product(&columns.collect::<Option<Vec<_>>>()?)
+        };
+        self.constraints(name, table, &Change::Update(&columns), &value, &rows);
     }
 
     fn assigned_value(&mut self, table: &Table, assignment: &Assignment) {
@@ -420,7 +431,7 @@ fn insert_columns(insert: &Insert, table: &Table) -> Option<Vec<String>> {
     names.collect()
 }
 
-fn is_default(value: &Expr) -> bool {
+pub(super) fn is_default(value: &Expr) -> bool {
     matches!(value, Expr::Identifier(name) if name.quote_style.is_none() && name_of(name) == "default")
 }
 

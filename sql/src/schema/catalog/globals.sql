@@ -17,8 +17,8 @@
   SELECT DISTINCT pg_catalog.jsonb_build_object('object', 'operator', 'schema', n.nspname, 'name', o.oprname,
     'plain', NOT EXISTS (SELECT FROM code c WHERE c.class OPERATOR(pg_catalog.=) 'pg_catalog.pg_operator'::pg_catalog.regclass
       AND c.oid OPERATOR(pg_catalog.=) o.oid),
-    'takes_keys', o.oprleft OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric}'::pg_catalog.regtype[])
-      OR o.oprright OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric}'::pg_catalog.regtype[])),
+    'takes_keys', o.oprleft OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric,uuid}'::pg_catalog.regtype[])
+      OR o.oprright OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8,text,varchar,numeric,uuid}'::pg_catalog.regtype[])),
     NULL::pg_catalog.oid, NULL::pg_catalog.int2[]
   FROM pg_catalog.pg_operator o
   JOIN namespaces n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace

@@ -30,6 +30,7 @@
         WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{int2,int4,int8}'::pg_catalog.regtype[]) THEN 'integer'
         WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{text,varchar}'::pg_catalog.regtype[])
           AND coalesce(l.collisdeterministic, true) THEN 'text'
+        WHEN a.atttypid OPERATOR(pg_catalog.=) 'uuid'::pg_catalog.regtype THEN 'uuid'
         WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{date,time,timetz,timestamp,timestamptz}'::pg_catalog.regtype[]) THEN 'date'
         WHEN a.atttypid OPERATOR(pg_catalog.=) ANY ('{float4,float8}'::pg_catalog.regtype[]) THEN 'float'
         WHEN (SELECT t.typtype FROM pg_catalog.pg_type t WHERE t.oid OPERATOR(pg_catalog.=) a.atttypid) OPERATOR(pg_catalog.=) 'd'
@@ -70,6 +71,13 @@
       'primary', i.indisprimary,
       'exclusion', i.indisexclusion,
       'plain', i.indpred IS NULL AND i.indexprs IS NULL AND NOT i.indisexclusion AND i.indimmediate,
+      -- Whether values that are different by their types' own equality, in a deterministic collation, are different here.
+      'natural', i.indisvalid AND NOT i.indnullsnotdistinct
+        AND NOT EXISTS (SELECT FROM pg_catalog.unnest(i.indcollation::pg_catalog.oid[]) AS u (number)
+          JOIN pg_catalog.pg_collation l ON l.oid OPERATOR(pg_catalog.=) u.number WHERE NOT l.collisdeterministic)
+        AND NOT EXISTS (SELECT FROM pg_catalog.unnest(i.indclass::pg_catalog.oid[]) AS u (number)
+          JOIN pg_catalog.pg_opclass o ON o.oid OPERATOR(pg_catalog.=) u.number
+          WHERE o.opcnamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace),
       'columns', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY k.position)
         FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (number, position)
         LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid

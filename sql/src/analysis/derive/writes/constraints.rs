@@ -1,6 +1,7 @@
 //! Unique constraints and foreign keys of a written table.
 
 use super::super::super::template::Keyed;
+use super::super::rows::KeyValues;
 use super::{Deriver, Inserted};
 use crate::footprint::{Mode, Resource};
 use crate::schema::{Action, ForeignKey, Partitioning, Table, TableName};
@@ -17,7 +18,7 @@ pub(in super::super) enum Change<'columns> {
 }
 
 impl Change<'_> {
-    fn sets_any(&self, table: &Table, columns: &[String]) -> bool {
+    pub(in super::super) fn sets_any(&self, table: &Table, columns: &[String]) -> bool {
         match self {
             Change::Insert | Change::Delete => true,
             Change::Update(set) => columns.iter().any(|column| table.is_set_by(column, set)),
@@ -26,19 +27,21 @@ impl Change<'_> {
 }
 
 impl<'schema> Deriver<'schema> {
-    /// Adds what constraints make a change touch; `value` tells what a column holds after it.
+    /// Adds what constraints make a change touch; `value` tells what a column holds after it, and `rows` what some columns hold
+    /// together, row by row.
     pub(in super::super) fn constraints(
         &mut self,
         name: &TableName,
         table: &'schema Table,
         change: &Change<'_>,
-        value: impl Fn(&mut Self, &str) -> Inserted,
+        value: &impl Fn(&mut Self, &str) -> Inserted,
+        rows: &impl Fn(&mut Self, &[&str]) -> Option<KeyValues>,
     ) {
-        self.uniques(name, table, change);
+        self.uniques(name, table, change, rows);
         if !matches!(change, Change::Delete) {
             for key in &table.foreign_keys {
                 if change.sets_any(table, &key.columns) {
-                    self.referenced(table, key, &value);
+                    self.referenced(table, key, value, rows);
                 }
             }
         }
@@ -48,7 +51,16 @@ impl<'schema> Deriver<'schema> {
     }
 
     /// A unique value can be taken by only one partition: who writes such values of a table does so one by one.
-    fn uniques(&mut self, name: &TableName, table: &Table, change: &Change<'_>) {
+    fn uniques(
+        &mut self,
+        name: &TableName,
+        table: &Table,
+        change: &Change<'_>,
+        rows: &impl Fn(&mut Self, &[&str]) -> Option<KeyValues>,
+    ) {
+        if table.partitioning == Partitioning::None {
+            return self.unique_values(name, table, change, rows);
+        }
         let touches = table.uniques_across_partitions().any(|unique| {
             let columns: Option<Vec<String>> = unique.columns.iter().cloned().collect();
             columns.is_none_or(|columns| !unique.plain || change.sets_any(table, &columns))
@@ -59,7 +71,13 @@ impl<'schema> Deriver<'schema> {
     }
 
     /// The row that a foreign key names is read.
-    fn referenced(&mut self, table: &Table, key: &ForeignKey, value: &impl Fn(&mut Self, &str) -> Inserted) {
+    fn referenced(
+        &mut self,
+        table: &Table,
+        key: &ForeignKey,
+        value: &impl Fn(&mut Self, &str) -> Inserted,
+        rows: &impl Fn(&mut Self, &[&str]) -> Option<KeyValues>,
+    ) {
         let Some(referenced) = self.schema.table(&key.referenced) else {
             return self.everything(Mode::Exclusive);
         };
@@ -69,7 +87,7 @@ impl<'schema> Deriver<'schema> {
         }
         match &referenced.partitioning {
             Partitioning::Reference => {}
-            Partitioning::None => self.fixed(Resource::Table(key.referenced.to_string()), Mode::Shared),
+            Partitioning::None => self.referenced_row(table, referenced, key, rows),
             Partitioning::Unusable => self.everything(Mode::Shared),
             Partitioning::Key { family, column, kind } => {
                 let Some(own) = paired(&key.referenced_columns, &key.columns, column) else {
@@ -174,7 +192,7 @@ impl<'schema> Deriver<'schema> {
 
     /// Adds the tables that a change of referencing rows makes touch in turn.
     fn cascade(&mut self, child_name: &TableName, child: &'schema Table, change: &Change<'_>, depth: usize) {
-        self.uniques(child_name, child, change);
+        self.uniques(child_name, child, change, &|_, _| None);
         self.referencing(child_name, child, change, depth + 1);
     }
 }
