@@ -249,6 +249,14 @@ impl Configuration {
         (first..self.machines()).map(MachineId)
     }
 
+    /// The machine with replicas that follows a machine, other than our own: whom to ask next.
+    pub(crate) fn next_replica(&self, after: MachineId) -> MachineId {
+        let (first, count) = (self.machines() - self.replicas(), self.replicas());
+        let following = |machine: MachineId| MachineId(first + (machine.0 + 1 - first) % count);
+        let next = following(after);
+        if next == self.machine { following(next) } else { next }
+    }
+
     /// How many machines hold a voter and a database node: 2f+1 under every protocol, m1..m(2f+1).
     pub fn voters(&self) -> u8 {
         2 * self.faults.0 + 1

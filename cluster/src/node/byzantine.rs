@@ -17,10 +17,9 @@ use ordering::configuration::{BATCH_ENTRIES_LIMIT, Configuration, Faults, PRIMAR
 use ordering::directory::Directory;
 use ordering::hosting::Hosted;
 use ordering::identifiers::{GroupId, MachineId, Order, View};
+use ordering::ledger::{LogAnswer, PrepareEntry};
 use ordering::message::Request;
-use ordering::minbft::{
-    Admission, LogAnswer, LogReader, Machine, Message, Prepare, PrepareEntry, Record, Recovery, verify_message,
-};
+use ordering::minbft::{Admission, LogReader, Machine, Message, Prepare, Record, Recovery, verify_message};
 use ordering::verified::{Rejection, Verified};
 use trusted_counter::{Certificate, UniqueWarrant};
 

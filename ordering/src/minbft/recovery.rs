@@ -4,31 +4,35 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::identifiers::{Digest, Order, View};
+use crate::ledger::bodies::Bodies;
+use crate::ledger::history::DecidedHistory;
+use crate::ledger::retained::Retained;
+use crate::ledger::{CertifiedCheckpoint, HistoryPoint, Restored};
 use crate::message::{CommitDbEntry, Request};
-use crate::minbft::messages::{CertifiedCheckpoint, HistoryPoint, Prepare};
+use crate::minbft::core::Past;
+use crate::minbft::messages::Prepare;
 use crate::minbft::reader::{Fetched, ViewBase};
 use crate::minbft::record::{Record, Resume};
 use crate::minbft::start_messages::LiveProof;
-use crate::minbft::truncation::Retained;
 
 /// Collects what a restart needs from the log; feed it every record, oldest first.
 ///
 /// Memory: only what is above the last stable checkpoint ([`crate::configuration::WATERMARK_ORDERS`]).
 #[derive(Debug, Default)]
 pub struct Recovery {
-    pub(crate) stable: Option<Arc<CertifiedCheckpoint>>,
+    stable: Option<Arc<CertifiedCheckpoint>>,
     /// The first order that can be read from the log, once something was cut off.
-    pub(crate) first: Option<Order>,
-    pub(crate) live: Option<Arc<LiveProof>>,
-    pub(crate) view: Option<View>,
-    pub(crate) views: Vec<ViewBase>,
-    pub(crate) fetched: Fetched,
+    first: Option<Order>,
+    live: Option<Arc<LiveProof>>,
+    view: Option<View>,
+    views: Vec<ViewBase>,
+    fetched: Fetched,
     /// PREPAREs of the last live view, above the stable checkpoint.
-    pub(crate) prepares: Vec<Arc<Prepare>>,
+    prepares: Vec<Arc<Prepare>>,
     /// Bodies above the stable checkpoint.
-    pub(crate) bodies: BTreeMap<Digest, (Order, Arc<Request>)>,
+    bodies: BTreeMap<Digest, (Order, Arc<Request>)>,
     /// Stable checkpoints that the log can be cut at.
-    pub(crate) retained: Retained,
+    retained: Retained,
 }
 
 impl Recovery {
@@ -113,8 +117,29 @@ impl Recovery {
         self.first.is_some()
     }
 
+    /// What it says of what all protocols do, and of views.
+    pub(crate) fn restore(self) -> (Restored, Past, Vec<ViewBase>, Fetched) {
+        let clients = self.stable.as_ref().map(|checkpoint| checkpoint.clients.clone());
+        let restored = Restored {
+            history: DecidedHistory::new(self.point()),
+            clients: clients.unwrap_or_default(),
+            bodies: Bodies::default(),
+            stable: self.stable,
+            retained: self.retained,
+            first: self.first,
+        };
+        let past = Past {
+            mentioned: self.view,
+            live: self.live,
+            prepares: self.prepares,
+            held: self.bodies,
+            ..Past::default()
+        };
+        (restored, past, self.views, self.fetched)
+    }
+
     /// The end of the proven history.
-    pub(crate) fn point(&self) -> HistoryPoint {
+    fn point(&self) -> HistoryPoint {
         self.stable
             .as_ref()
             .map_or(HistoryPoint::GENESIS, |checkpoint| checkpoint.stable.point)
@@ -125,7 +150,7 @@ impl Recovery {
 mod tests {
     use super::*;
     use crate::minbft::reader::Fetched;
-    use crate::minbft::start_messages::Outcome;
+    use crate::minbft::start_messages::{Outcome, Proof};
 
     fn live(view: u64) -> Arc<LiveProof> {
         let outcome = Outcome {
@@ -137,8 +162,7 @@ mod tests {
         };
         Arc::new(LiveProof {
             outcome,
-            signatures: Vec::new(),
-            acknowledgements: Vec::new(),
+            decided_by: Proof::Start(Vec::new()),
         })
     }
 

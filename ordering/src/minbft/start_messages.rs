@@ -1,6 +1,7 @@
 //! Messages of a start: fresh, or after all machines were down (rule AllLogsAtStart). Signed with ordinary keys; they
 //! use up no warrant. The exchange is described in `start.rs`.
 
+use std::io;
 use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -8,7 +9,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::configuration::{Faults, is_replica};
 use crate::hashing::digest_of;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
-use crate::minbft::messages::{HistoryPoint, Prepare, StableCheckpoint};
+use crate::ledger::{HistoryPoint, StableCheckpoint};
+use crate::minbft::messages::Prepare;
 use crate::minbft::view_messages::ViewAcknowledgement;
 
 /// A counter as it is now: what an attempt to start would admit.
@@ -242,13 +244,55 @@ impl Acknowledgement {
 }
 
 /// An outcome that is decided: the view is live.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveProof {
     /// How the view began.
     pub outcome: Outcome,
-    /// Of a start: every admitted replica's signature over [`Acknowledgement::digest`]; ascending by machine. So
-    /// every correct one has it in its log.
-    pub signatures: Vec<(MachineId, [u8; 64])>,
+    /// What decided it.
+    pub decided_by: Proof,
+}
+
+/// What decided how a view begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Of a start: every admitted replica's signature over [`Acknowledgement::digest`]; ascending by machine. So every
+    /// correct one has it in its log.
+    Start(Vec<(MachineId, [u8; 64])>),
     /// Of a view change: f+1 acknowledgements; ascending by machine.
-    pub acknowledgements: Vec<ViewAcknowledgement>,
+    Change(Vec<ViewAcknowledgement>),
+}
+
+impl Proof {
+    /// The acknowledgements of a view change; none of a start.
+    pub fn acknowledgements(&self) -> &[ViewAcknowledgement] {
+        match self {
+            Proof::Start(_) => &[],
+            Proof::Change(acknowledgements) => acknowledgements,
+        }
+    }
+}
+
+/// Encoded as the outcome, the signatures and the acknowledgements, of which one list is empty: the outcome says which.
+impl BorshSerialize for LiveProof {
+    fn serialize<W: io::Write>(&self, writer: &mut W) -> io::Result<()> {
+        self.outcome.serialize(writer)?;
+        match &self.decided_by {
+            Proof::Start(signatures) => (signatures, 0_u32).serialize(writer),
+            Proof::Change(acknowledgements) => (0_u32, acknowledgements).serialize(writer),
+        }
+    }
+}
+
+impl BorshDeserialize for LiveProof {
+    fn deserialize_reader<R: io::Read>(reader: &mut R) -> io::Result<Self> {
+        type Lists = (Vec<(MachineId, [u8; 64])>, Vec<ViewAcknowledgement>);
+        let outcome = Outcome::deserialize_reader(reader)?;
+        let (signatures, acknowledgements) = Lists::deserialize_reader(reader)?;
+        let decided_by = match outcome.is_change() {
+            true if signatures.is_empty() => Proof::Change(acknowledgements),
+            false if acknowledgements.is_empty() => Proof::Start(signatures),
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        Ok(LiveProof { outcome, decided_by })
+    }
 }

@@ -3,33 +3,24 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::check::{
+    FETCH_REQUESTS_MAX, NUMBER_MAX, UNSIGNED, bounded, ensure, sender_is, verify_bodies, verify_certified,
+    verify_history,
+};
 use crate::configuration::{
     BATCH_ENTRIES_LIMIT, COMMIT_BATCHES_MAX, PRIMARY_SLOT, WATERMARK_ORDERS, is_replica, replica_slot,
 };
 use crate::directory::Directory;
 use crate::identifiers::{Digest, GroupId, MachineId, View};
-use crate::message::Request;
-use crate::minbft::messages::{
-    CertifiedCheckpoint, Checkpoint, Commit, History, Message, Prepare, StableCheckpoint, Standing,
-};
-use crate::minbft::start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Report, Start};
+use crate::ledger::{Checkpoint, StableCheckpoint};
+use crate::minbft::messages::{Commit, Message, Prepare, Standing};
+use crate::minbft::start_messages::{Acknowledgement, Admission, Collect, Hello, LiveProof, Proof, Report, Start};
+use crate::minbft::view_messages::Followed;
 use crate::minbft::view_verification::{
     check_followed, verify_changed, verify_endorsement, verify_new_view, verify_outcome, verify_request_view_change,
     verify_view_acknowledgement, verify_view_change,
 };
 use crate::verified::{Rejection, Verified};
-
-/// Most bodies that one FETCH may ask for, and one GIVE may hold.
-pub const FETCH_REQUESTS_MAX: usize = 1024;
-
-/// Most operations in one piece of history.
-pub const HISTORY_ENTRIES_MAX: usize = 2048;
-
-/// The highest order, counter value or time that is accepted, so that sums cannot overflow.
-pub(crate) const NUMBER_MAX: u64 = u64::MAX >> 1;
-
-/// The digest of messages that carry none.
-const UNSIGNED: Digest = [0; 32];
 
 /// Verifies a message that came over the link from machine `from`.
 pub fn verify_message(
@@ -48,10 +39,10 @@ pub fn verify_message(
         Message::Checkpoint(checkpoint) => verify_checkpoint(from, checkpoint, directory)?,
         Message::Stable(stable) => verify_stable(stable, directory)?,
         Message::FetchRequests(digests) => bounded(digests.len(), FETCH_REQUESTS_MAX)?,
-        Message::GiveRequests(requests) => verify_bodies(requests, directory)?,
+        Message::GiveRequests(requests) => verify_bodies(requests, FETCH_REQUESTS_MAX, directory)?,
         Message::FetchHistory(_) => UNSIGNED,
-        Message::GiveHistory(history) => verify_history(history, directory)?,
-        Message::GiveCheckpoint(checkpoint) => verify_certified(checkpoint, directory)?,
+        Message::GiveHistory(history) => verify_history(history, directory, verify_stable, true)?,
+        Message::GiveCheckpoint(checkpoint) => verify_certified(checkpoint, directory, verify_stable)?,
         Message::Hello(hello) => {
             sender_is(from, hello.machine)?;
             verify_hello(hello, directory)?
@@ -86,26 +77,6 @@ pub fn verify_message(
         }
     };
     Ok(Verified::new(message, digest))
-}
-
-pub(crate) fn sender_is(from: MachineId, named: MachineId) -> Result<(), Rejection> {
-    if from == named {
-        Ok(())
-    } else {
-        Err(Rejection::WrongSender)
-    }
-}
-
-pub(crate) fn bounded(length: usize, limit: usize) -> Result<Digest, Rejection> {
-    if length <= limit {
-        Ok(UNSIGNED)
-    } else {
-        Err(Rejection::TooLarge)
-    }
-}
-
-pub(crate) fn ensure(condition: bool) -> Result<(), Rejection> {
-    if condition { Ok(()) } else { Err(Rejection::Malformed) }
 }
 
 pub(crate) fn machines(directory: &Directory) -> u8 {
@@ -156,10 +127,14 @@ fn verify_standing(standing: &Standing, directory: &Directory) -> Result<Digest,
     bounded(standing.commits.len(), usize::from(directory.groups))
 }
 
-fn verify_checkpoint(from: MachineId, checkpoint: &Checkpoint, directory: &Directory) -> Result<Digest, Rejection> {
+fn verify_checkpoint(
+    from: MachineId,
+    checkpoint: &Checkpoint<Followed>,
+    directory: &Directory,
+) -> Result<Digest, Rejection> {
     sender_is(from, checkpoint.machine)?;
     ensure(is_replica(from) && checkpoint.point.order.0 <= NUMBER_MAX)?;
-    if let Some(followed) = &checkpoint.followed {
+    if let Some(followed) = &checkpoint.attached {
         sender_is(from, followed.machine)?;
         check_followed(followed, directory)?;
     }
@@ -179,36 +154,6 @@ pub(crate) fn verify_stable(stable: &StableCheckpoint, directory: &Directory) ->
     }
     ensure(signers.len() > usize::from(directory.faults.0))?;
     Ok(digest)
-}
-
-fn verify_certified(checkpoint: &CertifiedCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
-    ensure(checkpoint.clients.digest() == checkpoint.stable.clients)?;
-    verify_stable(&checkpoint.stable, directory)
-}
-
-fn verify_bodies(requests: &[Arc<Request>], directory: &Directory) -> Result<Digest, Rejection> {
-    bounded(requests.len(), FETCH_REQUESTS_MAX)?;
-    for request in requests {
-        directory.check_request(request)?;
-    }
-    Ok(UNSIGNED)
-}
-
-fn verify_history(history: &History, directory: &Directory) -> Result<Digest, Rejection> {
-    bounded(history.entries.len(), HISTORY_ENTRIES_MAX)?;
-    ensure(history.first.0 > 0 && history.first.0 <= NUMBER_MAX)?;
-    for entry in &history.entries {
-        ensure(is_group(entry.group, directory))?;
-        match &entry.request {
-            None => ensure(entry.digest == UNSIGNED)?,
-            Some(request) => ensure(directory.check_request(request)? == entry.digest)?,
-        }
-    }
-    if let Some(proof) = &history.proof {
-        verify_stable(proof, directory)?;
-        ensure(proof.point.order.next() == history.end())?;
-    }
-    Ok(UNSIGNED)
 }
 
 pub(crate) fn is_admission(admission: &Admission, directory: &Directory) -> bool {
@@ -307,20 +252,19 @@ fn verify_acknowledgement(acknowledgement: &Acknowledgement, directory: &Directo
 pub(crate) fn verify_live(proof: &LiveProof, directory: &Directory) -> Result<Digest, Rejection> {
     let outcome = &proof.outcome;
     verify_outcome(outcome, directory)?;
-    if outcome.is_change() {
+    let Proof::Start(signatures) = &proof.decided_by else {
         return verify_changed(proof, directory);
-    }
-    ensure(proof.acknowledgements.is_empty())?;
+    };
     let replicas = outcome
         .admitted
         .iter()
         .map(|(machine, _)| *machine)
         .filter(|machine| is_replica(*machine));
-    ensure(proof.signatures.iter().map(|(machine, _)| *machine).eq(replicas))?;
-    ensure(proof.signatures.len() > usize::from(directory.faults.0))?;
+    ensure(signatures.iter().map(|(machine, _)| *machine).eq(replicas))?;
+    ensure(signatures.len() > usize::from(directory.faults.0))?;
     let digest = outcome.digest();
     let signed = Acknowledgement::digest(outcome.view, &digest);
-    for (machine, signature) in &proof.signatures {
+    for (machine, signature) in signatures {
         directory.verify_machine(*machine, &signed, signature)?;
     }
     Ok(digest)

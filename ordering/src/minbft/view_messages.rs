@@ -8,7 +8,8 @@ use trusted_counter::UniqueWarrant;
 
 use crate::hashing::digest_of;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
-use crate::minbft::messages::{Commit, HistoryPoint, Prepare, StableCheckpoint};
+use crate::ledger::{Attachment, Checkpoint, HistoryPoint, StableCheckpoint};
+use crate::minbft::messages::{Commit, Prepare};
 use crate::minbft::start_messages::{Admission, Hello, LiveProof, Outcome};
 
 /// REQ-VIEW-CHANGE: the sender wants to be in this view, or a higher one. Signed with the ordinary key.
@@ -45,12 +46,13 @@ pub struct Followed {
     pub positions: Vec<(MachineId, Admission)>,
 }
 
-impl Followed {
-    /// Names it: a part of what its checkpoint's signature covers.
-    pub fn digest(&self) -> Digest {
+impl Attachment for Followed {
+    fn digest(&self) -> Digest {
         digest_of("cloudbft followed v2", self)
     }
+}
 
+impl Followed {
     /// The positions of one machine.
     pub fn of(&self, machine: MachineId) -> Option<&Admission> {
         let known = self.positions.iter().find(|(known, _)| *known == machine);
@@ -67,6 +69,17 @@ pub struct FollowedStatement {
     pub point: Digest,
     /// The checkpoint's.
     pub signature: [u8; 64],
+}
+
+impl Checkpoint<Followed> {
+    /// What it says of counters, with what proves it.
+    pub fn followed_statement(&self) -> Option<FollowedStatement> {
+        Some(FollowedStatement {
+            followed: self.attached.clone()?,
+            point: self.point.digest(&self.clients),
+            signature: self.signature,
+        })
+    }
 }
 
 /// What a replica has used one warrant for.

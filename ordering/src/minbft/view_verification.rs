@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use crate::check::{NUMBER_MAX, bounded, ensure, sender_is};
 use crate::configuration::{PRIMARY_SLOT, WATERMARK_ORDERS, is_replica, replica_slot};
 use crate::directory::Directory;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
-use crate::minbft::messages::{Commit, checkpoint_signed};
+use crate::ledger::Attachment;
+use crate::ledger::checkpoint::checkpoint_signed;
+use crate::minbft::messages::Commit;
 use crate::minbft::start_messages::{LiveProof, Outcome};
 use crate::minbft::verification::{
-    NUMBER_MAX, bounded, ensure, is_admission, machines, primary, sender_is, verify_commit, verify_hello, verify_live,
-    verify_prepare, verify_stable,
+    is_admission, machines, primary, verify_commit, verify_hello, verify_live, verify_prepare, verify_stable,
 };
 use crate::minbft::view_messages::{
     CertifiedOutcome, Endorsement, Followed, FollowedStatement, NewView, RequestViewChange, RunItem, RunStart,
@@ -358,9 +360,9 @@ pub(crate) fn verify_outcome(outcome: &Outcome, directory: &Directory) -> Result
 
 /// f+1 of those whose VIEW-CHANGEs the outcome follows from have acknowledged it (rule CommittedView).
 pub(crate) fn verify_changed(proof: &LiveProof, directory: &Directory) -> Result<Digest, Rejection> {
-    let acknowledgements = &proof.acknowledgements;
+    let acknowledgements = proof.decided_by.acknowledgements();
     bounded(acknowledgements.len(), usize::from(machines(directory)))?;
-    ensure(proof.signatures.is_empty() && acknowledgements.len() > usize::from(directory.faults.0))?;
+    ensure(acknowledgements.len() > usize::from(directory.faults.0))?;
     ensure(acknowledgements.is_sorted_by(|left, right| left.machine < right.machine))?;
     let digest = proof.outcome.digest();
     for acknowledgement in acknowledgements {
@@ -381,7 +383,7 @@ mod tests {
     use crate::configuration::Faults;
     use crate::directory::MachineEntry;
     use crate::identifiers::{MachineId, Order};
-    use crate::minbft::messages::{Checkpoint, HistoryPoint, StableCheckpoint};
+    use crate::ledger::{Checkpoint, HistoryPoint, StableCheckpoint};
     use crate::minbft::start_messages::Admission;
     use crate::minbft::verification::verify_stable;
     use ed25519_dalek::{Signer, SigningKey};
@@ -406,7 +408,7 @@ mod tests {
         }
     }
 
-    fn checkpoint(machine: u8, order: u64, position: u64) -> Checkpoint {
+    fn checkpoint(machine: u8, order: u64, position: u64) -> Checkpoint<Followed> {
         let admission = Admission {
             epoch: 1,
             positions: vec![0, position],
@@ -424,7 +426,7 @@ mod tests {
                 ..HistoryPoint::GENESIS
             },
             clients: [3; 32],
-            followed: Some(followed),
+            attached: Some(followed),
             signature: [0; 64],
         };
         checkpoint.signature = key(machine).sign(&checkpoint.signed()).to_bytes();
@@ -444,7 +446,7 @@ mod tests {
         assert!(verify_stable(&stable, &directory).is_ok());
         let wrong = Err(Rejection::WrongSignature);
         let mut altered = stable.clone();
-        altered.signatures[1].followed = one.followed_digest();
+        altered.signatures[1].attached = one.attached_digest();
         assert_eq!(verify_stable(&altered, &directory), wrong);
         let mut altered = stable.clone();
         altered.point.order = Order(513);
@@ -470,11 +472,11 @@ mod tests {
         altered.point = checkpoint(1, 1024, 7).followed_statement().unwrap().point;
         assert_eq!(verify_followed(&altered, &directory), wrong);
         // The point's digest can not be taken for positions, nor the other way round.
-        let swapped = checkpoint_signed(&one.followed_digest(), &one.point.digest(&one.clients));
+        let swapped = checkpoint_signed(&one.attached_digest(), &one.point.digest(&one.clients));
         assert_ne!(swapped, one.signed());
         assert!(
             checkpoint(0, 1, 1)
-                .followed
+                .attached
                 .is_some_and(|followed| check_followed(&followed, &directory).is_err())
         );
     }

@@ -10,10 +10,9 @@ use ordering::agreement::{Agreement, MisbehaviourKind, Now, To};
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::{Directory, MachineEntry};
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
+use ordering::ledger::{LogAnswer, LogIndex};
 use ordering::message::{CommitDb, Request};
-use ordering::pbft::{
-    Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery, verify_message,
-};
+use ordering::pbft::{Input, LogReader, Machine, Message, Output, Record, Recovery, verify_message};
 use ordering::verified::{Rejection, Verified};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

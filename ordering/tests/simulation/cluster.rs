@@ -7,14 +7,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use ordering::agreement::{Agreement, MisbehaviourKind, Now, Phase, To};
-use ordering::client_table::ClientTable;
 use ordering::configuration::{Configuration, Faults, group_of, replica_slot};
 use ordering::directory::{Directory, MachineEntry};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order, View};
+use ordering::ledger::client_table::ClientTable;
+use ordering::ledger::{LogAnswer, LogIndex, PrepareEntry};
 use ordering::message::{CommitDb, Request};
 use ordering::minbft::{
-    Admission, Commit, Endorsement, Hello, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Prepare,
-    PrepareEntry, Record, Recovery, ViewAcknowledgement, verify_message,
+    Admission, Commit, Endorsement, Hello, Input, LogReader, Machine, Message, Output, Prepare, Record, Recovery,
+    ViewAcknowledgement, verify_message,
 };
 use ordering::verified::{Rejection, Verified};
 use rand::{Rng, RngExt, SeedableRng};
@@ -616,7 +617,7 @@ impl Cluster {
     }
 
     /// As the shell does it: through the index, until the reader is full.
-    fn read_log(&self, id: MachineId, mut reader: LogReader) -> LogAnswer {
+    fn read_log(&self, id: MachineId, mut reader: LogReader) -> LogAnswer<Message> {
         let log = &self.nodes[usize::from(id.0)].disk.log;
         let (mut index, mut offset) = (LogIndex::default(), 0);
         let mut offsets = Vec::new();

@@ -273,6 +273,14 @@ impl Stream {
         Some(self.slot(value)?.prepare.entries.get(index)?.group)
     }
 
+    /// An operation that its group has decided, whole, although others have not.
+    pub(crate) fn decided_at(&self, order: Order) -> Option<(GroupId, CommitDbEntry)> {
+        let slot = self.slots.iter().find(|slot| slot.prepare.last() >= order)?;
+        let is_decided = |group: &GroupId| slot.share(*group).is_some_and(|share| share.delivered);
+        let mut operations = slot.operations();
+        operations.find(|(group, entry)| entry.order == order && entry.request.is_some() && is_decided(group))
+    }
+
     /// The body at an order that is not delivered.
     pub(crate) fn body(&self, order: Order) -> Option<&Arc<Request>> {
         let behind = self.slots.partition_point(|slot| slot.prepare.first <= order);

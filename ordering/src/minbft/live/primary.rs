@@ -1,13 +1,20 @@
-//! The primary: gives orders to requests, in batches with one warrant each. It sends digests only.
+//! The primary: gives orders to requests, in batches with one warrant each. It sends digests only. The followers tell it
+//! how far their logs are.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::client_table::ClientTable;
-use crate::configuration::{Configuration, Mutant};
+use crate::agreement::To;
+use crate::configuration::{Configuration, Mutant, PRIMARY_SLOT};
 use crate::identifiers::{Digest, GroupId, MachineId, Order};
+use crate::ledger::PrepareEntry;
+use crate::ledger::client_table::ClientTable;
 use crate::message::Request;
-use crate::minbft::messages::{Prepare, PrepareEntry};
+use crate::minbft::core::Core;
+use crate::minbft::counter::Certifying;
+use crate::minbft::live::Live;
+use crate::minbft::messages::{Message, Prepare, Progress};
+use crate::timers::Timer;
 
 /// Batches whose bodies and PREPAREs the primary keeps to serve them.
 pub(crate) const ISSUED_KEPT: usize = 512;
@@ -58,8 +65,6 @@ pub(crate) struct Primary {
     quorum: u32,
     /// The last value that was issued.
     pub(crate) value: u64,
-    /// When the batches in flight are to be sent again, monotonic.
-    pub(crate) resend_us: u64,
 }
 
 impl Primary {
@@ -83,7 +88,6 @@ impl Primary {
             bodies_bytes: 0,
             progress: replicas.map(|machine| (machine, value)).collect(),
             value,
-            resend_us: u64::MAX,
         }
     }
 
@@ -225,5 +229,71 @@ impl Primary {
                 .is_none_or(|issued| issued.prepare.warrant.value == self.value)
         );
         assert!(self.progress.values().all(|value| *value <= self.value));
+    }
+}
+
+impl Live {
+    /// The primary: orders what waits, as far as there is room in flight.
+    pub(super) fn order_batches(&mut self, core: &mut Core) {
+        let (view, wall_us) = (self.view, core.ledger.now.wall_us);
+        let Some(leading) = self.leading.as_mut() else { return };
+        while let Some(batch) = leading.next_batch(wall_us, &core.ledger.configuration) {
+            let digest = Prepare::digest(view, batch.first, batch.time_us, &batch.entries);
+            let purpose = Certifying::Prepare {
+                view,
+                first: batch.first,
+                time_us: batch.time_us,
+                entries: batch.entries,
+                requests: batch.requests,
+            };
+            core.certify(PRIMARY_SLOT, digest, purpose);
+        }
+    }
+
+    /// The primary: sends a batch that was certified.
+    pub(crate) fn issue(&mut self, core: &mut Core, prepare: &Arc<Prepare>, requests: Vec<Arc<Request>>) {
+        if let Some(leading) = self.leading.as_mut() {
+            leading.issue(prepare, requests, core.ledger.configuration.tail_bytes_max);
+            self.look_again(core);
+        }
+        core.ledger.send(To::Replicas, Message::Prepare(Arc::clone(prepare)));
+        if !core.is_sequencer() {
+            let digest = prepare.own_digest();
+            self.on_prepare(core, prepare, digest);
+        }
+    }
+
+    /// The primary: looks later again whether f+1 replicas get on with what is in flight.
+    fn look_again(&self, core: &mut Core) {
+        let resend_us = core.now_us() + core.ledger.configuration.retransmission_us;
+        core.ledger.timers.set(Timer::Resend, resend_us);
+    }
+
+    /// The primary: a machine's log is that far.
+    pub(crate) fn on_progress(&mut self, core: &mut Core, from: MachineId, progress: Progress) {
+        let Some(leading) = self.leading.as_mut() else { return };
+        leading.progress(from, progress.committed);
+        if leading.in_flight() == 0 {
+            core.ledger.timers.stop(Timer::Resend);
+        } else {
+            self.look_again(core);
+        }
+    }
+
+    /// A follower: tells the primary how far our log is.
+    pub(super) fn tell_progress(&mut self, core: &mut Core) {
+        if self.committed <= self.told {
+            return;
+        }
+        self.told = self.committed;
+        let progress = Progress {
+            view: self.view,
+            committed: self.committed,
+        };
+        if self.primary == core.own() {
+            self.on_progress(core, self.primary, progress);
+        } else {
+            core.ledger.send(To::Machine(self.primary), Message::Progress(progress));
+        }
     }
 }

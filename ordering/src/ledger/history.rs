@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::identifiers::{Digest, GroupId, Order, View};
+use crate::ledger::piece::{History, HistoryEntry, HistoryPoint, extend_history};
 use crate::message::{CommitDb, CommitDbEntry, Request};
-use crate::minbft::messages::{History, HistoryEntry, HistoryPoint, extend_history};
 
 /// Most operations in one answer to a voter.
 pub(crate) const ANSWER_ENTRIES_MAX: usize = 1024;
@@ -14,7 +14,7 @@ pub(crate) const ANSWER_ENTRIES_MAX: usize = 1024;
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// What the history itself weighs in memory for each operation, beside its body.
-const ENTRY_BYTES: usize = 256;
+pub(crate) const ENTRY_BYTES: usize = 256;
 
 /// The decided history.
 #[derive(Debug)]
@@ -144,19 +144,9 @@ impl DecidedHistory {
                 bytes += bytes_of(&operation.request);
                 has_room
             });
-        Some(by_group(piece.map(|(order, operation)| {
-            (operation.group, to_commit_db(order, operation))
-        })))
-    }
-}
-
-/// The same operation, as voters get it.
-pub(crate) fn to_commit_db(order: Order, operation: &HistoryEntry) -> CommitDbEntry {
-    CommitDbEntry {
-        order,
-        time_us: operation.time_us,
-        digest: operation.digest,
-        request: operation.request.clone(),
+        Some(by_group(
+            piece.map(|(order, operation)| (operation.group, operation.at(order))),
+        ))
     }
 }
 
@@ -188,7 +178,7 @@ pub(crate) fn bytes_of(request: &Option<Arc<Request>>) -> usize {
 }
 
 /// The end of a history after these pieces, all of them following `point`.
-pub(crate) fn extend_over(point: HistoryPoint, pieces: &[std::sync::Arc<History>]) -> HistoryPoint {
+pub(crate) fn extend_over(point: HistoryPoint, pieces: &[Arc<History>]) -> HistoryPoint {
     let mut end = point;
     for operation in pieces.iter().flat_map(|piece| &piece.entries) {
         end.history = extend_history(&end.history, operation.group, operation.time_us, &operation.digest);

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::configuration::{Configuration, Mutant, PRIMARY_SLOT, is_replica};
 use crate::identifiers::{GroupId, MachineId, Order, View};
-use crate::minbft::messages::{HistoryPoint, Prepare};
-use crate::minbft::outcome::NOTHING;
+use crate::ledger::HistoryPoint;
+use crate::ledger::piece::NOTHING;
+use crate::minbft::messages::Prepare;
 use crate::minbft::start_messages::{Admission, Outcome, OutcomeEntry};
 use crate::minbft::view_messages::{NewView, ViewChange};
 
@@ -58,7 +59,7 @@ pub fn compute_change(new_view: &NewView, configuration: &Configuration) -> Opti
 
 /// Leaves out what does not fit to the rest: or one liar's VIEW-CHANGE, of an epoch that was not admitted, would keep the
 /// others' from making a view.
-pub(crate) fn keep_fitting(changes: &mut Vec<Arc<ViewChange>>) {
+pub(super) fn keep_fitting(changes: &mut Vec<Arc<ViewChange>>) {
     loop {
         let count = changes.len();
         let basis = changes

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::identifiers::{Digest, Order, View};
-use crate::minbft::messages::{HistoryPoint, Prepare};
+use crate::identifiers::{Order, View};
+use crate::ledger::HistoryPoint;
+use crate::ledger::piece::NOTHING;
+use crate::minbft::messages::Prepare;
 use crate::minbft::start_messages::{Collect, LiveProof, Outcome, OutcomeEntry, Report};
-
-/// The digest of an operation that does nothing.
-pub(crate) const NOTHING: Digest = [0; 32];
 
 /// Computes the outcome of a start from the hellos and the reports of **all** its replicas.
 ///

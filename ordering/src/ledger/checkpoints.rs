@@ -1,21 +1,18 @@
-//! Checkpoints: f+1 machines' signed word on how far the decided history goes, and its hash. They are signed with
-//! ordinary keys, so they use up no warrant (rule CheckpointsSpendNothing), and they bound what a recovery must carry.
+//! Checkpoints: a quorum's signed word on how far the decided history goes, and its hash. They bound what a recovery must
+//! carry. They are signed with ordinary keys, so under MinBFT they use up no warrant (rule CheckpointsSpendNothing).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::client_table::ClientTable;
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS, Configuration};
-use crate::identifiers::{Digest, MachineId, Order, View};
-use crate::minbft::history::DecidedHistory;
-use crate::minbft::messages::{CertifiedCheckpoint, Checkpoint, CheckpointSignature, HistoryPoint, StableCheckpoint};
-use crate::minbft::view_messages::FollowedStatement;
+use crate::identifiers::{Digest, MachineId, Order};
+use crate::ledger::checkpoint::{Attachment, CertifiedCheckpoint, Checkpoint, CheckpointSignature, StableCheckpoint};
+use crate::ledger::client_table::ClientTable;
+use crate::ledger::history::DecidedHistory;
+use crate::ledger::piece::HistoryPoint;
 
 /// Checkpoints of one machine, above the stable one, that are remembered; the oldest is forgotten first.
 const POINTS_PER_MACHINE: usize = 64;
-
-/// Statements of one machine on what it follows that are remembered.
-const FOLLOWED_PER_MACHINE: usize = 4;
 
 /// What has been signed, by whom.
 #[derive(Debug, Default)]
@@ -29,8 +26,6 @@ pub(crate) struct Checkpoints {
     votes: BTreeMap<MachineId, BTreeMap<(HistoryPoint, Digest), CheckpointSignature>>,
     /// The last order that we signed.
     pub(crate) signed: Order,
-    /// What each machine has last said of the counters that it follows.
-    followed: BTreeMap<MachineId, VecDeque<FollowedStatement>>,
 }
 
 impl Checkpoints {
@@ -73,8 +68,12 @@ impl Checkpoints {
             || before.bytes / CHECKPOINT_BYTES as u64 != after.bytes / CHECKPOINT_BYTES as u64
     }
 
-    /// Counts a checkpoint; returns the proof when f+1 machines have signed the same.
-    pub(crate) fn vote(&mut self, checkpoint: &Checkpoint, configuration: &Configuration) -> Option<StableCheckpoint> {
+    /// Counts a checkpoint; returns the proof when a quorum has signed the same.
+    pub(crate) fn vote<A: Attachment>(
+        &mut self,
+        checkpoint: &Checkpoint<A>,
+        configuration: &Configuration,
+    ) -> Option<StableCheckpoint> {
         if checkpoint.point.order <= self.point().order {
             return None;
         }
@@ -96,23 +95,6 @@ impl Checkpoints {
             clients: checkpoint.clients,
             signatures,
         })
-    }
-
-    /// Takes what a machine says of the counters that it follows.
-    pub(crate) fn hear(&mut self, statement: FollowedStatement) {
-        let known = self.followed.entry(statement.followed.machine).or_default();
-        known.push_back(statement);
-        if known.len() > FOLLOWED_PER_MACHINE {
-            known.pop_front();
-        }
-    }
-
-    /// The last statement of each machine that speaks of no order above this one, and of no view above that one.
-    pub(crate) fn followed_up_to(&self, order: Order, view: View) -> Vec<FollowedStatement> {
-        let fits =
-            |statement: &&FollowedStatement| statement.followed.order <= order && statement.followed.view <= view;
-        let last = |known: &VecDeque<FollowedStatement>| known.iter().rev().find(fits).cloned();
-        self.followed.values().filter_map(last).collect()
     }
 
     /// Takes a stable checkpoint that our history has reached, with the client table there.
