@@ -2,17 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::configuration::HISTORY_ENTRIES_MAX;
 use crate::directory::Directory;
 use crate::identifiers::{Digest, MachineId};
 use crate::ledger::{CertifiedCheckpoint, History, StableCheckpoint};
 use crate::message::Request;
 use crate::verified::Rejection;
-
-/// Most bodies that one FETCH may ask for, and one GIVE may hold.
-pub(crate) const FETCH_REQUESTS_MAX: usize = 1024;
-
-/// Most operations in one piece of history.
-pub(crate) const HISTORY_ENTRIES_MAX: usize = 2048;
 
 /// The highest order, number, counter value, view or time that is accepted, so that sums cannot overflow.
 pub(crate) const NUMBER_MAX: u64 = u64::MAX >> 1;

@@ -35,6 +35,12 @@ pub const COMMIT_BATCHES_MAX: usize = 64;
 /// Most entries of a batch, whatever is configured.
 pub const BATCH_ENTRIES_LIMIT: usize = 1024;
 
+/// Most bodies that one FETCH may ask for, and one GIVE may hold.
+pub const FETCH_REQUESTS_MAX: usize = 1024;
+
+/// Most operations in one piece of history.
+pub const HISTORY_ENTRIES_MAX: usize = 2048;
+
 /// Orders between two checkpoints.
 pub const CHECKPOINT_ORDERS: u64 = 512;
 

@@ -17,7 +17,7 @@
 //! | `agreement.rs` | the interface that every protocol has |
 //! | `hosting.rs` | what a shell needs beside it, to host machines of any protocol |
 //! | `configuration.rs` | sizes, limits, timeouts |
-//! | `directory.rs`, `verification.rs` | who is who; [`verified::Verified`] can only be made here |
+//! | `directory.rs`, `verified.rs` | who is who; [`verified::Verified`] can only be made by this crate's verification |
 //! | `hashing.rs` | digests, each under a context of its own |
 //! | `check.rs` | what the verification of all protocols' messages is made of |
 //! | `timers.rs` | when what is due: one table |

@@ -9,7 +9,8 @@ use crate::configuration::WATERMARK_ORDERS;
 use crate::identifiers::{MachineId, Order};
 use crate::ledger::checkpoint::{CertifiedCheckpoint, StableCheckpoint};
 use crate::ledger::history::extend_over;
-use crate::ledger::piece::{History, HistoryPoint};
+use crate::ledger::piece::History;
+use crate::ledger::point::HistoryPoint;
 use crate::ledger::{Dialect, Ledger, Said};
 
 /// The least time between two reads of the log for one machine, in microseconds: whoever asks keeps to it.

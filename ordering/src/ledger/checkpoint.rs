@@ -7,7 +7,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::directory::Directory;
 use crate::identifiers::{Digest, MachineId};
 use crate::ledger::client_table::ClientTable;
-use crate::ledger::piece::HistoryPoint;
+use crate::ledger::point::HistoryPoint;
 use crate::verified::Rejection;
 
 /// What a protocol says beside a checkpoint, under the same signature.
@@ -118,4 +118,28 @@ pub struct CertifiedCheckpoint {
     pub stable: StableCheckpoint,
     /// Which requests are decided by then.
     pub clients: ClientTable,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_with_nothing_beside_it_is_encoded_as_one_with_an_absent_attachment() {
+        let checkpoint = Checkpoint::<Nothing> {
+            machine: MachineId(1),
+            point: HistoryPoint::GENESIS,
+            clients: [2; 32],
+            attached: None,
+            signature: [3; 64],
+        };
+        let parts = (MachineId(1), HistoryPoint::GENESIS, [2_u8; 32], None::<u64>, [3_u8; 64]);
+        let mut bytes = borsh::to_vec(&parts).unwrap();
+        assert_eq!(borsh::to_vec(&checkpoint).unwrap(), bytes);
+        assert_eq!(borsh::from_slice::<Checkpoint<Nothing>>(&bytes).unwrap(), checkpoint);
+        // Whatever a peer attaches is refused.
+        let flag = bytes.len() - 65;
+        bytes[flag] = 1;
+        assert!(borsh::from_slice::<Checkpoint<Nothing>>(&bytes).is_err());
+    }
 }

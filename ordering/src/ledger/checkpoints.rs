@@ -9,7 +9,7 @@ use crate::identifiers::{Digest, MachineId, Order};
 use crate::ledger::checkpoint::{Attachment, CertifiedCheckpoint, Checkpoint, CheckpointSignature, StableCheckpoint};
 use crate::ledger::client_table::ClientTable;
 use crate::ledger::history::DecidedHistory;
-use crate::ledger::piece::HistoryPoint;
+use crate::ledger::point::HistoryPoint;
 
 /// Checkpoints of one machine, above the stable one, that are remembered; the oldest is forgotten first.
 const POINTS_PER_MACHINE: usize = 64;

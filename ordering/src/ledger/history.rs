@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::identifiers::{Digest, GroupId, Order, View};
-use crate::ledger::piece::{History, HistoryEntry, HistoryPoint, extend_history};
+use crate::ledger::piece::{History, HistoryEntry};
+use crate::ledger::point::{HistoryPoint, extend_history};
 use crate::message::{CommitDb, CommitDbEntry, Request};
 
 /// Most operations in one answer to a voter.

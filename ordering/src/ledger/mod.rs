@@ -4,7 +4,7 @@
 //! |---|---|
 //! | bodies of requests: waiting, missing, and where the others are | `bodies.rs` |
 //! | exactly once: which numbers of a client have been seen | `client_table.rs` |
-//! | the decided history: its end and hash, a tail in memory, pieces of it on the wire | `history.rs`, `piece.rs` |
+//! | the decided history: its end and hash, a tail in memory, places and pieces on the wire | `history.rs`, `point.rs`, `piece.rs` |
 //! | checkpoints: on the wire, and who has signed which | `checkpoint.rs`, `checkpoints.rs` |
 //! | a machine that lacks history fetches it | `catch_up.rs` |
 //! | answers to voters and peers, from memory or from the log | `serving.rs`, `answer.rs` |
@@ -22,6 +22,7 @@ pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod log_index;
 pub(crate) mod piece;
+pub(crate) mod point;
 pub(crate) mod retained;
 pub(crate) mod serving;
 
@@ -34,7 +35,8 @@ pub use answer::LogAnswer;
 pub use checkpoint::{Attachment, CertifiedCheckpoint, Checkpoint, CheckpointSignature, Nothing, StableCheckpoint};
 pub use history::ANSWER_BYTES_MAX;
 pub use log_index::{LogIndex, LogRecord};
-pub use piece::{History, HistoryEntry, HistoryPoint, PrepareEntry};
+pub use piece::{History, HistoryEntry, PrepareEntry};
+pub use point::HistoryPoint;
 
 use crate::agreement::{Misbehaviour, MisbehaviourKind, Now, Output, To};
 use crate::configuration::Configuration;
@@ -212,6 +214,13 @@ impl<P: Dialect> Ledger<P> {
     pub(crate) fn stop(&mut self, kind: MisbehaviourKind) {
         self.stopped = true;
         self.report(self.configuration.machine, kind);
+    }
+
+    /// Our own state contradicts itself, which no peer can cause.
+    pub(crate) fn stop_broken(&mut self) {
+        if !self.stopped {
+            self.stop(MisbehaviourKind::OwnState);
+        }
     }
 
     /// Appends a record that nothing waits for.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::configuration::Configuration;
 use crate::identifiers::{MachineId, Order};
-use crate::ledger::piece::HistoryPoint;
+use crate::ledger::point::HistoryPoint;
 
 /// What the log holds for each operation beside its body, in bytes: estimated, to bound the log without asking the shell.
 pub(crate) const LOG_ENTRY_BYTES: u64 = 512;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::agreement::{Output, To};
-use crate::check::FETCH_REQUESTS_MAX;
+use crate::configuration::FETCH_REQUESTS_MAX;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::ledger::answer::{Audience, Question};
 use crate::ledger::catch_up::{READ_INTERVAL_US, READS_AHEAD};

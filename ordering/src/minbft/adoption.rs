@@ -7,14 +7,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::check::FETCH_REQUESTS_MAX;
+use crate::configuration::FETCH_REQUESTS_MAX;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::ledger::history::{ANSWER_BYTES_MAX, bytes_of};
 use crate::ledger::piece::NOTHING;
 use crate::message::Request;
 use crate::minbft::core::{Core, Then};
-use crate::minbft::record::Record;
-use crate::minbft::start_messages::{Outcome, OutcomeEntry};
+use crate::minbft::log::record::Record;
+use crate::minbft::wire::outcome::{Outcome, OutcomeEntry};
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,9 +55,6 @@ impl Adoption {
             stage: Stage::Gathering,
             wanted: BTreeSet::new(),
         };
-        if core.is_sequencer() && adoption.outcome.is_change() {
-            return adoption;
-        }
         let is_here = |entry: &&OutcomeEntry| {
             // A body that belongs to another group does not count (see `take`).
             let held = core.past.held.get(&entry.digest);
@@ -90,6 +87,12 @@ impl Adoption {
         if self.wanted.remove(&digest) {
             core.past.held.insert(digest, (Order(0), Arc::clone(request)));
         }
+    }
+
+    /// m0 holds no bodies.
+    pub(crate) fn without_bodies(mut self) -> Self {
+        self.wanted.clear();
+        self
     }
 
     pub(crate) fn lacks_bodies(&self) -> bool {

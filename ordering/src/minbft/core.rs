@@ -13,11 +13,14 @@ use crate::message::{CommitDbEntry, Request};
 use crate::minbft::change::runs::OwnRuns;
 use crate::minbft::counter::{Certifying, OwnCounter};
 use crate::minbft::followed::FollowedStatements;
-use crate::minbft::messages::{Commit, Message, Prepare};
-use crate::minbft::reader::{Fetched, LogReader, ViewBase, forget_views};
-use crate::minbft::record::{Record, Resume};
-use crate::minbft::start_messages::{LiveProof, Outcome};
-use crate::minbft::view_messages::{CertifiedOutcome, Followed};
+use crate::minbft::log::provenance::{Fetched, ViewBase, forget_views};
+use crate::minbft::log::reader::LogReader;
+use crate::minbft::log::record::{Record, Resume};
+use crate::minbft::wire::checkpoint::Followed;
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::ordered::{Commit, Prepare};
+use crate::minbft::wire::outcome::CertifiedOutcome;
+use crate::minbft::wire::outcome::{LiveProof, Outcome};
 
 /// What MinBFT says and writes.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use trusted_counter::UniqueWarrant;
 use crate::identifiers::{Digest, GroupId, Order, View};
 use crate::ledger::PrepareEntry;
 use crate::message::{CommitDbEntry, Request};
-use crate::minbft::start_messages::Admission;
+use crate::minbft::wire::admission::Admission;
 
 /// What a warrant is for.
 #[derive(Debug)]

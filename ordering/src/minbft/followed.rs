@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::identifiers::{MachineId, Order, View};
-use crate::minbft::view_messages::FollowedStatement;
+use crate::minbft::wire::checkpoint::FollowedStatement;
 
 /// Statements of one machine that are remembered.
 const STATEMENTS_PER_MACHINE: usize = 4;

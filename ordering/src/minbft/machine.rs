@@ -5,34 +5,34 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use trusted_counter::UniqueWarrant;
 
-use crate::agreement::{self, Agreement, MisbehaviourKind, Now, Output as Out, Status};
-use crate::check::FETCH_REQUESTS_MAX;
-use crate::configuration::{Configuration, Faults, Mutant, Protocol};
+use crate::agreement::{MisbehaviourKind, Output as Out};
+use crate::configuration::FETCH_REQUESTS_MAX;
+use crate::configuration::{Configuration, Mutant};
 use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::ledger::bodies::Arrival;
 use crate::ledger::catch_up::Found;
 use crate::ledger::serving::Expense;
 use crate::ledger::{CertifiedCheckpoint, History, HistoryPoint, Ledger, StableCheckpoint, Written};
 use crate::message::{CommitDb, Request};
+use crate::minbft::Input;
 use crate::minbft::change::run_item;
 use crate::minbft::core::{Core, Role, Then};
 use crate::minbft::counter::{Certifying, OwnCounter};
-use crate::minbft::messages::{Commit, Message, Prepare, Standing};
+use crate::minbft::log::reader::LogReader;
+use crate::minbft::log::recovery::Recovery;
 use crate::minbft::phase::Phase;
-use crate::minbft::reader::LogReader;
-use crate::minbft::record::Record;
-use crate::minbft::recovery::Recovery;
-use crate::minbft::start_messages::Admission;
-use crate::minbft::view_messages::RunItem;
 use crate::minbft::views::Views;
-use crate::minbft::{Input, Output};
+use crate::minbft::wire::admission::Admission;
+use crate::minbft::wire::change::RunItem;
+use crate::minbft::wire::message::{Message, Standing};
+use crate::minbft::wire::ordered::{Commit, Prepare};
 use crate::timers::Timer;
 use crate::verified::Verified;
 
 /// One machine's part in the agreement.
 pub struct Machine {
-    core: Core,
-    views: Views,
+    pub(super) core: Core,
+    pub(super) views: Views,
 }
 
 impl Machine {
@@ -66,7 +66,7 @@ impl Machine {
         self.core.ledger.history.point
     }
 
-    fn take(&mut self, input: Input) {
+    pub(super) fn take(&mut self, input: Input) {
         match input {
             // Voters are served whatever happens: what is decided stays decided.
             Input::FetchCommitDb { from, order } => self.answer_voter(from, Order(order.0.max(1)), Order(u64::MAX)),
@@ -234,7 +234,7 @@ impl Machine {
     }
 
     /// Does whatever can be done now; every step ends with it.
-    fn pump(&mut self) {
+    pub(super) fn pump(&mut self) {
         if let Phase::Live(live) = &mut self.views.phase {
             live.follow_prepares(&mut self.core);
             self.views.accuse(&mut self.core);
@@ -248,7 +248,7 @@ impl Machine {
     }
 
     /// Does what a timer is due for.
-    fn on_timers(&mut self) {
+    pub(super) fn on_timers(&mut self) {
         let found = self.core.ledger.catch_up_timer();
         self.take_found(found);
         self.views.candidate_timer(&mut self.core);
@@ -434,95 +434,6 @@ impl Machine {
         self.core.ledger.skip_to(checkpoint);
         if let Phase::Live(live) = &mut self.views.phase {
             live.jump(&mut self.core, &checkpoint.stable.point);
-        }
-    }
-}
-
-impl Agreement for Machine {
-    type Message = Message;
-    type Record = Record;
-    type LogReader = LogReader;
-
-    fn replicas(faults: Faults) -> u8 {
-        Protocol::MinBft.replicas(faults)
-    }
-
-    fn step_all(&mut self, now: Now, inputs: impl IntoIterator<Item = Input>, outputs: &mut Vec<Output>) {
-        self.core.ledger.begin_step(now, outputs);
-        let was_stopped = self.core.ledger.stopped;
-        for input in inputs {
-            self.take(input);
-        }
-        if !was_stopped {
-            if self.deadline().is_some_and(|deadline| deadline <= now.monotonic_us) {
-                self.on_timers();
-            }
-            self.pump();
-        }
-        self.core.ledger.end_step(outputs);
-    }
-
-    fn deadline(&self) -> Option<u64> {
-        if self.core.ledger.stopped {
-            return None;
-        }
-        let live = self.views.phase.live();
-        let suspicion = live.and_then(|live| self.views.suspicion.deadline(&self.core, live));
-        suspicion.into_iter().chain(self.core.ledger.deadline()).min()
-    }
-
-    fn status(&self) -> Status {
-        let (ledger, live) = (&self.core.ledger, self.views.phase.live());
-        let phase = match &self.views.phase {
-            _ if ledger.stopped => agreement::Phase::Stopped,
-            Phase::Waiting => agreement::Phase::Waiting,
-            Phase::Starting(_) => agreement::Phase::Starting,
-            Phase::Changing(_) => agreement::Phase::Changing,
-            Phase::Live(_) => agreement::Phase::Live,
-        };
-        let view = self.core.view.or(self.core.past.mentioned).unwrap_or_default();
-        let leading = live.and_then(|live| live.leading.as_ref());
-        let prepared = match (live, leading) {
-            (_, Some(leading)) => Order(leading.next.0.saturating_sub(1)),
-            (Some(live), None) => Order(live.stream.next.0.saturating_sub(1)),
-            (None, None) => ledger.history.point.order,
-        };
-        let in_flight = live.map_or(0, |live| live.stream.slots.len());
-        let stable = ledger.checkpoints.point().order;
-        Status {
-            phase,
-            view,
-            primary: ledger.configuration.primary(view),
-            prepared,
-            decided: match self.core.role {
-                Role::Sequencer => stable,
-                Role::Replica => ledger.history.point.order,
-            },
-            stable,
-            batches_in_flight: leading.map_or(in_flight, |leading| leading.in_flight()),
-            requests_queued: leading.map_or(0, |leading| leading.queued()),
-            bodies: ledger.bodies.pending_count(),
-            bodies_bytes: ledger.bodies.pending_bytes() + live.map_or(0, |live| live.stream.bytes),
-            bodies_missing: ledger.bodies.missing_count(),
-            log_first: ledger.log_first,
-            flushed: ledger.flushed_by_all(),
-            groups: live.map(|live| live.decided_by_group()).unwrap_or_default(),
-        }
-    }
-
-    fn check_invariants(&self) {
-        let core = &self.core;
-        core.ledger.check_invariants();
-        core.counter.check_invariants();
-        core.runs.check_invariants();
-        match core.role {
-            Role::Sequencer => assert_eq!(core.ledger.history.point, HistoryPoint::GENESIS),
-            Role::Replica => assert!(core.ledger.checkpoints.point().order <= core.ledger.history.point.order),
-        }
-        assert!(core.views.is_sorted_by(|left, right| left.view < right.view));
-        assert_eq!(core.view, self.views.phase.view());
-        if let Some(live) = self.views.phase.live() {
-            live.check_invariants(core);
         }
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | which input means what in which phase: the one match on both | `machine.rs`, `phase.rs` |
+//! | which input means what in which phase: the one match on both | `machine.rs`, `phase.rs`; `interface.rs` steps it |
 //! | how a machine comes from one phase to another | `views/` |
 //! | Live: requests are ordered, followed, committed, decided; what is lost is repaired | `live/` |
 //! | Changing: a primary is suspected, a view is left, the next one is agreed on | `change/` |
@@ -26,34 +26,30 @@ mod change;
 mod core;
 mod counter;
 mod followed;
+mod interface;
 mod live;
+mod log;
 mod machine;
-mod messages;
 mod phase;
-mod reader;
-mod record;
-mod recovery;
 mod start;
-mod start_messages;
-mod verification;
-mod view_messages;
-mod view_verification;
 mod views;
+mod wire;
 
 pub use change::outcome::compute_change;
+pub use log::provenance::{Fetched, ViewBase};
+pub use log::reader::LogReader;
+pub use log::record::{Record, Resume};
+pub use log::recovery::Recovery;
 pub use machine::Machine;
-pub use messages::{Commit, Message, Prepare, Progress, Standing};
-pub use reader::{Fetched, LogReader, ViewBase};
-pub use record::{Record, Resume};
-pub use recovery::Recovery;
-pub use start_messages::{
-    Acknowledgement, Admission, Collect, Hello, LiveProof, Outcome, OutcomeEntry, Proof, Report, Start,
+pub use wire::admission::Admission;
+pub use wire::change::{NewView, RequestViewChange, RunItem, RunStart, ViewChange};
+pub use wire::checkpoint::{Followed, FollowedStatement};
+pub use wire::message::{Message, Progress, Standing, verify_message};
+pub use wire::ordered::{Commit, Prepare};
+pub use wire::outcome::{
+    Acknowledgement, CertifiedOutcome, Endorsement, LiveProof, Outcome, OutcomeEntry, Proof, ViewAcknowledgement,
 };
-pub use verification::verify_message;
-pub use view_messages::{
-    CertifiedOutcome, Endorsement, Followed, FollowedStatement, NewView, RequestViewChange, RunItem, RunStart,
-    ViewAcknowledgement, ViewChange,
-};
+pub use wire::start::{Collect, Hello, Report, Start};
 
 use crate::agreement;
 

@@ -9,9 +9,9 @@
 //! | the primary gives it an order: PRE-PREPARE, one signature for a batch | `lead.rs` |
 //! | PREPARE: the batch and its bodies are in the log, and only then sent | `normal.rs`, `window.rs`, `record.rs` |
 //! | COMMIT: 2f+1 PREPAREs are in the log, and only then sent; 2f+1 decide | `normal.rs` |
-//! | the decided history, its checkpoints, answers to voters and peers | `serving.rs`, `reader.rs` |
-//! | the log is cut | `serving.rs`, `minbft/truncation.rs` |
-//! | what is missing is asked for and sent again | `retransmission.rs`, `catch_up.rs` |
+//! | the decided history: its checkpoints, what is fetched of it, where the log is cut | `serving.rs`, `ledger/` |
+//! | answers to voters and peers from the log | `reader.rs`, `ledger/serving.rs` |
+//! | what is missing is asked for and sent again | `retransmission.rs` |
 //! | a view is left and the next one begins | `view.rs`, `view_change.rs`, `outcome.rs` |
 //! | a restart goes on from the log | `recovery.rs` |
 //! | what can be verified without state, by any thread | `messages.rs`, `verification.rs` |
@@ -52,6 +52,7 @@ use crate::agreement::{self, Agreement, Now, Output as Out, Phase, Status};
 use crate::configuration::{Configuration, Faults, Protocol};
 use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::ledger::{Dialect, HistoryPoint, Ledger, StableCheckpoint};
+use crate::timers::Timer;
 use crate::verified::Verified;
 use outcome::{End, point_of};
 use record::Then;
@@ -113,14 +114,16 @@ impl Machine {
         let mut view = ViewState::new(recovery.view.unwrap_or_default(), recovery.is_active, next);
         view.justification = recovery.requests;
         view.outcome = recovery.outcome;
+        let mut ledger = Ledger::new(configuration, key, recovery.restored);
+        ledger.timers.set(Timer::Tick, 0);
         Machine {
-            ledger: Ledger::new(configuration, key, recovery.restored),
+            ledger,
             begin: Some(begin),
             waiting: Waiting::default(),
             window,
             low: recovery.low,
             view,
-            pace: Pace::new(),
+            pace: Pace::default(),
         }
     }
 
@@ -165,10 +168,8 @@ impl Machine {
     }
 
     /// When a timer is due next.
-    fn due_us(&self) -> u64 {
-        let catch_up_us = self.ledger.catch_up_due().unwrap_or(u64::MAX);
-        let view_us = self.view.expires_us.min(self.waiting_deadline());
-        self.pace.deadline().min(catch_up_us).min(view_us)
+    fn due_us(&self) -> Option<u64> {
+        self.ledger.deadline().into_iter().chain(self.waiting_deadline()).min()
     }
 
     fn on_persisted(&mut self, sequence: u64) {
@@ -226,7 +227,7 @@ impl Agreement for Machine {
             self.take(input);
         }
         if !was_stopped {
-            if self.due_us() <= now.monotonic_us {
+            if self.due_us().is_some_and(|due_us| due_us <= now.monotonic_us) {
                 self.on_timers();
             }
             if !self.ledger.stopped {
@@ -241,7 +242,7 @@ impl Agreement for Machine {
             return None;
         }
         // A decision may shorten the patience after the timers were looked at.
-        Some(self.due_us().max(self.ledger.now.monotonic_us + 1))
+        Some(self.due_us()?.max(self.ledger.now.monotonic_us + 1))
     }
 
     fn status(&self) -> Status {
@@ -275,6 +276,7 @@ impl Agreement for Machine {
         self.ledger.check_invariants();
         self.view.check_invariants();
         self.waiting.check_invariants();
+        assert!(!self.view.is_active || !self.ledger.timers.is_set(Timer::NextView));
         self.view.leading.iter().for_each(|leader| leader.check_invariants());
         assert!(self.ledger.checkpoints.point().order <= self.ledger.history.point.order);
         assert!(self.ledger.checkpoints.point().order <= self.low_point().order);

@@ -13,6 +13,7 @@ use crate::pbft::record::{Record, Then};
 use crate::pbft::view::Early;
 use crate::pbft::window::{Slot, Stage, WINDOW};
 use crate::pbft::{HISTORY_VIEW, Machine};
+use crate::timers::Timer;
 
 impl Machine {
     /// Does whatever can be done now; every step ends with it.
@@ -102,18 +103,15 @@ impl Machine {
     fn is_ahead_of_clock(&mut self, proposal: &PrePrepare) -> bool {
         let ahead_us = proposal.batch.time_us.saturating_sub(self.ledger.now.wall_us);
         let is_ahead = ahead_us > self.ledger.configuration.clock_ahead_max_us;
-        if is_ahead && self.pace.hold_us == u64::MAX {
-            self.ledger.report(
-                self.ledger.configuration.primary(proposal.view),
-                MisbehaviourKind::ClockSkew,
-            );
+        if is_ahead && !self.ledger.timers.is_set(Timer::Clock) {
+            let primary = self.ledger.configuration.primary(proposal.view);
+            self.ledger.report(primary, MisbehaviourKind::ClockSkew);
         }
-        self.pace.hold_us = if is_ahead {
-            let wait_us = ahead_us - self.ledger.configuration.clock_ahead_max_us;
-            self.ledger.now.monotonic_us.saturating_add(wait_us)
-        } else {
-            u64::MAX
-        };
+        let wait_us = ahead_us.saturating_sub(self.ledger.configuration.clock_ahead_max_us);
+        let near_us = self.ledger.now.monotonic_us.saturating_add(wait_us);
+        self.ledger
+            .timers
+            .set_or_stop(Timer::Clock, is_ahead.then_some(near_us));
         is_ahead
     }
 
@@ -299,7 +297,7 @@ impl Machine {
 
     fn deliver(&mut self, number: u64) {
         let Some(slot) = self.window.slots.get_mut(&number) else {
-            return;
+            return self.ledger.stop_broken();
         };
         let operations: Vec<_> = slot.operations().collect();
         let record = Record::Decided {

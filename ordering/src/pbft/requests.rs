@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
-use crate::check::FETCH_REQUESTS_MAX;
+use crate::configuration::FETCH_REQUESTS_MAX;
 use crate::configuration::Mutant;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::ledger::ANSWER_BYTES_MAX;
@@ -13,6 +13,7 @@ use crate::message::Request;
 use crate::pbft::Machine;
 use crate::pbft::messages::{Batch, Message};
 use crate::pbft::verification::FORWARD_MAX;
+use crate::timers::Timer;
 use crate::verified::Verified;
 
 /// A request that waits so many timeouts is starved, whatever else is decided.
@@ -189,7 +190,7 @@ impl Machine {
                 Some(request) => self.fill(place, entry.digest, request),
                 None => {
                     let ask_us = self.ledger.now.monotonic_us + self.ledger.configuration.body_patience_us;
-                    self.pace.ask_us = self.pace.ask_us.min(ask_us);
+                    self.ledger.timers.set_earlier(Timer::Bodies, ask_us);
                     self.ledger.bodies.miss(entry.digest, place, ask_us);
                 }
             }
@@ -263,11 +264,10 @@ impl Machine {
     }
 
     /// When to look at the requests that wait.
-    pub(crate) fn waiting_deadline(&self) -> u64 {
+    pub(crate) fn waiting_deadline(&self) -> Option<u64> {
         // Once we want another primary, the tick looks whether we still do.
-        let expiry_us = self.expiry_us().filter(|_| !self.view.is_wanting).unwrap_or(u64::MAX);
-        self.forward_us()
-            .map_or(expiry_us, |forward_us| forward_us.min(expiry_us))
+        let expiry_us = self.expiry_us().filter(|_| !self.view.is_wanting);
+        self.forward_us().into_iter().chain(expiry_us).min()
     }
 
     /// Forwards what the primary seems to lack, and deposes it when that does not help.

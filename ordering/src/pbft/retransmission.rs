@@ -8,6 +8,7 @@ use crate::ledger::serving::Expense;
 use crate::pbft::Machine;
 use crate::pbft::messages::{Commit, Message, Prepare, Standing};
 use crate::pbft::window::Stage;
+use crate::timers::Timer;
 
 /// Batches whose messages are sent again at once.
 const RESEND_MAX: usize = 32;
@@ -21,51 +22,24 @@ const STALLED_TICKS: u32 = 3;
 /// How far a machine is, to see whether it gets on: view, whether it has begun, decided, accepted, prepared.
 type Mark = (View, bool, u64, u64, u64);
 
-/// When this machine looks after what.
-#[derive(Debug)]
+/// Whether this machine gets on.
+#[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// When to look whether anything is stuck, monotonic.
-    tick_us: u64,
     /// Ticks since the machine was started.
     ticks: u64,
     mark: Mark,
     /// How many ticks in a row nothing was done although something is outstanding.
     stalled: u32,
-    /// When to look for bodies that are missing, monotonic.
-    pub(crate) ask_us: u64,
-    /// A proposal's time is ahead of our clock until then, monotonic.
-    pub(crate) hold_us: u64,
-    /// When to sign a checkpoint although none is due, because nothing is decided any more; monotonic.
-    pub(crate) idle_us: u64,
     /// A peer has more than we do.
     pub(crate) is_behind: bool,
-}
-
-impl Pace {
-    pub(crate) fn new() -> Self {
-        Pace {
-            tick_us: 0,
-            ticks: 0,
-            mark: Mark::default(),
-            stalled: 0,
-            ask_us: u64::MAX,
-            hold_us: u64::MAX,
-            idle_us: u64::MAX,
-            is_behind: false,
-        }
-    }
-
-    pub(crate) fn deadline(&self) -> u64 {
-        self.tick_us.min(self.ask_us).min(self.hold_us).min(self.idle_us)
-    }
 }
 
 impl Machine {
     /// Does what a timer is due for.
     pub(crate) fn on_timers(&mut self) {
-        if self.pace.hold_us <= self.ledger.now.monotonic_us {
+        if self.is_due(Timer::Clock) {
             // `accept_proposals` looks again.
-            self.pace.hold_us = u64::MAX;
+            self.ledger.timers.stop(Timer::Clock);
         }
         self.catch_up_timer();
         self.body_timer();
@@ -75,9 +49,13 @@ impl Machine {
         self.tick();
     }
 
+    pub(crate) fn is_due(&self, timer: Timer) -> bool {
+        self.ledger.timers.is_due(timer, self.ledger.now.monotonic_us)
+    }
+
     /// Asks for bodies that were ordered and did not come: the primary first, then all in turn.
     fn body_timer(&mut self) {
-        if self.pace.ask_us > self.ledger.now.monotonic_us {
+        if !self.is_due(Timer::Bodies) {
             return;
         }
         let configuration = &self.ledger.configuration;
@@ -88,15 +66,16 @@ impl Machine {
             let other = MachineId(u8::try_from(turn).unwrap_or(0));
             if asked.is_multiple_of(2) { primary } else { other }
         };
-        self.pace.ask_us = self.ledger.ask_for_bodies(peer).unwrap_or(u64::MAX);
+        let next_us = self.ledger.ask_for_bodies(peer);
+        self.ledger.timers.set_or_stop(Timer::Bodies, next_us);
     }
 
     /// Signs a checkpoint when nothing is decided any more, so that a view change has little to carry.
     fn idle_timer(&mut self) {
-        if self.pace.idle_us > self.ledger.now.monotonic_us {
+        if !self.is_due(Timer::Idle) {
             return;
         }
-        self.pace.idle_us = u64::MAX;
+        self.ledger.timers.stop(Timer::Idle);
         if self.ledger.history.point.order > self.ledger.checkpoints.signed {
             self.sign_checkpoint();
         }
@@ -115,10 +94,11 @@ impl Machine {
 
     /// Looks whether anything is stuck, and says what it has.
     fn tick(&mut self) {
-        if self.pace.tick_us > self.ledger.now.monotonic_us {
+        if !self.is_due(Timer::Tick) {
             return;
         }
-        self.pace.tick_us = self.ledger.now.monotonic_us + self.ledger.configuration.retransmission_us;
+        let next_us = self.ledger.now.monotonic_us + self.ledger.configuration.retransmission_us;
+        self.ledger.timers.set(Timer::Tick, next_us);
         self.pace.ticks += 1;
         let mark = (
             self.view.view,
@@ -158,7 +138,7 @@ impl Machine {
 
     /// Our last checkpoint may have got lost when it is not stable for long.
     fn resend_checkpoint(&mut self) {
-        let is_idle = self.pace.ticks.is_multiple_of(IDLE_TICKS) && self.pace.idle_us == u64::MAX;
+        let is_idle = self.pace.ticks.is_multiple_of(IDLE_TICKS) && !self.ledger.timers.is_set(Timer::Idle);
         let is_unstable = self.ledger.history.point.order > self.ledger.checkpoints.point().order;
         if is_unstable && (is_idle || self.pace.stalled >= STALLED_TICKS) {
             self.sign_checkpoint();

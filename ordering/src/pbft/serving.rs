@@ -14,6 +14,7 @@ use crate::pbft::Machine;
 use crate::pbft::messages::Message;
 use crate::pbft::outcome::{End, point_of};
 use crate::pbft::record::{Record, Resume, Then};
+use crate::timers::Timer;
 
 /// Batches between two checkpoints at most: what a VIEW-CHANGE has to carry.
 const CHECKPOINT_BATCHES: u64 = 128;
@@ -28,7 +29,8 @@ fn is_due(before: &HistoryPoint, after: &HistoryPoint) -> bool {
 impl Machine {
     /// The history has grown from `before`.
     pub(crate) fn history_extended(&mut self, before: &HistoryPoint) {
-        self.pace.idle_us = self.ledger.now.monotonic_us + self.ledger.configuration.retransmission_us;
+        let idle_us = self.ledger.now.monotonic_us + self.ledger.configuration.retransmission_us;
+        self.ledger.timers.set(Timer::Idle, idle_us);
         if is_due(before, &self.ledger.history.point) {
             self.sign_checkpoint();
         }
@@ -68,7 +70,7 @@ impl Machine {
     /// Nothing below this order is needed: writes what the log may begin with, and then lets it be cut.
     fn cut_log(&mut self, first: Order) {
         let Some(checkpoint) = self.ledger.checkpoints.certified.clone() else {
-            return;
+            return self.ledger.stop_broken();
         };
         self.ledger.cut_below(first);
         let low = self.low_point().value;

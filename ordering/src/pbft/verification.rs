@@ -5,10 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::check::{
-    FETCH_REQUESTS_MAX, NUMBER_MAX, UNSIGNED, bounded, ensure, sender_is, verify_bodies, verify_certified,
-    verify_history,
-};
+use crate::check::{NUMBER_MAX, UNSIGNED, bounded, ensure, sender_is, verify_bodies, verify_certified, verify_history};
+use crate::configuration::FETCH_REQUESTS_MAX;
 use crate::configuration::{BATCH_ENTRIES_LIMIT, Protocol, WATERMARK_ORDERS};
 use crate::directory::Directory;
 use crate::identifiers::{Digest, MachineId, View};

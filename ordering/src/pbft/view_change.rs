@@ -25,6 +25,7 @@ use crate::pbft::outcome::{End, Outcome, compute, point_of};
 use crate::pbft::record::{Record, Then};
 use crate::pbft::view::Early;
 use crate::pbft::window::{Slot, Stage};
+use crate::timers::Timer;
 
 /// How long a REQ-VIEW-CHANGE counts, in retransmission intervals: it is sent in each.
 const FRESH_INTERVALS: u64 = 10;
@@ -126,7 +127,7 @@ impl Machine {
         self.view.view_changes.retain(|_, view_change| view_change.view >= view);
         self.window.votes.clear();
         self.window.waiting.clear();
-        self.pace.hold_us = u64::MAX;
+        self.ledger.timers.stop(Timer::Clock);
         let record = Record::ViewChange {
             view,
             requests: justification,
@@ -137,7 +138,7 @@ impl Machine {
     /// The view has changed: what was wanted of the one before does not matter.
     fn forget_wishes(&mut self) {
         let view = self.view.view;
-        self.view.expires_us = u64::MAX;
+        self.ledger.timers.stop(Timer::NextView);
         self.view.is_wanting = false;
         self.view.is_accused = false;
         self.view.requests.retain(|_, (request, _)| request.view > view);
@@ -211,8 +212,9 @@ impl Machine {
         if self.view.is_active || !is_out || self.view.wanting(view) < quorum {
             return;
         }
-        if self.view.expires_us == u64::MAX && !self.view.is_wanting {
-            self.view.expires_us = self.ledger.now.monotonic_us.saturating_add(self.patience_us());
+        if !self.ledger.timers.is_set(Timer::NextView) && !self.view.is_wanting {
+            let expires_us = self.ledger.now.monotonic_us.saturating_add(self.patience_us());
+            self.ledger.timers.set(Timer::NextView, expires_us);
         }
         let mut view_changes: Vec<_> = self
             .view
@@ -253,8 +255,8 @@ impl Machine {
 
     /// The new view did not begin in time.
     pub(crate) fn view_timer(&mut self) {
-        if self.view.expires_us <= self.ledger.now.monotonic_us {
-            self.view.expires_us = u64::MAX;
+        if self.is_due(Timer::NextView) {
+            self.ledger.timers.stop(Timer::NextView);
             self.want_view_change();
         }
     }

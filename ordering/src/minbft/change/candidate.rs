@@ -8,10 +8,10 @@ use crate::configuration::Mutant;
 use crate::identifiers::{MachineId, View};
 use crate::minbft::change::outcome::{compute_change, keep_fitting};
 use crate::minbft::core::Core;
-use crate::minbft::messages::Message;
 use crate::minbft::start::Roster;
-use crate::minbft::start_messages::Hello;
-use crate::minbft::view_messages::{NewView, ViewChange};
+use crate::minbft::wire::change::{NewView, ViewChange};
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::start::Hello;
 use crate::timers::Timer;
 
 /// The NEW-VIEW that this machine makes as the candidate of a view.

@@ -30,12 +30,11 @@ use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::minbft::adoption::{Adoption, Stage};
 use crate::minbft::core::{Core, Then};
 use crate::minbft::counter::Certifying;
-use crate::minbft::messages::{Message, Standing};
-use crate::minbft::start_messages::{LiveProof, Outcome, Proof};
-use crate::minbft::view_messages::{
-    CertifiedOutcome, Endorsement, RequestViewChange, RunItem, RunStart, ViewAcknowledgement, ViewChange,
-};
-use crate::minbft::view_verification::endorses;
+use crate::minbft::wire::change::{RequestViewChange, RunItem, RunStart, ViewChange};
+use crate::minbft::wire::message::{Message, Standing};
+use crate::minbft::wire::outcome::endorses;
+use crate::minbft::wire::outcome::{CertifiedOutcome, Endorsement, ViewAcknowledgement};
+use crate::minbft::wire::outcome::{LiveProof, Outcome, Proof};
 use crate::timers::Timer;
 
 /// The group whose replica endorses and acknowledges for its machine.
@@ -219,7 +218,10 @@ impl Change {
 
     /// Takes over how the view is to begin.
     pub(crate) fn take_outcome(&mut self, core: &mut Core, outcome: Outcome, digest: Digest) {
-        let adoption = Adoption::new(core, outcome, digest);
+        let mut adoption = Adoption::new(core, outcome, digest);
+        if core.is_sequencer() {
+            adoption = adoption.without_bodies();
+        }
         if adoption.lacks_bodies() {
             // They are asked for at once.
             let now_us = core.now_us();

@@ -7,9 +7,10 @@ use crate::configuration::{Configuration, Mutant, PRIMARY_SLOT, is_replica};
 use crate::identifiers::{GroupId, MachineId, Order, View};
 use crate::ledger::HistoryPoint;
 use crate::ledger::piece::NOTHING;
-use crate::minbft::messages::Prepare;
-use crate::minbft::start_messages::{Admission, Outcome, OutcomeEntry};
-use crate::minbft::view_messages::{NewView, ViewChange};
+use crate::minbft::wire::admission::Admission;
+use crate::minbft::wire::change::{NewView, ViewChange};
+use crate::minbft::wire::ordered::Prepare;
+use crate::minbft::wire::outcome::{Outcome, OutcomeEntry};
 
 /// Computes the outcome of a view change from f+1 VIEW-CHANGEs or more, each of which speaks for the replicas of
 /// **every** group on its machine (rule EveryGroupSpeaks).

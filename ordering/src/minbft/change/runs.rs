@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::identifiers::{GroupId, MachineId, Order, View};
-use crate::minbft::start_messages::{Admission, LiveProof};
-use crate::minbft::view_messages::{FollowedStatement, RunItem, RunStart};
-use crate::minbft::view_verification::followed_positions;
+use crate::minbft::wire::admission::Admission;
+use crate::minbft::wire::change::{RunItem, RunStart};
+use crate::minbft::wire::checkpoint::FollowedStatement;
+use crate::minbft::wire::checkpoint::followed_positions;
+use crate::minbft::wire::outcome::LiveProof;
 
 /// Own COMMITs since the proven positions, of all groups, at which the machine commits nothing more until others
 /// say that they have followed it further.

@@ -3,19 +3,15 @@
 //! come back slowly.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::agreement::To;
-use crate::check::FETCH_REQUESTS_MAX;
 use crate::configuration::{Mutant, is_replica};
 use crate::identifiers::{MachineId, Order, View};
-use crate::ledger::ANSWER_BYTES_MAX;
-use crate::message::Request;
 use crate::minbft::core::Core;
 use crate::minbft::live::Live;
-use crate::minbft::messages::Message;
-use crate::minbft::start_messages::Hello;
-use crate::minbft::view_messages::RequestViewChange;
+use crate::minbft::wire::change::RequestViewChange;
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::start::Hello;
 use crate::timers::Timer;
 
 /// How often waiting times double at most.
@@ -144,7 +140,7 @@ impl Suspicion {
             .is_some_and(|pass_on_us| pass_on_us <= now_us)
         {
             self.passed_on_us = now_us.saturating_add(PASS_ON_FACTOR * patience_us);
-            forward_pending(core, live);
+            live.forward_pending(core);
         }
         let is_starved = self.starved_us(core).is_some_and(|starved_us| starved_us <= now_us);
         if is_starved {
@@ -171,7 +167,7 @@ impl Suspicion {
         }
         if !self.is_forwarded && is_half_over {
             self.is_forwarded = true;
-            forward_pending(core, live);
+            live.forward_pending(core);
         }
         false
     }
@@ -296,24 +292,5 @@ fn forget_decided(core: &mut Core) {
     let decided: Vec<_> = decided.map(|(digest, _)| *digest).collect();
     for digest in decided {
         core.ledger.bodies.take(&digest);
-    }
-}
-
-/// Passes on to the primary what it seems not to have: a client may have sent it to replicas only.
-pub(crate) fn forward_pending(core: &mut Core, live: &Live) {
-    if live.leading.is_some() || core.ledger.configuration.is(Mutant::KeepRequests) {
-        return;
-    }
-    let (mut bytes, mut requests): (usize, Vec<Arc<Request>>) = (0, Vec::new());
-    for (_, request) in core.ledger.bodies.pending_in_order().take(FETCH_REQUESTS_MAX) {
-        bytes += request.operation.len();
-        requests.push(Arc::clone(request));
-        if bytes >= ANSWER_BYTES_MAX {
-            break;
-        }
-    }
-    if !requests.is_empty() {
-        core.ledger
-            .send(To::Machine(live.primary), Message::GiveRequests(requests));
     }
 }

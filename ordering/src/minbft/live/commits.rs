@@ -10,8 +10,9 @@ use crate::minbft::core::{Core, Then};
 use crate::minbft::counter::Certifying;
 use crate::minbft::live::Live;
 use crate::minbft::live::stream::{Slot, Stage};
-use crate::minbft::messages::{Commit, Message};
-use crate::minbft::record::Record;
+use crate::minbft::log::record::Record;
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::ordered::Commit;
 
 impl Live {
     /// Looks at every group that something has happened to.
@@ -93,7 +94,7 @@ impl Live {
     fn commit(&mut self, core: &mut Core, group: GroupId) {
         let (view, quorum) = (self.view, core.ledger.configuration.quorum());
         let Some(state) = self.groups.get_mut(usize::from(group.0)) else {
-            return;
+            return core.ledger.stop_broken();
         };
         if state.certifying || !core.runs.has_room(core.ledger.configuration.evidence_bytes_max()) {
             return;
@@ -173,7 +174,7 @@ impl Live {
     fn deliver(&mut self, core: &mut Core, group: GroupId) {
         let quorum = core.ledger.configuration.quorum();
         let Some(state) = self.groups.get_mut(usize::from(group.0)) else {
-            return;
+            return core.ledger.stop_broken();
         };
         let mut entries = Vec::new();
         while let Some(slot) = state.to_deliver.front().and_then(|value| self.stream.slot_mut(*value)) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::configuration::COMMIT_WINDOW;
 use crate::identifiers::{MachineId, Order};
-use crate::minbft::messages::Commit;
+use crate::minbft::wire::ordered::Commit;
 
 /// Own COMMITs that are kept to be sent again.
 pub(crate) const COMMITS_KEPT: usize = 1024;

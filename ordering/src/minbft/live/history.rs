@@ -11,10 +11,10 @@ use crate::ledger::{History, HistoryPoint};
 use crate::minbft::core::Core;
 use crate::minbft::live::Live;
 use crate::minbft::live::group::Group;
-use crate::minbft::messages::Message;
-use crate::minbft::start_messages::Admission;
-use crate::minbft::view_messages::Followed;
-use crate::minbft::view_verification::followed_positions;
+use crate::minbft::wire::admission::Admission;
+use crate::minbft::wire::checkpoint::Followed;
+use crate::minbft::wire::checkpoint::followed_positions;
+use crate::minbft::wire::message::Message;
 use crate::timers::Timer;
 
 impl Live {
@@ -50,42 +50,13 @@ impl Live {
     }
 
     /// Signs the end of our history and tells everybody.
-    pub(super) fn sign_checkpoint(&mut self, core: &mut Core) {
-        let followed = self.own_followed(core);
+    pub(crate) fn sign_checkpoint(&mut self, core: &mut Core) {
+        let followed = own_followed(self, core);
         let checkpoint = Arc::new(core.ledger.signed_checkpoint(followed));
         core.ledger
             .send(To::Others, Message::Checkpoint(Arc::clone(&checkpoint)));
         core.on_checkpoint(&checkpoint);
         self.settle_counters(core);
-    }
-
-    /// How far we have followed the counters of the others, and sent by our own.
-    fn own_followed(&mut self, core: &Core) -> Option<Followed> {
-        let point = core.ledger.history.point;
-        if self.view != point.view {
-            return None;
-        }
-        let groups = &mut self.groups;
-        let replicas = self.proof.outcome.admitted.iter();
-        let replicas = replicas.filter(|(machine, _)| is_replica(*machine));
-        let positions = replicas.map(|(machine, admission)| {
-            let settle = |group: &mut Group| match group.peers.get_mut(machine) {
-                Some(peer) => peer.settle(point.value),
-                None => group.own_stream.settle(point.value),
-            };
-            let values = std::iter::once(0).chain(groups.iter_mut().map(settle));
-            let admission = Admission {
-                epoch: admission.epoch,
-                positions: values.collect(),
-            };
-            (*machine, admission)
-        });
-        Some(Followed {
-            machine: core.own(),
-            view: self.view,
-            order: point.order,
-            positions: positions.collect(),
-        })
     }
 
     /// What others have followed needs neither be shown in a view change, nor be followed here.
@@ -142,4 +113,33 @@ impl Live {
         self.touch_all();
         core.ledger.bodies.forget_places(point.value);
     }
+}
+
+/// How far we have followed the counters of the others, and sent by our own.
+fn own_followed(live: &mut Live, core: &Core) -> Option<Followed> {
+    let point = core.ledger.history.point;
+    if live.view != point.view {
+        return None;
+    }
+    let groups = &mut live.groups;
+    let replicas = live.proof.outcome.admitted.iter();
+    let replicas = replicas.filter(|(machine, _)| is_replica(*machine));
+    let positions = replicas.map(|(machine, admission)| {
+        let settle = |group: &mut Group| match group.peers.get_mut(machine) {
+            Some(peer) => peer.settle(point.value),
+            None => group.own_stream.settle(point.value),
+        };
+        let values = std::iter::once(0).chain(groups.iter_mut().map(settle));
+        let admission = Admission {
+            epoch: admission.epoch,
+            positions: values.collect(),
+        };
+        (*machine, admission)
+    });
+    Some(Followed {
+        machine: core.own(),
+        view: live.view,
+        order: point.order,
+        positions: positions.collect(),
+    })
 }

@@ -12,22 +12,24 @@ mod commits;
 mod group;
 mod history;
 mod prepares;
-mod primary;
+pub(crate) mod primary;
 mod repair;
 mod stream;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::agreement::{MisbehaviourKind, To};
+use crate::agreement::MisbehaviourKind;
 use crate::configuration::{is_replica, replica_slot};
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::Request;
 use crate::minbft::core::Core;
-use crate::minbft::messages::Message;
-use crate::minbft::start_messages::{Admission, LiveProof};
-use crate::minbft::view_messages::{Endorsement, ViewAcknowledgement, ViewChange};
-use crate::minbft::view_verification::endorses;
+use crate::minbft::wire::admission::Admission;
+use crate::minbft::wire::change::ViewChange;
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::outcome::LiveProof;
+use crate::minbft::wire::outcome::endorses;
+use crate::minbft::wire::outcome::{Endorsement, ViewAcknowledgement};
 use crate::timers::Timer;
 use group::{Group, PeerStream};
 use primary::Primary;
@@ -63,7 +65,7 @@ pub(crate) struct Live {
     /// A peer has more than we do.
     is_behind: bool,
     /// What shows the others that our counters are without hole, until our COMMITs follow, and its last value.
-    joining: (u64, Vec<Message>),
+    pub(crate) joining: (u64, Vec<Message>),
 }
 
 impl Live {
@@ -101,29 +103,6 @@ impl Live {
             is_behind: false,
             joining: (0, Vec::new()),
         }
-    }
-
-    /// Begins to lead the view, with all requests that wait.
-    pub(crate) fn lead(&mut self, core: &Core, value: u64) {
-        let configuration = &core.ledger.configuration;
-        let (outcome, replicas) = (&self.proof.outcome, configuration.replica_machines());
-        let mut leading = Primary::new(
-            value,
-            outcome.end(),
-            outcome.time_us(),
-            replicas,
-            configuration.quorum(),
-        );
-        for (digest, request) in core.ledger.bodies.pending_in_order() {
-            leading.queue(*digest, Arc::clone(request), configuration);
-        }
-        self.leading = Some(leading);
-    }
-
-    /// Others cannot see that our counters are without hole before they have these; sent to whoever lacks them.
-    pub(crate) fn show_when_asked(&mut self, core: &Core, joining: Vec<Message>) {
-        let value = core.counter.position.positions.get(1).copied().unwrap_or(0);
-        self.joining = (value, joining);
     }
 
     /// A machine has joined late: its VIEW-CHANGE shows that its counters are without hole up to there.
@@ -250,17 +229,6 @@ impl Live {
     pub(crate) fn decided_by_group(&self) -> Vec<(GroupId, Order)> {
         let numbered = (0..).map(GroupId).zip(&self.groups);
         numbered.map(|(number, group)| (number, group.decided)).collect()
-    }
-
-    /// Tells the others how the view began, and the primary what waits.
-    pub(crate) fn announce(&mut self, core: &mut Core) {
-        if self.primary == core.own() {
-            core.ledger.send(To::Others, Message::Live(Arc::clone(&self.proof)));
-        }
-        if !core.is_sequencer() {
-            self.sign_checkpoint(core);
-            super::change::suspicion::forward_pending(core, self);
-        }
     }
 
     pub(crate) fn check_invariants(&self, core: &Core) {

@@ -9,7 +9,7 @@ use crate::ledger::bodies::Place;
 use crate::message::Request;
 use crate::minbft::core::Core;
 use crate::minbft::live::Live;
-use crate::minbft::messages::Prepare;
+use crate::minbft::wire::ordered::Prepare;
 use crate::timers::Timer;
 
 impl Live {
@@ -40,7 +40,7 @@ impl Live {
             if is_far || self.stream.shown_bytes > core.ledger.configuration.evidence_bytes_max() {
                 return;
             }
-            if self.is_ahead_of_clock(core, &prepare) {
+            if is_ahead_of_clock(self, core, &prepare) {
                 return;
             }
             self.follow_prepare(core);
@@ -49,25 +49,12 @@ impl Live {
         core.ledger.timers.stop(Timer::Clock);
     }
 
-    /// Whether a PREPARE must wait until our clock has come near enough to its time.
-    fn is_ahead_of_clock(&mut self, core: &mut Core, prepare: &Prepare) -> bool {
-        let ahead_us = prepare.time_us.saturating_sub(core.ledger.now.wall_us);
-        let ahead_max_us = core.ledger.configuration.clock_ahead_max_us;
-        if ahead_us <= ahead_max_us {
-            core.ledger.timers.stop(Timer::Clock);
-            return false;
-        }
-        if !core.ledger.timers.is_set(Timer::Clock) {
-            core.ledger.report(self.primary, MisbehaviourKind::ClockSkew);
-        }
-        let near_us = core.now_us().saturating_add(ahead_us - ahead_max_us);
-        core.ledger.timers.set(Timer::Clock, near_us);
-        true
-    }
-
     /// Follows the PREPARE whose turn it is: finds its bodies, counts the COMMITs that came before it.
     fn follow_prepare(&mut self, core: &mut Core) {
-        let Some(slot) = self.stream.follow() else { return };
+        let Some(slot) = self.stream.follow() else {
+            self.stream.stopped = true;
+            return core.ledger.stop_broken();
+        };
         let prepare = Arc::clone(&slot.prepare);
         let behind_us = core.ledger.now.wall_us.saturating_sub(prepare.time_us);
         slot.late = behind_us > core.ledger.configuration.clock_behind_max_us;
@@ -83,7 +70,7 @@ impl Live {
         for (index, entry) in prepare.entries.iter().enumerate() {
             let place = Place { value, index };
             let waiting = core.ledger.bodies.take(&entry.digest);
-            match waiting.or_else(|| self.find_body(core, &entry.digest)) {
+            match waiting.or_else(|| find_body(self, core, &entry.digest)) {
                 Some(request) => self.fill(core, place, entry.digest, request),
                 None => {
                     let ask_us = core.now_us() + core.ledger.configuration.body_patience_us;
@@ -95,13 +82,6 @@ impl Live {
         for (group, machine, digest) in self.stream.early.remove(&value).unwrap_or_default() {
             self.count_commit(core, value, group, machine, &digest);
         }
-    }
-
-    /// A body that is here already: it is ordered a second time, or was when this view began.
-    fn find_body(&self, core: &Core, digest: &Digest) -> Option<Arc<Request>> {
-        let ledger = &core.ledger;
-        let found = ledger.bodies.pending(digest).or_else(|| self.body(core, digest));
-        found.or_else(|| core.body(digest)).cloned()
     }
 
     /// Puts a body in its place in the PREPARE stream.
@@ -121,4 +101,27 @@ impl Live {
             self.touch(group);
         }
     }
+}
+
+/// A body that is here already: it is ordered a second time, or was when this view began.
+fn find_body(live: &Live, core: &Core, digest: &Digest) -> Option<Arc<Request>> {
+    let ledger = &core.ledger;
+    let found = ledger.bodies.pending(digest).or_else(|| live.body(core, digest));
+    found.or_else(|| core.body(digest)).cloned()
+}
+
+/// Whether a PREPARE must wait until our clock has come near enough to its time.
+fn is_ahead_of_clock(live: &Live, core: &mut Core, prepare: &Prepare) -> bool {
+    let ahead_us = prepare.time_us.saturating_sub(core.ledger.now.wall_us);
+    let ahead_max_us = core.ledger.configuration.clock_ahead_max_us;
+    if ahead_us <= ahead_max_us {
+        core.ledger.timers.stop(Timer::Clock);
+        return false;
+    }
+    if !core.ledger.timers.is_set(Timer::Clock) {
+        core.ledger.report(live.primary, MisbehaviourKind::ClockSkew);
+    }
+    let near_us = core.now_us().saturating_add(ahead_us - ahead_max_us);
+    core.ledger.timers.set(Timer::Clock, near_us);
+    true
 }

@@ -13,7 +13,9 @@ use crate::message::Request;
 use crate::minbft::core::Core;
 use crate::minbft::counter::Certifying;
 use crate::minbft::live::Live;
-use crate::minbft::messages::{Message, Prepare, Progress};
+use crate::minbft::wire::message::{Message, Progress};
+use crate::minbft::wire::ordered::Prepare;
+use crate::minbft::wire::outcome::Outcome;
 use crate::timers::Timer;
 
 /// Batches whose bodies and PREPAREs the primary keeps to serve them.
@@ -69,13 +71,7 @@ pub(crate) struct Primary {
 
 impl Primary {
     /// `value`: the position of the own counter; `replicas`: whose progress counts, `quorum` of them suffice.
-    pub(crate) fn new(
-        value: u64,
-        next: Order,
-        time_us: u64,
-        replicas: impl Iterator<Item = MachineId>,
-        quorum: u32,
-    ) -> Self {
+    fn new(value: u64, next: Order, time_us: u64, replicas: impl Iterator<Item = MachineId>, quorum: u32) -> Self {
         Primary {
             quorum,
             next,
@@ -89,6 +85,23 @@ impl Primary {
             progress: replicas.map(|machine| (machine, value)).collect(),
             value,
         }
+    }
+
+    /// Begins to lead a view that begins like this, with all requests that wait. `value`: the position of the own counter.
+    pub(crate) fn begin(core: &Core, outcome: &Outcome, value: u64) -> Self {
+        let configuration = &core.ledger.configuration;
+        let replicas = configuration.replica_machines();
+        let mut leading = Primary::new(
+            value,
+            outcome.end(),
+            outcome.time_us(),
+            replicas,
+            configuration.quorum(),
+        );
+        for (digest, request) in core.ledger.bodies.pending_in_order() {
+            leading.queue(*digest, Arc::clone(request), configuration);
+        }
+        leading
     }
 
     /// Queues a request once; false when it may not run (again) or the queue is full.
@@ -254,19 +267,13 @@ impl Live {
     pub(crate) fn issue(&mut self, core: &mut Core, prepare: &Arc<Prepare>, requests: Vec<Arc<Request>>) {
         if let Some(leading) = self.leading.as_mut() {
             leading.issue(prepare, requests, core.ledger.configuration.tail_bytes_max);
-            self.look_again(core);
+            look_again(core);
         }
         core.ledger.send(To::Replicas, Message::Prepare(Arc::clone(prepare)));
         if !core.is_sequencer() {
             let digest = prepare.own_digest();
             self.on_prepare(core, prepare, digest);
         }
-    }
-
-    /// The primary: looks later again whether f+1 replicas get on with what is in flight.
-    fn look_again(&self, core: &mut Core) {
-        let resend_us = core.now_us() + core.ledger.configuration.retransmission_us;
-        core.ledger.timers.set(Timer::Resend, resend_us);
     }
 
     /// The primary: a machine's log is that far.
@@ -276,7 +283,7 @@ impl Live {
         if leading.in_flight() == 0 {
             core.ledger.timers.stop(Timer::Resend);
         } else {
-            self.look_again(core);
+            look_again(core);
         }
     }
 
@@ -296,4 +303,10 @@ impl Live {
             core.ledger.send(To::Machine(self.primary), Message::Progress(progress));
         }
     }
+}
+
+/// The primary: looks later again whether f+1 replicas get on with what is in flight.
+fn look_again(core: &mut Core) {
+    let resend_us = core.now_us() + core.ledger.configuration.retransmission_us;
+    core.ledger.timers.set(Timer::Resend, resend_us);
 }

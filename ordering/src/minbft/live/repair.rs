@@ -1,11 +1,16 @@
 //! What got lost is asked for: by whoever notices, when nothing has moved for a while.
 
+use std::sync::Arc;
+
 use crate::agreement::To;
+use crate::configuration::{FETCH_REQUESTS_MAX, Mutant};
 use crate::identifiers::{MachineId, Order};
+use crate::ledger::ANSWER_BYTES_MAX;
+use crate::message::Request;
 use crate::minbft::core::Core;
 use crate::minbft::live::Live;
 use crate::minbft::live::group::Group;
-use crate::minbft::messages::{Message, Standing};
+use crate::minbft::wire::message::{Message, Standing};
 use crate::timers::Timer;
 
 /// PREPAREs, and COMMITs of one group, that are sent again at once.
@@ -22,10 +27,10 @@ impl Live {
     pub(crate) fn on_timers(&mut self, core: &mut Core) {
         let now_us = core.now_us();
         if core.ledger.timers.is_due(Timer::Bodies, now_us) {
-            self.ask_for_bodies(core);
+            ask_for_bodies(self, core);
         }
         if core.ledger.timers.is_due(Timer::Resend, now_us) {
-            self.resend(core);
+            resend(self, core);
         }
         if core.ledger.timers.is_due(Timer::Idle, now_us) {
             core.ledger.timers.stop(Timer::Idle);
@@ -39,38 +44,6 @@ impl Live {
         }
     }
 
-    /// Asks for bodies that were ordered and did not come: the primary first, then the replicas in turn.
-    fn ask_for_bodies(&mut self, core: &mut Core) {
-        let (primary, own) = (self.primary, core.own());
-        let replicas = u32::from(core.ledger.configuration.replicas());
-        let peer = |asked: u32| {
-            let turn = (asked + u32::from(own.0)) % replicas;
-            let replica = MachineId(u8::try_from(turn).unwrap_or(0) + 1);
-            let asks_primary = asked.is_multiple_of(2) || replica == own;
-            if asks_primary { primary } else { replica }
-        };
-        let next_us = core.ledger.ask_for_bodies(peer);
-        core.ledger.timers.set_or_stop(Timer::Bodies, next_us);
-    }
-
-    /// The primary: sends batches in flight again that f+1 replicas do not get on with.
-    fn resend(&mut self, core: &mut Core) {
-        let Some(leading) = self.leading.as_ref() else { return };
-        let prepares: Vec<_> = leading.outstanding().take(RESEND_MAX).cloned().collect();
-        let next_us = core.now_us() + core.ledger.configuration.retransmission_us;
-        let next_us = (!prepares.is_empty()).then_some(next_us);
-        core.ledger.timers.set_or_stop(Timer::Resend, next_us);
-        for prepare in prepares {
-            core.ledger.send(To::Replicas, Message::Prepare(prepare));
-        }
-    }
-
-    /// Whether something that was begun is not done.
-    fn is_outstanding(&self) -> bool {
-        let has_gap = |group: &Group| group.peers.values().any(|peer| peer.has_gap());
-        self.is_behind || !self.stream.slots.is_empty() || self.stream.has_gap() || self.groups.iter().any(has_gap)
-    }
-
     /// Looks whether anything is stuck, and says what it has.
     fn tick(&mut self, core: &mut Core) {
         let next_us = core.now_us() + core.ledger.configuration.retransmission_us;
@@ -82,12 +55,12 @@ impl Live {
         let peers = self.groups.iter().flat_map(|group| group.peers.values());
         let followed: u64 = peers.map(|peer| peer.value).sum();
         let mark = (self.stream.value, core.ledger.history.point.order, followed);
-        let is_outstanding = self.is_outstanding() || core.ledger.checkpoints.ahead.is_some();
+        let is_outstanding = is_outstanding(self) || core.ledger.checkpoints.ahead.is_some();
         let is_stuck = is_outstanding && mark == self.mark;
         self.mark = mark;
         self.stalled = if is_stuck { self.stalled.saturating_add(1) } else { 0 };
         if self.stalled > 0 || self.ticks % IDLE_TICKS == u64::from(core.own().0) % IDLE_TICKS {
-            self.send_standing(core);
+            send_standing(self, core);
         }
         if self.stalled >= STALLED_TICKS {
             if self.stalled.is_multiple_of(STALLED_TICKS) {
@@ -104,28 +77,6 @@ impl Live {
         let is_unstable = core.ledger.history.point.order > core.ledger.checkpoints.point().order;
         if is_unstable && (is_idle || self.stalled >= STALLED_TICKS) {
             self.sign_checkpoint(core);
-        }
-    }
-
-    /// Tells every other machine what we have of its messages.
-    fn send_standing(&self, core: &mut Core) {
-        let own = core.own();
-        // One machine at a time is asked for PREPAREs: the primary, in every other round a replica in turn.
-        let turn = self.ticks / 2 % u64::from(core.ledger.configuration.replicas()) + 1;
-        let replica = MachineId(u8::try_from(turn).unwrap_or(1));
-        let asks_replica = self.ticks.is_multiple_of(2) && replica != own;
-        let asked = if asks_replica { replica } else { self.primary };
-        for machine in (0..core.ledger.configuration.machines()).map(MachineId) {
-            let followed = |group: &Group| group.peers.get(&machine).map_or(0, |peer| peer.value);
-            let standing = Standing {
-                view: self.view,
-                prepares_wanted: machine == asked,
-                prepares: self.stream.value,
-                commits: self.groups.iter().map(followed).collect(),
-                decided: core.ledger.history.point.order,
-                stable: core.ledger.checkpoints.point().order,
-            };
-            core.ledger.send(To::Machine(machine), Message::Standing(standing));
         }
     }
 
@@ -159,5 +110,78 @@ impl Live {
         for message in messages {
             core.ledger.send(To::Machine(from), message);
         }
+    }
+
+    /// Passes on to the primary what it seems not to have: a client may have sent it to replicas only.
+    pub(crate) fn forward_pending(&self, core: &mut Core) {
+        if self.leading.is_some() || core.ledger.configuration.is(Mutant::KeepRequests) {
+            return;
+        }
+        let (mut bytes, mut requests): (usize, Vec<Arc<Request>>) = (0, Vec::new());
+        for (_, request) in core.ledger.bodies.pending_in_order().take(FETCH_REQUESTS_MAX) {
+            bytes += request.operation.len();
+            requests.push(Arc::clone(request));
+            if bytes >= ANSWER_BYTES_MAX {
+                break;
+            }
+        }
+        if !requests.is_empty() {
+            core.ledger
+                .send(To::Machine(self.primary), Message::GiveRequests(requests));
+        }
+    }
+}
+
+/// Asks for bodies that were ordered and did not come: the primary first, then the replicas in turn.
+fn ask_for_bodies(live: &Live, core: &mut Core) {
+    let (primary, own) = (live.primary, core.own());
+    let replicas = u32::from(core.ledger.configuration.replicas());
+    let peer = |asked: u32| {
+        let turn = (asked + u32::from(own.0)) % replicas;
+        let replica = MachineId(u8::try_from(turn).unwrap_or(0) + 1);
+        let asks_primary = asked.is_multiple_of(2) || replica == own;
+        if asks_primary { primary } else { replica }
+    };
+    let next_us = core.ledger.ask_for_bodies(peer);
+    core.ledger.timers.set_or_stop(Timer::Bodies, next_us);
+}
+
+/// The primary: sends batches in flight again that f+1 replicas do not get on with.
+fn resend(live: &Live, core: &mut Core) {
+    let Some(leading) = live.leading.as_ref() else { return };
+    let prepares: Vec<_> = leading.outstanding().take(RESEND_MAX).cloned().collect();
+    let next_us = core.now_us() + core.ledger.configuration.retransmission_us;
+    let next_us = (!prepares.is_empty()).then_some(next_us);
+    core.ledger.timers.set_or_stop(Timer::Resend, next_us);
+    for prepare in prepares {
+        core.ledger.send(To::Replicas, Message::Prepare(prepare));
+    }
+}
+
+/// Whether something that was begun is not done.
+fn is_outstanding(live: &Live) -> bool {
+    let has_gap = |group: &Group| group.peers.values().any(|peer| peer.has_gap());
+    live.is_behind || !live.stream.slots.is_empty() || live.stream.has_gap() || live.groups.iter().any(has_gap)
+}
+
+/// Tells every other machine what we have of its messages.
+fn send_standing(live: &Live, core: &mut Core) {
+    let own = core.own();
+    // One machine at a time is asked for PREPAREs: the primary, in every other round a replica in turn.
+    let turn = live.ticks / 2 % u64::from(core.ledger.configuration.replicas()) + 1;
+    let replica = MachineId(u8::try_from(turn).unwrap_or(1));
+    let asks_replica = live.ticks.is_multiple_of(2) && replica != own;
+    let asked = if asks_replica { replica } else { live.primary };
+    for machine in (0..core.ledger.configuration.machines()).map(MachineId) {
+        let followed = |group: &Group| group.peers.get(&machine).map_or(0, |peer| peer.value);
+        let standing = Standing {
+            view: live.view,
+            prepares_wanted: machine == asked,
+            prepares: live.stream.value,
+            commits: live.groups.iter().map(followed).collect(),
+            decided: core.ledger.history.point.order,
+            stable: core.ledger.checkpoints.point().order,
+        };
+        core.ledger.send(To::Machine(machine), Message::Standing(standing));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::configuration::PREPARE_WINDOW;
 use crate::identifiers::{Digest, GroupId, MachineId, Order};
 use crate::message::{CommitDbEntry, Request};
-use crate::minbft::messages::Prepare;
+use crate::minbft::wire::ordered::Prepare;
 
 /// PREPAREs that are kept to be sent again to machines that lag.
 pub(crate) const PREPARES_KEPT: usize = 512;

@@ -7,11 +7,13 @@ use crate::agreement::{MisbehaviourKind, To};
 use crate::identifiers::{Digest, MachineId, View};
 use crate::minbft::adoption::{Adoption, Stage};
 use crate::minbft::core::{Core, Then};
-use crate::minbft::messages::{Message, Prepare};
 use crate::minbft::start::leader::Leader;
 use crate::minbft::start::outcome::compute;
 use crate::minbft::start::replicas_of;
-use crate::minbft::start_messages::{Acknowledgement, Collect, Hello, LiveProof, Outcome, Proof, Report, Start};
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::ordered::Prepare;
+use crate::minbft::wire::outcome::{Acknowledgement, LiveProof, Outcome, Proof};
+use crate::minbft::wire::start::{Collect, Hello, Report, Start};
 
 /// An attempt that we take part in.
 #[derive(Debug)]

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use crate::agreement::To;
 use crate::identifiers::{Digest, MachineId};
 use crate::minbft::core::Core;
-use crate::minbft::messages::Message;
-use crate::minbft::start::attempt::Attempt;
 use crate::minbft::start::outcome::next_view;
 use crate::minbft::start::{Roster, Starts, replicas_of};
-use crate::minbft::start_messages::{Collect, Hello, Report, Start};
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::start::{Collect, Hello, Report, Start};
 
 /// An attempt that we lead.
 #[derive(Debug)]
@@ -23,13 +22,10 @@ pub(crate) struct Leader {
 
 impl Leader {
     /// Repeats our own attempt to those who have not answered.
-    pub(crate) fn repeat(&self, core: &mut Core, joined: Option<&Attempt>) {
+    pub(crate) fn repeat(&self, core: &mut Core, has_acknowledged: impl Fn(MachineId) -> bool) {
         for machine in replicas_of(&self.collect) {
             let message = match &self.start {
-                Some(start) => {
-                    let has_acknowledged = joined.is_some_and(|joined| joined.has_acknowledged(machine));
-                    (!has_acknowledged).then(|| Message::Start(Arc::clone(start)))
-                }
+                Some(start) => (!has_acknowledged(machine)).then(|| Message::Start(Arc::clone(start))),
                 None => {
                     let has_reported = self.reports.contains_key(&machine);
                     (!has_reported).then(|| Message::Collect(Arc::clone(&self.collect)))

@@ -28,8 +28,9 @@ use crate::agreement::To;
 use crate::configuration::is_replica;
 use crate::identifiers::MachineId;
 use crate::minbft::core::Core;
-use crate::minbft::messages::Message;
-use crate::minbft::start_messages::{Collect, Hello, LiveProof};
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::outcome::LiveProof;
+use crate::minbft::wire::start::{Collect, Hello};
 use leader::Leader;
 
 /// How long a hello counts, in the intervals in which it is said again.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::identifiers::{Order, View};
 use crate::ledger::HistoryPoint;
 use crate::ledger::piece::NOTHING;
-use crate::minbft::messages::Prepare;
-use crate::minbft::start_messages::{Collect, LiveProof, Outcome, OutcomeEntry, Report};
+use crate::minbft::wire::ordered::Prepare;
+use crate::minbft::wire::outcome::{LiveProof, Outcome, OutcomeEntry};
+use crate::minbft::wire::start::{Collect, Report};
 
 /// Computes the outcome of a start from the hellos and the reports of **all** its replicas.
 ///

@@ -8,10 +8,11 @@ use crate::agreement::{MisbehaviourKind, To};
 use crate::identifiers::{Digest, View};
 use crate::minbft::change::outcome::compute_change;
 use crate::minbft::core::Core;
-use crate::minbft::messages::Message;
 use crate::minbft::phase::Phase;
-use crate::minbft::view_messages::{Endorsement, NewView, RequestViewChange, ViewAcknowledgement, ViewChange};
 use crate::minbft::views::Views;
+use crate::minbft::wire::change::{NewView, RequestViewChange, ViewChange};
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::outcome::{Endorsement, ViewAcknowledgement};
 use crate::timers::Timer;
 
 impl Views {

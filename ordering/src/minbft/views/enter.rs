@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::agreement::{MisbehaviourKind, Output};
+use crate::agreement::{MisbehaviourKind, Output, To};
 use crate::identifiers::{GroupId, Order, View};
 use crate::ledger::history::{by_group, to_history};
 use crate::minbft::core::Core;
 use crate::minbft::live::Live;
+use crate::minbft::live::primary::Primary;
 use crate::minbft::phase::Phase;
-use crate::minbft::start_messages::{LiveProof, Outcome, Proof};
 use crate::minbft::views::Views;
+use crate::minbft::wire::message::Message;
+use crate::minbft::wire::outcome::{LiveProof, Outcome, Proof};
 use crate::timers::Timer;
 
 impl Views {
@@ -41,14 +43,14 @@ impl Views {
         let counter = &core.counter.position;
         let can_lead = counter.epoch == admission.epoch && counter.positions.first() == Some(&value);
         if primary == core.own() && can_lead {
-            live.lead(core, value);
+            live.leading = Some(Primary::begin(core, outcome, value));
         }
         self.follow_into(core, &mut live);
         core.ledger
             .timers
             .stop_all(&[Timer::NextView, Timer::Repeat, Timer::Hello]);
         self.candidate.entered(core, outcome.view);
-        self.set_phase(core, Phase::Live(Box::new(live)));
+        core.view = Some(live.view);
         let own = core.own();
         core.runs.admit(proof, own, &core.counter.position);
         self.starts.leader = None;
@@ -57,17 +59,17 @@ impl Views {
         core.forget_past(proof);
         core.ledger.catch_up = None;
         self.suspicion.entered(core);
-        let Phase::Live(live) = &mut self.phase else { return };
         if core.ledger.history.point.order != before.order {
             live.history_extended(core, &before);
         }
         if matches!(proof.decided_by, Proof::Change(_)) {
-            live.announce(core);
+            announce(core, &mut live);
         }
         if core.is_sequencer() {
             // Its log holds nothing but the views that it was in.
             core.cut_log(outcome.end());
         }
+        self.phase = Phase::Live(Box::new(live));
     }
 
     /// Peers whose counters are known to be further than the outcome says: they have acknowledged, or joined late.
@@ -84,7 +86,8 @@ impl Views {
             for acknowledgement in change.acknowledgements.values() {
                 live.follow_acknowledgement(acknowledgement);
             }
-            live.show_when_asked(core, change.joining());
+            let value = core.counter.position.positions.get(1).copied().unwrap_or(0);
+            live.joining = (value, change.joining());
         }
         for change in self.candidate.changes_to(live.view) {
             live.follow_change(change);
@@ -143,4 +146,16 @@ fn take_over(core: &mut Core, outcome: &Outcome, value: u64) {
     // Alike on all machines, whoever had decided how much before.
     core.ledger.history.point.view = outcome.view;
     core.ledger.history.point.value = value;
+}
+
+/// Tells the others how the view began, and the primary what waits.
+fn announce(core: &mut Core, live: &mut Live) {
+    if live.primary == core.own() {
+        let proof = Arc::clone(&live.proof);
+        core.ledger.send(To::Others, Message::Live(proof));
+    }
+    if !core.is_sequencer() {
+        live.sign_checkpoint(core);
+        live.forward_pending(core);
+    }
 }

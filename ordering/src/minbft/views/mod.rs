@@ -21,11 +21,11 @@ use crate::minbft::change::Change;
 use crate::minbft::change::candidate::Candidate;
 use crate::minbft::change::suspicion::Suspicion;
 use crate::minbft::core::Core;
-use crate::minbft::messages::{Message, Standing};
 use crate::minbft::phase::Phase;
 use crate::minbft::start::Starts;
-use crate::minbft::start_messages::LiveProof;
-use crate::minbft::view_messages::RequestViewChange;
+use crate::minbft::wire::change::RequestViewChange;
+use crate::minbft::wire::message::{Message, Standing};
+use crate::minbft::wire::outcome::LiveProof;
 use crate::timers::Timer;
 
 /// The phase of a machine, and what it keeps to come to another.

@@ -7,8 +7,9 @@ use crate::minbft::core::Core;
 use crate::minbft::phase::Phase;
 use crate::minbft::start::attempt::{Attempt, is_for_us};
 use crate::minbft::start::own_hello;
-use crate::minbft::start_messages::{Collect, Hello, LiveProof, Proof, Start};
 use crate::minbft::views::Views;
+use crate::minbft::wire::outcome::{LiveProof, Proof};
+use crate::minbft::wire::start::{Collect, Hello, Start};
 use crate::timers::Timer;
 
 impl Views {
@@ -24,7 +25,12 @@ impl Views {
         let hello = own_hello(core);
         self.on_hello(core, &hello);
         if let Some(leader) = &self.starts.leader {
-            leader.repeat(core, self.phase.attempt().as_deref());
+            let attempt = self.phase.attempt();
+            leader.repeat(core, |machine| {
+                attempt
+                    .as_ref()
+                    .is_some_and(|attempt| attempt.has_acknowledged(machine))
+            });
         }
         if let Phase::Starting(attempt) = &mut self.phase {
             attempt.repeat(core, self.starts.leader.as_mut(), self.starts.rounds);

@@ -10,10 +10,10 @@ use crate::ledger::retained::Retained;
 use crate::ledger::{CertifiedCheckpoint, HistoryPoint, Restored};
 use crate::message::{CommitDbEntry, Request};
 use crate::minbft::core::Past;
-use crate::minbft::messages::Prepare;
-use crate::minbft::reader::{Fetched, ViewBase};
-use crate::minbft::record::{Record, Resume};
-use crate::minbft::start_messages::LiveProof;
+use crate::minbft::log::provenance::{Fetched, ViewBase};
+use crate::minbft::log::record::{Record, Resume};
+use crate::minbft::wire::ordered::Prepare;
+use crate::minbft::wire::outcome::LiveProof;
 
 /// Collects what a restart needs from the log; feed it every record, oldest first.
 ///
@@ -149,8 +149,8 @@ impl Recovery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::minbft::reader::Fetched;
-    use crate::minbft::start_messages::{Outcome, Proof};
+    use crate::minbft::log::provenance::Fetched;
+    use crate::minbft::wire::outcome::{Outcome, Proof};
 
     fn live(view: u64) -> Arc<LiveProof> {
         let outcome = Outcome {

@@ -7,9 +7,9 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::identifiers::{Digest, GroupId, Order, View};
 use crate::ledger::{CertifiedCheckpoint, HistoryEntry, LogRecord, Written};
 use crate::message::CommitDbEntry;
-use crate::minbft::messages::{Commit, Prepare};
-use crate::minbft::reader::{Fetched, ViewBase};
-use crate::minbft::start_messages::{LiveProof, Outcome};
+use crate::minbft::log::provenance::{Fetched, ViewBase};
+use crate::minbft::wire::ordered::{Commit, Prepare};
+use crate::minbft::wire::outcome::{LiveProof, Outcome};
 
 /// One record of the log.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

@@ -1,5 +1,4 @@
-//! Messages of a view change (`docs/protocol.md`; `docs/decisions/0012`). The exchange is described in
-//! `view_change.rs`.
+//! Messages of a view change (`docs/protocol.md`; `docs/decisions/0012`). The exchange is described in `change/`.
 
 use std::sync::Arc;
 
@@ -7,10 +6,13 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use trusted_counter::UniqueWarrant;
 
 use crate::hashing::digest_of;
-use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
-use crate::ledger::{Attachment, Checkpoint, HistoryPoint, StableCheckpoint};
-use crate::minbft::messages::{Commit, Prepare};
-use crate::minbft::start_messages::{Admission, Hello, LiveProof, Outcome};
+use crate::identifiers::{Digest, GroupId, MachineId, View};
+use crate::ledger::{HistoryPoint, StableCheckpoint};
+use crate::minbft::wire::admission::Admission;
+use crate::minbft::wire::checkpoint::FollowedStatement;
+use crate::minbft::wire::ordered::{Commit, Prepare};
+use crate::minbft::wire::outcome::{CertifiedOutcome, LiveProof, Outcome};
+use crate::minbft::wire::start::Hello;
 
 /// REQ-VIEW-CHANGE: the sender wants to be in this view, or a higher one. Signed with the ordinary key.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -27,58 +29,6 @@ impl RequestViewChange {
     /// What the signature covers.
     pub fn digest(machine: MachineId, view: View) -> Digest {
         digest_of("cloudbft request view change v1", &(machine, view))
-    }
-}
-
-/// How far a machine has followed the counters of the others, without hole (rule NoHoles).
-///
-/// In `view`, everything that these counters certified up to these positions was seen, and the batches that the
-/// COMMITs among it cover end at or below `order`. f+1 of them let a run of COMMITs begin behind these positions.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Followed {
-    /// Who says so.
-    pub machine: MachineId,
-    /// The view in which it followed them.
-    pub view: View,
-    /// Every batch that was committed up to these positions ends at or below this order.
-    pub order: Order,
-    /// Ascending by machine; position 0 (the primary's slot) means nothing.
-    pub positions: Vec<(MachineId, Admission)>,
-}
-
-impl Attachment for Followed {
-    fn digest(&self) -> Digest {
-        digest_of("cloudbft followed v2", self)
-    }
-}
-
-impl Followed {
-    /// The positions of one machine.
-    pub fn of(&self, machine: MachineId) -> Option<&Admission> {
-        let known = self.positions.iter().find(|(known, _)| *known == machine);
-        known.map(|(_, admission)| admission)
-    }
-}
-
-/// A [`Followed`] without the checkpoint that it was part of, and what proves it.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct FollowedStatement {
-    /// What is said.
-    pub followed: Followed,
-    /// [`HistoryPoint::digest`] of the checkpoint.
-    pub point: Digest,
-    /// The checkpoint's.
-    pub signature: [u8; 64],
-}
-
-impl Checkpoint<Followed> {
-    /// What it says of counters, with what proves it.
-    pub fn followed_statement(&self) -> Option<FollowedStatement> {
-        Some(FollowedStatement {
-            followed: self.attached.clone()?,
-            point: self.point.digest(&self.clients),
-            signature: self.signature,
-        })
     }
 }
 
@@ -249,60 +199,5 @@ impl NewView {
             .collect();
         let hellos: Vec<Digest> = self.hellos.iter().map(|hello| hello.digest()).collect();
         digest_of("cloudbft new view v1", &(self.view, &self.admission, changes, hellos))
-    }
-}
-
-/// A replica has computed this outcome, and has it with all bodies in its durable log.
-///
-/// Uses the warrant right after the replica's VIEW-CHANGE, so it can endorse one outcome of a view only.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Endorsement {
-    /// Who.
-    pub machine: MachineId,
-    /// The view.
-    pub view: View,
-    /// [`Outcome::digest`].
-    pub outcome: Digest,
-    /// Of the replica of the first group.
-    pub warrant: UniqueWarrant,
-}
-
-impl Endorsement {
-    /// What the counter certifies.
-    pub fn digest(view: View, outcome: &Digest) -> Digest {
-        digest_of("cloudbft endorse v1", &(view, outcome))
-    }
-}
-
-/// An outcome that f+1 have endorsed: one of them is correct, so it follows from the VIEW-CHANGEs.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct CertifiedOutcome {
-    /// The outcome.
-    pub outcome: Outcome,
-    /// Ascending by machine.
-    pub endorsements: Vec<(MachineId, UniqueWarrant)>,
-}
-
-/// COMMIT of a NEW-VIEW (rule CommittedView): the replica has seen f+1 endorsements.
-///
-/// Uses the warrant right after its endorsement: so it has not left the view between the two.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct ViewAcknowledgement {
-    /// Who.
-    pub machine: MachineId,
-    /// The view.
-    pub view: View,
-    /// [`Outcome::digest`].
-    pub outcome: Digest,
-    /// Its endorsement's.
-    pub endorsed: UniqueWarrant,
-    /// Of the replica of the first group.
-    pub acknowledged: UniqueWarrant,
-}
-
-impl ViewAcknowledgement {
-    /// What the counter certifies.
-    pub fn digest(view: View, outcome: &Digest) -> Digest {
-        digest_of("cloudbft acknowledge view v1", &(view, outcome))
     }
 }
