@@ -10,7 +10,7 @@
 //! | answers to voters and peers, from memory or from the log | `serving.rs`, `answer.rs` |
 //! | the log: what waits for a record, where to read, where to cut | `journal.rs`, `log_index.rs`, `retained.rs` |
 //!
-//! [`Ledger`] holds all of that for one machine, with its outbox: what a step puts there is carried out in that order.
+//! `Ledger` holds all of that for one machine, with its outbox: what a step puts there is carried out in that order.
 
 pub(crate) mod answer;
 pub(crate) mod bodies;

@@ -46,20 +46,20 @@ pub enum RunItem {
         /// The warrant.
         warrant: UniqueWarrant,
     },
-    /// An [`Endorsement`].
+    /// An [`Endorsement`](crate::minbft::Endorsement).
     Endorsed {
         /// The view.
         view: View,
-        /// [`Outcome::digest`].
+        /// [`Outcome::digest`](crate::minbft::Outcome::digest).
         outcome: Digest,
         /// The warrant.
         warrant: UniqueWarrant,
     },
-    /// A [`ViewAcknowledgement`].
+    /// A [`ViewAcknowledgement`](crate::minbft::ViewAcknowledgement).
     Acknowledged {
         /// The view.
         view: View,
-        /// [`Outcome::digest`].
+        /// [`Outcome::digest`](crate::minbft::Outcome::digest).
         outcome: Digest,
         /// The warrant.
         warrant: UniqueWarrant,
@@ -174,7 +174,7 @@ impl ViewChange {
     }
 }
 
-/// NEW-VIEW: the new primary's choice of VIEW-CHANGEs. Everybody computes the same [`Outcome`] from it.
+/// NEW-VIEW: the new primary's choice of VIEW-CHANGEs. Everybody computes the same [`Outcome`](crate::minbft::Outcome) from it.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct NewView {
     /// The view.

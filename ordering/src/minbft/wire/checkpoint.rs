@@ -50,7 +50,7 @@ impl Followed {
 pub struct FollowedStatement {
     /// What is said.
     pub followed: Followed,
-    /// [`HistoryPoint::digest`] of the checkpoint.
+    /// [`HistoryPoint::digest`](crate::ledger::HistoryPoint::digest) of the checkpoint.
     pub point: Digest,
     /// The checkpoint's.
     pub signature: [u8; 64],

@@ -131,7 +131,7 @@ impl Report {
     }
 }
 
-/// The evidence from which everybody computes the same [`Outcome`].
+/// The evidence from which everybody computes the same [`Outcome`](crate::minbft::Outcome).
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Start {
     /// The hellos.
