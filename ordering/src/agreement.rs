@@ -207,6 +207,8 @@ pub enum MisbehaviourKind {
     ClockSkew,
     /// This machine's own counter changed its epoch or skipped a value: the machine stops taking part.
     OwnCounter,
+    /// This machine's own state contradicts itself, which no peer can cause: the machine stops taking part.
+    OwnState,
 }
 
 /// What a machine is doing.

@@ -35,6 +35,12 @@ pub const COMMIT_BATCHES_MAX: usize = 64;
 /// Most entries of a batch, whatever is configured.
 pub const BATCH_ENTRIES_LIMIT: usize = 1024;
 
+/// Most bodies that one FETCH may ask for, and one GIVE may hold.
+pub const FETCH_REQUESTS_MAX: usize = 1024;
+
+/// Most operations in one piece of history.
+pub const HISTORY_ENTRIES_MAX: usize = 2048;
+
 /// Orders between two checkpoints.
 pub const CHECKPOINT_ORDERS: u64 = 512;
 
@@ -247,6 +253,14 @@ impl Configuration {
     pub fn replica_machines(&self) -> impl Iterator<Item = MachineId> + use<> {
         let first = self.machines() - self.replicas();
         (first..self.machines()).map(MachineId)
+    }
+
+    /// The machine with replicas that follows a machine, other than our own: whom to ask next.
+    pub(crate) fn next_replica(&self, after: MachineId) -> MachineId {
+        let (first, count) = (self.machines() - self.replicas(), self.replicas());
+        let following = |machine: MachineId| MachineId(first + (machine.0 + 1 - first) % count);
+        let next = following(after);
+        if next == self.machine { following(next) } else { next }
     }
 
     /// How many machines hold a voter and a database node: 2f+1 under every protocol, m1..m(2f+1).

@@ -8,7 +8,8 @@ use crate::agreement::Agreement;
 use crate::configuration::{Configuration, Protocol};
 use crate::directory::Directory;
 use crate::identifiers::{MachineId, Order};
-use crate::minbft::{self, Admission, LogAnswer, LogRecord};
+use crate::ledger::{LogAnswer, LogRecord};
+use crate::minbft::{self, Admission};
 use crate::pbft;
 use crate::verified::{Rejection, Verified};
 

@@ -17,9 +17,11 @@
 //! | `agreement.rs` | the interface that every protocol has |
 //! | `hosting.rs` | what a shell needs beside it, to host machines of any protocol |
 //! | `configuration.rs` | sizes, limits, timeouts |
-//! | `directory.rs`, `verification.rs` | who is who; [`verified::Verified`] can only be made here |
+//! | `directory.rs`, `verified.rs` | who is who; [`verified::Verified`] can only be made by this crate's verification |
 //! | `hashing.rs` | digests, each under a context of its own |
-//! | `client_table.rs` | exactly once: which numbers of a client have been seen |
+//! | `check.rs` | what the verification of all protocols' messages is made of |
+//! | `timers.rs` | when what is due: one table |
+//! | `ledger/` | what machines of both protocols keep, say and answer from alike |
 //! | `minbft/` | MinBFT with a separate primary and several groups |
 //! | `pbft/` | PBFT: 3f+1 replicas, no trusted counter |
 
@@ -27,13 +29,15 @@
 #![deny(clippy::iter_over_hash_type)]
 
 pub mod agreement;
-pub mod client_table;
+mod check;
 pub mod configuration;
 pub mod directory;
 mod hashing;
 pub mod hosting;
 pub mod identifiers;
+pub mod ledger;
 pub mod message;
 pub mod minbft;
 pub mod pbft;
+mod timers;
 pub mod verified;

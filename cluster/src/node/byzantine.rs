@@ -1,9 +1,9 @@
 //! Test only (feature `byzantine-primary`): a primary that lies as a hacked machine with a true trusted counter can.
 //!
-//! The production machine runs inside, with a hand on its ears and on its mouth. It is promised the next warrant of
-//! the primary's slot before there is one; what it then wants to send is altered, and the machine's true counter
-//! certifies the result (`docs/decisions/0021`). So every warrant is real, and equivocation is what a counter leaves of
-//! it. A file, named by the environment variable [`VARIABLE`] and read again all the time, says how to lie.
+//! The production machine runs inside; this wrapper chooses what it hears and alters what it says. The machine is promised
+//! the next warrant of the primary's slot before there is one. The wrapper alters the message that the machine then wants
+//! to send, and has the true counter certify the altered one (`docs/decisions/0021`). So every warrant is real, and the
+//! primary can equivocate only as far as a true counter lets it. A file, named by the environment variable [`VARIABLE`] and read again all the time, says how to lie.
 //!
 //! For m0 only, which holds no replica: whatever it certifies is of the primary's slot.
 
@@ -17,10 +17,9 @@ use ordering::configuration::{BATCH_ENTRIES_LIMIT, Configuration, Faults, PRIMAR
 use ordering::directory::Directory;
 use ordering::hosting::Hosted;
 use ordering::identifiers::{GroupId, MachineId, Order, View};
+use ordering::ledger::{LogAnswer, PrepareEntry};
 use ordering::message::Request;
-use ordering::minbft::{
-    Admission, LogAnswer, LogReader, Machine, Message, Prepare, PrepareEntry, Record, Recovery, verify_message,
-};
+use ordering::minbft::{Admission, LogReader, Machine, Message, Prepare, Record, Recovery, verify_message};
 use ordering::verified::{Rejection, Verified};
 use trusted_counter::{Certificate, UniqueWarrant};
 

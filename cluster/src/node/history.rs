@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ordering::configuration::Configuration;
 use ordering::hosting::Hosted;
 use ordering::identifiers::{MachineId, Order};
-use ordering::minbft::{Admission, LogAnswer, LogIndex, LogRecord};
+use ordering::ledger::{LogAnswer, LogIndex, LogRecord};
+use ordering::minbft::Admission;
 use trusted_counter::TrustedCounter;
 use voter::VoterInput;
 

@@ -361,6 +361,7 @@ fn misbehaviour_label(kind: MisbehaviourKind) -> &'static str {
         MisbehaviourKind::WrongEpoch => "wrong_epoch",
         MisbehaviourKind::ClockSkew => "clock_skew",
         MisbehaviourKind::OwnCounter => "own_counter",
+        MisbehaviourKind::OwnState => "own_state",
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::agreement::To;
 use crate::identifiers::Digest;
-use crate::minbft::PrepareEntry;
+use crate::ledger::PrepareEntry;
+use crate::pbft::Machine;
 use crate::pbft::messages::{Batch, Message, PrePrepare};
 use crate::pbft::window::WINDOW;
-use crate::pbft::{Machine, Output};
 
 /// Entries of the queue beyond those that wait, before it is cleaned.
 const QUEUE_SLACK: usize = 1024;
@@ -58,25 +58,25 @@ impl Leader {
 
 impl Machine {
     /// Proposes what waits, as far as there is room in flight.
-    pub(crate) fn propose(&mut self, out: &mut Vec<Output>) {
+    pub(crate) fn propose(&mut self) {
         while self.view.is_active && self.has_room() {
             let Some(batch) = self.next_batch() else { return };
             let (batch, view) = (Arc::new(batch), self.view.view);
             let digest = batch.digest();
-            let signature = self.sign(&PrePrepare::signed(view, batch.number, &digest));
+            let signature = self.ledger.sign(&PrePrepare::signed(view, batch.number, &digest));
             let proposal = Arc::new(PrePrepare { view, batch, signature });
-            self.send(To::Others, Message::PrePrepare(Arc::clone(&proposal)), out);
-            self.on_pre_prepare(self.configuration.machine, &proposal, digest, out);
-            self.accept_proposals(out);
+            self.ledger.send(To::Others, Message::PrePrepare(Arc::clone(&proposal)));
+            self.on_pre_prepare(self.ledger.configuration.machine, &proposal, digest);
+            self.accept_proposals();
         }
     }
 
     fn has_room(&self) -> bool {
         let next = self.view.next.number;
-        let in_flight = next.saturating_sub(self.history.point.value + 1);
+        let in_flight = next.saturating_sub(self.ledger.history.point.value + 1);
         let is_waiting = self.window.waiting.contains_key(&next);
         !is_waiting
-            && in_flight < self.configuration.batches_in_flight_max as u64
+            && in_flight < self.ledger.configuration.batches_in_flight_max as u64
             && next.saturating_sub(self.low_point().value) <= WINDOW
     }
 
@@ -84,18 +84,18 @@ impl Machine {
         let leader = self.view.leading.as_mut().filter(|leader| leader.is_ready)?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
         while let Some(digest) = leader.queue.front() {
-            let Some(request) = self.bodies.pending(digest) else {
+            let Some(request) = self.ledger.bodies.pending(digest) else {
                 leader.pop();
                 continue;
             };
             bytes += request.operation.len();
-            let is_full = entries.len() == self.configuration.batch_entries_max
-                || (!entries.is_empty() && bytes > self.configuration.batch_bytes_max);
+            let is_full = entries.len() == self.ledger.configuration.batch_entries_max
+                || (!entries.is_empty() && bytes > self.ledger.configuration.batch_bytes_max);
             if is_full {
                 break;
             }
             entries.push(PrepareEntry {
-                group: self.configuration.group_of(request.home),
+                group: self.ledger.configuration.group_of(request.home),
                 digest: *digest,
             });
             leader.pop();
@@ -104,7 +104,7 @@ impl Machine {
         (!entries.is_empty()).then(|| Batch {
             number: next.number,
             first: next.order,
-            time_us: self.now.wall_us.max(next.time_us + 1),
+            time_us: self.ledger.now.wall_us.max(next.time_us + 1),
             entries,
         })
     }
@@ -112,7 +112,11 @@ impl Machine {
     /// How many requests wait to be proposed.
     pub(crate) fn queued(&self) -> usize {
         let is_leading = self.view.leading.is_some();
-        if is_leading { self.bodies.pending_count() } else { 0 }
+        if is_leading {
+            self.ledger.bodies.pending_count()
+        } else {
+            0
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::hashing::{self, Context, context, digest_of};
 use crate::identifiers::{Digest, MachineId, Order, View};
+use crate::ledger::{CertifiedCheckpoint, Checkpoint, History, Nothing, PrepareEntry, Said, StableCheckpoint};
 use crate::message::Request;
-use crate::minbft::{CertifiedCheckpoint, Checkpoint, History, PrepareEntry, StableCheckpoint};
 
 /// Everything that machines send each other.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -21,7 +21,7 @@ pub enum Message {
     /// What the sender has: the receiver sends again what is missing.
     Standing(Standing),
     /// How far the sender's history goes, and its hash; signed.
-    Checkpoint(Checkpoint),
+    Checkpoint(Checkpoint<Nothing>),
     /// 2f+1 equal checkpoints.
     Stable(StableCheckpoint),
     /// Asks for the bodies of these digests.
@@ -42,6 +42,18 @@ pub enum Message {
     ViewChange(Arc<ViewChange>),
     /// The new primary's evidence for how the view begins.
     NewView(Arc<NewView>),
+}
+
+impl From<Said> for Message {
+    fn from(said: Said) -> Self {
+        match said {
+            Said::FetchRequests(digests) => Message::FetchRequests(digests),
+            Said::GiveRequests(requests) => Message::GiveRequests(requests),
+            Said::FetchHistory(order) => Message::FetchHistory(order),
+            Said::GiveHistory(history) => Message::GiveHistory(history),
+            Said::GiveCheckpoint(checkpoint) => Message::GiveCheckpoint(checkpoint),
+        }
+    }
 }
 
 /// A batch: `entries[i]` gets the order `first + i` and the time `time_us + i`.

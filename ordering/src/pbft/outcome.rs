@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::configuration::{Configuration, Mutant};
 use crate::identifiers::Order;
-use crate::minbft::{HistoryPoint, StableCheckpoint};
+use crate::ledger::{HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::{Batch, Certificate, ViewChange};
 
 /// How a view begins.
@@ -101,7 +101,7 @@ pub(crate) fn point_of(stable: &Option<StableCheckpoint>) -> HistoryPoint {
 mod tests {
     use super::*;
     use crate::identifiers::{GroupId, MachineId, View};
-    use crate::minbft::PrepareEntry;
+    use crate::ledger::PrepareEntry;
 
     /// A batch of two entries; `mark` tells it from others.
     fn certificate(view: u64, number: u64, mark: u8) -> Arc<Certificate> {

@@ -1,14 +1,12 @@
 //! What a machine writes to its log, and what waits until it is durable.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::identifiers::{Digest, MachineId, Order, View};
+use crate::ledger::{CertifiedCheckpoint, HistoryEntry, LogRecord, StableCheckpoint, Written};
 use crate::message::Request;
-use crate::minbft::{CertifiedCheckpoint, HistoryEntry, LogRecord, StableCheckpoint};
-use crate::pbft::Output;
 use crate::pbft::messages::{Batch, RequestViewChange};
 
 /// One record of the log.
@@ -129,44 +127,11 @@ pub(crate) enum Then {
     Cut(Order),
 }
 
-/// Sequence numbers of records, and what waits for them.
-#[derive(Debug)]
-pub(crate) struct Journal {
-    next_sequence: u64,
-    waiting: VecDeque<(u64, Then)>,
-}
-
-impl Journal {
-    pub(crate) fn new() -> Self {
-        Journal {
-            next_sequence: 1,
-            waiting: VecDeque::new(),
+impl From<Written> for Record {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Stable(checkpoint) => Record::Stable(checkpoint),
+            Written::History { first, entries } => Record::History { first, entries },
         }
-    }
-
-    /// Appends a record that nothing waits for.
-    pub(crate) fn write(&mut self, record: Record, out: &mut Vec<Output>) {
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        out.push(Output::Persist { sequence, record });
-    }
-
-    /// Appends a record that something waits for.
-    pub(crate) fn persist(&mut self, record: Record, then: Then, out: &mut Vec<Output>) {
-        self.waiting.push_back((self.next_sequence, then));
-        self.write(record, out);
-    }
-
-    /// The next thing that waited for a record up to this one.
-    pub(crate) fn persisted(&mut self, sequence: u64) -> Option<Then> {
-        let (waited, _) = self.waiting.front()?;
-        if *waited > sequence || sequence >= self.next_sequence {
-            return None;
-        }
-        self.waiting.pop_front().map(|(_, then)| then)
-    }
-
-    pub(crate) fn check_invariants(&self) {
-        assert!(self.waiting.iter().is_sorted_by(|left, right| left.0 < right.0));
     }
 }

@@ -6,24 +6,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::client_table::ClientTable;
 use crate::identifiers::{Digest, MachineId, Order, View};
+use crate::ledger::bodies::Bodies;
+use crate::ledger::client_table::ClientTable;
+use crate::ledger::history::{DecidedHistory, ENTRY_BYTES, to_history};
+use crate::ledger::retained::Retained;
+use crate::ledger::{CertifiedCheckpoint, HistoryEntry, HistoryPoint, Restored, StableCheckpoint};
 use crate::message::Request;
-use crate::minbft::bodies::Bodies;
-use crate::minbft::history::{DecidedHistory, to_history};
-use crate::minbft::truncation::Retained;
-use crate::minbft::{CertifiedCheckpoint, HistoryEntry, HistoryPoint, StableCheckpoint};
 use crate::pbft::messages::{Batch, Certificate, Commit, Prepare, RequestViewChange};
 use crate::pbft::outcome::{End, point_of};
 use crate::pbft::record::{Record, Resume};
 use crate::pbft::window::{Slot, Stage, Votes, Window, operations};
-use crate::pbft::{HISTORY_VIEW, Machine, Output};
+use crate::pbft::{HISTORY_VIEW, Machine};
 
 /// Bytes of decided bodies below the stable checkpoint that are kept in memory while the log is read.
 const TAIL_BYTES_MAX: usize = 16 << 20;
-
-/// What the history itself weighs in memory for each operation, beside its body.
-const ENTRY_BYTES: u64 = 256;
 
 /// A batch that was accepted.
 #[derive(Debug)]
@@ -41,16 +38,9 @@ struct Accepted {
 /// Memory: only what is above the last stable checkpoint, and a bounded tail of the history below.
 #[derive(Debug)]
 pub struct Recovery {
-    pub(crate) stable: Option<Arc<CertifiedCheckpoint>>,
-    /// The first order that can be read from the log, once something was cut off.
-    pub(crate) first: Option<Order>,
-    /// Stable checkpoints that the log can be cut at.
-    pub(crate) retained: Retained,
+    pub(crate) restored: Restored,
     /// The low end of the window.
     pub(crate) low: Option<StableCheckpoint>,
-    pub(crate) history: DecidedHistory,
-    pub(crate) clients: ClientTable,
-    pub(crate) bodies: Bodies,
     /// The view that the machine was in, or wanted; none: the log is empty.
     pub(crate) view: Option<View>,
     pub(crate) is_active: bool,
@@ -67,13 +57,15 @@ pub struct Recovery {
 impl Default for Recovery {
     fn default() -> Self {
         Recovery {
-            stable: None,
-            first: None,
-            retained: Retained::default(),
+            restored: Restored {
+                history: DecidedHistory::new(HistoryPoint::GENESIS),
+                clients: ClientTable::default(),
+                bodies: Bodies::default(),
+                stable: None,
+                retained: Retained::default(),
+                first: None,
+            },
             low: None,
-            history: DecidedHistory::new(HistoryPoint::GENESIS),
-            clients: ClientTable::default(),
-            bodies: Bodies::default(),
             view: None,
             is_active: false,
             outcome: Vec::new(),
@@ -158,7 +150,7 @@ impl Recovery {
     }
 
     fn decide(&mut self, number: u64, digest: Digest) {
-        let is_next = number == self.history.point.value + 1;
+        let is_next = number == self.restored.history.point.value + 1;
         let accepted = self.accepted.get_mut(&number);
         let Some(accepted) = accepted.filter(|accepted| is_next && accepted.digest == digest) else {
             return;
@@ -168,18 +160,21 @@ impl Recovery {
         let batch = Arc::clone(&accepted.batch);
         let decided: Vec<_> = operations(&batch, &bodies).collect();
         for (_, operation) in &decided {
-            self.bodies.locate(operation.digest, operation.order);
+            self.restored.bodies.locate(operation.digest, operation.order);
             if let Some(request) = &operation.request {
-                self.clients.record(request.client, request.number, request.floor);
+                self.restored
+                    .clients
+                    .record(request.client, request.number, request.floor);
             }
         }
         let stable = self
+            .restored
             .stable
             .as_ref()
             .map_or(HistoryPoint::GENESIS, |checkpoint| checkpoint.stable.point);
-        let point = self.history.point;
+        let point = self.restored.history.point;
         let above = point.bytes.saturating_sub(stable.bytes)
-            + (point.order.0.saturating_sub(stable.order.0) + decided.len() as u64) * ENTRY_BYTES
+            + (point.order.0.saturating_sub(stable.order.0) + decided.len() as u64) * ENTRY_BYTES as u64
             + bodies
                 .iter()
                 .flatten()
@@ -190,24 +185,25 @@ impl Recovery {
             .into_iter()
             .map(|(group, operation)| to_history(group, operation));
         for gone in self
+            .restored
             .history
             .append(entries, HISTORY_VIEW, number, (bytes_max, Order(u64::MAX)))
         {
-            self.bodies.forget_location(&gone.digest, gone.order);
+            self.restored.bodies.forget_location(&gone.digest, gone.order);
         }
     }
 
     fn cut(&mut self, checkpoint: Arc<CertifiedCheckpoint>) {
         let point = checkpoint.stable.point;
-        if point.order > self.history.point.order {
-            self.clients = checkpoint.clients.clone();
-            for gone in self.history.jump(point) {
-                self.bodies.forget_location(&gone.digest, gone.order);
+        if point.order > self.restored.history.point.order {
+            self.restored.clients = checkpoint.clients.clone();
+            for gone in self.restored.history.jump(point) {
+                self.restored.bodies.forget_location(&gone.digest, gone.order);
             }
         }
-        self.retained.push(&point);
+        self.restored.retained.push(&point);
         self.raise_low(checkpoint.stable.clone());
-        self.stable = Some(checkpoint);
+        self.restored.stable = Some(checkpoint);
     }
 
     /// What was before this may be missing, all of it or a part.
@@ -216,8 +212,8 @@ impl Recovery {
         if let Some(low) = resume.low.clone() {
             self.raise_low(low);
         }
-        self.first = Some(resume.first);
-        self.retained.forget_below(resume.first);
+        self.restored.first = Some(resume.first);
+        self.restored.retained.forget_below(resume.first);
         // A record that is not cut off may already say more.
         let is_known = self.view >= Some(resume.view) && (self.is_active || !resume.is_active);
         if self.view > Some(resume.view) || is_known {
@@ -231,7 +227,7 @@ impl Recovery {
 
     /// Whether the log may begin with anything but its very first record.
     pub fn has_foundation(&self) -> bool {
-        self.first.is_some()
+        self.restored.first.is_some()
     }
 
     fn raise_low(&mut self, stable: StableCheckpoint) {
@@ -276,7 +272,7 @@ impl Recovery {
         for (index, (request, entry)) in requests.into_iter().zip(&batch.entries).enumerate() {
             slot.fill(index, request);
             let order = crate::identifiers::Order(batch.first.0 + index as u64);
-            self.bodies.locate(entry.digest, order);
+            self.restored.bodies.locate(entry.digest, order);
         }
         slot
     }
@@ -295,27 +291,27 @@ pub(crate) enum Begin {
 
 impl Machine {
     /// The first step.
-    pub(crate) fn begin(&mut self, begin: Begin, out: &mut Vec<Output>) {
+    pub(crate) fn begin(&mut self, begin: Begin) {
         let view = self.view.view;
-        self.view.progress_us = self.now.monotonic_us;
+        self.view.progress_us = self.ledger.now.monotonic_us;
         let low = self.low.clone();
-        if let Some(low) = low.filter(|low| low.point.order > self.history.point.order) {
-            self.on_stable(low, out);
+        if let Some(low) = low.filter(|low| low.point.order > self.ledger.history.point.order) {
+            self.on_stable(low);
         }
         match begin {
-            Begin::Fresh => self.enter_first_view(out),
-            Begin::Leave => self.on_left(view, out),
-            Begin::Resume if self.configuration.primary(view) == self.configuration.machine => {
-                self.resign(out);
+            Begin::Fresh => self.enter_first_view(),
+            Begin::Leave => self.on_left(view),
+            Begin::Resume if self.ledger.configuration.primary(view) == self.ledger.configuration.machine => {
+                self.resign();
             }
             Begin::Resume => {
                 let outcome = self.view.outcome.clone();
-                self.resume(&outcome, out);
+                self.resume(&outcome);
             }
         }
     }
 
-    fn resume(&mut self, outcome: &[Arc<Batch>], out: &mut Vec<Output>) {
+    fn resume(&mut self, outcome: &[Arc<Batch>]) {
         self.count_own_votes();
         let waiting: Vec<Digest> = self
             .window
@@ -323,7 +319,7 @@ impl Machine {
             .flat_map(|slot| slot.batch.entries.iter().map(|entry| entry.digest))
             .collect();
         for digest in waiting {
-            self.waiting.add(digest, self.now.monotonic_us);
+            self.waiting.add(digest, self.ledger.now.monotonic_us);
         }
         self.view.next = End::after(&self.low_point());
         for batch in outcome {
@@ -331,7 +327,7 @@ impl Machine {
             if slot.is_some_and(|slot| slot.stage != Stage::Waiting) {
                 self.view.next = End::of(batch);
             } else if batch.number > self.low_point().value {
-                self.install_again(batch, out);
+                self.install_again(batch);
             }
         }
         self.view.fresh = self.view.next.number;
@@ -340,7 +336,7 @@ impl Machine {
 
     /// The votes that the log proves.
     fn count_own_votes(&mut self) {
-        let (own, view) = (self.configuration.machine, self.view.view);
+        let (own, view) = (self.ledger.configuration.machine, self.view.view);
         let voted: Vec<_> = self
             .window
             .slots
@@ -349,7 +345,7 @@ impl Machine {
             .map(|(number, slot)| (*number, slot.digest, slot.stage))
             .collect();
         for (number, digest, stage) in voted {
-            let signature = self.sign(&Prepare::signed(view, number, &digest));
+            let signature = self.ledger.sign(&Prepare::signed(view, number, &digest));
             let votes: &mut Votes = self.window.votes.entry(number).or_default();
             votes.prepare(own, digest, signature);
             if stage == Stage::Prepared {

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
+use crate::configuration::FETCH_REQUESTS_MAX;
 use crate::configuration::Mutant;
 use crate::identifiers::{Digest, MachineId, Order};
+use crate::ledger::ANSWER_BYTES_MAX;
+use crate::ledger::bodies::{Arrival, Place};
 use crate::message::Request;
-use crate::minbft::bodies::{Arrival, Place};
-use crate::minbft::{ANSWER_BYTES_MAX, FETCH_REQUESTS_MAX};
+use crate::pbft::Machine;
 use crate::pbft::messages::{Batch, Message};
 use crate::pbft::verification::FORWARD_MAX;
-use crate::pbft::{Machine, Output};
+use crate::timers::Timer;
 use crate::verified::Verified;
 
 /// A request that waits so many timeouts is starved, whatever else is decided.
@@ -97,42 +99,45 @@ impl Waiting {
 }
 
 impl Machine {
-    pub(crate) fn on_request(&mut self, verified: &Verified<Arc<Request>>, out: &mut Vec<Output>) {
-        self.take_request(*verified.digest(), verified.message(), out);
+    pub(crate) fn on_request(&mut self, verified: &Verified<Arc<Request>>) {
+        self.take_request(*verified.digest(), verified.message());
     }
 
     /// A replica thinks that we should order these.
-    pub(crate) fn on_forward(&mut self, requests: &[Arc<Request>], out: &mut Vec<Output>) {
+    pub(crate) fn on_forward(&mut self, requests: &[Arc<Request>]) {
         for request in requests {
-            self.take_request(request.digest(), request, out);
+            self.take_request(request.digest(), request);
         }
     }
 
-    fn take_request(&mut self, digest: Digest, request: &Arc<Request>, out: &mut Vec<Output>) {
+    fn take_request(&mut self, digest: Digest, request: &Arc<Request>) {
         // A number that is decided may only be one of those that are missing (a faulty primary may order it twice).
-        let is_new = self.clients.is_new(request.client, request.number, request.floor);
-        if is_new || self.bodies.is_missing(&digest) || self.configuration.is(Mutant::PbftForgetDecided) {
-            self.take_body(digest, request, out);
+        let is_new = self
+            .ledger
+            .clients
+            .is_new(request.client, request.number, request.floor);
+        if is_new || self.ledger.bodies.is_missing(&digest) || self.ledger.configuration.is(Mutant::PbftForgetDecided) {
+            self.take_body(digest, request);
         }
     }
 
     /// Takes a body from wherever it came.
-    pub(crate) fn take_body(&mut self, digest: Digest, request: &Arc<Request>, out: &mut Vec<Output>) {
-        let (now_us, bytes_max) = (self.now.monotonic_us, self.configuration.client_bytes_max);
-        match self.bodies.arrive(digest, request, now_us, bytes_max) {
+    pub(crate) fn take_body(&mut self, digest: Digest, request: &Arc<Request>) {
+        let (now_us, bytes_max) = (self.ledger.now.monotonic_us, self.ledger.configuration.client_bytes_max);
+        match self.ledger.bodies.arrive(digest, request, now_us, bytes_max) {
             Arrival::Pending => {
-                let waiting = self.bodies.pending_count();
-                self.waiting.add(digest, self.now.monotonic_us);
+                let waiting = self.ledger.bodies.pending_count();
+                self.waiting.add(digest, self.ledger.now.monotonic_us);
                 self.clean_waiting();
                 if let Some(leader) = self.view.leading.as_mut() {
-                    let bodies = &self.bodies;
+                    let bodies = &self.ledger.bodies;
                     leader.queue(digest, waiting, |digest| bodies.pending(digest).is_some());
                 }
             }
             Arrival::Wanted(places) => {
-                self.waiting.add(digest, self.now.monotonic_us);
+                self.waiting.add(digest, self.ledger.now.monotonic_us);
                 for place in places {
-                    self.fill(place, digest, request.clone(), out);
+                    self.fill(place, digest, request.clone());
                 }
             }
             Arrival::Known | Arrival::Refused => {}
@@ -142,7 +147,7 @@ impl Machine {
     /// Bounds the requests that are watched: a client may give up any number of them.
     fn clean_waiting(&mut self) {
         let undelivered: usize = self.window.undelivered().map(|slot| slot.batch.entries.len()).sum();
-        let awaited_max = self.bodies.pending_count() + undelivered;
+        let awaited_max = self.ledger.bodies.pending_count() + undelivered;
         if self.waiting.since_us.len() > 2 * awaited_max + WAITING_SLACK {
             let mut waiting = std::mem::take(&mut self.waiting);
             waiting.retain(|digest| self.is_awaited(digest));
@@ -151,7 +156,7 @@ impl Machine {
     }
 
     /// Puts a body in its place in a batch.
-    fn fill(&mut self, place: Place, digest: Digest, request: Arc<Request>, out: &mut Vec<Output>) {
+    fn fill(&mut self, place: Place, digest: Digest, request: Arc<Request>) {
         let Some(slot) = self.window.slots.get_mut(&place.value) else {
             return;
         };
@@ -161,32 +166,32 @@ impl Machine {
             .get(place.index)
             .filter(|entry| entry.digest == digest);
         let Some(entry) = entry.copied() else { return };
-        if self.configuration.group_of(request.home) != entry.group {
+        if self.ledger.configuration.group_of(request.home) != entry.group {
             // Only with the body this shows. Nothing that 2f+1 replicas have accepted can be so.
-            self.accuse_primary(MisbehaviourKind::WrongPrepare, out);
+            self.accuse_primary(MisbehaviourKind::WrongPrepare);
             return;
         }
         let order = Order(slot.batch.first.0 + place.index as u64);
         if slot.fill(place.index, request) {
-            self.bodies.locate(digest, order);
-            self.accept(place.value, out);
+            self.ledger.bodies.locate(digest, order);
+            self.accept(place.value);
         }
     }
 
     /// Looks for the bodies of a batch, and asks for those that are not here.
-    pub(crate) fn find_bodies(&mut self, batch: &Arc<Batch>, out: &mut Vec<Output>) {
+    pub(crate) fn find_bodies(&mut self, batch: &Arc<Batch>) {
         for (index, entry) in batch.entries.iter().enumerate() {
             let place = Place {
                 value: batch.number,
                 index,
             };
-            let found = self.bodies.take(&entry.digest);
+            let found = self.ledger.bodies.take(&entry.digest);
             match found.or_else(|| self.find_body(&entry.digest).cloned()) {
-                Some(request) => self.fill(place, entry.digest, request, out),
+                Some(request) => self.fill(place, entry.digest, request),
                 None => {
-                    let ask_us = self.now.monotonic_us + self.configuration.body_patience_us;
-                    self.pace.ask_us = self.pace.ask_us.min(ask_us);
-                    self.bodies.miss(entry.digest, place, ask_us);
+                    let ask_us = self.ledger.now.monotonic_us + self.ledger.configuration.body_patience_us;
+                    self.ledger.timers.set_earlier(Timer::Bodies, ask_us);
+                    self.ledger.bodies.miss(entry.digest, place, ask_us);
                 }
             }
         }
@@ -194,63 +199,54 @@ impl Machine {
 
     /// A body, wherever it is.
     pub(crate) fn find_body(&self, digest: &Digest) -> Option<&Arc<Request>> {
-        self.bodies.pending(digest).or_else(|| {
-            let order = self.bodies.location(digest)?;
-            self.window.body(order).or_else(|| self.history.body(order))
+        self.ledger.bodies.pending(digest).or_else(|| {
+            let order = self.ledger.bodies.location(digest)?;
+            self.window.body(order).or_else(|| self.ledger.history.body(order))
         })
     }
 
     /// A request is decided.
     pub(crate) fn finish(&mut self, digest: &Digest, request: &Arc<Request>) {
-        self.clients.record(request.client, request.number, request.floor);
-        self.bodies.finish(request.client, request.number, request.floor);
+        self.ledger
+            .clients
+            .record(request.client, request.number, request.floor);
+        self.ledger.bodies.finish(request.client, request.number, request.floor);
         self.waiting.remove(digest);
     }
 
     /// What waits and was decided in a part of the history that was skipped.
     pub(crate) fn forget_decided(&mut self) {
-        let clients = &self.clients;
-        let pending = self.bodies.pending_in_order();
+        let clients = &self.ledger.clients;
+        let pending = self.ledger.bodies.pending_in_order();
         let is_decided = |request: &Arc<Request>| !clients.is_new(request.client, request.number, request.floor);
         let decided: Vec<Digest> = pending
             .filter(|(_, request)| is_decided(request))
             .map(|(digest, _)| *digest)
             .collect();
         for digest in decided {
-            self.bodies.take(&digest);
+            self.ledger.bodies.take(&digest);
             self.waiting.remove(&digest);
         }
     }
 
-    pub(crate) fn on_fetch_requests(&mut self, from: MachineId, digests: &[Digest], out: &mut Vec<Output>) {
-        let mut bytes = 0;
-        let mut requests = Vec::new();
-        for digest in digests.iter().take(FETCH_REQUESTS_MAX) {
-            if bytes >= ANSWER_BYTES_MAX {
-                break;
-            }
-            if let Some(request) = self.find_body(digest) {
-                bytes += request.operation.len();
-                requests.push(request.clone());
-            }
-        }
-        if !requests.is_empty() {
-            self.send(To::Machine(from), Message::GiveRequests(requests), out);
-        }
+    pub(crate) fn on_fetch_requests(&mut self, from: MachineId, digests: &[Digest]) {
+        let digests = digests.iter().take(FETCH_REQUESTS_MAX);
+        let found: Vec<_> = digests.filter_map(|digest| self.find_body(digest)).cloned().collect();
+        self.ledger.give_requests(from, found.into_iter());
     }
 
-    pub(crate) fn on_give_requests(&mut self, requests: &[Arc<Request>], out: &mut Vec<Output>) {
+    pub(crate) fn on_give_requests(&mut self, requests: &[Arc<Request>]) {
         for request in requests {
             let digest = request.digest();
-            if self.bodies.is_missing(&digest) {
-                self.take_body(digest, request, out);
+            if self.ledger.bodies.is_missing(&digest) {
+                self.take_body(digest, request);
             }
         }
     }
 
     /// How long a request may wait in this view.
     pub(crate) fn patience_us(&self) -> u64 {
-        self.configuration.request_us << self.view.backoff
+        self.ledger.configuration.request_us << self.view.backoff
     }
 
     /// When the oldest request has waited too long: nothing was decided for a timeout, or it alone is passed over.
@@ -268,18 +264,17 @@ impl Machine {
     }
 
     /// When to look at the requests that wait.
-    pub(crate) fn waiting_deadline(&self) -> u64 {
+    pub(crate) fn waiting_deadline(&self) -> Option<u64> {
         // Once we want another primary, the tick looks whether we still do.
-        let expiry_us = self.expiry_us().filter(|_| !self.view.is_wanting).unwrap_or(u64::MAX);
-        self.forward_us()
-            .map_or(expiry_us, |forward_us| forward_us.min(expiry_us))
+        let expiry_us = self.expiry_us().filter(|_| !self.view.is_wanting);
+        self.forward_us().into_iter().chain(expiry_us).min()
     }
 
     /// Forwards what the primary seems to lack, and deposes it when that does not help.
-    pub(crate) fn waiting_timer(&mut self, out: &mut Vec<Output>) {
-        self.forward(out);
+    pub(crate) fn waiting_timer(&mut self) {
+        self.forward();
         if !self.view.is_wanting && self.is_starved() {
-            self.want_view_change(out);
+            self.want_view_change();
         }
     }
 
@@ -287,7 +282,7 @@ impl Machine {
     pub(crate) fn is_starved(&mut self) -> bool {
         while self
             .expiry_us()
-            .is_some_and(|expiry_us| expiry_us <= self.now.monotonic_us)
+            .is_some_and(|expiry_us| expiry_us <= self.ledger.now.monotonic_us)
         {
             match self.waiting.oldest.first().copied() {
                 Some((_, digest)) if !self.is_awaited(&digest) => self.waiting.remove(&digest),
@@ -299,38 +294,39 @@ impl Machine {
 
     /// Whether a request is neither decided nor given up by its client.
     fn is_awaited(&self, digest: &Digest) -> bool {
-        let location = self.bodies.location(digest);
-        self.bodies.pending(digest).is_some() || location.is_some_and(|order| order > self.history.point.order)
+        let location = self.ledger.bodies.location(digest);
+        self.ledger.bodies.pending(digest).is_some()
+            || location.is_some_and(|order| order > self.ledger.history.point.order)
     }
 
-    fn forward(&mut self, out: &mut Vec<Output>) {
+    fn forward(&mut self) {
         let mut requests = Vec::new();
         let mut bytes = 0;
-        let again_us = self.now.monotonic_us + FORWARD_AGAIN_TIMEOUTS * self.patience_us();
+        let again_us = self.ledger.now.monotonic_us + FORWARD_AGAIN_TIMEOUTS * self.patience_us();
         while self
             .forward_us()
-            .is_some_and(|forward_us| forward_us <= self.now.monotonic_us)
+            .is_some_and(|forward_us| forward_us <= self.ledger.now.monotonic_us)
         {
             let Some((_, digest)) = self.waiting.unforwarded.first().copied() else {
                 break;
             };
             self.waiting.forwarded(&digest, again_us);
-            if let Some(request) = self.bodies.pending(&digest) {
+            if let Some(request) = self.ledger.bodies.pending(&digest) {
                 bytes += request.operation.len();
                 requests.push(request.clone());
             }
             if requests.len() == FORWARD_MAX || bytes >= ANSWER_BYTES_MAX {
-                self.send_to_primary(Message::Forward(std::mem::take(&mut requests)), out);
+                self.send_to_primary(Message::Forward(std::mem::take(&mut requests)));
                 bytes = 0;
             }
         }
         if !requests.is_empty() {
-            self.send_to_primary(Message::Forward(requests), out);
+            self.send_to_primary(Message::Forward(requests));
         }
     }
 
-    fn send_to_primary(&self, message: Message, out: &mut Vec<Output>) {
-        let primary = self.configuration.primary(self.view.view);
-        self.send(To::Machine(primary), message, out);
+    fn send_to_primary(&mut self, message: Message) {
+        let primary = self.ledger.configuration.primary(self.view.view);
+        self.ledger.send(To::Machine(primary), message);
     }
 }

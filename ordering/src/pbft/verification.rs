@@ -5,26 +5,19 @@
 
 use std::sync::Arc;
 
+use crate::check::{NUMBER_MAX, UNSIGNED, bounded, ensure, sender_is, verify_bodies, verify_certified, verify_history};
+use crate::configuration::FETCH_REQUESTS_MAX;
 use crate::configuration::{BATCH_ENTRIES_LIMIT, Protocol, WATERMARK_ORDERS};
 use crate::directory::Directory;
 use crate::identifiers::{Digest, MachineId, View};
-use crate::message::Request;
-use crate::minbft::{
-    CertifiedCheckpoint, Checkpoint, FETCH_REQUESTS_MAX, HISTORY_ENTRIES_MAX, History, HistoryPoint, StableCheckpoint,
-};
-use crate::pbft::NOTHING;
+use crate::ledger::piece::NOTHING;
+use crate::ledger::{Checkpoint, HistoryPoint, Nothing, StableCheckpoint};
 use crate::pbft::messages::{Batch, Certificate, Message, NewView, PrePrepare, Prepare, RequestViewChange, ViewChange};
 use crate::pbft::window::WINDOW;
 use crate::verified::{Rejection, Verified};
 
 /// Most requests that are forwarded at once.
 pub const FORWARD_MAX: usize = 64;
-
-/// The highest number, order, view or time that is accepted, so that sums cannot overflow.
-const NUMBER_MAX: u64 = u64::MAX >> 1;
-
-/// The digest of messages that carry none.
-const UNSIGNED: Digest = [0; 32];
 
 /// Verifies a message that came over the link from machine `from`.
 ///
@@ -49,8 +42,8 @@ pub fn verify_message(
         Message::FetchRequests(digests) => bounded(digests.len(), FETCH_REQUESTS_MAX)?,
         Message::GiveRequests(requests) => verify_bodies(requests, FETCH_REQUESTS_MAX, directory)?,
         Message::Forward(requests) => verify_bodies(requests, FORWARD_MAX, directory)?,
-        Message::GiveHistory(history) => verify_history(history, directory)?,
-        Message::GiveCheckpoint(checkpoint) => verify_certified(checkpoint, directory)?,
+        Message::GiveHistory(history) => verify_history(history, directory, verify_stable, false)?,
+        Message::GiveCheckpoint(checkpoint) => verify_certified(checkpoint, directory, verify_stable)?,
         Message::RequestViewChange(request) => {
             sender_is(from, request.machine)?;
             verify_request_view_change(request, directory)?
@@ -62,26 +55,6 @@ pub fn verify_message(
         Message::NewView(new_view) => verify_new_view(new_view, directory)?,
     };
     Ok(Verified::new(message, digest))
-}
-
-fn sender_is(from: MachineId, named: MachineId) -> Result<(), Rejection> {
-    if from == named {
-        Ok(())
-    } else {
-        Err(Rejection::WrongSender)
-    }
-}
-
-fn bounded(length: usize, limit: usize) -> Result<Digest, Rejection> {
-    if length <= limit {
-        Ok(UNSIGNED)
-    } else {
-        Err(Rejection::TooLarge)
-    }
-}
-
-fn ensure(condition: bool) -> Result<(), Rejection> {
-    if condition { Ok(()) } else { Err(Rejection::Malformed) }
 }
 
 fn machines(directory: &Directory) -> u8 {
@@ -131,9 +104,8 @@ fn verify_prepare(from: MachineId, prepare: &Prepare, directory: &Directory) -> 
     Ok(signed)
 }
 
-fn verify_checkpoint(checkpoint: &Checkpoint, directory: &Directory) -> Result<Digest, Rejection> {
+fn verify_checkpoint(checkpoint: &Checkpoint<Nothing>, directory: &Directory) -> Result<Digest, Rejection> {
     ensure(is_machine(checkpoint.machine, directory) && checkpoint.point.order.0 <= NUMBER_MAX)?;
-    ensure(checkpoint.followed.is_none())?;
     let digest = checkpoint.signed();
     directory.verify_machine(checkpoint.machine, &digest, &checkpoint.signature)?;
     Ok(digest)
@@ -168,34 +140,6 @@ fn verify_stable(stable: &StableCheckpoint, directory: &Directory) -> Result<Dig
         signature.verify(&digest, directory)?;
     }
     Ok(digest)
-}
-
-fn verify_certified(checkpoint: &CertifiedCheckpoint, directory: &Directory) -> Result<Digest, Rejection> {
-    ensure(checkpoint.clients.digest() == checkpoint.stable.clients)?;
-    verify_stable(&checkpoint.stable, directory)
-}
-
-fn verify_bodies(requests: &[Arc<Request>], limit: usize, directory: &Directory) -> Result<Digest, Rejection> {
-    bounded(requests.len(), limit)?;
-    for request in requests {
-        directory.check_request(request)?;
-    }
-    Ok(UNSIGNED)
-}
-
-fn verify_history(history: &History, directory: &Directory) -> Result<Digest, Rejection> {
-    bounded(history.entries.len(), HISTORY_ENTRIES_MAX)?;
-    ensure(history.first.0 > 0 && history.first.0 <= NUMBER_MAX)?;
-    for entry in &history.entries {
-        ensure(entry.group.0 < directory.groups)?;
-        let request = entry.request.as_ref().ok_or(Rejection::Malformed)?;
-        ensure(directory.check_request(request)? == entry.digest)?;
-    }
-    if let Some(proof) = &history.proof {
-        verify_stable(proof, directory)?;
-        ensure(proof.point.order.next() == history.end())?;
-    }
-    Ok(UNSIGNED)
 }
 
 fn verify_certificate(certificate: &Certificate, directory: &Directory) -> Result<(), Rejection> {

@@ -58,8 +58,6 @@ pub(crate) struct ViewState {
     pub(crate) view_changes: BTreeMap<MachineId, Arc<ViewChange>>,
     /// How this view began, to be sent to those who missed it.
     pub(crate) new_view: Option<Arc<NewView>>,
-    /// When the NEW-VIEW that 2f+1 machines wait for must be here; monotonic.
-    pub(crate) expires_us: u64,
     /// How often the patience has been doubled.
     pub(crate) backoff: u32,
     early: BTreeMap<MachineId, VecDeque<Early>>,
@@ -81,7 +79,6 @@ impl ViewState {
             outcome: Vec::new(),
             view_changes: BTreeMap::new(),
             new_view: None,
-            expires_us: u64::MAX,
             backoff: 0,
             early: BTreeMap::new(),
         }
@@ -126,7 +123,6 @@ impl ViewState {
     pub(crate) fn check_invariants(&self) {
         assert!(self.early.values().all(|kept| kept.len() <= EARLY_MAX));
         assert!(self.is_active || self.leading.is_none());
-        assert!(!self.is_active || self.expires_us == u64::MAX);
         assert!(
             self.view_changes
                 .values()

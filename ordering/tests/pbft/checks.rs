@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ordering::agreement::{Agreement, Phase};
-use ordering::client_table::ClientTable;
 use ordering::configuration::group_of;
 use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
+use ordering::ledger::client_table::ClientTable;
 use ordering::message::{CommitDb, Request};
 use ordering::pbft::{Input, Message, Record};
 

@@ -1,29 +1,25 @@
 //! A cluster of production machines, its network, clocks and logs, all driven by one seed.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::Arc;
-
+use crate::adversary::Adversary;
+use crate::checks::{Decided, Vote};
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
-use ordering::agreement::{Agreement, MisbehaviourKind, Now, To};
+use ordering::agreement::{Agreement, MisbehaviourKind};
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::{Directory, MachineEntry};
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
-use ordering::message::{CommitDb, Request};
-use ordering::pbft::{
-    Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Record, Recovery, verify_message,
-};
+use ordering::message::Request;
+use ordering::pbft::{Machine, Message, Record, Recovery};
 use ordering::verified::{Rejection, Verified};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
 use trusted_counter::{CounterIdentity, SoftwareCounter};
 
-use crate::adversary::Adversary;
-use crate::checks::{Decided, Vote};
-
-const CLIENTS: u32 = 2;
-const START_WALL_US: u64 = 1_700_000_000_000_000;
+pub(crate) const CLIENTS: u32 = 2;
+pub(crate) const START_WALL_US: u64 = 1_700_000_000_000_000;
 
 /// What the network does.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,28 +35,28 @@ pub(crate) const CALM: Weather = Weather {
     delay_max_us: 300,
 };
 
-enum Event {
+pub(crate) enum Event {
     Arrive { from: MachineId, bytes: Arc<Vec<u8>> },
     Request { index: usize },
     Synced { sequence: u64 },
     Timer,
 }
 
-struct Scheduled {
-    machine: MachineId,
+pub(crate) struct Scheduled {
+    pub(crate) machine: MachineId,
     /// The life of the machine that the event belongs to; none: whatever life it has.
-    life: Option<u64>,
-    event: Event,
+    pub(crate) life: Option<u64>,
+    pub(crate) event: Event,
 }
 
 pub(crate) struct Node {
-    machine: Option<Machine>,
+    pub(crate) machine: Option<Machine>,
     /// What is durable.
-    log: Vec<Vec<u8>>,
+    pub(crate) log: Vec<Vec<u8>>,
     /// Written, not synced.
-    buffer: Vec<(u64, Vec<u8>)>,
-    life: u64,
-    sync_scheduled: bool,
+    pub(crate) buffer: Vec<(u64, Vec<u8>)>,
+    pub(crate) life: u64,
+    pub(crate) sync_scheduled: bool,
     /// The votes that the durable log holds.
     pub(crate) votes: BTreeSet<Vote>,
     /// Everything that this machine has delivered in this life.
@@ -68,7 +64,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn make_durable(&mut self, records: impl Iterator<Item = (u64, Vec<u8>)>) {
+    pub(crate) fn make_durable(&mut self, records: impl Iterator<Item = (u64, Vec<u8>)>) {
         for (_, record) in records {
             self.votes.extend(Vote::of_record(&borsh::from_slice(&record).unwrap()));
             self.log.push(record);
@@ -78,7 +74,7 @@ impl Node {
 
 pub(crate) struct Submitted {
     pub(crate) verified: Verified<Arc<Request>>,
-    next_us: u64,
+    pub(crate) next_us: u64,
 }
 
 /// Whether a link carries a message.
@@ -88,14 +84,14 @@ pub(crate) struct Cluster {
     pub(crate) faults: Faults,
     pub(crate) groups: u16,
     pub(crate) now_us: u64,
-    rng: ChaCha8Rng,
+    pub(crate) rng: ChaCha8Rng,
     pub(crate) directory: Directory,
     pub(crate) keys: Vec<SigningKey>,
-    client_keys: Vec<SigningKey>,
+    pub(crate) client_keys: Vec<SigningKey>,
     pub(crate) nodes: Vec<Node>,
-    events: BinaryHeap<Reverse<(u64, u64)>>,
-    scheduled: BTreeMap<u64, Scheduled>,
-    next_event: u64,
+    pub(crate) events: BinaryHeap<Reverse<(u64, u64)>>,
+    pub(crate) scheduled: BTreeMap<u64, Scheduled>,
+    pub(crate) next_event: u64,
     pub(crate) weather: Weather,
     /// Links that carry nothing.
     pub(crate) cut: BTreeSet<(MachineId, MachineId)>,
@@ -105,15 +101,15 @@ pub(crate) struct Cluster {
     pub(crate) adversaries: BTreeMap<MachineId, Adversary>,
     pub(crate) submitted: Vec<Submitted>,
     /// Indices of requests that are not decided anywhere.
-    unfinished: Vec<usize>,
+    pub(crate) unfinished: Vec<usize>,
     pub(crate) done: BTreeSet<Digest>,
-    retransmit_us: u64,
-    next_numbers: Vec<u64>,
+    pub(crate) retransmit_us: u64,
+    pub(crate) next_numbers: Vec<u64>,
     /// What any correct machine has ever delivered.
     pub(crate) decided: BTreeMap<Order, Decided>,
     pub(crate) reports: Vec<(MachineId, MisbehaviourKind)>,
     pub(crate) rejected: Vec<(MachineId, Rejection)>,
-    tune: fn(&mut Configuration),
+    pub(crate) tune: fn(&mut Configuration),
     pub(crate) sent: u64,
     /// A crash loses everything that was not synced.
     pub(crate) lose_unsynced: bool,
@@ -207,7 +203,7 @@ impl Cluster {
         &self.nodes[usize::from(id.0)]
     }
 
-    fn node_mut(&mut self, id: MachineId) -> &mut Node {
+    pub(crate) fn node_mut(&mut self, id: MachineId) -> &mut Node {
         &mut self.nodes[usize::from(id.0)]
     }
 
@@ -330,7 +326,7 @@ impl Cluster {
         self.unfinished.clear();
     }
 
-    fn retransmit_requests(&mut self) {
+    pub(crate) fn retransmit_requests(&mut self) {
         if self.retransmit_us > self.now_us {
             return;
         }
@@ -353,14 +349,14 @@ impl Cluster {
         }
     }
 
-    fn schedule(&mut self, at_us: u64, machine: MachineId, life: Option<u64>, event: Event) {
+    pub(crate) fn schedule(&mut self, at_us: u64, machine: MachineId, life: Option<u64>, event: Event) {
         self.next_event += 1;
         self.events.push(Reverse((at_us, self.next_event)));
         self.scheduled
             .insert(self.next_event, Scheduled { machine, life, event });
     }
 
-    fn schedule_timer(&mut self, id: MachineId) {
+    pub(crate) fn schedule_timer(&mut self, id: MachineId) {
         let node = self.node(id);
         let (life, deadline) = (node.life, node.machine.as_ref().and_then(|machine| machine.deadline()));
         if let Some(deadline) = deadline {
@@ -397,156 +393,6 @@ impl Cluster {
             self.run(5_000);
         }
         condition(self)
-    }
-
-    fn happen(&mut self, scheduled: Scheduled) {
-        let id = scheduled.machine;
-        let node = &mut self.nodes[usize::from(id.0)];
-        if node.machine.is_none() || scheduled.life.is_some_and(|life| life != node.life) {
-            return;
-        }
-        let input = match scheduled.event {
-            Event::Arrive { from, bytes } => {
-                match verify_message(from, borsh::from_slice(&bytes).unwrap(), &self.directory) {
-                    Ok(message) => Input::Message { from, message },
-                    Err(rejection) => return self.rejected.push((from, rejection)),
-                }
-            }
-            Event::Request { index } => Input::Request(self.submitted[index].verified.clone()),
-            Event::Synced { sequence } => {
-                node.sync_scheduled = false;
-                let records = std::mem::take(&mut node.buffer);
-                let (synced, rest): (Vec<_>, Vec<_>) =
-                    records.into_iter().partition(|(written, _)| *written <= sequence);
-                node.make_durable(synced.into_iter());
-                node.buffer = rest;
-                if let Some((last, _)) = node.buffer.last() {
-                    let last = *last;
-                    self.schedule_sync(id, last);
-                }
-                Input::Persisted(sequence)
-            }
-            Event::Timer => Input::Timeout,
-        };
-        self.step(id, input);
-    }
-
-    fn schedule_sync(&mut self, id: MachineId, sequence: u64) {
-        let at_us = self.now_us + self.rng.random_range(200..2_000);
-        let node = self.node_mut(id);
-        node.sync_scheduled = true;
-        let life = node.life;
-        self.schedule(at_us, id, Some(life), Event::Synced { sequence });
-    }
-
-    pub(crate) fn step(&mut self, id: MachineId, input: Input) -> Vec<CommitDb> {
-        let now = Now {
-            monotonic_us: self.now_us,
-            wall_us: START_WALL_US + self.now_us,
-        };
-        let mut outputs = Vec::new();
-        let machine = self.nodes[usize::from(id.0)].machine.as_mut().unwrap();
-        let before = machine.deadline();
-        let is_timeout = matches!(input, Input::Timeout);
-        machine.step(now, input, &mut outputs);
-        machine.check_invariants();
-        let deadline = machine.deadline();
-        assert!(
-            deadline.is_none_or(|deadline| deadline > self.now_us),
-            "a step must move its deadline on"
-        );
-        let mut answers = Vec::new();
-        for output in outputs {
-            self.carry_out(id, output, &mut answers);
-        }
-        if is_timeout || deadline < before || before.is_none() {
-            self.schedule_timer(id);
-        }
-        answers
-    }
-
-    fn carry_out(&mut self, id: MachineId, output: Output, answers: &mut Vec<CommitDb>) {
-        match output {
-            Output::Persist { sequence, record } => {
-                let node = self.node_mut(id);
-                node.buffer.push((sequence, borsh::to_vec(&record).unwrap()));
-                if !node.sync_scheduled {
-                    self.schedule_sync(id, sequence);
-                }
-            }
-            Output::Certify { .. } => panic!("PBFT has no trusted counter"),
-            Output::Send { to, message } => self.send(id, to, &message),
-            Output::Deliver(message) => self.delivered(id, &message),
-            Output::Answer { message, .. } => answers.push(message),
-            Output::ReadLog { reader } => match self.read_log(id, reader) {
-                LogAnswer::Voter { messages, .. } => answers.extend(messages),
-                LogAnswer::Peer { to, message } => self.send(id, To::Machine(to), &message),
-            },
-            Output::LogBegins { .. } | Output::CutLog { .. } => panic!("these histories are too short to be cut"),
-            Output::Report(misbehaviour) => {
-                if !self.adversaries.contains_key(&id) {
-                    self.reports.push((misbehaviour.machine, misbehaviour.kind));
-                }
-            }
-        }
-    }
-
-    /// As the shell does it: through the index, until the reader is full.
-    fn read_log(&self, id: MachineId, mut reader: LogReader) -> LogAnswer<Message> {
-        let log = &self.node(id).log;
-        let (mut index, mut offset) = (LogIndex::default(), 0);
-        let mut offsets = Vec::new();
-        for bytes in log {
-            let record: Record = borsh::from_slice(bytes).unwrap();
-            index.add(offset, &record);
-            offsets.push(offset);
-            offset += bytes.len() as u64;
-        }
-        let begin = index.offset(reader.from());
-        for (bytes, _) in log.iter().zip(offsets).filter(|(_, offset)| *offset >= begin) {
-            if reader.is_full() {
-                break;
-            }
-            reader.push(borsh::from_slice(bytes).unwrap());
-        }
-        reader.finish()
-    }
-
-    fn send(&mut self, from: MachineId, to: To, message: &Message) {
-        let targets: Vec<MachineId> = match to {
-            To::Machine(id) => vec![id],
-            To::Others | To::Replicas => self.machines().collect(),
-        };
-        for to in targets.into_iter().filter(|to| *to != from) {
-            match self.adversaries.remove(&from) {
-                Some(mut adversary) => {
-                    let messages = adversary.rewrite(&self.keys[usize::from(from.0)], to, message);
-                    self.adversaries.insert(from, adversary);
-                    messages.iter().for_each(|message| self.transmit(from, to, message));
-                }
-                None => {
-                    self.check_durable(from, message);
-                    self.transmit(from, to, message);
-                }
-            }
-        }
-    }
-
-    pub(crate) fn transmit(&mut self, from: MachineId, to: MachineId, message: &Message) {
-        self.sent += 1;
-        let is_lost = self.rng.random_bool(self.weather.loss)
-            || self.cut.contains(&(from, to))
-            || !(self.filter)(from, to, message);
-        if is_lost {
-            return;
-        }
-        let bytes = Arc::new(borsh::to_vec(message).unwrap());
-        let copies = 1 + usize::from(self.rng.random_bool(self.weather.duplication));
-        for _ in 0..copies {
-            let at_us = self.now_us + self.rng.random_range(10..=self.weather.delay_max_us.max(11));
-            let bytes = Arc::clone(&bytes);
-            self.schedule(at_us, to, None, Event::Arrive { from, bytes });
-        }
     }
 
     pub(crate) fn random(&mut self, range: std::ops::Range<u64>) -> u64 {

@@ -6,6 +6,7 @@
 mod adversary;
 mod checks;
 mod cluster;
+mod events;
 mod rules;
 mod scenarios;
 mod verification;

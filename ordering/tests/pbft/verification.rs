@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ed25519_dalek::{Signer, SigningKey};
 use ordering::identifiers::{GroupId, MachineId, Order, View};
-use ordering::minbft::PrepareEntry;
+use ordering::ledger::PrepareEntry;
 use ordering::pbft::{Batch, Certificate, Message, Prepare, RequestViewChange, ViewChange, verify_message};
 use ordering::verified::Rejection;
 

@@ -5,7 +5,7 @@ use crate::cluster::Cluster;
 use crate::scenarios::{settle, submit_for};
 use ordering::agreement::{Agreement, MisbehaviourKind};
 use ordering::identifiers::{GroupId, MachineId, Order, View};
-use ordering::minbft::PrepareEntry;
+use ordering::ledger::PrepareEntry;
 use ordering::pbft::{Batch, Message, Record};
 
 const M0: MachineId = MachineId(0);

@@ -1,29 +1,24 @@
 //! A cluster of production machines, its network, clocks, logs and counters, all driven by one seed.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::Arc;
-
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
-use ordering::agreement::{Agreement, MisbehaviourKind, Now, Phase, To};
-use ordering::client_table::ClientTable;
-use ordering::configuration::{Configuration, Faults, group_of, replica_slot};
+use ordering::agreement::{Agreement, MisbehaviourKind};
+use ordering::configuration::{Configuration, Faults};
 use ordering::directory::{Directory, MachineEntry};
-use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order, View};
-use ordering::message::{CommitDb, Request};
-use ordering::minbft::{
-    Admission, Commit, Endorsement, Hello, Input, LogAnswer, LogIndex, LogReader, Machine, Message, Output, Prepare,
-    PrepareEntry, Record, Recovery, ViewAcknowledgement, verify_message,
-};
+use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
+use ordering::message::Request;
+use ordering::minbft::{Admission, Machine, Message, Prepare, Recovery};
 use ordering::verified::{Rejection, Verified};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
 use trusted_counter::{CounterIdentity, SoftwareCounter, TrustedCounter};
 
-const SHARED_KEY: [u8; 32] = [42; 32];
-const CLIENTS: u32 = 2;
-const START_WALL_US: u64 = 1_700_000_000_000_000;
+pub(crate) const SHARED_KEY: [u8; 32] = [42; 32];
+pub(crate) const CLIENTS: u32 = 2;
+pub(crate) const START_WALL_US: u64 = 1_700_000_000_000_000;
 
 /// What the network does.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,7 +34,7 @@ pub(crate) const CALM: Weather = Weather {
     delay_max_us: 300,
 };
 
-enum Event {
+pub(crate) enum Event {
     Arrive {
         from: MachineId,
         bytes: Arc<Vec<u8>>,
@@ -57,35 +52,35 @@ enum Event {
     Timer,
 }
 
-struct Scheduled {
-    machine: MachineId,
+pub(crate) struct Scheduled {
+    pub(crate) machine: MachineId,
     /// The life of the machine that the event belongs to; none: whatever life it has.
-    life: Option<u64>,
-    event: Event,
+    pub(crate) life: Option<u64>,
+    pub(crate) event: Event,
 }
 
 /// What a machine leaves behind when it dies.
 #[derive(Default)]
-struct Disk {
-    log: Vec<Vec<u8>>,
+pub(crate) struct Disk {
+    pub(crate) log: Vec<Vec<u8>>,
     /// Written, not synced.
-    buffer: Vec<(u64, Vec<u8>)>,
-    epoch: u64,
+    pub(crate) buffer: Vec<(u64, Vec<u8>)>,
+    pub(crate) epoch: u64,
 }
 
-struct Node {
-    machine: Option<Machine>,
-    counter: SoftwareCounter,
-    disk: Disk,
-    life: u64,
-    sync_scheduled: bool,
+pub(crate) struct Node {
+    pub(crate) machine: Option<Machine>,
+    pub(crate) counter: SoftwareCounter,
+    pub(crate) disk: Disk,
+    pub(crate) life: u64,
+    pub(crate) sync_scheduled: bool,
     /// Everything that this machine has delivered in this life.
-    delivered: BTreeMap<Order, Digest>,
+    pub(crate) delivered: BTreeMap<Order, Digest>,
 }
 
-struct Submitted {
-    verified: Verified<Arc<Request>>,
-    next_us: u64,
+pub(crate) struct Submitted {
+    pub(crate) verified: Verified<Arc<Request>>,
+    pub(crate) next_us: u64,
 }
 
 /// What any machine has ever delivered at an order.
@@ -100,31 +95,31 @@ pub(crate) struct Cluster {
     pub(crate) faults: Faults,
     pub(crate) groups: u16,
     pub(crate) now_us: u64,
-    rng: ChaCha8Rng,
-    directory: Directory,
-    keys: Vec<SigningKey>,
-    client_keys: Vec<SigningKey>,
-    nodes: Vec<Node>,
-    events: BinaryHeap<Reverse<(u64, u64)>>,
-    scheduled: BTreeMap<u64, Scheduled>,
-    next_event: u64,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) directory: Directory,
+    pub(crate) keys: Vec<SigningKey>,
+    pub(crate) client_keys: Vec<SigningKey>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) events: BinaryHeap<Reverse<(u64, u64)>>,
+    pub(crate) scheduled: BTreeMap<u64, Scheduled>,
+    pub(crate) next_event: u64,
     pub(crate) weather: Weather,
     /// Links that carry nothing.
     pub(crate) cut: BTreeSet<(MachineId, MachineId)>,
-    submitted: Vec<Submitted>,
+    pub(crate) submitted: Vec<Submitted>,
     /// Indices of requests that are not decided anywhere.
-    unfinished: Vec<usize>,
-    done: BTreeSet<Digest>,
-    retransmit_us: u64,
-    next_numbers: Vec<u64>,
+    pub(crate) unfinished: Vec<usize>,
+    pub(crate) done: BTreeSet<Digest>,
+    pub(crate) retransmit_us: u64,
+    pub(crate) next_numbers: Vec<u64>,
     pub(crate) decided: BTreeMap<Order, Decided>,
     pub(crate) reports: Vec<(MachineId, MisbehaviourKind)>,
     /// Messages that were not accepted: there must be none, since only correct machines send here.
-    rejected: Vec<(MachineId, Rejection)>,
+    pub(crate) rejected: Vec<(MachineId, Rejection)>,
     /// A primary that gives requests to wrong groups, its counter, and what it has said.
-    misplacing: Option<(MachineId, SoftwareCounter, BTreeMap<u64, Prepare>)>,
-    orders_twice: bool,
-    tune: fn(&mut Configuration),
+    pub(crate) misplacing: Option<(MachineId, SoftwareCounter, BTreeMap<u64, Prepare>)>,
+    pub(crate) orders_twice: bool,
+    pub(crate) tune: fn(&mut Configuration),
     /// Messages that this machine's link drops.
     pub(crate) filter: fn(MachineId, MachineId, &Message) -> bool,
     pub(crate) sent: u64,
@@ -132,7 +127,7 @@ pub(crate) struct Cluster {
     pub(crate) deaf: BTreeSet<MachineId>,
     /// A crash loses everything that was not synced.
     pub(crate) lose_unsynced: bool,
-    injected: u64,
+    pub(crate) injected: u64,
     /// The largest message that was sent, in bytes, and how many NEW-VIEWs were.
     pub(crate) largest: usize,
     pub(crate) new_views: u64,
@@ -288,104 +283,6 @@ impl Cluster {
         node.machine = None;
     }
 
-    /// Uses up a value of a machine's counter.
-    pub(crate) fn spend_warrant(&mut self, id: MachineId, slot: u32) {
-        self.nodes[usize::from(id.0)].counter.create_uw(slot, &[1; 32]).unwrap();
-    }
-
-    /// Gives `to` a COMMIT that `from`'s counter has certified in another epoch.
-    pub(crate) fn inject_commit(&mut self, from: MachineId, to: MachineId, commit: &Commit, epoch: u64) {
-        let identity = self.nodes[usize::from(from.0)].counter.identity();
-        let mut counter = SoftwareCounter::volatile_keyed(identity, SHARED_KEY, epoch);
-        let digest = Commit::digest(commit.view, commit.group, &commit.batches);
-        let mut commit = commit.clone();
-        while commit.warrant.epoch != epoch || commit.warrant.value < self.injected + 1 {
-            commit.warrant = counter.create_uw(commit.warrant.slot, &digest).unwrap();
-        }
-        self.injected += 1;
-        let message = verify_message(from, Message::Commit(Arc::new(commit)), &self.directory).unwrap();
-        self.step(to, Input::Message { from, message });
-    }
-
-    /// `to` hears a HELLO of `from` with a counter of this epoch.
-    pub(crate) fn inject_hello(&mut self, from: MachineId, to: MachineId, epoch: u64, view: Option<View>) {
-        let mut hello = Hello {
-            machine: from,
-            admission: Admission {
-                epoch,
-                positions: vec![0; usize::from(self.groups) + 1],
-            },
-            view,
-            stable: None,
-            signature: [0; 64],
-        };
-        hello.signature = self.keys[usize::from(from.0)].sign(&hello.digest()).to_bytes();
-        self.inject(from, to, Message::Hello(Arc::new(hello)));
-    }
-
-    /// `to` hears that `from` acknowledges a view that never was.
-    pub(crate) fn inject_acknowledgement(&mut self, from: MachineId, to: MachineId, view: View) {
-        let (slot, outcome) = (replica_slot(GroupId(0)), [7; 32]);
-        let counter = &mut self.nodes[usize::from(from.0)].counter;
-        let endorsed = counter.create_uw(slot, &Endorsement::digest(view, &outcome)).unwrap();
-        let acknowledged = counter
-            .create_uw(slot, &ViewAcknowledgement::digest(view, &outcome))
-            .unwrap();
-        let acknowledgement = ViewAcknowledgement {
-            machine: from,
-            view,
-            outcome,
-            endorsed,
-            acknowledged,
-        };
-        self.inject(from, to, Message::AcknowledgeView(Arc::new(acknowledgement)));
-    }
-
-    fn inject(&mut self, from: MachineId, to: MachineId, message: Message) {
-        let message = verify_message(from, message, &self.directory).unwrap();
-        self.step(to, Input::Message { from, message });
-    }
-
-    /// The primary orders the first request for both groups in one batch: for the one in charge, and for the other.
-    pub(crate) fn order_twice(&mut self, primary: MachineId) {
-        self.misplace_requests(primary);
-        self.orders_twice = true;
-    }
-
-    /// This primary, which has ordered nothing yet, gives every request to a wrong group from now on.
-    pub(crate) fn misplace_requests(&mut self, primary: MachineId) {
-        let node = &self.nodes[usize::from(primary.0)];
-        let counter = SoftwareCounter::volatile_keyed(node.counter.identity(), SHARED_KEY, node.disk.epoch);
-        self.misplacing = Some((primary, counter, BTreeMap::new()));
-    }
-
-    /// What is sent instead of a PREPARE.
-    fn misplaced(&mut self, from: MachineId, message: &Message) -> Option<Message> {
-        let Message::Prepare(prepare) = message else {
-            return None;
-        };
-        let (groups, twice) = (self.groups, self.orders_twice);
-        let (_, counter, said) = self.misplacing.as_mut().filter(|(liar, ..)| *liar == from)?;
-        let lie = said.entry(prepare.warrant.value).or_insert_with(|| {
-            let mut lie = prepare.as_ref().clone();
-            let other = |entry: &PrepareEntry| PrepareEntry {
-                group: GroupId((entry.group.0 + 1) % groups),
-                digest: entry.digest,
-            };
-            let misplaced: Vec<_> = lie.entries.iter().map(other).collect();
-            if twice {
-                lie.entries.extend(misplaced);
-            } else {
-                lie.entries = misplaced;
-            }
-            let digest = Prepare::digest(lie.view, lie.first, lie.time_us, &lie.entries);
-            lie.warrant = counter.create_uw(lie.warrant.slot, &digest).unwrap();
-            assert_eq!(lie.warrant.value, prepare.warrant.value);
-            lie
-        });
-        Some(Message::Prepare(Arc::new(lie.clone())))
-    }
-
     pub(crate) fn crash_all(&mut self) {
         for id in self.machines() {
             if self.is_up(id) {
@@ -445,7 +342,7 @@ impl Cluster {
         self.machines().for_each(|to| self.send_request(last, to));
     }
 
-    fn retransmit_requests(&mut self) {
+    pub(crate) fn retransmit_requests(&mut self) {
         if self.retransmit_us > self.now_us {
             return;
         }
@@ -468,14 +365,14 @@ impl Cluster {
         }
     }
 
-    fn schedule(&mut self, at_us: u64, machine: MachineId, life: Option<u64>, event: Event) {
+    pub(crate) fn schedule(&mut self, at_us: u64, machine: MachineId, life: Option<u64>, event: Event) {
         self.next_event += 1;
         self.events.push(Reverse((at_us, self.next_event)));
         self.scheduled
             .insert(self.next_event, Scheduled { machine, life, event });
     }
 
-    fn schedule_timer(&mut self, id: MachineId) {
+    pub(crate) fn schedule_timer(&mut self, id: MachineId) {
         let node = &self.nodes[usize::from(id.0)];
         let (life, deadline) = (node.life, node.machine.as_ref().and_then(|machine| machine.deadline()));
         if let Some(deadline) = deadline {
@@ -512,362 +409,5 @@ impl Cluster {
             self.run(5_000);
         }
         condition(self)
-    }
-
-    fn happen(&mut self, scheduled: Scheduled) {
-        let id = scheduled.machine;
-        let node = &mut self.nodes[usize::from(id.0)];
-        if node.machine.is_none() || scheduled.life.is_some_and(|life| life != node.life) {
-            return;
-        }
-        let input = match scheduled.event {
-            Event::Arrive { from, bytes } => {
-                let message: Message = borsh::from_slice(&bytes).unwrap();
-                match verify_message(from, message, &self.directory) {
-                    Ok(message) => Input::Message { from, message },
-                    Err(rejection) => {
-                        self.rejected.push((from, rejection));
-                        return;
-                    }
-                }
-            }
-            Event::Request { index } => Input::Request(self.submitted[index].verified.clone()),
-            Event::Certified { ticket, warrant } => Input::Certified { ticket, warrant },
-            Event::Synced { sequence } => {
-                node.sync_scheduled = false;
-                let records = std::mem::take(&mut node.disk.buffer);
-                let (synced, rest): (Vec<_>, Vec<_>) =
-                    records.into_iter().partition(|(written, _)| *written <= sequence);
-                node.disk.log.extend(synced.into_iter().map(|(_, record)| record));
-                node.disk.buffer = rest;
-                if let Some((last, _)) = node.disk.buffer.last() {
-                    let last = *last;
-                    self.schedule_sync(id, last);
-                }
-                Input::Persisted(sequence)
-            }
-            Event::Timer => Input::Timeout,
-        };
-        self.step(id, input);
-    }
-
-    fn schedule_sync(&mut self, id: MachineId, sequence: u64) {
-        let at_us = self.now_us + self.rng.random_range(200..2_000);
-        let node = &mut self.nodes[usize::from(id.0)];
-        node.sync_scheduled = true;
-        let life = node.life;
-        self.schedule(at_us, id, Some(life), Event::Synced { sequence });
-    }
-
-    pub(crate) fn step(&mut self, id: MachineId, input: Input) -> Vec<CommitDb> {
-        let now = Now {
-            monotonic_us: self.now_us,
-            wall_us: START_WALL_US + self.now_us,
-        };
-        let mut outputs = Vec::new();
-        let machine = self.nodes[usize::from(id.0)].machine.as_mut().unwrap();
-        let before = machine.deadline();
-        let is_timeout = matches!(input, Input::Timeout);
-        machine.step(now, input, &mut outputs);
-        machine.check_invariants();
-        let deadline = machine.deadline();
-        assert!(
-            deadline.is_none_or(|deadline| deadline > self.now_us),
-            "a step must move its deadline on: m{id}"
-        );
-        let mut answers = Vec::new();
-        for output in outputs {
-            self.carry_out(id, output, &mut answers);
-        }
-        if is_timeout || deadline < before || before.is_none() {
-            self.schedule_timer(id);
-        }
-        answers
-    }
-
-    fn carry_out(&mut self, id: MachineId, output: Output, answers: &mut Vec<CommitDb>) {
-        let life = self.nodes[usize::from(id.0)].life;
-        match output {
-            Output::Persist { sequence, record } => {
-                let node = &mut self.nodes[usize::from(id.0)];
-                node.disk.buffer.push((sequence, borsh::to_vec(&record).unwrap()));
-                if !node.sync_scheduled {
-                    self.schedule_sync(id, sequence);
-                }
-            }
-            Output::Certify { slot, digest, ticket } => {
-                let node = &mut self.nodes[usize::from(id.0)];
-                let warrant = node.counter.create_uw(slot, &digest).unwrap();
-                // The counter answers in order.
-                self.schedule(self.now_us + 30, id, Some(life), Event::Certified { ticket, warrant });
-            }
-            Output::Send { to, message } => self.send(id, to, &message),
-            Output::Deliver(message) => self.delivered(id, &message),
-            Output::Answer { message, .. } => answers.push(message),
-            Output::ReadLog { reader } => match self.read_log(id, reader) {
-                LogAnswer::Voter { messages, .. } => answers.extend(messages),
-                LogAnswer::Peer { to, message } => self.send(id, To::Machine(to), &message),
-            },
-            // Only m0's may: `tests/simulator` cuts the others.
-            Output::CutLog { .. } => assert_eq!(id, MachineId(0)),
-            Output::LogBegins { .. } => panic!("these histories are too short to be cut"),
-            Output::Report(misbehaviour) => self.reports.push((misbehaviour.machine, misbehaviour.kind)),
-        }
-    }
-
-    /// As the shell does it: through the index, until the reader is full.
-    fn read_log(&self, id: MachineId, mut reader: LogReader) -> LogAnswer {
-        let log = &self.nodes[usize::from(id.0)].disk.log;
-        let (mut index, mut offset) = (LogIndex::default(), 0);
-        let mut offsets = Vec::new();
-        for bytes in log {
-            let record: Record = borsh::from_slice(bytes).unwrap();
-            index.add(offset, &record);
-            offsets.push(offset);
-            offset += bytes.len() as u64;
-        }
-        let begin = index.offset(reader.from());
-        for (bytes, _) in log.iter().zip(offsets).filter(|(_, offset)| *offset >= begin) {
-            if reader.is_full() {
-                break;
-            }
-            reader.push(borsh::from_slice(bytes).unwrap());
-        }
-        reader.finish()
-    }
-
-    fn send(&mut self, from: MachineId, to: To, message: &Message) {
-        let targets: Vec<MachineId> = match to {
-            To::Machine(id) => vec![id],
-            To::Others => self.machines().collect(),
-            To::Replicas => self.replicas().collect(),
-        };
-        let misplaced = self.misplaced(from, message);
-        let message = misplaced.as_ref().unwrap_or(message);
-        let bytes = Arc::new(borsh::to_vec(message).unwrap());
-        self.largest = self.largest.max(bytes.len());
-        self.new_views += u64::from(matches!(message, Message::NewView(_)));
-        for to in targets.into_iter().filter(|to| *to != from) {
-            self.sent += 1;
-            let is_lost = self.rng.random_bool(self.weather.loss)
-                || self.cut.contains(&(from, to))
-                || !(self.filter)(from, to, message);
-            if is_lost {
-                continue;
-            }
-            let copies = if self.rng.random_bool(self.weather.duplication) {
-                2
-            } else {
-                1
-            };
-            for _ in 0..copies {
-                let at_us = self.now_us + self.rng.random_range(10..=self.weather.delay_max_us.max(11));
-                self.schedule(
-                    at_us,
-                    to,
-                    None,
-                    Event::Arrive {
-                        from,
-                        bytes: Arc::clone(&bytes),
-                    },
-                );
-            }
-        }
-    }
-
-    fn delivered(&mut self, id: MachineId, message: &CommitDb) {
-        for entry in &message.entries {
-            let decided = Decided {
-                group: message.group,
-                time_us: entry.time_us,
-                digest: entry.digest,
-            };
-            let known = self.decided.entry(entry.order).or_insert(decided);
-            self.done.insert(entry.digest);
-            assert_eq!(*known, decided, "agreement: m{id} differs at order {}", entry.order);
-            let is_nothing = entry.digest == [0; 32];
-            assert_eq!(
-                entry.request.is_none(),
-                is_nothing,
-                "whole operations go to the local voter"
-            );
-            if let Some(request) = &entry.request {
-                assert_eq!(request.digest(), entry.digest);
-                assert_eq!(group_of(request.home, self.groups), message.group);
-            }
-            let node = &mut self.nodes[usize::from(id.0)];
-            let before = node.delivered.insert(entry.order, entry.digest);
-            assert!(before.is_none(), "m{id} delivers order {} twice", entry.order);
-        }
-    }
-
-    // What the scenarios ask.
-
-    pub(crate) fn is_live(&self) -> bool {
-        self.machines()
-            .all(|id| !self.is_up(id) || self.machine(id).status().phase == Phase::Live)
-    }
-
-    /// Whether every machine that is up has decided everything that was submitted.
-    pub(crate) fn is_done(&self) -> bool {
-        let is_all = self
-            .submitted
-            .iter()
-            .all(|submitted| self.done.contains(submitted.verified.digest()));
-        let last = self
-            .decided
-            .last_key_value()
-            .map(|(order, _)| *order)
-            .unwrap_or_default();
-        let reached = |id: MachineId| !self.is_up(id) || self.machine(id).status().decided >= last;
-        is_all && self.replicas().all(reached)
-    }
-
-    /// All machines, for the message of a failed test.
-    pub(crate) fn describe(&self) -> String {
-        let up = self.machines().filter(|id| self.is_up(*id));
-        up.map(|id| format!("m{id}: {:?}\n", self.machine(id).status()))
-            .collect()
-    }
-
-    pub(crate) fn is_decided(&self, digest: &Digest) -> bool {
-        self.decided.values().any(|decided| decided.digest == *digest)
-    }
-
-    /// [`Cluster::check_safety`], and no gaps: for when nothing is in flight.
-    pub(crate) fn check(&self) {
-        self.check_safety();
-        let orders = self.decided.keys().copied();
-        assert!(orders.eq((1..=self.decided.len() as u64).map(Order)), "no gaps");
-    }
-
-    /// No message refused, times that rise, nothing invented, nothing that runs twice, one history on all machines that have got
-    /// equally far. (That one order is never decided twice differently is checked at each delivery.)
-    pub(crate) fn check_safety(&self) {
-        assert_eq!(self.rejected, [], "correct machines send what others accept");
-        let mut clients = ClientTable::default();
-        let submitted: BTreeMap<Digest, &Request> = self
-            .submitted
-            .iter()
-            .map(|entry| (*entry.verified.digest(), &**entry.verified.message()))
-            .collect();
-        let mut ran = BTreeSet::new();
-        let mut last_us = 0;
-        for decided in self.decided.values() {
-            assert!(decided.time_us > last_us, "times rise");
-            last_us = decided.time_us;
-            if decided.digest == [0; 32] {
-                continue;
-            }
-            let request = submitted
-                .get(&decided.digest)
-                .expect("validity: only what clients have signed");
-            if clients.record(request.client, request.number, request.floor) {
-                assert!(ran.insert(decided.digest), "exactly once");
-            }
-        }
-        let mut points = BTreeMap::new();
-        for id in self.replicas().filter(|id| self.is_up(*id)) {
-            let point = self.machine(id).history_point();
-            let known = points.entry(point.order).or_insert(point.history);
-            assert_eq!(*known, point.history, "one history");
-        }
-    }
-
-    /// Orders that were decided for the same digest more than once.
-    pub(crate) fn duplicates(&self) -> usize {
-        let digests: Vec<_> = self
-            .decided
-            .values()
-            .map(|decided| decided.digest)
-            .filter(|digest| *digest != [0; 32])
-            .collect();
-        digests.len() - digests.iter().collect::<BTreeSet<_>>().len()
-    }
-
-    /// What a voter gets that fetches everything from this machine.
-    pub(crate) fn fetch_everything(&mut self, id: MachineId) -> BTreeMap<Order, Decided> {
-        let mut got = BTreeMap::new();
-        let last = self.machine(id).history_point().order;
-        for _ in 0..10_000 {
-            let next = got
-                .last_key_value()
-                .map_or(Order(1), |(order, _): (&Order, &Decided)| order.next());
-            if next > last {
-                break;
-            }
-            for message in self.step(
-                id,
-                Input::FetchCommitDb {
-                    from: MachineId(1),
-                    order: next,
-                },
-            ) {
-                for entry in message.entries {
-                    let is_whole = entry.request.is_some() || entry.digest == [0; 32];
-                    assert!(is_whole, "fetched operations are whole");
-                    got.insert(
-                        entry.order,
-                        Decided {
-                            group: message.group,
-                            time_us: entry.time_us,
-                            digest: entry.digest,
-                        },
-                    );
-                }
-            }
-            self.run(5_000);
-        }
-        got
-    }
-
-    /// All logs hold, and serve, the same history.
-    pub(crate) fn check_logs(&mut self) {
-        for id in self.replicas().filter(|id| self.is_up(*id)).collect::<Vec<_>>() {
-            let last = self.machine(id).history_point().order;
-            let expected: BTreeMap<_, _> = self
-                .decided
-                .range(..=last)
-                .map(|(order, entry)| (*order, *entry))
-                .collect();
-            let served = self.fetch_everything(id);
-            let differs: Vec<_> = expected
-                .iter()
-                .filter(|(order, decided)| served.get(order) != Some(decided))
-                .map(|(order, _)| (*order, served.get(order)))
-                .collect();
-            assert!(differs.is_empty(), "m{id} serves what was decided, but at {differs:?}");
-            assert!(
-                served.range(..=last).count() == expected.len(),
-                "m{id} serves nothing else"
-            );
-        }
-    }
-
-    /// Who leads the highest view that a machine is live in.
-    pub(crate) fn leader(&self) -> MachineId {
-        let up = self.machines().filter(|id| self.is_up(*id));
-        let statuses = up.map(|id| self.machine(id).status());
-        let live = statuses.filter(|status| status.phase == Phase::Live);
-        live.max_by_key(|status| status.view)
-            .map(|status| status.primary)
-            .unwrap_or_default()
-    }
-
-    pub(crate) fn random_replica(&mut self) -> MachineId {
-        MachineId(self.rng.random_range(1..self.nodes.len() as u8))
-    }
-
-    pub(crate) fn random(&mut self, range: std::ops::Range<u64>) -> u64 {
-        self.rng.random_range(range)
-    }
-
-    pub(crate) fn log_of(&self, id: MachineId) -> Vec<Record> {
-        self.nodes[usize::from(id.0)]
-            .disk
-            .log
-            .iter()
-            .map(|bytes| borsh::from_slice(bytes).unwrap())
-            .collect()
     }
 }

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod asking;
 mod changes;
 mod cluster;
+mod events;
+mod injecting;
 mod lies;
 mod rules;
 mod scenarios;

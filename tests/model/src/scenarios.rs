@@ -10,6 +10,7 @@ use ordering::agreement::To;
 use ordering::configuration::{Configuration, Faults, PRIMARY_SLOT, group_of, replica_slot};
 use ordering::directory::{Directory, MachineEntry};
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order, View};
+use ordering::ledger::PrepareEntry;
 use ordering::message::Request;
 use ordering::verified::Verified;
 use ordering::{minbft, pbft};
@@ -154,9 +155,9 @@ impl Scenario {
     }
 
     /// The same first order for one request or the other.
-    fn entry(self, choice: u64, directory: &Directory) -> minbft::PrepareEntry {
+    fn entry(self, choice: u64, directory: &Directory) -> PrepareEntry {
         let request = self.request(choice % self.requests, directory);
-        minbft::PrepareEntry {
+        PrepareEntry {
             group: group_of(request.message().home, self.groups),
             digest: *request.digest(),
         }

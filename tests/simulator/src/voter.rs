@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ordering::client_table::ClientTable;
 use ordering::configuration::group_of;
 use ordering::identifiers::{Digest, GroupId, MachineId, Order};
+use ordering::ledger::client_table::ClientTable;
 use ordering::message::{CommitDb, CommitDbEntry, ReplyCommitDb, Request};
 
 /// Orders ahead of the next one of which votes are kept; later ones are fetched.

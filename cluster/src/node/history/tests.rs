@@ -3,10 +3,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use ordering::client_table::ClientTable;
 use ordering::configuration::Faults;
 use ordering::identifiers::{GroupId, View};
-use ordering::minbft::{CertifiedCheckpoint, HistoryEntry, HistoryPoint, StableCheckpoint};
+use ordering::ledger::client_table::ClientTable;
+use ordering::ledger::{CertifiedCheckpoint, HistoryEntry, HistoryPoint, StableCheckpoint};
 use ordering::pbft;
 use trusted_counter::SoftwareCounter;
 

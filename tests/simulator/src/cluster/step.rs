@@ -2,7 +2,7 @@
 
 use ordering::agreement::{Agreement, Input, Output};
 use ordering::identifiers::{MachineId, Order};
-use ordering::minbft::LogIndex;
+use ordering::ledger::LogIndex;
 use rand::RngExt;
 use trusted_counter::UniqueWarrant;
 

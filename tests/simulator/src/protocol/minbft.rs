@@ -4,7 +4,8 @@ use ed25519_dalek::SigningKey;
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::Directory;
 use ordering::identifiers::MachineId;
-use ordering::minbft::{Admission, LogAnswer, LogIndex, LogReader, Machine, Message, Record, Recovery, verify_message};
+use ordering::ledger::{LogAnswer, LogIndex};
+use ordering::minbft::{Admission, LogReader, Machine, Message, Record, Recovery, verify_message};
 use ordering::verified::{Rejection, Verified};
 
 use super::{HistoryEnd, Proposal, Protocol, Reading, Tampered};

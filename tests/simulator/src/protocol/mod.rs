@@ -9,8 +9,8 @@ use ordering::agreement::Agreement;
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::Directory;
 use ordering::identifiers::{Digest, MachineId, Order};
+use ordering::ledger::LogRecord;
 use ordering::message::CommitDb;
-use ordering::minbft::LogRecord;
 use ordering::verified::{Rejection, Verified};
 
 use crate::adversary::{Addressed, Script, Tools};

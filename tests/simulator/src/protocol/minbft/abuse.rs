@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ed25519_dalek::Signer;
 use ordering::configuration::{COMMIT_WINDOW, PRIMARY_SLOT};
 use ordering::identifiers::{Digest, GroupId, Order, View};
-use ordering::minbft::{Checkpoint, Commit, Message, Prepare, PrepareEntry};
+use ordering::ledger::{Checkpoint, PrepareEntry};
+use ordering::minbft::{Commit, Followed, Message, Prepare};
 use rand::RngExt;
 
 use super::late::late;
@@ -199,9 +200,9 @@ fn confirm_both(commit: &Arc<Commit>, tools: &Tools<'_>) -> Option<Wanted> {
     })
 }
 
-fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
+fn lying_checkpoint(checkpoint: &Checkpoint<Followed>, tools: &mut Tools<'_>) -> Message {
     let mut checkpoint = checkpoint.clone();
-    match (tools.rng.random_range(0..7), &mut checkpoint.followed) {
+    match (tools.rng.random_range(0..7), &mut checkpoint.attached) {
         (0 | 1, Some(followed)) => {
             tools.tell("has followed what it has not");
             match tools.rng.random_range(0..2) {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use ed25519_dalek::Signer;
 use ordering::configuration::{PRIMARY_SLOT, replica_slot};
 use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
+use ordering::ledger::{Checkpoint, History, HistoryEntry, HistoryPoint, PrepareEntry, StableCheckpoint};
 use ordering::minbft::{
-    Acknowledgement, Admission, Checkpoint, Collect, Commit, Endorsement, Hello, History, HistoryEntry, HistoryPoint,
-    LiveProof, Message, NewView, Outcome, OutcomeEntry, Prepare, PrepareEntry, Progress, Report, RunItem, RunStart,
-    StableCheckpoint, Standing, Start, ViewAcknowledgement, ViewChange,
+    Acknowledgement, Admission, Collect, Commit, Endorsement, Followed, Hello, LiveProof, Message, NewView, Outcome,
+    OutcomeEntry, Prepare, Progress, Proof, Report, RunItem, RunStart, Standing, Start, ViewAcknowledgement,
+    ViewChange,
 };
 use rand::RngExt;
 
@@ -107,10 +108,13 @@ fn live(heard: &[Message], tools: &mut Tools<'_>) -> LiveProof {
         Message::ViewChange(change) => Some(LiveProof::clone(&change.live)),
         _ => None,
     });
-    known.unwrap_or_else(|| LiveProof {
-        outcome: invented(tools),
-        signatures: Vec::new(),
-        acknowledgements: Vec::new(),
+    known.unwrap_or_else(|| {
+        let outcome = invented(tools);
+        let decided_by = match outcome.is_change() {
+            true => Proof::Change(Vec::new()),
+            false => Proof::Start(Vec::new()),
+        };
+        LiveProof { outcome, decided_by }
     })
 }
 
@@ -331,13 +335,13 @@ fn point(tools: &mut Tools<'_>) -> HistoryPoint {
     }
 }
 
-fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
+fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint<Followed> {
     let (point, clients) = (point(tools), tools.noise());
     let mut checkpoint = Checkpoint {
         machine: tools.machine,
         point,
         clients,
-        followed: None,
+        attached: None,
         signature: [0; 64],
     };
     checkpoint.signature = sign(&checkpoint.signed(), tools);

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use ordering::configuration::{PRIMARY_SLOT, replica_slot};
 use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
+use ordering::ledger::StableCheckpoint;
 use ordering::minbft::{
-    CertifiedOutcome, Commit, Endorsement, FollowedStatement, Hello, LiveProof, Message, NewView, Prepare, RunItem,
-    RunStart, StableCheckpoint, ViewAcknowledgement, ViewChange,
+    CertifiedOutcome, Commit, Endorsement, FollowedStatement, Hello, LiveProof, Message, NewView, Prepare, Proof,
+    RunItem, RunStart, ViewAcknowledgement, ViewChange,
 };
 use trusted_counter::{Certificate, UniqueWarrant};
 
@@ -239,8 +240,11 @@ fn real_item(item: &RunItem, slot: u32, memory: &mut Memory, tools: &mut Tools<'
 pub(super) fn real_live(proof: &Arc<LiveProof>, memory: &Memory) -> Arc<LiveProof> {
     let mut proof = Arc::clone(proof);
     let is_ours = |known: &ViewAcknowledgement| is_pretended(&known.endorsed) || is_pretended(&known.acknowledged);
-    if proof.acknowledgements.iter().any(is_ours) {
-        for known in &mut Arc::make_mut(&mut proof).acknowledgements {
+    let is_ours = proof.decided_by.acknowledgements().iter().any(is_ours);
+    if let Proof::Change(acknowledgements) = &mut Arc::make_mut(&mut proof).decided_by
+        && is_ours
+    {
+        for known in acknowledgements {
             known.endorsed = own_warrant(&known.endorsed, memory);
             known.acknowledged = own_warrant(&known.acknowledged, memory);
         }

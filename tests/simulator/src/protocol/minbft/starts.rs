@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ed25519_dalek::Signer;
 use ordering::identifiers::{Digest, GroupId, View};
-use ordering::minbft::{Acknowledgement, Admission, Collect, Hello, Message, PrepareEntry, Report, Standing, Start};
+use ordering::ledger::PrepareEntry;
+use ordering::minbft::{Acknowledgement, Admission, Collect, Hello, Message, Report, Standing, Start};
 use rand::RngExt;
 
 use super::MinBft;

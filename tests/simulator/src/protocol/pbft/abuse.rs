@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ed25519_dalek::Signer;
 use ordering::identifiers::{Digest, GroupId, Order, View};
-use ordering::minbft::{Checkpoint, PrepareEntry};
+use ordering::ledger::{Checkpoint, Nothing, PrepareEntry};
 use ordering::pbft::{Batch, Commit, Message, PrePrepare, Prepare, RequestViewChange};
 use rand::RngExt;
 
@@ -185,7 +185,7 @@ fn vote(
     Tampered::Untouched
 }
 
-fn lying_checkpoint(checkpoint: &Checkpoint, tools: &mut Tools<'_>) -> Message {
+fn lying_checkpoint(checkpoint: &Checkpoint<Nothing>, tools: &mut Tools<'_>) -> Message {
     tools.tell("checkpoint that never was");
     let mut checkpoint = checkpoint.clone();
     match tools.rng.random_range(0..3) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ed25519_dalek::Signer;
 use ordering::identifiers::{Digest, GroupId, Order, View};
-use ordering::minbft::{Checkpoint, History, HistoryEntry, HistoryPoint, PrepareEntry};
+use ordering::ledger::{Checkpoint, History, HistoryEntry, HistoryPoint, Nothing, PrepareEntry};
 use ordering::pbft::{Batch, Commit, Message, NewView, Standing, ViewChange};
 use rand::RngExt;
 
@@ -87,7 +87,7 @@ fn batch(tools: &mut Tools<'_>) -> Batch {
     }
 }
 
-fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
+fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint<Nothing> {
     let point = HistoryPoint {
         order: Order(number(tools)),
         time_us: number(tools),
@@ -101,7 +101,7 @@ fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint {
         machine: tools.machine,
         point,
         clients,
-        followed: None,
+        attached: None,
         signature: [0; 64],
     };
     checkpoint.signature = sign(&checkpoint.signed(), tools);

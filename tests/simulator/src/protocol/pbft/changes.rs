@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ordering::identifiers::{Order, View};
-use ordering::minbft::StableCheckpoint;
+use ordering::ledger::StableCheckpoint;
 use ordering::pbft::{Certificate, Commit, Message, NewView, ViewChange};
 use rand::RngExt;
 use rand::seq::SliceRandom;
