@@ -13,7 +13,7 @@ use crate::ledger::piece::History;
 use crate::ledger::point::HistoryPoint;
 use crate::ledger::{Dialect, Ledger, Said};
 
-/// The least time between two reads of the log for one machine, in microseconds: whoever asks keeps to it.
+/// The least time between two reads of the log for one machine, in microseconds. The machine that asks keeps to it.
 pub(crate) const READ_INTERVAL_US: u64 = 2_000;
 
 /// Reads that a machine may be ahead of that: messages do not arrive as evenly as they are sent.

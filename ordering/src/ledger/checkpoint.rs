@@ -111,7 +111,7 @@ pub struct StableCheckpoint {
     pub signatures: Vec<CheckpointSignature>,
 }
 
-/// A stable checkpoint with all that a replica needs of the history up to it. Whoever has this needs no operation below.
+/// A stable checkpoint with all that a replica needs of the history up to it. A replica that has this needs no operation below.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct CertifiedCheckpoint {
     /// The proof.

@@ -1,7 +1,7 @@
 //! Cutting the log (rule CutBelowFlushed): what is stable, and flushed in every live database, is not needed.
 //!
 //! A dead database would hold the log back for ever. So when the log is too large, the f slowest databases do not
-//! count: at most f are faulty, and whoever is that far behind is repaired from the others. Both protocols use this.
+//! count: at most f are faulty, and a database that is that far behind is repaired from the others. Both protocols use this.
 
 use std::collections::{BTreeMap, VecDeque};
 

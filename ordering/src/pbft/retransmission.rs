@@ -1,4 +1,4 @@
-//! What got lost is asked for: by whoever notices, when nothing has moved for a while.
+//! Lost messages: a machine that has got no further for a while says what it has, and the others send it what it lacks.
 
 use std::sync::Arc;
 
@@ -126,7 +126,7 @@ impl Machine {
         }
         if stalled >= STALLED_TICKS {
             if stalled.is_multiple_of(STALLED_TICKS) {
-                // Whoever said so may have lied; it will say so again if it is true.
+                // The peer that claimed to have more may have lied. If it did not, its next STATUS claims it again.
                 self.pace.is_behind = false;
             }
             if let Some(target) = self.ledger.checkpoints.ahead.as_ref().map(|ahead| ahead.point.order) {

@@ -15,7 +15,7 @@ use crate::minbft::wire::outcome::{Outcome, OutcomeEntry};
 /// Computes the outcome of a view change from f+1 VIEW-CHANGEs or more, each of which speaks for the replicas of
 /// **every** group on its machine (rule EveryGroupSpeaks).
 ///
-/// 1. The base is the highest stable checkpoint, or the base of the basis (whoever endorsed that saw its proof).
+/// 1. The base is the highest stable checkpoint, or the base of the basis (the machines that endorsed the basis saw the proof of its base).
 /// 2. The basis is the highest outcome that any of them acknowledged: whatever was decided in its view or a lower
 ///    one is in it, or was committed in its view. Above the base its entries follow.
 /// 3. Then the PREPAREs of the basis' view, in counter order. A group's share of a batch may have been decided

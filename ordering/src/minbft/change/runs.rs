@@ -58,7 +58,8 @@ impl OwnRuns {
         let positions = admission.positions.get(1..).unwrap_or_default();
         let is_there = counter.positions.get(1..) == Some(positions);
         if self.start.is_none() {
-            // Nothing is known of what our counter certified before: it must be where the view admits it.
+            // We do not know what our counter certified before this view. If it is further than the view admits, a VIEW-CHANGE
+            // could not show everything, so we must not act as if we were admitted.
             if !is_there {
                 return false;
             }
@@ -66,7 +67,8 @@ impl OwnRuns {
             self.bytes = 0;
             self.from = positions.to_vec();
         } else if !(is_there || proof.outcome.changed.contains(&own)) || !self.reaches(positions) {
-            // We join late: these are positions of an earlier view, and the runs go on from there.
+            // We join this view late: the positions that it admits are ours from an earlier view. Our runs begin there or
+            // later already, so they stay as they are.
             return true;
         }
         self.begin(Start::Admitted(Arc::clone(proof)), positions);

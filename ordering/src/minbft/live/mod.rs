@@ -64,7 +64,8 @@ pub(crate) struct Live {
     ticks: u64,
     /// A peer has more than we do.
     is_behind: bool,
-    /// What shows the others that our counters are without hole, until our COMMITs follow, and its last value.
+    /// A counter value, and the messages that prove to a machine that our counters have no hole up to that value. A machine
+    /// whose STATUS says that it has followed us less far is sent them: it cannot count our COMMITs before.
     pub(crate) joining: (u64, Vec<Message>),
 }
 

@@ -1,4 +1,4 @@
-//! What got lost is asked for: by whoever notices, when nothing has moved for a while.
+//! Lost messages: a machine that has got no further for a while says what it has, and the others send it what it lacks.
 
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ impl Live {
         }
         if self.stalled >= STALLED_TICKS {
             if self.stalled.is_multiple_of(STALLED_TICKS) {
-                // Whoever said so may have lied; it will say so again if it is true.
+                // The peer that claimed to have more may have lied. If it did not, its next STATUS claims it again.
                 self.is_behind = false;
             }
             let ahead = core.ledger.checkpoints.ahead.as_ref().map(|ahead| ahead.point);

@@ -143,7 +143,7 @@ fn take_over(core: &mut Core, outcome: &Outcome, value: u64) {
     let operations = operations.into_iter();
     let history = operations.map(|(group, operation)| to_history(group, operation));
     core.append(history, outcome.view, value);
-    // Alike on all machines, whoever had decided how much before.
+    // The point says the same on all machines, although some had decided more of the outcome before than others.
     core.ledger.history.point.view = outcome.view;
     core.ledger.history.point.value = value;
 }

@@ -142,7 +142,8 @@ fn run_start(change: &ViewChange, directory: &Directory) -> Result<(u64, Vec<u64
             let statements: Vec<_> = statements.iter().collect();
             let quorum = usize::from(directory.faults.0) + 1;
             let positions = followed_positions(&statements, change.machine, epoch, quorum);
-            // Whoever has not seen it join a later view may speak of positions in an earlier one.
+            // A machine that has not seen the sender join a later view states the sender's positions in an earlier one. So the
+            // run may begin in any view.
             Ok((epoch, positions.ok_or(Rejection::Malformed)?, View(0)))
         }
     }
