@@ -67,6 +67,8 @@ pub(crate) struct PeerState {
     started: Instant,
     running: Mutex<Option<AbortHandle>>,
     label: String,
+    received_bytes: metrics::Counter,
+    sent_bytes: metrics::Counter,
 }
 
 impl PeerState {
@@ -81,6 +83,8 @@ impl PeerState {
             started: Instant::now(),
             running: Mutex::new(None),
             label,
+            received_bytes: metrics::counter!("cloudbft_link_received_bytes_total"),
+            sent_bytes: metrics::counter!("cloudbft_link_sent_bytes_total"),
         }
     }
 
@@ -109,11 +113,11 @@ impl PeerState {
     }
 
     fn count_received(&self, bytes: usize) {
-        metrics::counter!("cloudbft_link_received_bytes_total").increment(bytes as u64);
+        self.received_bytes.increment(bytes as u64);
     }
 
     fn count_sent(&self, bytes: usize) {
-        metrics::counter!("cloudbft_link_sent_bytes_total").increment(bytes as u64);
+        self.sent_bytes.increment(bytes as u64);
     }
 
     fn count_invalid(&self, reason: &'static str) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use metrics::{Gauge, Histogram};
 use ordering::agreement::Status;
 use ordering::identifiers::{ClientId, View};
 use ordering::message::{CommitDb, Request};
@@ -10,14 +11,34 @@ use ordering::message::{CommitDb, Request};
 /// Requests whose decision is awaited for the histogram of latencies, at most.
 const AWAITED_MAX: usize = 4096;
 
-/// What is measured.
-#[derive(Debug, Default)]
+/// What is measured. The metrics are looked up once, when the recorder is installed.
 pub(super) struct Measures {
     arrived: HashMap<(ClientId, u64), Instant>,
     view: Option<View>,
+    batch_size: Histogram,
+    latency_seconds: Histogram,
+    view_number: Gauge,
+    order: Gauge,
+    pending: Gauge,
+    log_first: Gauge,
+    checkpoint: Gauge,
 }
 
 impl Measures {
+    pub(super) fn new() -> Self {
+        Self {
+            arrived: HashMap::new(),
+            view: None,
+            batch_size: metrics::histogram!("cloudbft_order_batch_size"),
+            latency_seconds: metrics::histogram!("cloudbft_order_latency_seconds"),
+            view_number: metrics::gauge!("cloudbft_view"),
+            order: metrics::gauge!("cloudbft_order"),
+            pending: metrics::gauge!("cloudbft_order_pending"),
+            log_first: metrics::gauge!("cloudbft_log_first_order"),
+            checkpoint: metrics::gauge!("cloudbft_checkpoint_order"),
+        }
+    }
+
     /// A request has arrived.
     pub(super) fn requested(&mut self, request: &Request) {
         // What is never decided must not fill the table: a few samples are lost instead.
@@ -31,10 +52,10 @@ impl Measures {
 
     /// These operations are decided.
     pub(super) fn decided(&mut self, decision: &CommitDb) {
-        metrics::histogram!("cloudbft_order_batch_size").record(decision.entries.len() as f64);
+        self.batch_size.record(decision.entries.len() as f64);
         for request in decision.entries.iter().filter_map(|entry| entry.request.as_ref()) {
             if let Some(arrived) = self.arrived.remove(&(request.client, request.number)) {
-                metrics::histogram!("cloudbft_order_latency_seconds").record(arrived.elapsed().as_secs_f64());
+                self.latency_seconds.record(arrived.elapsed().as_secs_f64());
             }
         }
     }
@@ -46,10 +67,10 @@ impl Measures {
             metrics::counter!("cloudbft_view_changes_total").increment(1);
         }
         let pending = status.prepared.0.saturating_sub(status.decided.0);
-        metrics::gauge!("cloudbft_view").set(status.view.0 as f64);
-        metrics::gauge!("cloudbft_order").set(status.decided.0 as f64);
-        metrics::gauge!("cloudbft_order_pending").set(pending as f64);
-        metrics::gauge!("cloudbft_log_first_order").set(status.log_first.0 as f64);
-        metrics::gauge!("cloudbft_checkpoint_order").set(status.stable.0 as f64);
+        self.view_number.set(status.view.0 as f64);
+        self.order.set(status.decided.0 as f64);
+        self.pending.set(pending as f64);
+        self.log_first.set(status.log_first.0 as f64);
+        self.checkpoint.set(status.stable.0 as f64);
     }
 }

@@ -253,7 +253,7 @@ impl<H: Hosted> Node<H> {
             durable: 0,
             persisting: VecDeque::new(),
             gauges_set: Instant::now(),
-            measures: Measures::default(),
+            measures: Measures::new(),
         };
         Ok(Self {
             owner,

@@ -40,6 +40,7 @@ pub(super) struct NodeReceiver<H: Hosted> {
     voter: Option<Arc<VoterQueue>>,
     bodies: Option<BodyDesk>,
     budgets: BTreeMap<Peer, Arc<Semaphore>>,
+    verify_seconds: metrics::Histogram,
 }
 
 impl<H: Hosted> NodeReceiver<H> {
@@ -59,6 +60,7 @@ impl<H: Hosted> NodeReceiver<H> {
             voter,
             bodies,
             budgets,
+            verify_seconds: metrics::histogram!("cloudbft_signature_verify_duration_seconds"),
         }
     }
 
@@ -168,7 +170,7 @@ impl<H: Hosted> Receiver for NodeReceiver<H> {
         let verified = self.verified(from, frame, bytes);
         if signed {
             let seconds = started.elapsed().as_secs_f64();
-            metrics::histogram!("cloudbft_signature_verify_duration_seconds").record(seconds);
+            self.verify_seconds.record(seconds);
         }
         match verified {
             Ok(Some(input)) => self.to_owner(from, bytes, input).await,
