@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use ordering::message::chain;
 
-use super::running::{ListRan, Stop, Wanted};
+use super::running::{ListRan, PIPELINE_MAX, Stop, Wanted};
 use super::{Slot, Waiting};
 use crate::executor::observe;
 use crate::outcome::Outcome;
@@ -41,9 +41,11 @@ impl Slot {
         Ok(())
     }
 
-    /// Takes from what waits the statements that follow one another behind the last of `replayed`.
+    /// Takes from what waits the statements that follow one another behind the last of `replayed`, as many as one pipeline takes.
     fn add_following(&mut self, replayed: &mut Vec<Waiting>) {
-        while let Some((exchange, place)) = replayed.last().and_then(|waiting| waiting.command.replays()) {
+        while replayed.len() < PIPELINE_MAX
+            && let Some((exchange, place)) = replayed.last().and_then(|waiting| waiting.command.replays())
+        {
             let (count, link) = (place.writes_before.saturating_add(1), chain(&place.chain, exchange));
             let follows = |waiting: &Waiting| {
                 let place = waiting.command.replays().map(|(_, place)| place);

@@ -22,7 +22,7 @@ use crate::work::{
 };
 
 /// Exchanges of a list that go out in one pipeline, at most.
-const PIPELINE_MAX: usize = 64;
+pub(super) const PIPELINE_MAX: usize = 64;
 
 /// Bytes of such exchanges, at most (more only if one is larger).
 const PIPELINE_BYTES_MAX: usize = 1 << 20;
