@@ -45,6 +45,10 @@ pub(crate) struct UpOptions {
     /// What an operation on several partitions locks: footprint or global (new clusters)
     #[arg(long)]
     multi_partition: Option<String>,
+    /// Lock rows of tables without a partition rule where statements name them, not the tables (new clusters; see
+    /// docs/decisions/0046 for what may go wrong then)
+    #[arg(long)]
+    lock_rows: bool,
     /// The trusted counter: ed25519, blake3 or process (new clusters)
     #[arg(long)]
     counter: Option<String>,
@@ -216,6 +220,7 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
     if let Some(word) = &options.multi_partition {
         tunables.multi_partition = file::parse_word(word)?;
     }
+    tunables.partitions.lock_rows |= options.lock_rows;
     if let Some(word) = &options.counter {
         tunables.counter = file::parse_word(word)?;
     }

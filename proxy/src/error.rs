@@ -42,6 +42,8 @@ pub(crate) struct ApplicationError {
     pub(crate) hint: Option<Cow<'static, str>>,
     /// Characters from the start of the text, from 1.
     pub(crate) position: Option<usize>,
+    /// The function of PostgreSQL that raises this error: some drivers know an error by it.
+    pub(crate) routine: Option<&'static str>,
 }
 
 impl ApplicationError {
@@ -53,6 +55,7 @@ impl ApplicationError {
             detail: None,
             hint: None,
             position: None,
+            routine: None,
         }
     }
 
@@ -73,6 +76,12 @@ impl ApplicationError {
     #[must_use]
     pub(crate) fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into()).filter(|detail| !detail.is_empty());
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn routine(mut self, routine: &'static str) -> Self {
+        self.routine = Some(routine);
         self
     }
 

@@ -6,6 +6,7 @@ mod support;
 use std::future::Future;
 use std::time::Duration;
 
+use sql::rules::PartitionRules;
 use support::World;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -38,6 +39,15 @@ async fn waiting(client: Client, text: &'static str) -> tokio::task::JoinHandle<
     task
 }
 
+/// Three voters that lock rows.
+async fn start() -> World {
+    World::start_voters_with(PartitionRules {
+        lock_rows: true,
+        ..PartitionRules::tpcc()
+    })
+    .await
+}
+
 async fn with_tables(world: &World) -> Client {
     let client = world.connect().await;
     run(&client, "CREATE TABLE a (id int PRIMARY KEY, v int)").await;
@@ -49,7 +59,7 @@ async fn with_tables(world: &World) -> Client {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_writers_of_the_same_row_wait() {
-    let world = World::start_voters().await;
+    let world = start().await;
     let one = with_tables(&world).await;
     let (other, third) = (world.connect().await, world.connect().await);
     // Different rows, in different orders of the tables.
@@ -72,7 +82,7 @@ async fn only_writers_of_the_same_row_wait() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_rows_in_different_orders_deadlock() {
-    let world = World::start_voters().await;
+    let world = start().await;
     let one = with_tables(&world).await;
     let other = world.connect().await;
     run(&one, "BEGIN; SELECT v FROM a WHERE id = 1 FOR UPDATE").await;
@@ -99,7 +109,7 @@ async fn the_same_rows_in_different_orders_deadlock() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unique_values_are_taken_one_after_the_other() {
-    let world = World::start_voters().await;
+    let world = start().await;
     let one = world.connect().await;
     run(
         &one,
@@ -132,7 +142,7 @@ async fn unique_values_are_taken_one_after_the_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_reads_or_references_rows_waits_for_them() {
-    let world = World::start_voters().await;
+    let world = start().await;
     let one = with_tables(&world).await;
     run(&one, "CREATE TABLE child (id int PRIMARY KEY, a_id int REFERENCES a)").await;
     run(&one, "CREATE TABLE total (v int)").await;
@@ -154,7 +164,7 @@ async fn what_reads_or_references_rows_waits_for_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_is_read_from_all_voters_and_a_table_in_order() {
-    let world = World::start_voters().await;
+    let world = start().await;
     let client = with_tables(&world).await;
     let seen = |world: &World| -> Vec<&'static str> { world.faults.take_seen() };
     let one = client.prepare("SELECT v FROM a WHERE id = $1").await.unwrap();
@@ -184,7 +194,7 @@ async fn a_row_is_read_from_all_voters_and_a_table_in_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_sessions_leave_equal_databases() {
-    let world = World::start_voters().await;
+    let world = start().await;
     let client = with_tables(&world).await;
     run(&client, "CREATE TABLE log (v int)").await;
     let sessions: Vec<_> = (0..4_u64).map(transfers).collect();

@@ -68,6 +68,7 @@ async fn a_prepared_statement_keeps_its_columns() {
     for statement in [&all, &write] {
         let error = client.query(statement, &[&1]).await.unwrap_err();
         assert_eq!(error.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED), "{error}");
+        assert_eq!(error.as_db_error().unwrap().routine(), Some("RevalidateCachedQuery"));
     }
     assert_eq!(client.query_one(&one, &[&1]).await.unwrap().get::<_, &str>(0), "a");
     let all = client.prepare("SELECT * FROM t WHERE id = $1").await.unwrap();

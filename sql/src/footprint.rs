@@ -120,11 +120,13 @@ impl Resource {
         }
     }
 
-    /// Whether operations that write it run one after the other, on every voter in the same order.
-    pub fn is_serial(&self) -> bool {
+    /// Whether operations that write it run one after the other, on every voter in the same order: a table's do unless rows of it are
+    /// locked.
+    pub fn is_serial(&self, lock_rows: bool) -> bool {
         match self {
             Resource::Partition(_) | Resource::Sequence(_) | Resource::Row { .. } | Resource::Value { .. } => true,
-            Resource::Everything | Resource::Table(_) | Resource::Key { .. } => false,
+            Resource::Table(_) => !lock_rows,
+            Resource::Everything | Resource::Key { .. } => false,
         }
     }
 
@@ -375,10 +377,10 @@ impl Footprint {
 
     /// Whether equal answers of all voters prove a state that was (rule OneResourceFastPath): at most one resource is touched, and
     /// all voters write it in the same order. Voters that are behind on different rows of a table could agree on a table that never was.
-    pub fn is_serial(&self) -> bool {
+    pub fn is_serial(&self, lock_rows: bool) -> bool {
         match self.entries.as_slice() {
             [] => true,
-            [(resource, _)] => resource.is_serial(),
+            [(resource, _)] => resource.is_serial(lock_rows),
             _ => false,
         }
     }

@@ -18,6 +18,10 @@ pub struct PartitionRules {
     /// What a footprint of more than one resource locks.
     #[serde(default)]
     pub multi_partition: MultiPartition,
+    /// Whether rows and unique values of tables without a rule are locked, where a statement names them, and not the tables. Rows that are
+    /// written in parallel stand in another order on each server (`docs/decisions/0046`).
+    #[serde(default)]
+    pub lock_rows: bool,
 }
 
 /// Tables whose rows are divided by the same key.
@@ -63,6 +67,7 @@ impl PartitionRules {
             }],
             reference_tables: vec!["item".into()],
             multi_partition: MultiPartition::Footprint,
+            lock_rows: false,
         }
     }
 

@@ -7,11 +7,73 @@ mod common;
 use bytes::Bytes;
 use common::{analyzer, bound, bound_as, buckets, check, context, describe, simple};
 use proptest::prelude::*;
+use sql::analysis::Analyzer;
 use sql::footprint::{Footprint, Mode, Resource};
 use sql::operation::{Exchange, SessionContext};
+use sql::rules::PartitionRules;
+use sql::schema::Schema;
 
 const UUID: &str = "0b7d8e4c-0000-4000-8000-00000000000A";
 const DIGITS: &str = "0b7d8e4c00004000800000000000000a";
+
+/// Without `lock_rows` tables are locked, and nothing else: all servers write a table in one order.
+#[test]
+fn tables_are_locked_unless_rows_are() {
+    let rules = PartitionRules {
+        lock_rows: false,
+        ..common::rules()
+    };
+    let schema = Schema::parse(common::CATALOG.lines(), &rules).expect("parses");
+    let analyzer = Analyzer::new(std::sync::Arc::new(schema));
+    for (text, expected) in [
+        (
+            "UPDATE pgbench_accounts SET abalance = 1 WHERE aid = 7",
+            "Write {table:public.pgbench_accounts X}",
+        ),
+        (
+            "INSERT INTO pgbench_history VALUES (1, 1, 1, 1)",
+            "Write {table:public.pgbench_history X}",
+        ),
+        (
+            "INSERT INTO child VALUES (1, 2)",
+            "Write {table:public.child X, table:public.plain S}",
+        ),
+        (
+            "UPDATE plain SET note = 'x' WHERE id = 1",
+            "Write {table:public.plain X}",
+        ),
+        (
+            "INSERT INTO plain (id, note) VALUES (1, 'x') ON CONFLICT (id) DO UPDATE SET value = 'y'",
+            "Write {table:public.plain X}",
+        ),
+        ("SELECT value FROM plain WHERE id = 1", "Read {table:public.plain S}"),
+    ] {
+        let analysis = simple(&analyzer, text).expect("no refusal");
+        assert!(
+            analysis.footprint.entries().len() > 1 || analysis.footprint.is_serial(false),
+            "{text}"
+        );
+        assert!(!analysis.footprint.is_serial(true), "{text}");
+        assert_eq!(describe(Ok(analysis)), expected, "{text}");
+    }
+}
+
+/// PostgreSQL may compare columns of rows that another condition excludes, and casting one to the type of the other may fail.
+#[test]
+fn columns_that_are_compared_with_columns_lock_the_table() {
+    for condition in [
+        "value = note AND id = 1",
+        "(value) = (note) AND id = 1",
+        "(value, id) = (note, 1) AND id = 1",
+        "amount BETWEEN amount AND 5 AND id = 1",
+        "amount IN (1, amount) AND id = 1",
+        "value IS DISTINCT FROM note AND id = 1",
+    ] {
+        let text = format!("UPDATE plain SET value = 'x' WHERE {condition}");
+        let found = describe(simple(&analyzer(), &text));
+        assert!(found.contains("table:public.plain X"), "{text}: {found}");
+    }
+}
 
 #[test]
 fn rows_are_named_by_their_primary_key() {

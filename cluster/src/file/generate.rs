@@ -243,8 +243,10 @@ fn role_text(role: &Role) -> String {
 fn partitions_text(rules: &PartitionRules) -> String {
     let mut text = format!(
         "\n# Which column of which table holds the partition key. Reference tables are read under any lock.\n\
-         [partitions]\nreference_tables = {:?}\n",
-        rules.reference_tables
+         [partitions]\nreference_tables = {:?}\n\
+         # true: rows of tables without a rule are locked, not the tables. To be set before the first start; see docs/decisions/0046.\n\
+         lock_rows = {}\n",
+        rules.reference_tables, rules.lock_rows
     );
     for family in &rules.families {
         let _ = write!(text, "[[partitions.families]]\nname = {:?}\ntables = [\n", family.name);

@@ -194,10 +194,11 @@ impl Session {
         };
         match prepared.is_described_by(&description, epoch) {
             true => Ok(()),
-            false => Err(ApplicationError::new(
-                "0A000",
-                "cached plan must not change result type",
-            )),
+            // Drivers that prepare it anew know the error by the function that raises it.
+            false => Err(
+                ApplicationError::new("0A000", "cached plan must not change result type")
+                    .routine("RevalidateCachedQuery"),
+            ),
         }
     }
 

@@ -253,7 +253,8 @@ impl Session {
         let quorum = self.read_quorum();
         // A voter that is late, or has not executed the last write, would have all of it run again.
         let risks_more = quorum == Quorum::All && copies_out(routed.analysis);
-        let narrow = !routed.several && routed.analysis.footprint.is_serial();
+        let lock_rows = self.catalog.current().analyzer.schema().rules().lock_rows;
+        let narrow = !routed.several && routed.analysis.footprint.is_serial(lock_rows);
         if !routed.analysis.needs_clock && narrow && !risks_more {
             let question = Question {
                 context: context.encoded.clone(),

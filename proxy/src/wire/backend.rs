@@ -181,6 +181,9 @@ impl Backend {
             if let Some(position) = error.position {
                 put_field(body, b'P', &position.to_string());
             }
+            if let Some(routine) = error.routine {
+                put_field(body, b'R', routine);
+            }
             body.put_u8(0);
         });
     }

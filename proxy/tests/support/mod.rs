@@ -54,7 +54,12 @@ impl World {
 
     /// With three real voters.
     pub async fn start_voters() -> World {
-        let config = configured(|config| config.rules = sql::rules::PartitionRules::tpcc());
+        Self::start_voters_with(sql::rules::PartitionRules::tpcc()).await
+    }
+
+    /// With three real voters under these partition rules.
+    pub async fn start_voters_with(rules: sql::rules::PartitionRules) -> World {
+        let config = configured(|config| config.rules = rules);
         let servers: Vec<_> = (0..3).map(|_| Postgres::start()).collect();
         let (port, faults) = voters::start(&servers, config.rules.clone()).await;
         Self::serve(servers, config, port, faults).await

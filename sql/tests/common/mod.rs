@@ -13,7 +13,10 @@ use sql::schema::Schema;
 pub(crate) const CATALOG: &str = include_str!("../fixtures/catalog.jsonl");
 
 pub(crate) fn rules() -> PartitionRules {
-    let mut rules = PartitionRules::tpcc();
+    let mut rules = PartitionRules {
+        lock_rows: true,
+        ..PartitionRules::tpcc()
+    };
     rules.families.push(Family {
         name: "tenant".into(),
         tables: vec![

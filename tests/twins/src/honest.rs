@@ -285,7 +285,7 @@ impl Honest {
     async fn autocommit_read(&mut self, statement: &Statement) -> Option<ExchangeResult> {
         let exchange = statement.exchanges.first()?;
         let analysis = self.analyse(exchange)?;
-        if analysis.footprint.is_serial() {
+        if analysis.footprint.is_serial(crate::world::rules().lock_rows) {
             let number = self.session.direct_number();
             self.session
                 .note(|| format!("direct read {number} {}", statement.brief()));

@@ -26,7 +26,7 @@ impl<'schema> Deriver<'schema> {
     fn locked_rows<'table>(&self, name: &TableName, table: &'table Table) -> Option<LockedKey<'table>> {
         // A temporary table is its session's alone.
         let is_shared = table.partitioning == Partitioning::None && !name.schema.starts_with("pg_");
-        let is_locked = is_shared && self.schema.compares_keys_natively();
+        let is_locked = is_shared && self.schema.rules().lock_rows && self.schema.compares_keys_natively();
         is_locked.then(|| table.row_key()).flatten()
     }
 
@@ -67,7 +67,7 @@ impl<'schema> Deriver<'schema> {
         rows: &impl Fn(&mut Self, &[&str]) -> Option<KeyValues>,
     ) {
         let whole = Resource::Table(name.to_string());
-        if table.uniques.is_empty() && !name.schema.starts_with("pg_") {
+        if self.schema.rules().lock_rows && table.uniques.is_empty() && !name.schema.starts_with("pg_") {
             // Nobody can name the rows of such a table: who reads or changes some holds the table.
             return self.access(Access::NewRow(name.to_string()));
         }
@@ -92,6 +92,10 @@ impl<'schema> Deriver<'schema> {
         change: &Change<'_>,
         rows: &impl Fn(&mut Self, &[&str]) -> Option<KeyValues>,
     ) {
+        if !self.schema.rules().lock_rows {
+            // Whoever changes rows holds the table.
+            return;
+        }
         let row_key = self.locked_rows(name, table);
         let whole = || Resource::Table(name.to_string());
         for unique in &table.uniques {
@@ -303,12 +307,18 @@ fn harmless_to(expression: &Expr, depth: usize) -> bool {
                     | BinaryOperator::Gt
                     | BinaryOperator::GtEq
             );
-            is_known && all(&[left, right])
+            let combines = matches!(op, BinaryOperator::And | BinaryOperator::Or);
+            is_known && (combines || compares_with_value(left, right)) && all(&[left, right])
         }
-        Expr::IsDistinctFrom(left, right) | Expr::IsNotDistinctFrom(left, right) => all(&[left, right]),
-        Expr::Between { expr, low, high, .. } => all(&[expr, low, high]),
+        Expr::IsDistinctFrom(left, right) | Expr::IsNotDistinctFrom(left, right) => {
+            compares_with_value(left, right) && all(&[left, right])
+        }
+        Expr::Between { expr, low, high, .. } => {
+            compares_with_value(expr, low) && compares_with_value(expr, high) && all(&[expr, low, high])
+        }
         Expr::InList { expr, list, .. } => {
-            harmless_to(expr, depth) && list.iter().all(|value| harmless_to(value, depth))
+            let fits = |value: &Expr| compares_with_value(expr, value) && harmless_to(value, depth);
+            harmless_to(expr, depth) && list.iter().all(fits)
         }
         Expr::Tuple(values) => values.iter().all(|value| harmless_to(value, depth)),
         Expr::AnyOp {
@@ -321,6 +331,21 @@ fn harmless_to(expression: &Expr, depth: usize) -> bool {
             _ => false,
         },
         Expr::Function(function) => is_clock(function),
+        _ => false,
+    }
+}
+
+/// Whether a column is compared with something of its statement's own. Of two columns one may be cast to the other's type, and a numeric
+/// that is too large for a float8 fails.
+fn compares_with_value(left: &Expr, right: &Expr) -> bool {
+    is_value(left) || is_value(right)
+}
+
+fn is_value(side: &Expr) -> bool {
+    match side {
+        Expr::Value(_) | Expr::UnaryOp { .. } | Expr::Cast { .. } | Expr::Function(_) => true,
+        Expr::Nested(inner) => matches!(inner.as_ref(), Expr::Value(_) | Expr::Cast { .. }),
+        Expr::Tuple(values) => values.iter().all(|value| matches!(value, Expr::Value(_))),
         _ => false,
     }
 }
