@@ -32,6 +32,21 @@ impl Severity {
     }
 }
 
+/// A function of PostgreSQL that raises an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Routine {
+    /// A prepared statement does not fit the catalog any more.
+    RevalidateCachedQuery,
+}
+
+impl Routine {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Routine::RevalidateCachedQuery => "RevalidateCachedQuery",
+        }
+    }
+}
+
 /// The fields of an ErrorResponse or NoticeResponse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApplicationError {
@@ -43,7 +58,7 @@ pub(crate) struct ApplicationError {
     /// Characters from the start of the text, from 1.
     pub(crate) position: Option<usize>,
     /// The function of PostgreSQL that raises this error: some drivers know an error by it.
-    pub(crate) routine: Option<&'static str>,
+    pub(crate) routine: Option<Routine>,
 }
 
 impl ApplicationError {
@@ -80,7 +95,7 @@ impl ApplicationError {
     }
 
     #[must_use]
-    pub(crate) fn routine(mut self, routine: &'static str) -> Self {
+    pub(crate) fn routine(mut self, routine: Routine) -> Self {
         self.routine = Some(routine);
         self
     }

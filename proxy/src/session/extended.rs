@@ -16,7 +16,7 @@ use super::simple::is_cursor;
 use super::special::{INT4_OID, is_special, special_column};
 use super::{End, Session};
 use crate::client::VotedResult;
-use crate::error::ApplicationError;
+use crate::error::{ApplicationError, Routine};
 use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
 
 impl Session {
@@ -197,7 +197,7 @@ impl Session {
             // Drivers that prepare it anew know the error by the function that raises it.
             false => Err(
                 ApplicationError::new("0A000", "cached plan must not change result type")
-                    .routine("RevalidateCachedQuery"),
+                    .routine(Routine::RevalidateCachedQuery),
             ),
         }
     }

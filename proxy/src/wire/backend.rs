@@ -182,7 +182,7 @@ impl Backend {
                 put_field(body, b'P', &position.to_string());
             }
             if let Some(routine) = error.routine {
-                put_field(body, b'R', routine);
+                put_field(body, b'R', routine.name());
             }
             body.put_u8(0);
         });
