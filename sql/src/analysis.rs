@@ -335,7 +335,7 @@ impl ExchangeAnalysis {
         }
     }
 
-    /// It runs no code, and needs that nobody else is numbering objects.
+    /// The exchange runs no code, and nobody else may number objects meanwhile.
     fn of_object_numbers() -> Self {
         Self {
             footprint: Footprint::everything(),

@@ -254,7 +254,7 @@ pub enum Exchange {
     /// From here on the server numbers objects from this number, as far as it has not given it before. Answered by nothing, alike
     /// by all voters; only what holds everything exclusively may list it (`docs/decisions/0047-servers-number-objects-alike.md`).
     ObjectNumbers {
-        /// What the next object is numbered.
+        /// The number of the next object.
         next: u32,
     },
 }

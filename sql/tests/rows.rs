@@ -58,6 +58,36 @@ fn tables_are_locked_unless_rows_are() {
     }
 }
 
+/// A server checks a unique key row by row, in the order in which it finds them: that may be another one on each server.
+#[test]
+fn keys_are_not_computed_over_rows_in_any_order() {
+    let rows_locked = analyzer();
+    let tables_locked = {
+        let rules = PartitionRules {
+            lock_rows: false,
+            ..common::rules()
+        };
+        Analyzer::new(std::sync::Arc::new(
+            Schema::parse(common::CATALOG.lines(), &rules).expect("parses"),
+        ))
+    };
+    for (text, with_rows, with_tables) in [
+        ("UPDATE top SET id = id + 1", true, false),
+        ("UPDATE plain SET note = note || 'x' WHERE id > 5", true, false),
+        ("UPDATE warehouse SET w_id = w_id + 1", true, true),
+        ("UPDATE orders SET o_id = o_id + 1 WHERE o_w_id IN (1, 2)", true, true),
+        ("UPDATE orders SET o_id = o_id + 1 WHERE o_w_id = 1", false, false),
+        ("UPDATE top SET id = id + 1 WHERE id = 1", false, false),
+        ("UPDATE plain SET note = 'x' WHERE id > 5", false, false),
+        ("UPDATE plain SET value = value || 'x'", false, false),
+    ] {
+        for (analyzer, is_refused) in [(&rows_locked, with_rows), (&tables_locked, with_tables)] {
+            let found = describe(simple(analyzer, text));
+            assert_eq!(found == "BF002 rule 23", is_refused, "{text}: {found}");
+        }
+    }
+}
+
 /// PostgreSQL may compare columns of rows that another condition excludes, and casting one to the type of the other may fail.
 #[test]
 fn columns_that_are_compared_with_columns_lock_the_table() {

@@ -20,7 +20,7 @@ use crate::schema::{ColumnKind, Partitioning, Table, TableKind, TableName};
 
 pub(super) use constraints::Change;
 pub(super) use order::draw_refusal;
-use order::{calls_any, conflict_refusal, names_one_row, several_matches};
+use order::{calls_any, conflict_refusal, key_refusal, names_one_row, several_matches};
 
 /// What an INSERT puts into one column.
 pub(super) enum Inserted {
@@ -341,6 +341,20 @@ impl<'schema> Deriver<'schema> {
             None if table.column(column).is_some_and(|column| column.is_generated) => Inserted::Unknown,
             None => kept_value(level, column),
         };
+        if level.is_some_and(|level| !names_one_row(level, table) && self.finds_rows_in_any_order(table, level)) {
+            let mut keys = table.uniques.iter().filter(|unique| unique.plain);
+            let depends_on_order = keys.any(|unique| {
+                let mut set = unique
+                    .columns
+                    .iter()
+                    .flatten()
+                    .filter(|column| table.is_set_by(column, &columns));
+                set.any(|column| !matches!(value(self, column), Inserted::Known(_)))
+            });
+            if depends_on_order {
+                self.refuse(key_refusal());
+            }
+        }
         let rows = |deriver: &mut Self, names: &[&str]| {
             let columns = names.iter().map(|column| match value(deriver, column) {
                 Inserted::Known(values) => Some(values),
@@ -349,6 +363,21 @@ impl<'schema> Deriver<'schema> {
             product(&columns.collect::<Option<Vec<_>>>()?)
         };
         self.constraints(name, table, &Change::Update(&columns), &value, &rows);
+    }
+
+    /// Whether the rows that a statement changes were written in parallel, and so may stand in another order on each server.
+    fn finds_rows_in_any_order(&self, table: &Table, level: &Level<'_>) -> bool {
+        match &table.partitioning {
+            Partitioning::Key { column, .. } => {
+                let column = ColumnOf {
+                    source: 0,
+                    column: column.clone(),
+                };
+                level.values(&column).is_none_or(|values| values.len() != 1)
+            }
+            Partitioning::None => self.schema.rules().lock_rows,
+            Partitioning::Reference | Partitioning::Unusable => false,
+        }
     }
 
     fn assigned_value(&mut self, table: &Table, assignment: &Assignment) {

@@ -8,7 +8,7 @@ use crate::footprint::{Footprint, Mode, PartitionValue, Resource, bucket};
 pub(crate) struct Rows {
     /// The table, as `schema.name`.
     pub(crate) table: String,
-    /// What the values name.
+    /// The resource that the values name: rows, or values of another key.
     pub(crate) of: RowsOf,
     /// The kinds of the key's columns, in their order.
     pub(crate) kinds: Vec<KeyKind>,
@@ -18,7 +18,7 @@ pub(crate) struct Rows {
     pub(crate) mode: Mode,
 }
 
-/// What values of a key name.
+/// The kind of resource that values of a key name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RowsOf {
     /// Rows, by the row key. A NULL names none that is known: the table is held.

@@ -210,6 +210,15 @@ pub(in super::super) fn draw_refusal() -> Refusal {
     )
 }
 
+pub(super) fn key_refusal() -> Refusal {
+    Refusal::new(
+        NONDETERMINISTIC,
+        23,
+        "an UPDATE that computes a unique key for several rows may fail on one server and not on another: it depends on the order in which a server finds them",
+        "Declare the constraint DEFERRABLE, so that it is checked after the last row, or change the rows one by one.",
+    )
+}
+
 /// Whether the conditions name at most one row of the target.
 pub(super) fn names_one_row(level: &Level<'_>, table: &Table) -> bool {
     let Some(primary_key) = table.primary_key() else {
