@@ -15,7 +15,7 @@ use crate::{Failure, up};
 /// How long a node may take to answer.
 const ANSWER_MS_MAX: u64 = 2_000;
 
-/// What a voter counts.
+/// The voters' counter of object numbers that a server could not be brought to.
 const NUMBERS_METRIC: &str = "cloudbft_voter_object_numbers_missed_total";
 
 /// `cloudbft status`.

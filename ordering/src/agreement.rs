@@ -22,11 +22,11 @@ pub struct Now {
 ///
 /// `step` never blocks and never fails: bad input is a `Report` or silence. Outputs are to be carried out in order.
 pub trait Agreement: Sized {
-    /// What machines send each other.
+    /// The protocol's messages between machines.
     type Message;
-    /// What goes to the log.
+    /// The protocol's log records.
     type Record;
-    /// What collects an answer from the log.
+    /// The reader that collects an answer from the log.
     type LogReader;
 
     /// How many replicas a group has: 2f+1 or 3f+1.
@@ -181,9 +181,9 @@ pub enum Output<M, R, L> {
 /// What only a faulty machine does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misbehaviour {
-    /// Who.
+    /// The machine that misbehaved.
     pub machine: MachineId,
-    /// What.
+    /// The kind of misbehaviour.
     pub kind: MisbehaviourKind,
 }
 

@@ -1,4 +1,4 @@
-//! What the verification of all protocols' messages is made of.
+//! Checks from which both protocols build the verification of their messages.
 
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// What a machine may have to do at some time.
+/// The things that a machine may have to do at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// In a view: ask for bodies that were ordered and did not come.

@@ -41,7 +41,7 @@ union all
 select format('enum %I.%I %s %s', n.nspname, t.typname, e.enumsortorder, e.enumlabel)
   from pg_enum e join pg_type t on t.oid = e.enumtypid join pg_namespace n on n.oid = t.typnamespace where USERS";
 
-/// What has a number (OID) that applications may see, and the number.
+/// Asks for the objects whose number (OID) applications may see, with the number.
 const NUMBERS: &str = "
 select format('relation %I.%I', n.nspname, c.relname), c.oid
   from pg_class c join pg_namespace n on n.oid = c.relnamespace where USERS

@@ -5,20 +5,22 @@
 //! unless the client joins it. Either can run the list of what has run again at any time, on another backend: whatever
 //! is not known to be exactly that list is thrown away.
 
+mod command;
 pub(crate) mod ending;
+mod list;
 mod object_numbers;
 mod replay;
 mod running;
 pub(crate) mod signal;
 mod stored;
+mod waiting;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use ordering::identifiers::{ClientId, Digest, Order};
+use ordering::identifiers::{ClientId, Order};
 use ordering::message::{Direct, DirectKind, DirectTransaction, ResultKey};
 use sql::footprint::Footprint;
 use sql::names::Made;
@@ -26,17 +28,19 @@ use sql::operation::ExchangeResult;
 use tokio::sync::mpsc;
 
 use crate::ending::End;
-use crate::executor::{Asker, Event, Shared, observe, outcome};
+use crate::executor::{Event, Shared, observe, outcome};
 use crate::outcome::{Outcome, Report};
 use crate::postgres::PostgresError;
-use crate::postgres::backend::{Answer, Record};
+use crate::postgres::backend::Answer;
 use crate::postgres::capture::command_complete;
 use crate::postgres::pool::Borrowed;
 use crate::postgres::written::Written;
-use crate::transactions::{History, OrderedTransaction, Turn};
-use crate::work::{Catalog, Refused};
+use crate::transactions::{History, OrderedTransaction};
+use crate::work::Catalog;
+pub(crate) use command::{Command, Commit, Finish};
 use object_numbers::LeftOut;
 use signal::Signal;
+use waiting::Waiting;
 
 /// Direct statements that wait in one transaction, at most.
 const DIRECT_QUEUE_MAX: usize = 8192;
@@ -46,89 +50,6 @@ const DIRECT_QUEUE_BYTES_MAX: usize = 32 << 20;
 
 /// Cancelled Extends that are remembered, at most.
 const CANCELLED_MAX: usize = 1024;
-
-/// What the owner asks of a transaction's task. The owner bounds direct statements by [`SlotHandle::direct`]; of the
-/// others at most one Extend, and what ends the transaction, is on its way, and reads up to the client's window.
-pub(crate) enum Command {
-    /// Begin has its locks: a live voter opens the transaction and runs Begin's exchanges.
-    Begin(Asker),
-    /// A direct statement.
-    Direct(ClientId, Direct, DirectTransaction),
-    /// An Extend that has its locks, with what the transaction holds now.
-    Extend(Asker, Bytes, u32, Footprint),
-    /// An Extend that is refused, alike on all voters; what the transaction holds now.
-    Refused(Asker, Refused, Footprint),
-    /// An ordered read in this transaction.
-    Read(Asker, Bytes, u32),
-    /// The end of the transaction is ordered, and follows: what is still missing is not waited for.
-    Ending,
-    /// Commits exactly this list.
-    Commit(Box<Commit>),
-    /// Rolls back; tells the owner that its order has finished. The client is answered if it asked.
-    Abort(Finish, Option<Asker>),
-}
-
-/// The end of an order that ends one transaction or several.
-pub(crate) struct Finish {
-    order: u64,
-    left: Arc<AtomicUsize>,
-}
-
-impl Finish {
-    /// The end of one transaction.
-    pub(crate) fn of(order: u64) -> Self {
-        Self::last_of(order, &Arc::new(AtomicUsize::new(1)))
-    }
-
-    /// The end of one of the transactions that are counted in `left`.
-    pub(crate) fn last_of(order: u64, left: &Arc<AtomicUsize>) -> Self {
-        Self {
-            order,
-            left: Arc::clone(left),
-        }
-    }
-
-    /// The transaction has ended; the order, if all have.
-    pub(crate) fn reached(&self) -> Option<u64> {
-        (self.left.fetch_sub(1, Ordering::AcqRel) == 1).then_some(self.order)
-    }
-}
-
-/// A Commit.
-pub(crate) struct Commit {
-    /// Whom to answer.
-    pub(crate) asker: Asker,
-    /// The list.
-    pub(crate) listed: Vec<Bytes>,
-    /// What f+1 voters have answered by their words, if it carries words; or why these certify nothing.
-    pub(crate) certified: Result<Option<Digest>, Refused>,
-    /// What to record.
-    pub(crate) record: Record,
-    /// What the transaction holds.
-    pub(crate) held: Footprint,
-}
-
-impl Command {
-    /// The order that is finished with it; none for a direct statement, and for what several tasks finish together.
-    pub(crate) fn order(&self) -> Option<u64> {
-        match self {
-            Command::Direct(..) | Command::Ending | Command::Abort(..) => None,
-            Command::Begin(asker)
-            | Command::Extend(asker, ..)
-            | Command::Refused(asker, ..)
-            | Command::Read(asker, ..) => Some(asker.order),
-            Command::Commit(commit) => Some(commit.asker.order),
-        }
-    }
-
-    /// The listed exchange that other voters have run before, and its place.
-    fn replays(&self) -> Option<(&Bytes, &DirectTransaction)> {
-        match self {
-            Command::Direct(_, direct, place) if place.kind == DirectKind::Replay => Some((&direct.exchange, place)),
-            _ => None,
-        }
-    }
-}
 
 /// The owner's end of a transaction's task.
 #[derive(Clone)]
@@ -166,12 +87,6 @@ impl SlotHandle {
         self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.sender.send(Command::Direct(client, direct, place)).is_ok()
     }
-}
-
-/// A statement that waits for writes before it.
-struct Waiting {
-    command: Command,
-    deadline: Instant,
 }
 
 pub(crate) struct Slot {
@@ -309,16 +224,6 @@ impl Slot {
                 }
             }
         }
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        let deadlines = self.waiting.iter().map(|waiting| waiting.deadline);
-        deadlines.min().filter(|_| self.begun)
-    }
-
-    /// When a statement that waits from now on has waited too long.
-    fn missing_at(&self) -> Instant {
-        Instant::now() + self.shared.config.limits.direct_wait
     }
 
     /// Takes a command; false when the transaction has ended.
@@ -464,75 +369,6 @@ impl Slot {
             self.built = false;
         }
         Ok(())
-    }
-
-    /// Runs a statement whose turn it is, and then those that waited for it.
-    async fn wait_or_run(&mut self, command: Command) -> Result<(), PostgresError> {
-        if self.waiting.iter().any(|waiting| waiting.command.replays().is_some()) {
-            self.run_waiting().await?;
-        }
-        match self.turn(&command) {
-            Turn::Never => self.refuse(command).await,
-            Turn::Later if self.signal.is_ending() || self.lost => self.refuse(command).await,
-            Turn::Later => {
-                let deadline = self.missing_at();
-                self.waiting.push_back(Waiting { command, deadline });
-            }
-            Turn::Now => {
-                self.run_now(command).await?;
-                self.run_waiting().await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs the statements that waited and whose turn has come.
-    async fn run_waiting(&mut self) -> Result<(), PostgresError> {
-        let due = |slot: &Self| {
-            let turn = |waiting: &Waiting| slot.turn(&waiting.command) != Turn::Later;
-            slot.waiting.iter().position(turn)
-        };
-        while self.begun
-            && let Some(waiting) = due(self).and_then(|at| self.waiting.remove(at))
-        {
-            match self.turn(&waiting.command) {
-                Turn::Now if waiting.command.replays().is_some() => self.replay(waiting).await?,
-                Turn::Now => self.run_now(waiting.command).await?,
-                Turn::Later | Turn::Never => self.refuse(waiting.command).await,
-            }
-        }
-        Ok(())
-    }
-
-    fn turn(&self, command: &Command) -> Turn {
-        match command {
-            _ if !self.begun => Turn::Later,
-            Command::Direct(_, _, place) => self.history.turn(place.writes_before, Some(&place.chain)),
-            Command::Extend(asker, ..) if self.cancelled.contains(&asker.number) => Turn::Never,
-            Command::Extend(_, _, before, _) | Command::Read(_, _, before) => self.history.turn(*before, None),
-            _ => Turn::Now,
-        }
-    }
-
-    /// Statements that waited too long: the writes before them are not coming. A voter that misses a write does not follow.
-    async fn expire(&mut self) {
-        let now = Instant::now();
-        while let Some(at) = self.waiting.iter().position(|waiting| waiting.deadline <= now) {
-            let Some(waiting) = self.waiting.remove(at) else { break };
-            let write = match &waiting.command {
-                Command::Direct(_, _, place) => matches!(place.kind, DirectKind::Write | DirectKind::Replay),
-                Command::Extend(..) => true,
-                _ => false,
-            };
-            self.lost |= write;
-            self.refuse(waiting.command).await;
-        }
-    }
-
-    async fn drop_waiting(&mut self) {
-        for waiting in std::mem::take(&mut self.waiting) {
-            self.refuse(waiting.command).await;
-        }
     }
 
     /// Answers that this voter cannot say, and lets the ordered history go on.

@@ -11,7 +11,7 @@ use ordering::message::{CommitDb, Request};
 /// Requests whose decision is awaited for the histogram of latencies, at most.
 const AWAITED_MAX: usize = 4096;
 
-/// What is measured. The metrics are looked up once, when the recorder is installed.
+/// The metrics of the agreement. The handles are looked up once, when the recorder is installed.
 pub(super) struct Measures {
     arrived: HashMap<(ClientId, u64), Instant>,
     view: Option<View>,

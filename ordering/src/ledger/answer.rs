@@ -23,12 +23,12 @@ pub enum LogAnswer<M> {
     Peer {
         /// The machine.
         to: MachineId,
-        /// What to send.
+        /// The message that is sent.
         message: M,
     },
 }
 
-/// Who is answered.
+/// The machines that an answer goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Audience {
     /// A voter.
@@ -37,7 +37,7 @@ pub(crate) enum Audience {
     Peer(Option<StableCheckpoint>),
 }
 
-/// What is asked for, and by whom.
+/// A part of the log that is asked for, and the machine that it is given to.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
     pub(crate) to: MachineId,

@@ -25,11 +25,11 @@ const SILENT_ROUNDS: u32 = 8;
 /// A fetch that is under way.
 #[derive(Debug)]
 pub(crate) struct CatchUp {
-    /// Where our history ended when it began, or at the last proof.
+    /// The end of this machine's history when the catch-up began, or at the last proof.
     from: HistoryPoint,
-    /// Where it should end.
+    /// The order up to which the history is fetched.
     target: Order,
-    /// Who is asked.
+    /// The machine that is asked for the history.
     peer: MachineId,
     /// Pieces since the last proof.
     pieces: Vec<Arc<History>>,
@@ -109,7 +109,7 @@ impl CatchUp {
     }
 }
 
-/// What a fetch has come to: for the protocol to take over.
+/// The result of a fetch, which the protocol takes over.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// Pieces of the history, and what proves them. [`Ledger::adopted`] ends taking them over.

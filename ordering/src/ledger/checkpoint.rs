@@ -10,7 +10,7 @@ use crate::ledger::client_table::ClientTable;
 use crate::ledger::point::HistoryPoint;
 use crate::verified::Rejection;
 
-/// What a protocol says beside a checkpoint, under the same signature.
+/// A statement that a protocol adds to a checkpoint, under the same signature (MinBFT: how far counters were followed).
 pub trait Attachment {
     /// Names it: a part of what the checkpoint's signature covers.
     fn digest(&self) -> Digest;
@@ -41,20 +41,20 @@ impl BorshDeserialize for Nothing {
 /// CHECKPOINT: signed with the machine's ordinary key, so it uses up no warrant (rule CheckpointsSpendNothing).
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Checkpoint<A> {
-    /// Who signs.
+    /// The machine that signs.
     pub machine: MachineId,
     /// How far the history goes.
     pub point: HistoryPoint,
     /// [`ClientTable::digest`] there.
     pub clients: Digest,
-    /// What the protocol says beside it.
+    /// The statement that the protocol adds to the checkpoint.
     pub attached: Option<A>,
     /// Over [`Checkpoint::signed`].
     pub signature: [u8; 64],
 }
 
 impl<A: Attachment> Checkpoint<A> {
-    /// What the signature covers; each of the two can be shown later without the other.
+    /// The digest that the signature covers. Point and attachment can be shown later, each without the other.
     pub fn signed(&self) -> Digest {
         checkpoint_signed(&self.point.digest(&self.clients), &self.attached_digest())
     }
@@ -84,7 +84,7 @@ pub(crate) fn checkpoint_signed(point: &Digest, attached: &Digest) -> Digest {
 /// One machine's signature under a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct CheckpointSignature {
-    /// Who signs.
+    /// The machine that signs.
     pub machine: MachineId,
     /// [`Attachment::digest`] of what it said beside it; zero for nothing.
     pub attached: Digest,
@@ -116,7 +116,7 @@ pub struct StableCheckpoint {
 pub struct CertifiedCheckpoint {
     /// The proof.
     pub stable: StableCheckpoint,
-    /// Which requests are decided by then.
+    /// The requests that are decided up to the point.
     pub clients: ClientTable,
 }
 

@@ -1,4 +1,4 @@
-//! What machines of both protocols have alike: what they keep, say and answer from, whoever decides.
+//! The state, messages and answers that machines of both protocols share, however an order is decided.
 //!
 //! | what | file |
 //! |---|---|
@@ -52,19 +52,19 @@ use journal::Journal;
 use retained::Retained;
 use serving::Answered;
 
-/// What is a protocol's own in what all protocols do.
+/// The types by which a protocol names its own messages, records and follow-ups in the shared ledger.
 pub(crate) trait Dialect {
-    /// What machines send each other.
+    /// The protocol's messages between machines.
     type Message: From<Said>;
-    /// What goes to the log.
+    /// The protocol's log records.
     type Record: From<Written>;
-    /// What collects an answer from the log.
+    /// The reader that collects an answer from the log.
     type Reader;
     /// What follows when a record is durable.
     type Then;
 }
 
-/// What machines of both protocols say alike.
+/// Messages that machines of both protocols send.
 #[derive(Debug)]
 pub(crate) enum Said {
     /// Asks for the bodies of these digests.
@@ -75,11 +75,11 @@ pub(crate) enum Said {
     FetchHistory(Order),
     /// A piece of the decided history.
     GiveHistory(Arc<History>),
-    /// What was asked for is cut off the sender's log: its last stable checkpoint instead.
+    /// The sender has cut the requested orders off its log, and gives its last stable checkpoint instead.
     GiveCheckpoint(Arc<CertifiedCheckpoint>),
 }
 
-/// What machines of both protocols write alike.
+/// Log records that machines of both protocols write.
 #[derive(Debug)]
 pub(crate) enum Written {
     /// A stable checkpoint.
@@ -103,7 +103,7 @@ impl Written {
     }
 }
 
-/// What a protocol's machine puts into a step's outputs.
+/// The outputs of one step of a protocol's machine.
 pub(crate) type Outputs<P> = Vec<Output<<P as Dialect>::Message, <P as Dialect>::Record, <P as Dialect>::Reader>>;
 
 /// One machine's part in what all protocols do.
@@ -112,7 +112,7 @@ pub(crate) struct Ledger<P: Dialect> {
     key: SigningKey,
     /// The time of the step.
     pub(crate) now: Now,
-    /// What the step has put out so far.
+    /// The outputs of the present step so far.
     pub(crate) out: Outputs<P>,
     pub(crate) journal: Journal<P::Then>,
     /// When what is due.
@@ -122,7 +122,7 @@ pub(crate) struct Ledger<P: Dialect> {
     pub(crate) clients: ClientTable,
     pub(crate) history: DecidedHistory,
     pub(crate) checkpoints: Checkpoints,
-    /// Where the log can be cut.
+    /// The places where the log can be cut.
     pub(crate) retained: Retained,
     /// The first order that can be read from the log.
     pub(crate) log_first: Order,
@@ -134,7 +134,7 @@ pub(crate) struct Ledger<P: Dialect> {
     answered: Answered,
 }
 
-/// What a machine's log says of what all protocols do.
+/// The shared state that a machine reads back from its log.
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub(crate) history: DecidedHistory,
@@ -146,7 +146,7 @@ pub(crate) struct Restored {
     pub(crate) first: Option<Order>,
 }
 
-/// What a stable checkpoint means here.
+/// The consequence of a stable checkpoint for this machine.
 #[derive(Debug)]
 pub(crate) enum Stability {
     /// Nothing new, or noted for when our history has got so far.

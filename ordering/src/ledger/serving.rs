@@ -61,7 +61,7 @@ impl<P: Dialect> Ledger<P> {
         }
     }
 
-    /// What every voter has flushed, once all have said so.
+    /// The order up to which every voter has flushed, once all voters have reported.
     pub(crate) fn flushed_by_all(&self) -> Order {
         let has_all = self.flushed.len() == usize::from(self.configuration.voters());
         let lowest = self.flushed.values().copied().min();

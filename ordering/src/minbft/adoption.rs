@@ -23,7 +23,7 @@ pub(crate) enum Stage {
     Gathering,
     /// The outcome is on its way to the log.
     Writing,
-    /// It is in the log.
+    /// The outcome is in the log.
     Written,
     /// The view is live; that is on its way to the log.
     Entering,

@@ -1,4 +1,4 @@
-//! What every phase of a machine works on.
+//! The state that every phase of a machine works on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::minbft::wire::ordered::{Commit, Prepare};
 use crate::minbft::wire::outcome::CertifiedOutcome;
 use crate::minbft::wire::outcome::{LiveProof, Outcome};
 
-/// What MinBFT says and writes.
+/// MinBFT's messages and log records, for the shared ledger.
 #[derive(Debug)]
 pub(crate) enum MinBft {}
 
@@ -48,12 +48,12 @@ pub(crate) enum Then {
     Cut(Order),
 }
 
-/// What a machine is for.
+/// The role of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// m0: may lead views. It holds no replica, so it has no history, votes for nothing, and follows the others into views.
     Sequencer,
-    /// It holds a replica of every group, and may lead views too.
+    /// The machine holds a replica of every group, and may lead views too.
     Replica,
 }
 
@@ -101,20 +101,20 @@ impl Past {
     }
 }
 
-/// What every phase works on.
+/// The state that every phase works on.
 pub(crate) struct Core {
-    /// What machines of all protocols keep.
+    /// The ledger that machines of all protocols keep.
     pub(crate) ledger: Ledger<MinBft>,
     pub(crate) role: Role,
     pub(crate) counter: OwnCounter,
-    /// What our own counters have certified: the next VIEW-CHANGE must show it.
+    /// Everything that this machine's counters have certified: its next VIEW-CHANGE must show it.
     pub(crate) runs: OwnRuns,
     pub(crate) past: Past,
     /// How far others have followed the counters of all.
     pub(crate) followed: FollowedStatements,
     /// The views that this machine was live in, and where they began.
     pub(crate) views: Vec<ViewBase>,
-    /// Which orders of the log were fetched from peers.
+    /// The orders in the log that were fetched from peers.
     pub(crate) fetched: Fetched,
     /// The view that the machine is in, or goes to: what its phase says.
     pub(crate) view: Option<View>,
@@ -257,7 +257,7 @@ impl Core {
         (Some(Arc::clone(entering)), views)
     }
 
-    /// Where the operations of a view begin that begins like this.
+    /// The order at which the operations of a view with this outcome begin.
     pub(crate) fn view_base(&self, outcome: &Outcome) -> ViewBase {
         ViewBase {
             view: outcome.view,

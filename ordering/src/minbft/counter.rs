@@ -10,7 +10,7 @@ use crate::ledger::PrepareEntry;
 use crate::message::{CommitDbEntry, Request};
 use crate::minbft::wire::admission::Admission;
 
-/// What a warrant is for.
+/// The purpose of a warrant.
 #[derive(Debug)]
 pub(crate) enum Certifying {
     /// A PREPARE.

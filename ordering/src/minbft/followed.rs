@@ -8,7 +8,7 @@ use crate::minbft::wire::checkpoint::FollowedStatement;
 /// Statements of one machine that are remembered.
 const STATEMENTS_PER_MACHINE: usize = 4;
 
-/// What each machine has last said.
+/// The last statements of each machine about how far it has followed counters.
 #[derive(Debug, Default)]
 pub(crate) struct FollowedStatements(BTreeMap<MachineId, VecDeque<FollowedStatement>>);
 

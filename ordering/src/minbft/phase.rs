@@ -1,4 +1,4 @@
-//! What a machine is doing, with all that belongs to it.
+//! The phases of a machine, each with all of its state.
 
 use crate::identifiers::View;
 use crate::minbft::adoption::Adoption;
@@ -6,17 +6,17 @@ use crate::minbft::change::Change;
 use crate::minbft::live::Live;
 use crate::minbft::start::attempt::Attempt;
 
-/// What a machine is doing. (One that has stopped stays in its phase: it serves voters from what it has.)
+/// The phase of a machine. (A machine that has stopped stays in its phase: it serves voters from the state that it has.)
 #[derive(Debug, Default)]
 pub(crate) enum Phase {
-    /// It has announced itself, and waits for the cluster to start, or to be admitted again.
+    /// The machine has announced itself, and waits for the cluster to start, or to be admitted again.
     #[default]
     Waiting,
-    /// It takes part in an attempt to start.
+    /// The machine takes part in an attempt to start.
     Starting(Box<Attempt>),
-    /// It has left a view, and goes to a later one.
+    /// The machine has left a view, and goes to a later one.
     Changing(Box<Change>),
-    /// It takes part in a view.
+    /// The machine takes part in a view.
     Live(Box<Live>),
 }
 

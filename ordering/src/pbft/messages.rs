@@ -34,7 +34,7 @@ pub enum Message {
     FetchHistory(Order),
     /// A piece of the decided history.
     GiveHistory(Arc<History>),
-    /// What was asked for is cut off the sender's log: its last stable checkpoint instead.
+    /// The sender has cut the requested orders off its log, and gives its last stable checkpoint instead.
     GiveCheckpoint(Arc<CertifiedCheckpoint>),
     /// A replica wants another primary.
     RequestViewChange(RequestViewChange),
@@ -67,7 +67,7 @@ pub struct Batch {
     pub first: Order,
     /// The primary's time at the first entry, in microseconds since the Unix epoch.
     pub time_us: u64,
-    /// What is ordered.
+    /// The operations that are ordered.
     pub entries: Vec<PrepareEntry>,
 }
 
@@ -192,7 +192,7 @@ pub struct Certificate {
 /// REQ-VIEW-CHANGE: the sender wants a view at or above this one. It still takes part in its own.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct RequestViewChange {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// The lowest view that it wants.
     pub view: View,
@@ -210,7 +210,7 @@ impl RequestViewChange {
 /// VIEW-CHANGE: the sender takes part in no view below this one any more.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ViewChange {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// The view that it wants.
     pub view: View,
@@ -226,7 +226,7 @@ pub struct ViewChange {
 }
 
 impl ViewChange {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(&self) -> Digest {
         digest_of(
             "cloudbft pbft view-change v1",
@@ -247,7 +247,7 @@ pub struct NewView {
 }
 
 impl NewView {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(&self) -> Digest {
         digest_of("cloudbft pbft new-view v1", &(self.view, &self.view_changes))
     }

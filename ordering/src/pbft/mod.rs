@@ -65,7 +65,7 @@ use window::Window;
 /// The view in every [`HistoryPoint`]: a batch may be decided in different views on different machines.
 pub(crate) const HISTORY_VIEW: View = View(0);
 
-/// What PBFT says and writes.
+/// PBFT's messages and log records, for the shared ledger.
 #[derive(Debug)]
 pub(crate) enum Pbft {}
 

@@ -176,7 +176,7 @@ impl Cluster {
         }
     }
 
-    /// What a voter gets that fetches everything from this machine.
+    /// The orders that a voter gets when it fetches everything from this machine.
     fn fetch_everything(&mut self, id: MachineId) -> BTreeMap<Order, Decided> {
         let mut got = BTreeMap::new();
         let last = self.machine(id).history_point().order;

@@ -1,4 +1,4 @@
-//! What happens to a machine, and what becomes of what it puts out.
+//! The events of a machine, and how its outputs are carried out.
 
 use crate::cluster::{Cluster, Event, START_WALL_US, Scheduled};
 use ordering::agreement::{Agreement, Now, To};

@@ -1,4 +1,4 @@
-//! What the scenarios ask of a cluster.
+//! Questions of the scenarios to a cluster.
 
 use crate::cluster::{Cluster, Decided};
 use ordering::agreement::{Agreement, Phase};
@@ -92,7 +92,7 @@ impl Cluster {
         digests.len() - digests.iter().collect::<BTreeSet<_>>().len()
     }
 
-    /// What a voter gets that fetches everything from this machine.
+    /// The orders that a voter gets when it fetches everything from this machine.
     pub(crate) fn fetch_everything(&mut self, id: MachineId) -> BTreeMap<Order, Decided> {
         let mut got = BTreeMap::new();
         let last = self.machine(id).history_point().order;
@@ -151,7 +151,7 @@ impl Cluster {
         }
     }
 
-    /// Who leads the highest view that a machine is live in.
+    /// The leader of the highest view that a machine is live in.
     pub(crate) fn leader(&self) -> MachineId {
         let up = self.machines().filter(|id| self.is_up(*id));
         let statuses = up.map(|id| self.machine(id).status());

@@ -1,4 +1,4 @@
-//! What liars say to the machines.
+//! Messages of liars to the machines.
 
 use crate::cluster::{Cluster, SHARED_KEY};
 use ed25519_dalek::Signer;
@@ -84,7 +84,7 @@ impl Cluster {
         self.misplacing = Some((primary, counter, BTreeMap::new()));
     }
 
-    /// What is sent instead of a PREPARE.
+    /// The message that is sent instead of a PREPARE.
     pub(crate) fn misplaced(&mut self, from: MachineId, message: &Message) -> Option<Message> {
         let Message::Prepare(prepare) = message else {
             return None;

@@ -32,7 +32,7 @@ pub(super) struct Prepared {
     pub(super) parameters: usize,
     /// The parameter types that SQL's PREPARE declared, as text.
     declared: Vec<String>,
-    /// What it was first described with: its result must not change as long as it is prepared.
+    /// The columns that the statement was first described with: they must not change as long as it is prepared.
     shape: OnceLock<Shape>,
     /// The epoch of the catalog at which it had this shape last.
     shape_epoch: AtomicU64,

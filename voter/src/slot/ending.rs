@@ -7,7 +7,8 @@ use ed25519_dalek::Signer;
 use ordering::identifiers::Digest;
 use sql::operation::{ExchangeResult, answers_with_effect, same_answers, says_nothing_written, word_digest};
 
-use super::running::{ListRan, Played, Stop, Task, Wanted, words_missing};
+use super::list::{ListRan, Wanted};
+use super::running::{Played, Stop, Task, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
 use crate::ending::{Answered, Verdict};
 use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};

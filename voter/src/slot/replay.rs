@@ -1,12 +1,14 @@
-//! What other voters have run before: as many statements as stand one behind the other, in one pipeline.
+//! Runs statements that other voters have run before: as many as stand one behind the other, in one pipeline.
 
 use std::time::Instant;
 
 use bytes::Bytes;
 use ordering::message::chain;
 
-use super::running::{ListRan, PIPELINE_MAX, Stop, Wanted};
-use super::{Slot, Waiting};
+use super::Slot;
+use super::list::{ListRan, PIPELINE_MAX, Wanted};
+use super::running::Stop;
+use super::waiting::Waiting;
 use crate::executor::observe;
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;

@@ -18,7 +18,7 @@ use crate::timers::Timer;
 #[derive(Debug)]
 struct Leading {
     view: View,
-    /// What it has chosen.
+    /// The outcome that this candidate has chosen.
     new_view: Option<Arc<NewView>>,
 }
 
@@ -148,7 +148,7 @@ impl Candidate {
         self.leading.as_ref().filter(|_| is_due).map(|leading| leading.view)
     }
 
-    /// It is time, and the view has not passed.
+    /// Leads the others on, when it is time and the view has not passed; the NEW-VIEW that they are to get.
     pub(crate) fn lead_on(&mut self, core: &mut Core, roster: &Roster) -> Option<Arc<NewView>> {
         let now_us = core.now_us();
         let next_us = now_us + core.ledger.configuration.retransmission_us / 2;

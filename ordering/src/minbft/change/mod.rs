@@ -63,7 +63,7 @@ impl<T> Warranted<T> {
     }
 }
 
-/// What a machine knows that has left a view, and is not yet in the next one.
+/// The state of a machine that has left a view and is not yet in the next one.
 #[derive(Debug)]
 pub(crate) struct Change {
     /// The view that it goes to.
@@ -124,7 +124,7 @@ impl Change {
         timers.stop_all(&[Timer::NextView, Timer::Repeat]);
     }
 
-    /// It is gone to again.
+    /// Goes to this view again: its timers run on.
     pub(crate) fn resume(&mut self, core: &mut Core) {
         core.ledger.timers.set_or_stop(Timer::NextView, self.paused.0);
         core.ledger.timers.set_or_stop(Timer::Repeat, self.paused.1);
@@ -426,7 +426,7 @@ impl Change {
         }
     }
 
-    /// What shows the others that our counters are without hole, until our COMMITs follow.
+    /// Messages that show the other machines that this machine's counters have no hole, until its COMMITs follow.
     pub(crate) fn joining(&self) -> Vec<Message> {
         if let Some(acknowledgement) = self.acknowledgement.made() {
             return vec![Message::AcknowledgeView(Arc::new(acknowledgement.clone()))];

@@ -131,7 +131,7 @@ fn follow_prepares(
     entries.truncate(kept);
 }
 
-/// Which machines have committed each group's share of each batch of a view.
+/// The machines that have committed each group's share of each batch of a view.
 fn count_commits(changes: &[&ViewChange], view: View) -> BTreeMap<(GroupId, u64), BTreeSet<MachineId>> {
     let mut committed: BTreeMap<(GroupId, u64), BTreeSet<MachineId>> = BTreeMap::new();
     for change in changes {

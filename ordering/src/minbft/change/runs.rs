@@ -37,7 +37,7 @@ fn encoded_bytes(item: &RunItem) -> usize {
     }
 }
 
-/// Where the runs begin.
+/// The proof of where the runs begin: how a view began, or how far counters were followed.
 #[derive(Debug)]
 enum Start {
     Admitted(Arc<LiveProof>),
@@ -143,7 +143,7 @@ impl OwnRuns {
         self.start.is_some()
     }
 
-    /// What a VIEW-CHANGE shows, when this is the last view that we took part in.
+    /// The runs that a VIEW-CHANGE shows when this is the last view that the machine took part in.
     pub(crate) fn show(&self, live: &Arc<LiveProof>) -> Option<(RunStart, Vec<Vec<RunItem>>)> {
         let start = match self.start.as_ref()? {
             Start::Admitted(proof) if proof.outcome.view == live.outcome.view => RunStart::Live,

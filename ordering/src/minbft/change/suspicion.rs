@@ -32,16 +32,16 @@ const RETURN_FACTOR_MAX: u64 = 128;
 /// How far above the live view a returning machine may pull the others, in rounds of all candidates: it may lie.
 const VIEWS_AHEAD_MAX: u64 = 16;
 
-/// What makes this machine want another view, and what others want.
+/// The reasons for which this machine wants another view, and the views that other machines want.
 #[derive(Debug, Default)]
 pub(crate) struct Suspicion {
     /// How often the waiting time has doubled.
     doublings: u32,
     /// Since when something waits and nothing is decided, monotonic.
     waiting_us: Option<u64>,
-    /// What was decided at the last look.
+    /// The progress at the last look.
     mark: (Order, u64),
-    /// What waits was passed on to the primary.
+    /// Whether the requests that wait were passed on to the primary.
     is_forwarded: bool,
     /// Until when nothing is passed on although others are decided, monotonic.
     passed_on_us: u64,

@@ -56,7 +56,7 @@ pub(crate) struct Live {
     /// All batches up to this value are in our log, and were told to the primary up to `told`.
     committed: u64,
     told: u64,
-    /// What had been done at the last tick.
+    /// The progress at the last tick.
     mark: (u64, Order, u64),
     /// How many ticks in a row nothing was done although something is outstanding.
     stalled: u32,

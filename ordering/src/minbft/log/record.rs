@@ -1,4 +1,4 @@
-//! What a machine writes to its log.
+//! The records that a machine writes to its log.
 
 use std::sync::Arc;
 
@@ -61,9 +61,9 @@ pub struct Resume {
     pub view: Option<View>,
     /// The last view that the machine took part in.
     pub live: Option<Arc<LiveProof>>,
-    /// Where views began whose operations can be read.
+    /// The orders at which those views began whose operations can be read.
     pub(crate) views: Vec<ViewBase>,
-    /// Which of them were fetched.
+    /// The orders among them that were fetched.
     pub(crate) fetched: Fetched,
 }
 

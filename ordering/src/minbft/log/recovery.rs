@@ -117,7 +117,7 @@ impl Recovery {
         self.first.is_some()
     }
 
-    /// What it says of what all protocols do, and of views.
+    /// The shared state and the views that the log tells of.
     pub(crate) fn restore(self) -> (Restored, Past, Vec<ViewBase>, Fetched) {
         let clients = self.stable.as_ref().map(|checkpoint| checkpoint.clients.clone());
         let restored = Restored {

@@ -20,7 +20,7 @@ use crate::minbft::wire::start::{Collect, Hello, Report, Start};
 pub(crate) struct Attempt {
     collect: Arc<Collect>,
     digest: Digest,
-    /// What we have reported.
+    /// The report that this machine has sent.
     report: Option<Arc<Report>>,
     adoption: Option<Adoption>,
     /// The outcome is in our log, and we have said so.

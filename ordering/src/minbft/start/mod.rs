@@ -36,7 +36,7 @@ use leader::Leader;
 /// How long a hello counts, in the intervals in which it is said again.
 const HELLO_LASTS: u64 = 10;
 
-/// Who has announced itself.
+/// The machines that have announced themselves.
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     /// The last hello of each machine.

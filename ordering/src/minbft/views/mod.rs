@@ -61,7 +61,7 @@ impl Views {
         }
     }
 
-    /// What we know of the change to this view, also if we have given it up.
+    /// The state of the change to this view, also if this machine has given the view up.
     pub(crate) fn change_to(&mut self, view: View) -> Option<&mut Change> {
         let given_up = self.given_up.as_deref_mut().filter(|change| change.view == view);
         self.phase.change_to(view).or(given_up)

@@ -1,4 +1,4 @@
-//! What a start or a view change admits of a counter.
+//! The counter epochs that a start or a view change admits.
 
 use borsh::{BorshDeserialize, BorshSerialize};
 

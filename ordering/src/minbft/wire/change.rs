@@ -17,7 +17,7 @@ use crate::minbft::wire::start::Hello;
 /// REQ-VIEW-CHANGE: the sender wants to be in this view, or a higher one. Signed with the ordinary key.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct RequestViewChange {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// The view that is wanted.
     pub view: View,
@@ -26,13 +26,13 @@ pub struct RequestViewChange {
 }
 
 impl RequestViewChange {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(machine: MachineId, view: View) -> Digest {
         digest_of("cloudbft request view change v1", &(machine, view))
     }
 }
 
-/// What a replica has used one warrant for.
+/// The use of one warrant by a replica.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum RunItem {
     /// A COMMIT.
@@ -92,7 +92,7 @@ pub enum RunStart {
 /// VIEW-CHANGE: the sender has left every lower view, and shows all that it has done there.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ViewChange {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// The view that it goes to.
     pub view: View,
@@ -107,7 +107,7 @@ pub struct ViewChange {
     pub certified: Option<Arc<CertifiedOutcome>>,
     /// The PREPAREs of `live`'s view above the stable checkpoint, without hole.
     pub prepares: Vec<Arc<Prepare>>,
-    /// Where `runs` begin.
+    /// The counter values at which `runs` begin.
     pub start: RunStart,
     /// Per group: everything that the replica's counter has certified since, without hole.
     pub runs: Vec<Vec<RunItem>>,
@@ -138,7 +138,7 @@ impl ViewChange {
         )
     }
 
-    /// What the counter certifies, for each slot.
+    /// The digest that the counter certifies, for each slot.
     pub fn digest(machine: MachineId, view: View, content: &Digest) -> Digest {
         digest_of("cloudbft view change v1", &(machine, view, content))
     }
@@ -190,7 +190,7 @@ pub struct NewView {
 }
 
 impl NewView {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(&self) -> Digest {
         let changes: Vec<_> = self
             .changes

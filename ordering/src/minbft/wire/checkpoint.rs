@@ -21,7 +21,7 @@ use crate::verified::Rejection;
 /// COMMITs among it cover end at or below `order`. f+1 of them let a run of COMMITs begin behind these positions.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Followed {
-    /// Who says so.
+    /// The machine that says so.
     pub machine: MachineId,
     /// The view in which it followed them.
     pub view: View,
@@ -48,7 +48,7 @@ impl Followed {
 /// A [`Followed`] without the checkpoint that it was part of, and what proves it.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct FollowedStatement {
-    /// What is said.
+    /// The statement.
     pub followed: Followed,
     /// [`HistoryPoint::digest`](crate::ledger::HistoryPoint::digest) of the checkpoint.
     pub point: Digest,
@@ -57,7 +57,7 @@ pub struct FollowedStatement {
 }
 
 impl Checkpoint<Followed> {
-    /// What it says of counters, with what proves it.
+    /// The statement about counters, with its proof.
     pub fn followed_statement(&self) -> Option<FollowedStatement> {
         Some(FollowedStatement {
             followed: self.attached.clone()?,

@@ -47,13 +47,13 @@ pub enum Message {
     FetchHistory(Order),
     /// A piece of the decided history.
     GiveHistory(Arc<History>),
-    /// What was asked for is cut off the sender's log: its last stable checkpoint instead.
+    /// The sender has cut the requested orders off its log, and gives its last stable checkpoint instead.
     GiveCheckpoint(Arc<CertifiedCheckpoint>),
     /// A machine announces itself (start).
     Hello(Arc<Hello>),
     /// The new primary asks for reports (start).
     Collect(Arc<Collect>),
-    /// What a replica's log holds (start).
+    /// The contents of a replica's log (start).
     Report(Arc<Report>),
     /// The new primary's evidence for how the view begins (start).
     Start(Arc<Start>),

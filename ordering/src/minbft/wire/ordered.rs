@@ -24,7 +24,7 @@ pub struct Prepare {
     pub first: Order,
     /// The primary's time at the first entry, in microseconds since the Unix epoch.
     pub time_us: u64,
-    /// What is ordered.
+    /// The operations that are ordered.
     pub entries: Vec<PrepareEntry>,
     /// Of the primary's counter, slot [`crate::configuration::PRIMARY_SLOT`].
     pub warrant: UniqueWarrant,
@@ -34,7 +34,7 @@ pub struct Prepare {
 const ENTRY_BYTES: usize = 2 + 32;
 
 impl Prepare {
-    /// What the primary's counter certifies.
+    /// The digest that the primary's counter certifies.
     pub fn digest(view: View, first: Order, time_us: u64, entries: &[PrepareEntry]) -> Digest {
         static CONTEXT: Context = context!("cloudbft prepare v1");
         let mut bytes = Vec::with_capacity(24 + ENTRY_BYTES * entries.len());
@@ -75,7 +75,7 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// What the replica's counter certifies.
+    /// The digest that the replica's counter certifies.
     pub fn digest(view: View, group: GroupId, batches: &[(u64, Digest)]) -> Digest {
         static CONTEXT: Context = context!("cloudbft commit v1");
         let mut hasher = hashing::hasher(&CONTEXT);

@@ -87,7 +87,7 @@ impl Outcome {
 /// A replica's word that the start is in its durable log, with all bodies, and that it takes part in no lower view.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Acknowledgement {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// The view.
     pub view: View,
@@ -98,7 +98,7 @@ pub struct Acknowledgement {
 }
 
 impl Acknowledgement {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(view: View, outcome: &Digest) -> Digest {
         digest_of("cloudbft acknowledge v1", &(view, outcome))
     }
@@ -109,7 +109,7 @@ impl Acknowledgement {
 /// Uses the warrant right after the replica's VIEW-CHANGE, so it can endorse one outcome of a view only.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Endorsement {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// The view.
     pub view: View,
@@ -120,7 +120,7 @@ pub struct Endorsement {
 }
 
 impl Endorsement {
-    /// What the counter certifies.
+    /// The digest that the counter certifies.
     pub fn digest(view: View, outcome: &Digest) -> Digest {
         digest_of("cloudbft endorse v1", &(view, outcome))
     }
@@ -131,7 +131,7 @@ impl Endorsement {
 /// Uses the warrant right after its endorsement: so it has not left the view between the two.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ViewAcknowledgement {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// The view.
     pub view: View,
@@ -144,7 +144,7 @@ pub struct ViewAcknowledgement {
 }
 
 impl ViewAcknowledgement {
-    /// What the counter certifies.
+    /// The digest that the counter certifies.
     pub fn digest(view: View, outcome: &Digest) -> Digest {
         digest_of("cloudbft acknowledge view v1", &(view, outcome))
     }
@@ -164,11 +164,11 @@ pub struct CertifiedOutcome {
 pub struct LiveProof {
     /// How the view began.
     pub outcome: Outcome,
-    /// What decided it.
+    /// The evidence by which it was decided.
     pub decided_by: Proof,
 }
 
-/// What decided how a view begins.
+/// The evidence by which the beginning of a view was decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// Of a start: every admitted replica's signature over [`Acknowledgement::digest`]; ascending by machine. So every

@@ -21,7 +21,7 @@ use crate::verified::Rejection;
 /// A machine announces itself after its process has started.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Hello {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// Its counter.
     pub admission: Admission,
@@ -34,7 +34,7 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(&self) -> Digest {
         digest_of(
             "cloudbft hello v1",
@@ -66,7 +66,7 @@ pub struct Collect {
 }
 
 impl Collect {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(&self) -> Digest {
         let hellos: Vec<Digest> = self.hellos.iter().map(|hello| hello.digest()).collect();
         digest_of("cloudbft collect v1", &(self.view, hellos))
@@ -100,12 +100,12 @@ impl Collect {
     }
 }
 
-/// What a replica's log holds above the base.
+/// The contents of a replica's log above the base.
 ///
-/// Who has reported for a view never takes part in a lower one again, in this life of its process.
+/// A machine that has reported for a view never takes part in a lower view again, in this life of its process.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Report {
-    /// Who.
+    /// The machine that sends it.
     pub machine: MachineId,
     /// [`Collect::digest`].
     pub collect: Digest,
@@ -120,7 +120,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(&self) -> Digest {
         let live = self.live.as_ref().map(|live| live.outcome.digest());
         let prepares: Vec<Digest> = self.prepares.iter().map(|prepare| prepare.own_digest()).collect();
@@ -143,7 +143,7 @@ pub struct Start {
 }
 
 impl Start {
-    /// What the signature covers.
+    /// The digest that the signature covers.
     pub fn digest(&self) -> Digest {
         let reports: Vec<Digest> = self.reports.iter().map(|report| report.digest()).collect();
         digest_of("cloudbft start v1", &(self.collect.digest(), reports))

@@ -76,11 +76,11 @@ pub trait Protocol: Sized + 'static {
     /// Every lie that an adversary can tell in this protocol.
     const LIES: &'static [Lie];
 
-    /// What machines send each other.
+    /// The protocol's messages between machines.
     type Message: Clone + Debug + BorshSerialize + BorshDeserialize;
-    /// What goes to the log.
+    /// The protocol's log records.
     type Record: Clone + BorshSerialize + BorshDeserialize + LogRecord;
-    /// What collects an answer from the log.
+    /// The reader that collects an answer from the log.
     type Reader;
     /// What an adversary keeps from one message to the next.
     type Memory: Default;

@@ -1,4 +1,4 @@
-//! What was written while a transaction reads a snapshot.
+//! The resources that were written while a transaction reads a snapshot.
 
 use sql::footprint::{Footprint, Resource};
 use sql::operation::TransactionId;
