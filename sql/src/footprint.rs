@@ -4,6 +4,7 @@
 //! are its children. Below a table are its rows and the values of its unique keys, both by hash bucket (`docs/decisions/0046`).
 //! Locking a resource implies an intention lock on its parents.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 
@@ -72,6 +73,12 @@ pub const ROWS_MAX: usize = 256;
 
 /// A footprint with more rows and values in all holds their tables.
 pub const ALL_ROWS_MAX: usize = 4096;
+
+/// A footprint of more resources holds everything: what a client declares must not cost a voter more than its bytes.
+pub const RESOURCES_MAX: usize = 65_536;
+
+/// Resources that are added one by one; more are put in order together.
+const FEW_MAX: usize = 16;
 
 /// The bucket of a row or a unique value, from the canonical bytes of its key.
 pub fn bucket(canonical: &[u8]) -> u16 {
@@ -201,17 +208,10 @@ impl BorshDeserialize for Footprint {
         let has_parts = entries
             .iter()
             .any(|(resource, _)| resource.parent() > Some(Resource::Everything));
-        if is_sorted && !has_parts {
-            return Ok(Self { entries });
-        }
-        let mut entries = entries;
-        // Tables come before their parts: adding them in order costs little for each.
-        entries.sort_unstable();
-        let mut footprint = Self::empty();
-        entries
-            .into_iter()
-            .for_each(|(resource, mode)| footprint.add(resource, mode));
-        Ok(footprint)
+        Ok(match is_sorted && !has_parts && entries.len() <= RESOURCES_MAX {
+            true => Self { entries },
+            false => Self::in_order(entries),
+        })
     }
 }
 
@@ -255,7 +255,52 @@ impl Footprint {
                 if let Some(above) = above.filter(|_| is_bucket) {
                     self.bound(at, &above);
                 }
+                self.bound_all();
             }
+        }
+    }
+
+    /// The footprint of these entries, in time that grows little more than with their number.
+    fn in_order(entries: Vec<(Resource, Mode)>) -> Self {
+        let mut footprint = Self { entries };
+        loop {
+            // Of one resource the strongest mode comes first, and stays.
+            let entries = &mut footprint.entries;
+            entries.sort_unstable_by(|(one, held), (other, mode)| one.cmp(other).then(mode.cmp(held)));
+            entries.dedup_by(|next, kept| next.0 == kept.0);
+            let above = |resource: &Resource| resource.parent().filter(|parent| *parent != Resource::Everything);
+            let is_part = |(resource, mode): &(Resource, Mode)| {
+                above(resource).is_some_and(|above| footprint.holds_below_root(&above, *mode))
+            };
+            let mut parts: VecDeque<_> = footprint.entries.iter().map(is_part).collect();
+            footprint.entries.retain(|_| parts.pop_front() != Some(true));
+            let mut counts: BTreeMap<Resource, usize> = BTreeMap::new();
+            let buckets = footprint.entries.iter().filter(|(resource, _)| resource.is_bucket());
+            buckets
+                .filter_map(|(resource, _)| resource.parent())
+                .for_each(|parent| *counts.entry(parent).or_default() += 1);
+            let all = counts.values().sum::<usize>() > ALL_ROWS_MAX && counts.values().all(|count| *count <= ROWS_MAX);
+            counts.retain(|_, count| all || *count > ROWS_MAX);
+            if counts.is_empty() {
+                footprint.bound_all();
+                return footprint;
+            }
+            for (resource, _) in &mut footprint.entries {
+                if let Some(parent) = resource
+                    .parent()
+                    .filter(|parent| resource.is_bucket() && counts.contains_key(parent))
+                {
+                    *resource = parent;
+                }
+            }
+        }
+    }
+
+    /// Keeps the number of resources bounded.
+    fn bound_all(&mut self) {
+        if self.entries.len() > RESOURCES_MAX {
+            let strongest = self.entries.iter().map(|(_, mode)| *mode).max();
+            self.entries = strongest.map(|mode| (Resource::Everything, mode)).into_iter().collect();
         }
     }
 
@@ -341,12 +386,9 @@ impl Footprint {
     pub fn needed_for(&self, footprint: &Footprint) -> Footprint {
         let mut joint = self.clone();
         joint.extend(footprint);
+        joint.entries.retain(|(resource, mode)| !self.holds(resource, *mode));
         let mut needed = footprint.clone();
-        for (resource, mode) in joint.entries {
-            if !self.holds(&resource, mode) {
-                needed.add(resource, mode);
-            }
-        }
+        needed.extend(&joint);
         needed
     }
 
@@ -360,6 +402,12 @@ impl Footprint {
 
     /// Adds all of another footprint.
     pub fn extend(&mut self, other: &Footprint) {
+        if other.entries.len() > FEW_MAX {
+            let mut entries = std::mem::take(&mut self.entries);
+            entries.extend_from_slice(&other.entries);
+            *self = Self::in_order(entries);
+            return;
+        }
         for (resource, mode) in &other.entries {
             self.add(resource.clone(), *mode);
         }

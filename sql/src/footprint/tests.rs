@@ -117,6 +117,69 @@ fn what_a_stranger_sends_is_put_in_order() {
     assert_eq!(Footprint::try_from_slice(&bytes).ok(), Some(rows(5)));
 }
 
+/// Any resources of some tables, drawn by a seed.
+fn drawn(seed: u64, count: u64) -> Vec<(Resource, Mode)> {
+    let draw = |number: u64| {
+        let hash = blake3::hash(&[seed.to_le_bytes(), number.to_le_bytes()].concat());
+        let [table, kind, mode, first, second, ..] = *hash.as_bytes();
+        let (table, key) = (format!("public.t{}", table % 5), format!("k{}", table % 2));
+        let bucket = u16::from_le_bytes([first, second]) % 300;
+        let resource = match kind % 40 {
+            0 => Resource::Table(table),
+            1 => Resource::Key { table, key },
+            2..20 => Resource::Value { table, key, bucket },
+            _ => Resource::Row { table, bucket },
+        };
+        (resource, if mode % 2 == 0 { Mode::Shared } else { Mode::Exclusive })
+    };
+    (0..count).map(draw).collect()
+}
+
+#[test]
+fn together_resources_are_what_they_are_one_by_one() {
+    for seed in 0..200 {
+        let mut one_by_one = Footprint::empty();
+        let mut together = Footprint::in_order(drawn(seed, seed % 50));
+        for (resource, mode) in drawn(seed, seed % 50) {
+            one_by_one.add(resource, mode);
+        }
+        assert_eq!(one_by_one, together, "seed {seed}");
+        let more = Footprint::in_order(drawn(seed + 1000, 60));
+        together.extend(&more);
+        more.entries
+            .iter()
+            .for_each(|(resource, mode)| one_by_one.add(resource.clone(), *mode));
+        assert_eq!(one_by_one, together, "seed {seed} and more");
+    }
+}
+
+/// A client's request may be 16 MiB: it must not keep a voter busy.
+#[test]
+fn a_footprint_of_too_many_resources_is_everything_and_soon_read() {
+    let mut sent = Footprint::empty();
+    let name = |number: u32| format!("t{number:06}");
+    sent.entries = (0..150_000)
+        .flat_map(|number| {
+            let (table, key) = (name(number * 2), String::new());
+            [
+                (Resource::Key { table, key }, Mode::Shared),
+                (
+                    Resource::Row {
+                        table: name(number * 2 + 1),
+                        bucket: 1,
+                    },
+                    Mode::Exclusive,
+                ),
+            ]
+        })
+        .collect();
+    let bytes = borsh::to_vec(&sent).unwrap_or_default();
+    let started = std::time::Instant::now();
+    let read = Footprint::try_from_slice(&bytes).ok();
+    assert_eq!(read, Some(Footprint::everything()));
+    assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
+}
+
 #[test]
 fn a_row_overlaps_its_table_only() {
     let one = Footprint::of(row(1), Mode::Exclusive);
