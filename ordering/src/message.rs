@@ -313,6 +313,28 @@ pub struct ReplyCommitDb {
     pub flushed: Order,
 }
 
+/// How many digests one [`EffectDigests`] has at most.
+pub const EFFECT_DIGESTS_MAX: usize = 1024;
+
+/// EFFECT-DIGESTS: what a voter's database server has changed at some orders, to the voters of other machines
+/// (`docs/decisions/0051`).
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct EffectDigests {
+    /// The sender wants to know what the receiver's server has changed at these orders.
+    pub asks: bool,
+    /// At most [`EFFECT_DIGESTS_MAX`].
+    pub entries: Vec<EffectDigest>,
+}
+
+/// What a database server has changed at one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct EffectDigest {
+    /// The order.
+    pub order: Order,
+    /// Over all that the order's transaction has changed; all zero if that is nothing.
+    pub digest: Digest,
+}
+
 /// COMMIT-DB: a replica of the group in charge to the voters. One message covers the entries of one batch.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct CommitDb {

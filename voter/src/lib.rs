@@ -8,6 +8,7 @@ pub mod bodies;
 pub mod catalog_log;
 pub mod client_window;
 pub mod config;
+mod effects;
 pub mod ending;
 mod executor;
 pub mod floors;
@@ -27,4 +28,5 @@ pub mod work;
 
 pub use bodies::{BodyLimits, BodyStore};
 pub use config::{PostgresConfig, VoterConfig, VoterLimits};
+pub use effects::EffectsReport;
 pub use voter::{Voter, VoterHandle, VoterInput, VoterOutput, VoterState};

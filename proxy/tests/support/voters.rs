@@ -119,6 +119,7 @@ fn config(
             .collect(),
         node_clients: (1..=3).map(|id| (node_client(MachineId(id)), MachineId(id))).collect(),
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from(["postgres".into(), "application".into()]))]),
+        compare_effects: false,
         limits: VoterLimits {
             transactions_max: 20,
             one_shot_backends: 4,

@@ -17,6 +17,10 @@ CREATE TABLE IF NOT EXISTS cloudbft.floor ("order" bigint NOT NULL, state bytea 
 -- Committed positions of all sequences: nextval itself is neither undone by ROLLBACK nor exact after a crash.
 CREATE TABLE IF NOT EXISTS cloudbft.sequence (name text PRIMARY KEY, last_value bigint NOT NULL, is_called boolean NOT NULL);
 
+-- This database has changed something else at this order than f+1 others have: it serves no more until it is another's copy,
+-- which has no such row. At most one row.
+CREATE TABLE IF NOT EXISTS cloudbft.diverged ("order" bigint NOT NULL, changed text NOT NULL);
+
 -- Where cloudbft.command writes. Empty.
 CREATE UNLOGGED TABLE IF NOT EXISTS cloudbft.command (written boolean NOT NULL);
 

@@ -87,6 +87,10 @@ pub(super) async fn pump(
                 send(&input, &entry).await;
             }
             VoterOutput::FetchRequest { .. } => {}
+            VoterOutput::Effects { message, .. } => {
+                let entries = message.entries.iter().map(|entry| (entry.order.0, entry.digest));
+                log.lock().unwrap().effects.extend(entries);
+            }
             VoterOutput::FetchBody { name, .. } => {
                 let body = elsewhere.lock().unwrap().get(&name).cloned();
                 if let Some(body) = body {
