@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::VoterConfig;
+use crate::doubts::{Doubts, NOT_EQUAL};
 use crate::postgres::PostgresError;
 use crate::voter::VoterOutput;
 pub(crate) use catalogs::Catalogs;
@@ -111,6 +112,7 @@ impl Effects {
         outputs: mpsc::Sender<VoterOutput>,
         divergences: mpsc::Sender<Divergence>,
         report: watch::Sender<EffectsReport>,
+        doubts: Doubts,
     ) -> (Self, JoinHandle<()>) {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let catalogs = Catalogs::default();
@@ -122,6 +124,7 @@ impl Effects {
             outputs,
             divergences,
             report,
+            doubts,
             inputs,
             catalogs: catalogs.clone(),
             started: Instant::now(),
@@ -158,6 +161,7 @@ struct Task {
     outputs: mpsc::Sender<VoterOutput>,
     divergences: mpsc::Sender<Divergence>,
     report: watch::Sender<EffectsReport>,
+    doubts: Doubts,
     inputs: mpsc::Receiver<EffectsInput>,
     catalogs: Catalogs,
     started: Instant,
@@ -188,6 +192,7 @@ impl Task {
                 Err(error) => error,
             };
             self.failed(&error);
+            self.reject_doubts();
             if let Some(Ended) = self.pause().await {
                 return;
             }
@@ -222,6 +227,7 @@ impl Task {
 
     fn say_comparing(&self, comparing: Result<(), String>) {
         metrics::gauge!("cloudbft_effects_comparing").set(if comparing.is_ok() { 1.0 } else { 0.0 });
+        self.doubts.set_comparing(comparing.is_ok());
         let changed = self.report.send_if_modified(|report| {
             let changed = report.comparing != comparing;
             report.comparing.clone_from(&comparing);
@@ -262,6 +268,7 @@ impl Task {
                     None => return Ok(Ended),
                 },
                 _ = ticks.tick() => {
+                    self.reject_doubts();
                     self.send();
                     stream.confirm(Instant::now(), self.reading.is_none()).await?;
                 }
@@ -369,7 +376,8 @@ impl Task {
     fn take_findings(&mut self, findings: Vec<Finding>) {
         for finding in findings {
             match finding {
-                Finding::Agreed => {
+                Finding::Agreed { order } => {
+                    self.settle_doubt(order);
                     metrics::counter!("cloudbft_effects_agreed_total").increment(1);
                     self.report.send_modify(|report| report.agreed += 1);
                 }
@@ -388,6 +396,7 @@ impl Task {
                     let _ = self.divergences.try_send(Divergence { order, system, shown });
                 }
                 Finding::Disputed { order, shown } => {
+                    self.doubts.reject(order);
                     metrics::counter!("cloudbft_effects_disputed_total").increment(1);
                     tracing::error!(
                         order,
@@ -400,6 +409,25 @@ impl Task {
                     });
                 }
             }
+        }
+    }
+
+    fn settle_doubt(&self, order: u64) {
+        if self.doubts.settle(order) {
+            metrics::counter!("cloudbft_voter_doubts_settled_total").increment(1);
+            tracing::info!(
+                order,
+                "this database has changed the same as f others, though it had answered otherwise"
+            );
+        }
+    }
+
+    /// What was in doubt and is not found equal has diverged.
+    fn reject_doubts(&self) {
+        if let Some(order) = self.doubts.rejected(Instant::now()) {
+            tracing::error!(order, NOT_EQUAL);
+            let (system, shown) = (self.system.clone(), String::from(NOT_EQUAL));
+            let _ = self.divergences.try_send(Divergence { order, system, shown });
         }
     }
 

@@ -8,6 +8,7 @@ pub mod bodies;
 pub mod catalog_log;
 pub mod client_window;
 pub mod config;
+mod doubts;
 mod effects;
 pub mod ending;
 mod executor;

@@ -3,7 +3,7 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
 /// Counters without labels: they stand at zero before the first event, so that a rate sees that one too.
-const COUNTERS: [(&str, &str); 18] = [
+const COUNTERS: [(&str, &str); 20] = [
     (
         "cloudbft_voter_outages_total",
         "How often this machine's voter went out of service.",
@@ -31,6 +31,15 @@ const COUNTERS: [(&str, &str); 18] = [
     (
         "cloudbft_voter_results_without_room_total",
         "Results that were refused because the disk space for large results is used up.",
+    ),
+    (
+        "cloudbft_voter_doubts_total",
+        "Transactions that this machine's database answered otherwise than f+1 voters had certified, and committed all the same: their \
+         effects were compared before it answered again.",
+    ),
+    (
+        "cloudbft_voter_doubts_settled_total",
+        "Those of them whose effects were equal.",
     ),
     (
         "cloudbft_effects_agreed_total",

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::catalog_log::CatalogLog;
 use crate::client_window::ClientWindows;
 use crate::config::VoterConfig;
+use crate::doubts::Doubts;
 use crate::effects::{Divergence, Effects, EffectsInput};
 use crate::ending::Abandoned;
 use crate::executor::{Asker, Event, OneShot, OrderedRead, Reporter, Shared};
@@ -130,6 +131,8 @@ pub(crate) struct Outside {
     pub(crate) state: watch::Sender<VoterState>,
     /// The order at which the database contradicted what was certified, until it has got past it.
     pub(crate) contradicted: AtomicU64,
+    /// Orders whose effect is in doubt.
+    pub(crate) doubts: Doubts,
     /// The comparison of effects, if it is wanted.
     pub(crate) effects: Option<Effects>,
     /// Keeps the channel open when effects are not compared.
@@ -223,6 +226,7 @@ impl<'a> Owner<'a> {
             pool: Arc::new(pool),
             bookkeeper: tokio::sync::Mutex::new(bookkeeper),
             reporter: outside.reporter.clone(),
+            doubts: outside.doubts.clone(),
             events: events_sender,
         };
         let limits = LockLimits {

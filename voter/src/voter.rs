@@ -9,6 +9,7 @@ use ordering::message::{BodyName, CommitDb, Direct, EffectDigests, ReplyCommitDb
 use tokio::sync::{mpsc, watch};
 
 use crate::config::VoterConfig;
+use crate::doubts::Doubts;
 use crate::effects::{Divergence, Effects, EffectsReport};
 use crate::executor::Reporter;
 use crate::owner::{End, Outside, Owner, release, send_unavailable};
@@ -191,11 +192,26 @@ impl Voter {
         let config = Arc::new(config);
         let (divergence_sender, divergences) = mpsc::channel(1);
         let (report, effects) = watch::channel(EffectsReport::default());
-        let start_effects = || Effects::start(Arc::clone(&config), outputs.clone(), divergence_sender.clone(), report);
+        let doubts = Doubts::default();
+        let start_effects = || {
+            let divergences = divergence_sender.clone();
+            Effects::start(
+                Arc::clone(&config),
+                outputs.clone(),
+                divergences,
+                report,
+                doubts.clone(),
+            )
+        };
         let started = config.compare_effects.then(start_effects);
         let (comparing, comparing_task) = started.unzip();
         let outside = Outside {
-            reporter: Reporter::new(outputs.clone(), ResultStore::new(bytes_max, large_bytes_max)),
+            reporter: Reporter::new(
+                outputs.clone(),
+                ResultStore::new(bytes_max, large_bytes_max),
+                doubts.clone(),
+            ),
+            doubts,
             config,
             outputs,
             state: state_sender,
@@ -231,6 +247,7 @@ async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>, mut dive
                         changed: divergence.shown.clone(),
                     };
                     found = Some(divergence);
+                    outside.doubts.forget();
                     state
                 }
                 End::Lost(reason) => VoterState::Down(reason),

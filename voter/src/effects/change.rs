@@ -57,7 +57,8 @@ pub(crate) struct TableName<'line> {
 
 impl TableName<'_> {
     fn is_ignored(&self) -> bool {
-        self.schema == OWN_SCHEMA || self.schema.starts_with(TEMPORARY_SCHEMA)
+        let is_own = self.schema == OWN_SCHEMA && self.name != SEQUENCES;
+        is_own || self.schema.starts_with(TEMPORARY_SCHEMA)
     }
 }
 
@@ -168,6 +169,9 @@ fn truncate<'line>(first: TableName<'line>, mut rest: &'line str) -> Option<Deco
         false => Decoded::Truncate { tables, flags },
     })
 }
+
+/// The table in [`OWN_SCHEMA`] of what is state of users': where each sequence stood when it was last moved.
+const SEQUENCES: &str = "sequence";
 
 /// The order in a row of `cloudbft.applied` ([`crate::lock_table::Position`]): its last columns.
 fn position(columns: &str) -> Option<u64> {

@@ -61,7 +61,7 @@ pub(crate) enum Finding {
     /// No f+1 voters say the same.
     Disputed { order: u64, shown: Shown },
     /// f+1 voters say what this one says.
-    Agreed,
+    Agreed { order: u64 },
     /// Another voter says otherwise than this one.
     Mismatch { from: MachineId, order: u64 },
     /// An order was forgotten before enough was known of it.
@@ -286,7 +286,7 @@ impl Comparison {
         self.open.remove(&order);
         let shown = self.shown.remove(&order).unwrap_or_default();
         vec![match verdict {
-            Verdict::Truth(truth) if truth == own => Finding::Agreed,
+            Verdict::Truth(truth) if truth == own => Finding::Agreed { order },
             Verdict::Truth(_) => {
                 self.has_diverged = true;
                 Finding::Diverged { order, shown }

@@ -129,7 +129,8 @@ impl Slot {
         };
         let mut contradicted = false;
         for attempt in 1..=ATTEMPTS_MAX {
-            match self.commit_once(commit, &list, certified).await? {
+            let may_doubt = attempt == ATTEMPTS_MAX;
+            match self.commit_once(commit, &list, certified, may_doubt).await? {
                 Attempt::Ended(outcome) => return Ok(outcome),
                 Attempt::Failed => contradicted = false,
                 Attempt::Contradicted => contradicted = true,
@@ -151,6 +152,7 @@ impl Slot {
         commit: &Commit,
         list: &Digest,
         certified: Option<Digest>,
+        may_doubt: bool,
     ) -> Result<Attempt, PostgresError> {
         let in_place = self.built
             && !self.lost
@@ -186,6 +188,9 @@ impl Slot {
         };
         let outcome = match ran.verdict() {
             Verdict::Commit => return self.settle_and_record(commit, list, certified).await,
+            Verdict::Contradicted if may_doubt && ran.is_sound => {
+                return self.commit_in_doubt(commit, list, certified).await;
+            }
             Verdict::Contradicted => return Ok(Attempt::Contradicted),
             Verdict::WordsMissing => words_missing().into(),
             Verdict::Executed => Outcome::Executed,
@@ -193,6 +198,36 @@ impl Slot {
         };
         self.close().await?;
         Ok(Attempt::Ended(outcome))
+    }
+
+    /// Commits what has answered otherwise than f+1 voters have certified, where its effect will be compared with theirs: until it is found
+    /// equal, this voter says nothing to clients (decision 0053).
+    async fn commit_in_doubt(
+        &mut self,
+        commit: &Commit,
+        list: &Digest,
+        certified: Option<Digest>,
+    ) -> Result<Attempt, PostgresError> {
+        let (order, began) = (commit.asker.order, self.transaction.began);
+        if !self.shared.doubts.begin(order) {
+            return Ok(Attempt::Contradicted);
+        }
+        tracing::warn!(
+            order,
+            began,
+            "this database answered otherwise than f+1 voters have certified: what it changes is compared before the voter goes on"
+        );
+        metrics::counter!("cloudbft_voter_doubts_total").increment(1);
+        let attempt = self.settle_and_record(commit, list, certified).await;
+        let catalog_is_known = is_everything(&self.held) && self.catalog_written == Written::Nothing;
+        match &attempt {
+            // What has changed the catalog cannot be compared.
+            Ok(Attempt::Ended(_)) if self.catalog_changed && !catalog_is_known => self.shared.doubts.reject(order),
+            Ok(Attempt::Contradicted) => self.shared.doubts.withdraw(order),
+            // Whether it was committed where the server was lost is not known: the doubt stays.
+            _ => {}
+        }
+        attempt
     }
 
     /// Commits what is certified as f+1 voters did before they gave their words: what is deferred runs now, and COMMIT runs

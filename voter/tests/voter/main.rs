@@ -7,6 +7,7 @@ mod catalog;
 mod certificates;
 mod crash;
 mod deferred;
+mod doubts;
 mod effects;
 mod ends;
 mod hostile;

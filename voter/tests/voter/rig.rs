@@ -437,10 +437,10 @@ impl Rig {
         self.log.lock().unwrap().results.clear();
     }
 
-    /// The whole result, recalled if this voter was not picked.
+    /// The whole result, recalled if this voter was not picked, or could not say.
     pub(crate) async fn whole(&self, key: ResultKey) -> ExchangeResult {
         let message = self.wait_for(key).await;
-        if let Outcome::Done { whole: None, .. } = message.outcome {
+        if let Outcome::Done { whole: None, .. } | Outcome::Unavailable = message.outcome {
             self.forget_results();
             let input = self.handle.as_ref().unwrap().input();
             input.send(VoterInput::Recall { client: CLIENT, key }).await.unwrap();

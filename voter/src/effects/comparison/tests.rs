@@ -73,7 +73,7 @@ fn one_equal_voter_is_enough_and_one_liar_is_not() {
     let mut comparison = comparison();
     assert_eq!(changed(&mut comparison, 7, A), []);
     assert_eq!(comparison.told(M3, &says(7, C), NOW), [mismatch(M3, 7)]);
-    assert_eq!(comparison.told(M2, &says(7, A), NOW), [Finding::Agreed]);
+    assert_eq!(comparison.told(M2, &says(7, A), NOW), [Finding::Agreed { order: 7 }]);
     // Whatever the liar says later, also in another's place.
     for digest in [B, C, A] {
         let findings = comparison.told(M3, &says(7, digest), NOW);
@@ -150,7 +150,7 @@ fn what_was_read_before_a_restart_is_not_taken_for_nothing() {
         assert_eq!(comparison.told(M3, &says(order, A), NOW), []);
     }
     assert_eq!(comparison.fence(130, 140, NOW), []);
-    assert_eq!(changed(&mut comparison, 131, A), [Finding::Agreed]);
+    assert_eq!(changed(&mut comparison, 131, A), [Finding::Agreed { order: 131 }]);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_repaired_server_begins_anew() {
     assert_eq!(comparison.fence(20, 20, NOW), []);
     assert_eq!(comparison.told(M3, &says(8, B), NOW), []);
     assert_eq!(changed(&mut comparison, 12, A), []);
-    assert_eq!(comparison.told(M2, &says(12, A), NOW), [Finding::Agreed]);
+    assert_eq!(comparison.told(M2, &says(12, A), NOW), [Finding::Agreed { order: 12 }]);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_voter_that_is_late_asks_and_is_answered() {
     assert_eq!(early.told(M2, &asked[0].1, NOW), []);
     let answered = early.outgoing(NOW);
     assert_eq!(answered, [(Some(M2), says(7, A))]);
-    assert_eq!(late.told(M1, &answered[0].1, NOW), [Finding::Agreed]);
+    assert_eq!(late.told(M1, &answered[0].1, NOW), [Finding::Agreed { order: 7 }]);
     // It asks some times, and not for ever.
     changed(&mut late, 8, A);
     late.outgoing(NOW);
@@ -226,7 +226,10 @@ fn memory_is_bounded_whatever_is_told_and_however_long_nobody_answers() {
     );
     // What comes late is compared all the same.
     let newest = 2 * WINDOW as u64;
-    assert_eq!(comparison.told(M2, &says(newest, A), NOW), [Finding::Agreed]);
+    assert_eq!(
+        comparison.told(M2, &says(newest, A), NOW),
+        [Finding::Agreed { order: newest }]
+    );
 }
 
 #[test]
