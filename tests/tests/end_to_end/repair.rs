@@ -28,7 +28,7 @@ fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn wait_for_state(cluster: &Cluster, machine: &str, state: &str) {
+pub(crate) fn wait_for_state(cluster: &Cluster, machine: &str, state: &str) {
     let deadline = Instant::now() + WITHIN;
     while cluster.machine(machine, "state") != state {
         assert!(
@@ -40,7 +40,7 @@ fn wait_for_state(cluster: &Cluster, machine: &str, state: &str) {
     }
 }
 
-fn repair(cluster: &Cluster, machine: &str) {
+pub(crate) fn repair(cluster: &Cluster, machine: &str) {
     let output = cluster.command_on_directory("repair", &["--machine", machine]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     println!("{}", text(&output));
