@@ -69,7 +69,8 @@ fn code_that_reads_rows_in_no_order_and_writes_stops_no_database() {
     cluster.set(&[("compare", "true")]);
     cluster.psql(LAYOUTS);
     cluster.psql("CREATE TABLE kept (id int PRIMARY KEY)");
-    let doubts = |cluster: &Cluster, name: &str| -> u64 { (1..=3).map(|machine| cluster.node_metric(machine, name)).sum() };
+    let doubts =
+        |cluster: &Cluster, name: &str| -> u64 { (1..=3).map(|machine| cluster.node_metric(machine, name)).sum() };
     for round in 0..12 {
         let first = 2 * round;
         let second = first + 1;
