@@ -24,7 +24,7 @@ pub(crate) use catalogs::Catalogs;
 pub(crate) use change::MESSAGE_PREFIX;
 use change::{Decoded, decode};
 use comparison::{Comparison, Finding};
-use effect::Effect;
+use effect::{Effect, KeyAt};
 pub(crate) use stream::drop_slot;
 use stream::{Event, Slot, Stream};
 
@@ -37,11 +37,14 @@ const SEND_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the task waits before it connects again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A transaction of more changes is digested beside the node's tasks.
+const INLINE_CHANGES_MAX: usize = 2_048;
+
 /// When the server fails so often at one place, the slot is made anew behind it.
 const FAILURES_MAX: u32 = 3;
 
 /// Classes of errors that say nothing of the place, and pass.
-const PASSING_CLASSES: [&str; 4] = ["08", "53", "55", "57"];
+const PASSING_CLASSES: [&str; 5] = ["08", "53", "55", "57", "58"];
 
 /// The shortest time between two lines in the log about changes that nobody ordered.
 const UNORDERED_INTERVAL: Duration = Duration::from_secs(1);
@@ -178,6 +181,12 @@ struct Ended;
 
 impl Task {
     async fn run(mut self) {
+        // Without the catalog it would not be known which changes are of one row.
+        while self.catalogs.is_empty() {
+            if let Some(Ended) = self.pause().await {
+                return;
+            }
+        }
         loop {
             let postgres = self.config.postgres.clone();
             let opening = Stream::open(&postgres, &postgres.superuser, self.failures >= FAILURES_MAX);
@@ -246,7 +255,13 @@ impl Task {
             tokio::select! {
                 () = &mut retry => return None,
                 input = self.inputs.recv() => match input {
-                    Some(input) => self.take_input(input),
+                    Some(input) => {
+                        let serves = matches!(input, EffectsInput::Serving);
+                        self.take_input(input);
+                        if serves {
+                            return None;
+                        }
+                    }
                     None => return Some(Ended),
                 },
             }
@@ -259,7 +274,9 @@ impl Task {
         loop {
             tokio::select! {
                 event = stream.next() => match event? {
-                    Event::Line(line) => self.take_line(&line),
+                    Event::Line(line) => if let Some(read) = self.take_line(&line) {
+                        self.committed(read).await;
+                    },
                     Event::TooLong => self.unread(),
                     Event::Nothing => {}
                 },
@@ -296,11 +313,12 @@ impl Task {
         }
     }
 
-    fn take_line(&mut self, line: &[u8]) {
+    /// Takes a line; the transaction that ends with it.
+    fn take_line(&mut self, line: &[u8]) -> Option<Reading> {
         let decoded = std::str::from_utf8(line).map_or(Decoded::Unknown, decode);
         match decoded {
             Decoded::Begin => self.reading = Some(Reading::default()),
-            Decoded::Commit => self.committed(),
+            Decoded::Commit => return self.reading.take(),
             Decoded::Fence { executed, ceiling } => {
                 let findings = self.comparison.fence(executed, ceiling, self.now());
                 self.take_findings(findings);
@@ -313,34 +331,41 @@ impl Task {
                 }
             }
             Decoded::Row(row) => {
-                let Some(reading) = &mut self.reading else { return };
+                let reading = self.reading.as_mut()?;
                 let catalogs = &self.catalogs;
                 let key = || catalogs.last_key(&row.table.schema, &row.table.name);
                 reading.effect.row(&row, key);
             }
             Decoded::Truncate { tables, flags } => {
-                let Some(reading) = &mut self.reading else { return };
+                let reading = self.reading.as_mut()?;
                 for table in &tables {
                     let key = || self.catalogs.last_key(&table.schema, &table.name);
                     reading.effect.truncate(table, flags, key);
                 }
             }
         }
+        None
     }
 
-    fn committed(&mut self) {
+    async fn committed(&mut self, Reading { effect, order }: Reading) {
         self.failures = 0;
-        let Some(Reading { effect, order }) = self.reading.take() else {
-            return;
-        };
         let Some(order) = order else {
             if !effect.is_empty() {
                 self.unordered(effect);
             }
             return;
         };
-        let catalogs = &self.catalogs;
-        let summary = effect.finish(|schema, table| catalogs.key_at(order, schema, table));
+        let catalogs = self.catalogs.clone();
+        let is_large = effect.changes() > INLINE_CHANGES_MAX;
+        let finish = move || effect.finish(|schema, table| catalogs.key_at(order, schema, table));
+        let summary = match is_large {
+            true => tokio::task::spawn_blocking(finish).await,
+            false => Ok(finish()),
+        };
+        let Ok(summary) = summary else {
+            // The runtime ends.
+            return;
+        };
         if summary.is_bulk {
             metrics::counter!("cloudbft_effects_bulk_total").increment(1);
         }
@@ -356,7 +381,7 @@ impl Task {
     /// Somebody changed this server past the voter.
     fn unordered(&mut self, effect: Effect) {
         metrics::counter!("cloudbft_effects_unordered_total").increment(1);
-        let shown = effect.finish(|_, _| None).shown.to_string();
+        let shown = effect.finish(|_, _| KeyAt::Unknown).shown.to_string();
         if self
             .unordered_told
             .is_none_or(|told| told.elapsed() >= UNORDERED_INTERVAL)

@@ -143,6 +143,17 @@ fn a_function_that_computes_something_else_on_one_server_puts_that_one_out() {
     for machine in ["m1", "m2"] {
         assert_eq!(cluster.machine(machine, "state"), "up");
     }
+    // It is repaired without being asked.
+    let repaired = wait_until(&cluster, "m3 is not repaired", 4 * WITHIN, || {
+        cluster.machine("m3", "state") == "up"
+    });
+    println!("repaired after {} s", repaired.as_secs());
+    assert_eq!(cluster.psql("SELECT keep(8);"), "8\n");
+    cluster.assert_equal();
+    wait_until(&cluster, "m3 compares nothing", WITHIN, || {
+        count(&cluster, "m3", "agreed") > 0
+    });
+    cluster.assert_effects_agree();
 }
 
 /// A statement that fails on one server alone, since a row is there.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sql::schema::Schema;
 
-use super::effect::KeyColumns;
+use super::effect::{KeyAt, KeyColumns};
 
 /// Catalogs that are remembered: they share what is equal in them.
 const CATALOGS_MAX: usize = 64;
@@ -41,12 +41,17 @@ impl Catalogs {
     }
 
     /// The key of a table when an order began. What it has changed of the catalog itself does not count.
-    pub(crate) fn key_at(&self, order: u64, schema: &str, table: &str) -> KeyColumns {
+    pub(crate) fn key_at(&self, order: u64, schema: &str, table: &str) -> KeyAt {
         let catalogs = self.lock();
-        let before = catalogs.iter().rev().find(|(made, _)| *made < order);
-        before
-            .or(catalogs.front())
-            .and_then(|(_, catalog)| key(catalog, schema, table))
+        match catalogs.iter().rev().find(|(made, _)| *made < order) {
+            Some((_, catalog)) => KeyAt::Known(key(catalog, schema, table)),
+            None => KeyAt::Unknown,
+        }
+    }
+
+    /// Whether no life of the voter has read the catalog yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ordering::identifiers::Digest;
 
-use super::change::{RowChange, RowKind, TableName};
+use super::change::{Columns, RowChange, RowKind, TableName};
 
 /// The digest of a transaction that has changed nothing.
 pub(crate) const NOTHING: Digest = [0; 32];
@@ -44,12 +44,21 @@ impl std::fmt::Display for Shown {
 /// The columns of a table's primary key; `None` without one.
 pub(crate) type KeyColumns = Option<Vec<String>>;
 
+/// What is known of a table's key at an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum KeyAt {
+    /// This.
+    Known(KeyColumns),
+    /// The order is older than what this process has read of the catalog.
+    Unknown,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Insert,
     Update,
     Delete,
-    /// The row of this key got another one: beside an update.
+    /// What an update told of the row before: it stands before the update. It is gone unless it has the same key.
     Moved,
 }
 
@@ -72,6 +81,8 @@ struct Table {
     deleted: u64,
     /// It was emptied: with these flags, before this change.
     emptied: Option<(String, usize)>,
+    /// An update told what the row was before: its key may be another one now.
+    has_moved: bool,
     /// A change of it did not tell the key.
     keyless: bool,
 }
@@ -98,6 +109,11 @@ pub(crate) struct Summary {
 }
 
 impl Effect {
+    /// Changes that are kept.
+    pub(crate) fn changes(&self) -> usize {
+        self.changes.len()
+    }
+
     /// Whether nothing has been changed.
     pub(crate) fn is_empty(&self) -> bool {
         self.tables.is_empty()
@@ -123,13 +139,10 @@ impl Effect {
             return;
         }
         let columns = change.new.or(change.old);
-        let key_of = |columns: Option<super::change::Columns<'_>>| {
-            columns.and_then(|columns| columns.key(table.key.as_deref()?))
-        };
+        let key_of = |columns: Option<Columns<'_>>| columns.and_then(|columns| columns.key(table.key.as_deref()?));
         let (key, old_key) = (key_of(columns), change.new.and(key_of(change.old)));
         table.keyless |= key.is_none();
-        let moved = old_key.filter(|old| key.as_ref() != Some(old));
-        let row = hash("row", &[columns.map_or("", |columns| columns.0).as_bytes()]);
+        let row = row_hash(columns);
         let key_digest = key.as_ref().map(|key| hash("key", &[key.as_bytes()]));
         if self.keys.len() < NAMED_MAX {
             let key = key.unwrap_or_else(|| "(no primary key)".into());
@@ -138,15 +151,13 @@ impl Effect {
                 self.keys.push(shown);
             }
         }
-        if let Some(old) = moved {
-            let key = Some(hash("key", &[old.as_bytes()]));
-            let kind = Kind::Moved;
-            let table = number;
+        if let (RowKind::Update, Some(old)) = (change.kind, change.old) {
+            table.has_moved = true;
             self.changes.push(Change {
-                table,
-                kind,
-                key,
-                row: NOTHING,
+                table: number,
+                kind: Kind::Moved,
+                key: old_key.map(|key| hash("key", &[key.as_bytes()])),
+                row: row_hash(Some(old)),
             });
         }
         let (table, key) = (number, key_digest);
@@ -215,7 +226,7 @@ impl Effect {
     }
 
     /// Completes it. `key_columns` says a table's key at the transaction's order.
-    pub(crate) fn finish(self, key_columns: impl Fn(&str, &str) -> KeyColumns) -> Summary {
+    pub(crate) fn finish(self, key_columns: impl Fn(&str, &str) -> KeyAt) -> Summary {
         let shown = self.shown();
         let is_bulk = self.is_bulk;
         let digest = match is_bulk {
@@ -225,16 +236,17 @@ impl Effect {
         Summary { digest, shown, is_bulk }
     }
 
-    fn digest(self, key_columns: impl Fn(&str, &str) -> KeyColumns) -> Option<Digest> {
+    fn digest(self, key_columns: impl Fn(&str, &str) -> KeyAt) -> Option<Digest> {
         let mut parts = Vec::with_capacity(self.changes.len());
         let mut rules = Vec::with_capacity(self.tables.len());
         for table in &self.tables {
-            let key = key_columns(&table.schema, &table.name);
             // Only the key that is valid at the order tells rows apart alike on all servers.
-            if key.is_some() && key != table.key {
-                return None;
-            }
-            let rule = table.rule(key.is_some());
+            let rule = match key_columns(&table.schema, &table.name) {
+                KeyAt::Known(None) => table.rule(false),
+                KeyAt::Known(key) if key == table.key => table.rule(true),
+                _ if table.is_plain() && !table.has_moved => Rule::Listed,
+                _ => return None,
+            };
             parts.extend((rule == Rule::Counted).then(|| table.counted()));
             parts.extend(table.emptied.as_ref().map(|(flags, _)| {
                 let tag = [table.schema.as_bytes(), table.name.as_bytes(), flags.as_bytes()];
@@ -253,21 +265,16 @@ impl Effect {
             }
             let name = [table.schema.as_bytes(), table.name.as_bytes()];
             let [schema, name] = name;
-            match (rule, change.key) {
-                (Rule::Keyed, Some(key)) if done.insert((change.table, key)) => parts.push(match change.kind {
-                    Kind::Insert | Kind::Update => hash("is", &[schema, name, &key, &change.row]),
-                    Kind::Delete | Kind::Moved => hash("gone", &[schema, name, &key]),
-                }),
-                (Rule::Listed, _) if change.kind != Kind::Moved => {
-                    let kind = match change.kind {
-                        Kind::Insert => "inserted",
-                        Kind::Update => "updated",
-                        Kind::Delete | Kind::Moved => "deleted",
-                    };
-                    parts.push(hash(kind, &[schema, name, &change.row]));
-                }
-                _ => {}
-            }
+            let counts = match (rule, change.key) {
+                (Rule::Keyed, Some(key)) => done.insert((change.table, key)),
+                (Rule::Listed, _) => true,
+                _ => false,
+            };
+            let tag = match change.kind {
+                Kind::Insert | Kind::Update => "is",
+                Kind::Delete | Kind::Moved => "gone",
+            };
+            parts.extend(counts.then(|| hash(tag, &[schema, name, &change.row])));
         }
         Some(digest_of(parts))
     }
@@ -307,14 +314,19 @@ enum Rule {
 
 impl Table {
     fn rule(&self, has_key: bool) -> Rule {
-        let changes = self.inserted + self.updated + self.deleted;
         if has_key && !self.keyless {
             Rule::Keyed
-        } else if changes == self.inserted || changes == 1 {
+        } else if self.is_plain() {
             Rule::Listed
         } else {
             Rule::Counted
         }
+    }
+
+    /// No row can have been written twice, whatever its key is: all changes count, as they do with a key.
+    fn is_plain(&self) -> bool {
+        let changes = self.inserted + self.updated + self.deleted;
+        changes == self.inserted || changes == 1
     }
 
     fn counted(&self) -> Digest {
@@ -324,6 +336,10 @@ impl Table {
             &[self.schema.as_bytes(), self.name.as_bytes(), numbers.as_flattened()],
         )
     }
+}
+
+fn row_hash(columns: Option<Columns<'_>>) -> Digest {
+    hash("row", &[columns.map_or("", |columns| columns.0).as_bytes()])
 }
 
 /// Of parts in any order.
@@ -345,172 +361,4 @@ fn hash(tag: &str, parts: &[&[u8]]) -> Digest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::effects::change::{Decoded, decode};
-
-    /// Table `k` has the primary key `id`, all others none.
-    fn key(_: &str, name: &str) -> KeyColumns {
-        (name == "k").then(|| vec!["id".to_owned()])
-    }
-
-    fn effect(lines: &[&str]) -> Effect {
-        let mut effect = Effect::default();
-        for line in lines {
-            match decode(&format!("table public.{line}")) {
-                Decoded::Row(row) => effect.row(&row, || key("", &row.table.name)),
-                Decoded::Truncate { tables, flags } => {
-                    for table in &tables {
-                        effect.truncate(table, flags, || key("", &table.name));
-                    }
-                }
-                other => panic!("{line}: {other:?}"),
-            }
-        }
-        effect
-    }
-
-    fn digest(lines: &[&str]) -> Digest {
-        effect(lines).finish(key).digest.unwrap()
-    }
-
-    #[test]
-    fn rows_count_in_any_order() {
-        let one = digest(&[
-            "k: INSERT: id[integer]:1 v[integer]:5",
-            "k: INSERT: id[integer]:2 v[integer]:6",
-        ]);
-        let other = digest(&[
-            "k: INSERT: id[integer]:2 v[integer]:6",
-            "k: INSERT: id[integer]:1 v[integer]:5",
-        ]);
-        assert_eq!(one, other);
-        assert_ne!(one, digest(&["k: INSERT: id[integer]:1 v[integer]:5"]));
-        assert_ne!(one, NOTHING);
-        assert_eq!(digest(&[]), NOTHING);
-        // In a table without a key too, as often as they are there.
-        let twice = digest(&["n: INSERT: v[integer]:5", "n: INSERT: v[integer]:5"]);
-        assert_ne!(twice, digest(&["n: INSERT: v[integer]:5"]));
-    }
-
-    #[test]
-    fn values_names_and_kinds_count() {
-        let all = [
-            digest(&["k: INSERT: id[integer]:1 v[integer]:5"]),
-            digest(&["k: INSERT: id[integer]:1 v[integer]:6"]),
-            digest(&["k: INSERT: id[integer]:1 v[bigint]:5"]),
-            digest(&["k: DELETE: id[integer]:1"]),
-            digest(&["k: DELETE: id[integer]:2"]),
-            digest(&["k: TRUNCATE: (no-flags)"]),
-            digest(&["k: TRUNCATE: cascade"]),
-            digest(&["n: INSERT: id[integer]:1 v[integer]:5"]),
-            digest(&["n: UPDATE: id[integer]:1 v[integer]:5"]),
-            digest(&["n: DELETE: (no-tuple-data)"]),
-        ];
-        let different: BTreeSet<_> = all.iter().collect();
-        assert_eq!(different.len(), all.len());
-    }
-
-    #[test]
-    fn only_what_a_row_is_at_the_end_counts() {
-        let sums = |first, last| {
-            let rows = [
-                format!("k: INSERT: id[integer]:1 sum[integer]:{first}"),
-                format!("k: UPDATE: id[integer]:1 sum[integer]:{last}"),
-            ];
-            digest(&[&rows[0], &rows[1]])
-        };
-        assert_eq!(sums(5, 12), sums(7, 12), "rows that lie in another order");
-        assert_ne!(sums(5, 12), sums(5, 13));
-        let moved = digest(&["k: UPDATE: old-key: id[integer]:1 new-tuple: id[integer]:2 v[integer]:5"]);
-        assert_ne!(
-            moved,
-            digest(&["k: UPDATE: id[integer]:2 v[integer]:5"]),
-            "row 1 is gone"
-        );
-        let back = digest(&[
-            "k: UPDATE: old-key: id[integer]:1 new-tuple: id[integer]:2 v[integer]:5",
-            "k: UPDATE: old-key: id[integer]:2 new-tuple: id[integer]:1 v[integer]:5",
-        ]);
-        assert_ne!(
-            back,
-            digest(&["k: UPDATE: id[integer]:1 v[integer]:5"]),
-            "row 2 was there, and is gone"
-        );
-        let emptied = digest(&["k: INSERT: id[integer]:1 v[integer]:5", "k: TRUNCATE: (no-flags)"]);
-        assert_eq!(emptied, digest(&["k: TRUNCATE: (no-flags)"]));
-    }
-
-    #[test]
-    fn rows_without_a_key_that_may_be_one_count_by_number() {
-        let sums = |first| {
-            let row = format!("n: UPDATE: sum[integer]:{first}");
-            digest(&[&row, "n: UPDATE: sum[integer]:12"])
-        };
-        assert_eq!(sums(5), sums(7));
-        assert_ne!(sums(5), digest(&["n: UPDATE: sum[integer]:12"]));
-        let one = |value| digest(&[&format!("n: UPDATE: sum[integer]:{value}")]);
-        assert_ne!(one(5), one(7));
-        // A key that a line does not tell makes no other rows of it.
-        let unknown = |first| {
-            let row = format!("k: UPDATE: id[integer]:1 v[integer]:{first}");
-            digest(&[&row, "k: DELETE: (no-tuple-data)"])
-        };
-        assert_eq!(unknown(5), unknown(7));
-    }
-
-    #[test]
-    fn a_key_that_was_another_one_at_the_order_is_not_compared() {
-        let lines = ["n: INSERT: id[integer]:1", "n: INSERT: id[integer]:2"];
-        let later = |_: &str, _: &str| Some(vec!["id".to_owned()]);
-        assert_eq!(effect(&lines).finish(later).digest, None);
-        // What had no key at its order is taken as such, whatever was known when it was read.
-        let none = |_: &str, _: &str| None;
-        let rows = [
-            "k: INSERT: id[integer]:1 v[integer]:5",
-            "k: INSERT: id[integer]:2 v[integer]:5",
-        ];
-        assert!(effect(&rows).finish(none).digest.is_some());
-        assert_ne!(effect(&rows).finish(none).digest, effect(&rows).finish(key).digest);
-    }
-
-    #[test]
-    fn what_is_large_is_counted_in_bounded_memory() {
-        let many = |last: u64| {
-            let mut effect = Effect::default();
-            for id in 0..CHANGES_MAX as u64 + last {
-                let line = format!("table public.k: INSERT: id[bigint]:{id}");
-                let Decoded::Row(row) = decode(&line) else { panic!() };
-                effect.row(&row, || key("", "k"));
-                assert!(effect.changes.len() <= CHANGES_MAX);
-            }
-            effect.finish(key)
-        };
-        let (one, other) = (many(1), many(2));
-        assert!(one.is_bulk && other.is_bulk);
-        assert_ne!(one.digest, other.digest);
-        let mut tables = Effect::default();
-        for number in 0..TABLES_MAX + 10 {
-            let line = format!("table public.t{number}: INSERT: id[integer]:1");
-            let Decoded::Row(row) = decode(&line) else { panic!() };
-            tables.row(&row, || None);
-        }
-        assert_eq!(tables.tables.len(), TABLES_MAX + 1);
-    }
-
-    #[test]
-    fn tables_and_keys_are_shown_bounded() {
-        let text = "x".repeat(10_000);
-        let lines: Vec<_> = (0..100)
-            .map(|number| format!("t{number}: INSERT: id[text]:'{text}'"))
-            .collect();
-        let lines: Vec<_> = lines.iter().map(String::as_str).collect();
-        let shown = effect(&lines).finish(key).shown.to_string();
-        assert!(shown.len() <= 2 * NAMED_MAX * (SHOWN_BYTES_MAX + 2), "{}", shown.len());
-        let shown = effect(&["k: INSERT: id[integer]:7 v[text]:'secret'"])
-            .finish(key)
-            .shown
-            .to_string();
-        assert_eq!(shown, "public.k (1 changes), public.k id=7");
-    }
-}
+mod tests;

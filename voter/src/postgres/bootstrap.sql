@@ -381,7 +381,7 @@ BEGIN
           -- Other backends, and locks that outlive a transaction.
           'pg_terminate_backend', 'pg_cancel_backend', 'pg_advisory_lock', 'pg_advisory_lock_shared',
           'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', 'pg_advisory_unlock', 'pg_advisory_unlock_shared',
-          'pg_export_snapshot', 'pg_logical_emit_message',
+          'pg_export_snapshot', 'pg_logical_emit_message', 'pg_get_replication_slots',
           -- This backend, and what it has open.
           'pg_backend_pid', 'pg_prepared_statement', 'pg_blocking_pids', 'pg_safe_snapshot_blocking_pids',
           'pg_lock_status', 'pg_isolation_test_session_is_blocked', 'pg_notification_queue_usage',
