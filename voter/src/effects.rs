@@ -118,6 +118,7 @@ impl Effects {
         doubts: Doubts,
     ) -> (Self, JoinHandle<()>) {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+        report.send_modify(|report| report.comparing = Err("its changes are not read yet".into()));
         let catalogs = Catalogs::default();
         let me = config.machine;
         let others = config.voter_keys.keys().copied().filter(|machine| *machine != me);
