@@ -1,9 +1,10 @@
 //! What kind of statement it is, from its keywords alone: it must be known also of what the parser cannot read.
 
+mod configs;
 mod control;
 mod copy;
 mod refused;
-mod setting;
+pub(crate) mod setting;
 mod split;
 
 use crate::footprint::Mode;
@@ -101,8 +102,8 @@ pub(crate) fn classify(words: Words<'_>) -> Sketch<'_> {
 
 /// SELECT, VALUES, TABLE, WITH or a parenthesis.
 fn query(words: Words<'_>) -> Sketch<'_> {
-    if let Some(setting) = setting::set_config(words) {
-        return Sketch::of(StatementClass::Setting(setting));
+    if let Some(class) = configs::classify(words) {
+        return Sketch::of(class);
     }
     // FOR UPDATE is found by the parser, or makes an unparsed statement a write, which is no narrower.
     let class = match words.contains_any(&MODIFYING) {

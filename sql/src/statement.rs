@@ -113,6 +113,8 @@ pub enum Setting {
         /// The value.
         value: String,
     },
+    /// `SELECT set_config(...), current_setting(...), ...`: any other list of such calls, with at least one `set_config`.
+    Configs(Vec<ConfigColumn>),
     /// `RESET name`.
     Reset(String),
     /// `RESET ALL`.
@@ -127,6 +129,67 @@ pub enum Setting {
     Show(String),
     /// `SHOW ALL`.
     ShowAll,
+}
+
+/// One column of a SELECT that consists of calls about settings.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ConfigColumn {
+    /// Its name in the result.
+    pub name: String,
+    /// The call.
+    pub call: ConfigCall,
+}
+
+/// A call of a function about settings.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ConfigCall {
+    /// `set_config(name, value, local)`.
+    Set {
+        /// The setting's name, as written.
+        name: ConfigArgument,
+        /// The value; NULL is the default.
+        value: ConfigArgument,
+        /// Whether it ends with the transaction.
+        local: ConfigArgument,
+    },
+    /// `current_setting(name, may_lack)`.
+    Show {
+        /// The setting's name, as written.
+        name: ConfigArgument,
+        /// Whether a setting that there is not is NULL rather than an error.
+        may_lack: ConfigArgument,
+    },
+}
+
+/// An argument of such a call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ConfigArgument {
+    /// A literal; of a Boolean, `true` or `false`.
+    Literal(String),
+    /// NULL.
+    Null,
+    /// `$n`, counted from 1.
+    Parameter(u16),
+}
+
+impl ConfigCall {
+    /// Its arguments, each with whether it is a Boolean rather than a text.
+    pub fn arguments(&self) -> Vec<(&ConfigArgument, bool)> {
+        match self {
+            ConfigCall::Set { name, value, local } => vec![(name, false), (value, false), (local, true)],
+            ConfigCall::Show { name, may_lack } => vec![(name, false), (may_lack, true)],
+        }
+    }
+}
+
+/// Why a setting cannot be given this value, if so: it is pinned, or not for applications. The name is in lower case.
+pub fn setting_refusal(name: &str, value: &str) -> Option<Refusal> {
+    crate::classify::setting::pinned_refusal(name, Some(value))
+}
+
+/// What a pinned setting is on every database node, as Postgres shows it.
+pub fn pinned_value(name: &str) -> Option<&'static str> {
+    crate::classify::setting::pinned_value(name)
 }
 
 /// Cursor statements.
@@ -179,7 +242,7 @@ impl StatementClass {
             StatementClass::Setting(
                 Setting::Set { name, .. } | Setting::SetConfig { name, .. } | Setting::Reset(name),
             ) => renames(name),
-            StatementClass::Setting(Setting::ResetAll | Setting::DiscardAll) => true,
+            StatementClass::Setting(Setting::ResetAll | Setting::DiscardAll | Setting::Configs(_)) => true,
             _ => false,
         }
     }

@@ -1,6 +1,7 @@
 //! One application connection: the state machine that makes a cluster look like one PostgreSQL server.
 
 mod block;
+mod configs;
 mod connection;
 mod context;
 mod control;

@@ -4,6 +4,7 @@ mod applications;
 mod byzantine_primary;
 mod crashes;
 mod cut_links;
+mod dump;
 mod lying_voter;
 mod object_numbers;
 mod pbft;

@@ -15,6 +15,7 @@ use crate::config::VoterConfig;
 use crate::lock_table::Position;
 
 const BOOTSTRAP_SQL: &str = include_str!("bootstrap.sql");
+const MEMBERSHIP_SQL: &str = include_str!("membership.sql");
 
 /// Roles of PostgreSQL that reach beyond the database: their members could change the server under the voter.
 const POWERFUL_ROLES: &[&str] = &[
@@ -85,6 +86,7 @@ impl Bookkeeper {
         self.check_attached_settings(config).await?;
         self.query(BOOTSTRAP_SQL).await?;
         self.query(FUNCTIONS_SQL).await?;
+        self.query(MEMBERSHIP_SQL).await?;
         let functions = Functions::from_rows(&self.query(FUNCTIONS_QUERY).await?)?;
         self.call(&functions.restore_sequences(None)).await?;
         self.call(&functions.record_sequences(Some(ALL_SEQUENCES))).await?;
