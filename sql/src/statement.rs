@@ -1,5 +1,7 @@
 //! What a statement is: the vocabulary of [`crate::analysis`].
 
+use std::collections::BTreeSet;
+
 use crate::names::Renaming;
 use crate::operation::Isolation;
 use crate::refusal::Refusal;
@@ -47,8 +49,40 @@ pub enum StatementClass {
         /// Whether Postgres refuses it inside a transaction block.
         outside_transaction: bool,
     },
+    /// LISTEN or UNLISTEN: concerns the session only.
+    Listening(Listening),
+    /// NOTIFY: changes no data, and has an effect when it commits.
+    Notify,
     /// Refused before it runs.
     Refused(Refusal),
+}
+
+/// To which channels a session listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Listening {
+    /// `LISTEN name`.
+    Listen(String),
+    /// `UNLISTEN name`, or `None` for `*`.
+    Unlisten(Option<String>),
+    /// `SELECT pg_listening_channels()` and nothing else.
+    Show,
+}
+
+impl Listening {
+    /// The channels after it.
+    pub fn after(&self, mut channels: BTreeSet<String>) -> BTreeSet<String> {
+        match self {
+            Listening::Listen(channel) => {
+                channels.insert(channel.clone());
+            }
+            Listening::Unlisten(Some(channel)) => {
+                channels.remove(channel);
+            }
+            Listening::Unlisten(None) => channels.clear(),
+            Listening::Show => {}
+        }
+        channels
+    }
 }
 
 /// Statements that begin, end or divide a transaction.
@@ -271,11 +305,12 @@ impl StatementClass {
                 Effect::Read
             }
             StatementClass::LockingRead => Effect::LockingRead,
-            StatementClass::Write | StatementClass::CopyFrom => Effect::Write,
+            StatementClass::Write | StatementClass::CopyFrom | StatementClass::Notify => Effect::Write,
             StatementClass::Ddl | StatementClass::Setting(Setting::DiscardTemporary) => Effect::Ddl,
             StatementClass::Maintenance { .. } => Effect::Maintenance,
             StatementClass::TransactionControl(_)
             | StatementClass::Setting(_)
+            | StatementClass::Listening(_)
             | StatementClass::Prepare { .. }
             | StatementClass::Execute { .. }
             | StatementClass::Deallocate(_)

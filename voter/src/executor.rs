@@ -10,6 +10,7 @@ use sql::operation::{ExchangeResult, SessionContext};
 use sql::refusal::NOT_SUPPORTED;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::audience::Audience;
 use crate::config::VoterConfig;
 use crate::outcome::{LargeResult, Outcome, Report};
 use crate::postgres::PostgresError;
@@ -355,6 +356,8 @@ pub(crate) struct OneShot {
     pub(crate) job: Job,
     /// What to record.
     pub(crate) record: Record,
+    /// Who is told what it notifies.
+    pub(crate) audience: Audience,
     /// The catalog of its order.
     pub(crate) catalog: Catalog,
     /// Whether it may change the catalog.
@@ -403,6 +406,9 @@ async fn one_shot_once(shared: &Shared, work: &OneShot) -> Result<Option<Outcome
         .await?;
     match one_shot_on(&mut borrowed.backend, work).await {
         Ok(answer) => {
+            let notified = borrowed.backend.take_notified();
+            // Before the answer: who notifies itself is told first.
+            work.audience.tell(&shared.reporter, context, notified).await;
             if changes_settings(&work.job.analysis) {
                 borrowed.backend.forget_settings();
             }

@@ -424,7 +424,8 @@ fn check_class(class: &StatementClass, exchange: &Exchange, place: Place) -> Res
         StatementClass::Cursor(_) => listed,
         StatementClass::CopyFrom => listed && matches!(exchange, Exchange::CopyStart { .. }),
         StatementClass::Maintenance { .. } => place == Place::OneShot,
-        StatementClass::Write | StatementClass::Ddl | StatementClass::LockingRead => {
+        StatementClass::Listening(_) => false,
+        StatementClass::Write | StatementClass::Notify | StatementClass::Ddl | StatementClass::LockingRead => {
             matches!(place, Place::OneShot | Place::Listed)
         }
         StatementClass::Empty | StatementClass::Read | StatementClass::CopyTo => true,

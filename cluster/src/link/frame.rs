@@ -6,8 +6,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::{Bytes, BytesMut};
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
 use ordering::message::{
-    BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX, ReplyCommitDb, Request,
-    ResultMessage, StoreReceipt,
+    BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, MESSAGE_BYTES_MAX, NOTIFICATIONS_BYTES_MAX, Notifications,
+    OPERATION_BYTES_MAX, ReplyCommitDb, Request, ResultMessage, StoreReceipt,
 };
 
 /// Room for what surrounds an operation or a result in a frame.
@@ -70,10 +70,12 @@ pub enum Frame {
     FetchBody(BodyName),
     /// The body that was asked for.
     Body(BodyName, Bytes),
+    /// What a transaction has notified, from a voter to a proxy.
+    Notifications(Notifications),
 }
 
 /// A frame's kind, for metrics and limits; the index is its Borsh tag.
-const KINDS: [(&str, usize); 14] = [
+const KINDS: [(&str, usize); 15] = [
     ("ping", SMALL_BYTES_MAX),
     ("pong", SMALL_BYTES_MAX),
     ("request", OPERATION_BYTES_MAX + SLACK_BYTES),
@@ -88,6 +90,7 @@ const KINDS: [(&str, usize); 14] = [
     ("receipt", SMALL_BYTES_MAX),
     ("fetch_body", SMALL_BYTES_MAX),
     ("body", BODY_BYTES_MAX + SLACK_BYTES),
+    ("notifications", NOTIFICATIONS_BYTES_MAX + SLACK_BYTES),
 ];
 
 /// The name and the largest size in bytes of the kind with this tag.
@@ -100,8 +103,10 @@ pub(super) fn may_send(sender: Peer, receiver: Peer, tag: u8) -> bool {
     let Some((name, _)) = kind(tag) else { return false };
     match (sender, receiver) {
         (Peer::Client(_), Peer::Machine(_)) => matches!(name, "ping" | "pong" | "request" | "client"),
-        (Peer::Machine(_), Peer::Client(_)) => matches!(name, "ping" | "pong" | "result" | "receipt"),
-        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result" | "receipt"),
+        (Peer::Machine(_), Peer::Client(_)) => {
+            matches!(name, "ping" | "pong" | "result" | "receipt" | "notifications")
+        }
+        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result" | "receipt" | "notifications"),
         (Peer::Client(_), Peer::Client(_)) => false,
     }
 }

@@ -2,7 +2,7 @@
 
 use sql::names::DEFAULT_PATH;
 use sql::operation::Exchange;
-use sql::statement::{Setting, StatementClass};
+use sql::statement::{Listening, Setting, StatementClass};
 
 use super::Session;
 use super::configs::Bound;
@@ -48,7 +48,10 @@ impl Reply {
 /// Whether the proxy answers a statement itself.
 pub(super) fn is_special(class: &StatementClass, text: &str) -> bool {
     match class {
-        StatementClass::TransactionControl(_) | StatementClass::Prepare { .. } | StatementClass::Deallocate(_) => true,
+        StatementClass::TransactionControl(_)
+        | StatementClass::Listening(_)
+        | StatementClass::Prepare { .. }
+        | StatementClass::Deallocate(_) => true,
         StatementClass::Setting(Setting::Show(name)) => is_shown_here(name),
         StatementClass::Setting(Setting::ShowAll) => false,
         StatementClass::Setting(_) | StatementClass::CopyFrom => true,
@@ -68,6 +71,7 @@ pub(super) fn special_columns(class: &StatementClass, text: &str) -> Vec<Special
         StatementClass::Setting(Setting::Configs(columns)) => {
             columns.iter().map(|column| of_text(&column.name)).collect()
         }
+        StatementClass::Listening(Listening::Show) => vec![of_text("pg_listening_channels")],
         _ if is_backend_pid(text) => vec![("pg_backend_pid".into(), INT4_OID, 4)],
         _ => Vec::new(),
     }
@@ -122,6 +126,7 @@ impl Session {
         match class {
             StatementClass::Setting(Setting::Configs(columns)) => self.run_configs(columns, bound).await,
             StatementClass::Setting(setting) => self.run_setting(setting, text).await,
+            StatementClass::Listening(listening) => self.listening(listening).await,
             StatementClass::Prepare { name, body } => self.sql_prepare(name, body, text).await,
             StatementClass::Deallocate(name) => self.sql_deallocate(name.as_deref()),
             _ => Ok(Reply::row(vec![Some(self.registered.process.to_string())])),
@@ -158,6 +163,7 @@ impl Session {
                 }
                 self.reset_all().await?;
                 self.discard_temporary().await?;
+                self.unlisten_all();
                 self.shared
                     .metrics
                     .prepared_statements

@@ -1,6 +1,7 @@
 //! Messages to applications, gathered in one buffer and written at once.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use ordering::message::Notification;
 
 use crate::error::{ApplicationError, Severity};
 
@@ -171,6 +172,15 @@ impl Backend {
                     None => body.put_i32(-1),
                 }
             }
+        });
+    }
+
+    /// NotificationResponse.
+    pub(crate) fn notification(&mut self, process: i32, notification: &Notification) {
+        self.message(b'A', |body| {
+            body.put_i32(process);
+            put_string(body, &notification.channel);
+            put_string(body, &notification.payload);
         });
     }
 

@@ -14,9 +14,9 @@ BEGIN
     written := replace(written, 'cloudbft."' || keyword || '"()', upper(keyword));
   END LOOP;
   written := regexp_replace(written, format(moment, 'now'), 'now()', 'g');
-  written := regexp_replace(written, format(moment, 'today'), 'date_trunc(''day'', now())', 'g');
-  written := regexp_replace(written, format(moment, 'tomorrow'), '(date_trunc(''day'', now()) + interval ''1 day'')', 'g');
-  written := regexp_replace(written, format(moment, 'yesterday'), '(date_trunc(''day'', now()) - interval ''1 day'')', 'g');
+  written := regexp_replace(written, format(moment, 'today'), 'date_trunc(''day''::text, now())', 'g');
+  written := regexp_replace(written, format(moment, 'tomorrow'), '(date_trunc(''day''::text, now()) + ''1 day''::interval)', 'g');
+  written := regexp_replace(written, format(moment, 'yesterday'), '(date_trunc(''day''::text, now()) - ''1 day''::interval)', 'g');
   written := regexp_replace(written, 'cloudbft\.uuid_generate_v4\(', 'gen_random_uuid(', 'g');
   RETURN regexp_replace(written, 'cloudbft\.(now|transaction_timestamp|statement_timestamp|clock_timestamp|timeofday|random'
     '|gen_random_uuid|age)\(', '\1(', 'g');

@@ -19,7 +19,10 @@ const SETUP: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok');
 
 /// What pg_dump writes, but for the token that each run draws.
 fn dump(cluster: &Cluster) -> String {
-    let output = Command::new("pg_dump").args(["-d", cluster.dsn()]).output().expect("pg_dump");
+    let output = Command::new("pg_dump")
+        .args(["-d", cluster.dsn()])
+        .output()
+        .expect("pg_dump");
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output));
     let written = String::from_utf8(output.stdout).expect("UTF-8");
     let lines = written.lines().filter(|line| !line.contains("restrict "));
@@ -35,7 +38,11 @@ fn restore(arguments: &[&str], dump: &str) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("psql");
-    psql.stdin.take().expect("a pipe").write_all(dump.as_bytes()).expect("psql reads");
+    psql.stdin
+        .take()
+        .expect("a pipe")
+        .write_all(dump.as_bytes())
+        .expect("psql reads");
     let output = psql.wait_with_output().expect("psql ends");
     assert!(output.status.success(), "{arguments:?}: {}", text(&output));
 }
@@ -49,7 +56,7 @@ fn a_plain_pg_dump_holds_nothing_of_ours_and_can_be_restored_anywhere() {
     for written in [
         "at timestamp with time zone DEFAULT now()",
         "d date DEFAULT CURRENT_DATE",
-        "w timestamp with time zone DEFAULT date_trunc('day', now())",
+        "w timestamp with time zone DEFAULT date_trunc('day'::text, now())",
         "new.at := clock_timestamp()",
         "SELECT now() + interval '1 day'",
         "CHECK ((at <= (now() + '1 day'::interval)))",
@@ -65,7 +72,11 @@ fn a_plain_pg_dump_holds_nothing_of_ours_and_can_be_restored_anywhere() {
     let other = Cluster::up(&[]);
     restore(&["-d", other.dsn()], &dumped);
     let again = dump(&other);
-    let differing: Vec<_> = again.lines().zip(dumped.lines()).filter(|(after, before)| after != before).collect();
+    let differing: Vec<_> = again
+        .lines()
+        .zip(dumped.lines())
+        .filter(|(after, before)| after != before)
+        .collect();
     assert!(differing.is_empty() && again.len() == dumped.len(), "{differing:?}");
     other.psql("INSERT INTO item (m) VALUES ('ok');");
     assert_eq!(other.psql("SELECT count(*) FROM item WHERE at <= later();"), "3\n");
@@ -80,5 +91,8 @@ fn a_plain_pg_dump_holds_nothing_of_ours_and_can_be_restored_anywhere() {
     let (directory, port) = (field("postgres_socket_dir"), field("postgres_port"));
     let plain = ["-h", &directory, "-p", &port, "-U", "cloudbft_admin", "-d", "plain"];
     restore(&plain, &dumped);
-    restore(&plain, "INSERT INTO item (m) VALUES ('sad'); SELECT 1 / count(*) FROM recent;");
+    restore(
+        &plain,
+        "INSERT INTO item (m) VALUES ('sad'); SELECT 1 / count(*) FROM recent;",
+    );
 }

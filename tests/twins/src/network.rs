@@ -218,7 +218,10 @@ impl Network {
                     let order = self.order(client, self.number(client), &operation);
                     self.note(|| format!("    m{machine} orders {:?} at {order}", operation.work));
                 }
-                VoterOutput::Reply(_) | VoterOutput::FetchRequest { .. } | VoterOutput::FetchBody { .. } => {}
+                VoterOutput::Notifications { .. }
+                | VoterOutput::Reply(_)
+                | VoterOutput::FetchRequest { .. }
+                | VoterOutput::FetchBody { .. } => {}
             }
         }
     }

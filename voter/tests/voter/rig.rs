@@ -8,8 +8,8 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{
-    BodyName, CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Outcome, Request, ResultKey,
-    ResultMessage, body_digest, chain,
+    BodyName, CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Notifications, Outcome,
+    Request, ResultKey, ResultMessage, body_digest, chain,
 };
 use spool::SpoolDirectory;
 use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
@@ -38,6 +38,7 @@ const NODE: ClientId = ClientId(1_000);
 struct Log {
     entries: Vec<CommitDbEntry>,
     results: BTreeMap<ResultKey, Vec<ResultMessage>>,
+    notifications: Vec<Notifications>,
     flushed: u64,
     /// What is below this order cannot be fetched.
     begins: u64,

@@ -295,6 +295,10 @@ impl Deriver<'_> {
                 "set_config() is supported in a SELECT of nothing but set_config() and current_setting(), of literals or parameters",
                 "Use SET or SET LOCAL, or send the value as a parameter.",
             )),
+            FunctionKind::Notify => {
+                self.writes = true;
+                self.notifies = true;
+            }
             FunctionKind::Unknown => self.runs_unknown_code(),
         }
     }
