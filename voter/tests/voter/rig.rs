@@ -381,6 +381,11 @@ impl Rig {
         self.handle.as_ref().unwrap().state().borrow().clone()
     }
 
+    /// What the voter has told of notifications since it was asked last.
+    pub(crate) fn take_notifications(&self) -> Vec<Notifications> {
+        std::mem::take(&mut self.log.lock().unwrap().notifications)
+    }
+
     pub(crate) fn forget_results(&self) {
         self.log.lock().unwrap().results.clear();
     }
