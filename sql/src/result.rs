@@ -9,8 +9,9 @@ use crate::operation::ExchangeResult;
 pub struct ResultDigests {
     /// Over the messages as they stand.
     pub sequence: [u8; 32],
-    /// The same, with each run of rows (DataRow, CopyData) sorted by hash: equal for results that differ only in the
-    /// order of rows. Equal to `sequence` when no run has more than one row.
+    /// The same, with each run of rows (DataRow, CopyData) and notices sorted by hash, and of an error only its severity
+    /// and SQLSTATE: equal for results that differ only in the order of rows, and in which row an error names. Equal to
+    /// `sequence` when no run has more than one row and nothing failed.
     pub multiset: [u8; 32],
 }
 
@@ -97,8 +98,8 @@ pub struct ResultDigester<R = Vec<[u8; 32]>> {
 pub struct Digested {
     sequence: blake3::Hasher,
     multiset: blake3::Hasher,
-    /// Whether some run had several rows, so that the two digests mean different things.
-    unordered: bool,
+    /// Whether some run had several rows, or something failed, so that the two digests mean different things.
+    apart: bool,
 }
 
 impl Default for ResultDigester {
@@ -112,8 +113,8 @@ impl<R: Run> ResultDigester<R> {
     pub fn new(run: R) -> Self {
         let digested = Digested {
             sequence: blake3::Hasher::new_derive_key("cloudbft result sequence v1"),
-            multiset: blake3::Hasher::new_derive_key("cloudbft result multiset v1"),
-            unordered: false,
+            multiset: blake3::Hasher::new_derive_key("cloudbft result multiset v2"),
+            apart: false,
         };
         Self {
             digested,
@@ -133,6 +134,14 @@ impl<R: Run> ResultDigester<R> {
             return self.run.push(*blake3::hash(message).as_bytes());
         }
         self.end_run()?;
+        if tag == ERROR_RESPONSE {
+            let certified = error_fields(message).filter(|(kind, _)| is_certified_field(*kind));
+            for (kind, value) in certified {
+                self.digested.multiset.update(&[tag, kind]).update(value).update(&[0]);
+            }
+            self.digested.apart = true;
+            return Ok(());
+        }
         self.digested.multiset.update(message);
         Ok(())
     }
@@ -145,7 +154,7 @@ impl<R: Run> ResultDigester<R> {
         let count = self.run.drain_sorted(|hash| {
             multiset.update(hash);
         })?;
-        self.digested.unordered |= count > 1;
+        self.digested.apart |= count > 1;
         Ok(())
     }
 
@@ -164,7 +173,7 @@ impl Digested {
     pub fn finish(&self, status: u8) -> ResultDigests {
         let finish = |hasher: &blake3::Hasher| *hasher.clone().update(&[status]).finalize().as_bytes();
         let sequence = finish(&self.sequence);
-        let multiset = match self.unordered {
+        let multiset = match self.apart {
             true => finish(&self.multiset),
             false => sequence,
         };
@@ -184,9 +193,25 @@ pub fn chunks_digest(chunks: &[[u8; 32]]) -> [u8; 32] {
     *hasher.update(chunks.as_flattened()).finalize().as_bytes()
 }
 
-/// Whether a message of this type is a row, of which the order may not matter.
+/// Whether a message of this type is a row, or a notice about one, of which the order may not matter.
 fn is_row(tag: u8) -> bool {
-    matches!(tag, b'D' | b'd')
+    matches!(tag, b'D' | b'd' | b'N')
+}
+
+/// The type of an ErrorResponse.
+pub const ERROR_RESPONSE: u8 = b'E';
+
+/// The fields (type, value) of a whole ErrorResponse or NoticeResponse, as far as it is well formed.
+pub fn error_fields(message: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let body = message.get(HEADER_BYTES..).unwrap_or_default();
+    body.split(|byte| *byte == 0)
+        .map_while(|field| field.split_first().map(|(kind, value)| (*kind, value)))
+}
+
+/// Whether f+1 voters vouch for this field of an error wherever they vouch for the result: severity and SQLSTATE.
+/// Which row an error names is left to the order of rows, which is each server's own.
+pub fn is_certified_field(kind: u8) -> bool {
+    matches!(kind, b'S' | b'V' | b'C')
 }
 
 /// The digests of a result's messages and status byte.
@@ -251,6 +276,28 @@ mod tests {
         let idle = digests(&row, b'I').unwrap();
         assert_eq!(idle.sequence, idle.multiset);
         assert_ne!(idle.sequence, digests(&row, b'T').unwrap().sequence);
+    }
+
+    #[test]
+    fn an_error_is_certified_by_severity_and_sqlstate() {
+        let error = |fields: &[u8]| digests(&message(b'E', fields), b'E').unwrap();
+        let one = error(b"SERROR\0VERROR\0C23505\0Mduplicate key\0DKey (id)=(1) exists.\0\0");
+        let other_row = error(b"SERROR\0VERROR\0C23505\0Mduplicate key\0DKey (id)=(2) exists.\0\0");
+        let other_code = error(b"SERROR\0VERROR\0C23514\0Mduplicate key\0DKey (id)=(1) exists.\0\0");
+        assert_ne!(one.sequence, other_row.sequence);
+        assert_eq!(one.multiset, other_row.multiset);
+        assert_ne!(one.multiset, other_code.multiset);
+        assert_ne!(one.multiset, error(b"\0").multiset);
+    }
+
+    #[test]
+    fn the_order_of_notices_enters_only_the_sequence() {
+        let (a, b) = (message(b'N', b"Ma\0\0"), message(b'N', b"Mb\0\0"));
+        let one = digests(&[a.clone(), b.clone()].concat(), b'I').unwrap();
+        let other = digests(&[b.clone(), a].concat(), b'I').unwrap();
+        assert_ne!(one.sequence, other.sequence);
+        assert_eq!(one.multiset, other.multiset);
+        assert_ne!(one.multiset, digests(&[b.clone(), b].concat(), b'I').unwrap().multiset);
     }
 
     #[test]

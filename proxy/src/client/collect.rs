@@ -78,6 +78,17 @@ pub(crate) enum Agreed {
     Word(Digest),
 }
 
+impl Agreed {
+    /// Whether a result with these digests is the one.
+    pub(crate) fn is_of(&self, sequence: &Digest, multiset: &Digest) -> bool {
+        match self {
+            Agreed::Sequence(agreed) => agreed == sequence,
+            Agreed::Multiset(agreed) => agreed == multiset,
+            Agreed::Refused(_) | Agreed::Word(_) => false,
+        }
+    }
+}
+
 /// What a group of voters agrees on, the voters, and the order that they name.
 type Group = Option<(Agreed, MachineSet, Order)>;
 
@@ -315,6 +326,12 @@ impl Collect {
             .iter()
             .position(|(machine, _)| supporters.contains(*machine))?;
         Some(self.wholes.swap_remove(at))
+    }
+
+    /// The whole results of these voters that are here, but for what was taken.
+    pub(crate) fn wholes(&self, supporters: MachineSet) -> Vec<Bytes> {
+        let of_supporters = self.wholes.iter().filter(|(machine, _)| supporters.contains(*machine));
+        of_supporters.map(|(_, whole)| whole.clone()).collect()
     }
 
     /// The answers of these voters that travel in chunks.

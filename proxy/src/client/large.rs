@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
 
 use super::collect::{Agreed, LargeAnswer};
+use super::disputed;
 use super::order::wait_for;
 use super::{Cancel, Client, Failure};
 use crate::error::ApplicationError;
@@ -256,18 +257,16 @@ impl Client {
                 }
             };
             let digests = stored.digests(answer.status);
-            let right = match &chunks.agreed {
-                Agreed::Sequence(agreed) => *agreed == digests.sequence,
-                Agreed::Multiset(agreed) => *agreed == digests.multiset,
-                Agreed::Refused(_) | Agreed::Word(_) => false,
-            };
-            if !right {
+            if !chunks.agreed.is_of(&digests.sequence, &digests.multiset) {
                 not_voted_for(*machine);
                 continue;
             }
             let last = stored.chunk_digests().len().saturating_sub(1);
             let stored = Arc::new(stored);
-            let messages = read_back(Arc::clone(&stored), last).await?;
+            let mut messages = read_back(Arc::clone(&stored), last).await?;
+            if matches!(chunks.agreed, Agreed::Multiset(_)) {
+                messages = disputed::certified(messages);
+            }
             let large = Large {
                 source: Source::File(stored),
                 next: 0,

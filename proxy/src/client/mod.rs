@@ -4,6 +4,7 @@
 mod calls;
 mod collect;
 mod direct;
+mod disputed;
 mod gathering;
 mod health;
 mod large;
@@ -381,12 +382,17 @@ impl Client {
     fn verify_whole(agreed: &Agreed, whole: &Bytes) -> Option<ExchangeResult> {
         let result = split_result(whole)?;
         let ResultDigests { sequence, multiset } = result.digests().ok()?;
-        let matches = match agreed {
-            Agreed::Sequence(agreed) => *agreed == sequence,
-            Agreed::Multiset(agreed) => *agreed == multiset,
-            Agreed::Refused(_) | Agreed::Word(_) => false,
-        };
-        matches.then_some(result)
+        agreed.is_of(&sequence, &multiset).then_some(result)
+    }
+
+    /// A result that was agreed on, without texts of errors that only one voter gives. `others` are of those that agree.
+    fn settled(&self, agreed: &Agreed, result: ExchangeResult, others: &[Bytes]) -> ExchangeResult {
+        if !matches!(agreed, Agreed::Multiset(_)) {
+            return result;
+        }
+        let others = others.iter().filter_map(|whole| Self::verify_whole(agreed, whole));
+        let results: Vec<_> = std::iter::once(result.clone()).chain(others).collect();
+        disputed::undisputed(result, &results, self.faults + 1)
     }
 }
 

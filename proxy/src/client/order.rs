@@ -467,7 +467,8 @@ impl Client {
                 let whole = call.collect().take_whole(all);
                 if let Some((from, whole)) = whole {
                     if let Some(result) = Self::verify_whole(agreed, &whole) {
-                        return Ok(Whole::Result(result));
+                        let others = call.collect().wholes(supporters);
+                        return Ok(Whole::Result(self.settled(agreed, result, &others)));
                     }
                     tracing::warn!(machine = from.0, "a voter's result is not the one that it voted for");
                     invalid(from, "result_digest");

@@ -1,7 +1,7 @@
 //! Reading the results that voters deliver. They are voted, and yet nothing here trusts their layout.
 
 use bytes::{Bytes, BytesMut};
-use sql::result::messages;
+use sql::result::{error_fields, messages};
 
 use super::backend::Backend;
 use crate::error::ApplicationError;
@@ -69,19 +69,12 @@ fn body(message: &[u8]) -> &[u8] {
     message.get(5..).unwrap_or_default()
 }
 
-/// The fields of an ErrorResponse: (type, text).
-fn error_fields(message: &[u8]) -> impl Iterator<Item = (u8, String)> {
-    body(message).split(|byte| *byte == 0).filter_map(|field| {
-        let (kind, text) = field.split_first()?;
-        Some((*kind, String::from_utf8_lossy(text).into_owned()))
-    })
-}
-
 /// The first error in a result.
 pub(crate) fn first_error(result: &[u8]) -> Option<ApplicationError> {
     let (_, message) = messages(result).flatten().find(|(tag, _)| *tag == b'E')?;
     let mut error = ApplicationError::new("XX000", "an error without fields");
     for (kind, text) in error_fields(message) {
+        let text = String::from_utf8_lossy(text).into_owned();
         match kind {
             b'C' => error.sqlstate = text.into(),
             b'M' => error.message = text.into(),

@@ -1,0 +1,144 @@
+//! Rows that stand in another order on each server, and statements of which the answer or the error depends on it: three real
+//! voters, with a server each.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::World;
+use tokio_postgres::Client;
+use tokio_postgres::error::DbError;
+
+/// A cluster with rows 1, 2 and 3 in `source`, of which each server meets another one first, and all of them in `target`.
+async fn turned() -> (World, Client) {
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    client
+        .batch_execute(
+            "CREATE TABLE source (id int PRIMARY KEY, v text); CREATE TABLE target (id int PRIMARY KEY, v text); \
+             INSERT INTO source VALUES (1, 'a'), (2, 'b'), (3, 'c'); INSERT INTO target TABLE source",
+        )
+        .await
+        .unwrap();
+    for (turn, server) in world.servers.iter().enumerate() {
+        let connection = server.supervise().await;
+        let start = Instant::now();
+        while connection
+            .query_one("SELECT count(*) FROM target", &[])
+            .await
+            .map_or(0, |row| row.get::<_, i64>(0))
+            < 3
+        {
+            assert!(start.elapsed() < Duration::from_secs(20), "the rows are not everywhere");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let text = format!(
+            "CREATE TABLE kept AS TABLE source; DELETE FROM source; \
+             INSERT INTO source SELECT * FROM kept ORDER BY (id + {turn}) % 3; DROP TABLE kept"
+        );
+        connection.batch_execute(&text).await.unwrap();
+    }
+    (world, client)
+}
+
+async fn failure(client: &Client, text: &str) -> DbError {
+    let start = Instant::now();
+    let error = client.batch_execute(text).await.unwrap_err();
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{text} took {:?}",
+        start.elapsed()
+    );
+    error.as_db_error().unwrap().clone()
+}
+
+const TAKEN: &str = "INSERT INTO target SELECT * FROM source";
+
+fn says_what_all_say(error: &DbError) {
+    assert_eq!(error.code().code(), "23505", "{error:?}");
+    assert_eq!(
+        error.message(),
+        "duplicate key value violates unique constraint \"target_pkey\""
+    );
+    assert_eq!(error.detail(), Some("Each database server met another row first."));
+    assert_eq!(error.constraint(), Some("target_pkey"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_that_names_another_row_on_each_server_is_told_without_the_row() {
+    let (world, client) = turned().await;
+    for answers in ["voted", "at_commit"] {
+        client
+            .batch_execute(&format!("SET cloudbft.answers = {answers}"))
+            .await
+            .unwrap();
+        says_what_all_say(&failure(&client, TAKEN).await);
+        let words = failure(&client, "SELECT v::int FROM source").await;
+        assert_eq!(words.code().code(), "22P02", "{words:?}");
+    }
+    assert_eq!(world.everywhere("SELECT count(*)::text FROM target").await, "3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_goes_on_behind_such_an_error_and_commits() {
+    let (world, client) = turned().await;
+    for (round, answers) in ["voted", "at_commit", "voted", "at_commit"].into_iter().enumerate() {
+        client
+            .batch_execute(&format!("SET cloudbft.answers = {answers}"))
+            .await
+            .unwrap();
+        client
+            .batch_execute(&format!(
+                "BEGIN; INSERT INTO target VALUES (10{round}, 'x'); SAVEPOINT s"
+            ))
+            .await
+            .unwrap();
+        let error = failure(&client, TAKEN).await;
+        assert_eq!(error.code().code(), "23505", "{error:?}");
+        if answers == "voted" {
+            says_what_all_say(&error);
+        }
+        let start = Instant::now();
+        client
+            .batch_execute(&format!(
+                "ROLLBACK TO s; INSERT INTO target VALUES (20{round}, 'y'); COMMIT"
+            ))
+            .await
+            .unwrap();
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+    let all = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM target";
+    wait_for(&world, all, "1 2 3 100 101 102 103 200 201 202 203").await;
+}
+
+/// Waits until all servers have the same answer: none has been left behind.
+async fn wait_for(world: &World, text: &str, expected: &str) {
+    for server in &world.servers {
+        let connection = server.supervise().await;
+        let start = Instant::now();
+        loop {
+            let found: String = connection.query_one(text, &[]).await.unwrap().get(0);
+            if found == expected {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{found}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notices_about_rows_in_another_order_are_told() {
+    let (world, client) = turned().await;
+    client
+        .batch_execute(
+            "CREATE FUNCTION say() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE NOTICE 'row %', NEW.id; RETURN NEW; END $$; \
+             CREATE TRIGGER say BEFORE UPDATE ON source FOR EACH ROW EXECUTE FUNCTION say()",
+        )
+        .await
+        .unwrap();
+    client.batch_execute("UPDATE source SET v = v || '!'").await.unwrap();
+    wait_for(&world, "SELECT string_agg(v, ' ' ORDER BY id) FROM source", "a! b! c!").await;
+}
