@@ -6,6 +6,7 @@ mod crashes;
 mod cut_links;
 mod dump;
 mod lying_voter;
+mod notifications;
 mod object_numbers;
 mod pbft;
 mod pgbench;
