@@ -10,6 +10,7 @@ use sql::operation::{ExchangeResult, SessionContext};
 use sql::refusal::NOT_SUPPORTED;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::audience::Audience;
 use crate::config::VoterConfig;
 use crate::doubts::Doubts;
 use crate::outcome::{LargeResult, Outcome, Report};
@@ -250,6 +251,13 @@ impl Reporter {
         }
     }
 
+    /// Tells a proxy what a transaction has notified, but while an effect is in doubt: others tell.
+    pub(crate) async fn notify(&self, client: ClientId, message: message::Notifications) {
+        if self.doubts.is_free() {
+            self.output(VoterOutput::Notifications { client, message }).await;
+        }
+    }
+
     /// Hands something to the node.
     pub(crate) async fn output(&self, output: VoterOutput) {
         let _ = self.outputs.send(output).await;
@@ -374,6 +382,8 @@ pub(crate) struct OneShot {
     pub(crate) job: Job,
     /// What to record.
     pub(crate) record: Record,
+    /// Who is told what it notifies.
+    pub(crate) audience: Audience,
     /// The catalog of its order.
     pub(crate) catalog: Catalog,
     /// Whether it may change the catalog.
@@ -422,6 +432,9 @@ async fn one_shot_once(shared: &Shared, work: &OneShot) -> Result<Option<Outcome
         .await?;
     match one_shot_on(&mut borrowed.backend, work).await {
         Ok(answer) => {
+            let notified = borrowed.backend.take_notified();
+            // Before the answer: who notifies itself is told first.
+            work.audience.tell(&shared.reporter, context, notified).await;
             if changes_settings(&work.job.analysis) {
                 borrowed.backend.forget_settings();
             }

@@ -4,6 +4,7 @@
 //! Pure: vote counting, the lock table, the table of transactions, how a transaction ends, what survived, floors; `tests/model`
 //! runs them without the rest. With IO: the Postgres backends and the owner task.
 
+mod audience;
 pub mod bodies;
 pub mod catalog_log;
 pub mod client_window;
@@ -13,6 +14,7 @@ mod effects;
 pub mod ending;
 mod executor;
 pub mod floors;
+pub mod listeners;
 pub mod lock_table;
 mod measures;
 pub mod outcome;

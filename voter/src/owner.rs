@@ -28,6 +28,7 @@ use crate::effects::{Divergence, Effects, EffectsInput};
 use crate::ending::Abandoned;
 use crate::executor::{Asker, Event, OneShot, OrderedRead, Reporter, Shared};
 use crate::floors::{FloorState, Floors, WaitingOneShots};
+use crate::listeners::Listeners;
 use crate::lock_table::{LockLimits, LockTable};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
@@ -164,6 +165,8 @@ pub(crate) struct Owner<'a> {
     abandoned: Abandoned,
     /// One-shots that have not been granted.
     waiting: WaitingOneShots,
+    /// To which channels sessions listen, as of the last order that was fed.
+    listeners: Arc<Listeners>,
     /// What this machine orders by itself.
     own: OwnOrders,
     early: Vec<EarlyDirect>,
@@ -255,6 +258,7 @@ impl<'a> Owner<'a> {
             transactions: BTreeMap::new(),
             abandoned: state.abandoned,
             waiting: state.waiting,
+            listeners: Arc::new(state.listeners),
             own: OwnOrders::new(now),
             early: Vec::new(),
             direct_reads: Arc::new(Semaphore::new(config.limits.direct_queue_max)),

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod catalog;
 pub mod connection;
 pub mod functions;
+pub mod notified;
 pub mod object_numbers;
 pub mod pool;
 pub mod prepared;

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
-use ordering::message::{BodyName, CommitDb, Direct, EffectDigests, ReplyCommitDb, ResultKey, ResultMessage};
+use ordering::message::{
+    BodyName, CommitDb, Direct, EffectDigests, Notifications, ReplyCommitDb, ResultKey, ResultMessage,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::VoterConfig;
@@ -100,6 +102,13 @@ pub enum VoterOutput {
         client: ClientId,
         /// The message.
         message: ResultMessage,
+    },
+    /// NOTIFICATIONS to a proxy: before the RESULT of the same order.
+    Notifications {
+        /// The proxy.
+        client: ClientId,
+        /// The message.
+        message: Notifications,
     },
     /// REPLY-COMMIT-DB to the replicas.
     Reply(ReplyCommitDb),

@@ -6,8 +6,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::{Bytes, BytesMut};
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
 use ordering::message::{
-    BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, EffectDigests, MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX,
-    ReplyCommitDb, Request, ResultMessage, StoreReceipt,
+    BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, EffectDigests, MESSAGE_BYTES_MAX, NOTIFICATIONS_BYTES_MAX,
+    Notifications, OPERATION_BYTES_MAX, ReplyCommitDb, Request, ResultMessage, StoreReceipt,
 };
 
 /// Room for what surrounds an operation or a result in a frame.
@@ -72,10 +72,12 @@ pub enum Frame {
     Body(BodyName, Bytes),
     /// What a voter's database server has changed, to the voters of other machines.
     Effects(EffectDigests),
+    /// What a transaction has notified, from a voter to a proxy.
+    Notifications(Notifications),
 }
 
 /// A frame's kind, for metrics and limits; the index is its Borsh tag.
-const KINDS: [(&str, usize); 15] = [
+const KINDS: [(&str, usize); 16] = [
     ("ping", SMALL_BYTES_MAX),
     ("pong", SMALL_BYTES_MAX),
     ("request", OPERATION_BYTES_MAX + SLACK_BYTES),
@@ -91,6 +93,7 @@ const KINDS: [(&str, usize); 15] = [
     ("fetch_body", SMALL_BYTES_MAX),
     ("body", BODY_BYTES_MAX + SLACK_BYTES),
     ("effects", SMALL_BYTES_MAX),
+    ("notifications", NOTIFICATIONS_BYTES_MAX + SLACK_BYTES),
 ];
 
 /// The name and the largest size in bytes of the kind with this tag.
@@ -103,8 +106,10 @@ pub(super) fn may_send(sender: Peer, receiver: Peer, tag: u8) -> bool {
     let Some((name, _)) = kind(tag) else { return false };
     match (sender, receiver) {
         (Peer::Client(_), Peer::Machine(_)) => matches!(name, "ping" | "pong" | "request" | "client"),
-        (Peer::Machine(_), Peer::Client(_)) => matches!(name, "ping" | "pong" | "result" | "receipt"),
-        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result" | "receipt"),
+        (Peer::Machine(_), Peer::Client(_)) => {
+            matches!(name, "ping" | "pong" | "result" | "receipt" | "notifications")
+        }
+        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result" | "receipt" | "notifications"),
         (Peer::Client(_), Peer::Client(_)) => false,
     }
 }

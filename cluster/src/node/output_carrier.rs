@@ -56,6 +56,11 @@ impl<H: Hosted> OutputCarrier<H> {
                 self.links.send_frame(Peer::Client(client), &Frame::Result(message));
                 Ok(())
             }
+            VoterOutput::Notifications { client, message } => {
+                self.links
+                    .send_frame(Peer::Client(client), &Frame::Notifications(message));
+                Ok(())
+            }
             VoterOutput::Order { operation, home } => {
                 self.own_client.order(operation, home, Instant::now());
                 Ok(())

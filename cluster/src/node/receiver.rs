@@ -155,7 +155,8 @@ impl<H: Hosted> NodeReceiver<H> {
             | Frame::Result(_)
             | Frame::Receipt(_)
             | Frame::FetchBody(_)
-            | Frame::Body(..) => None,
+            | Frame::Body(..)
+            | Frame::Notifications(_) => None,
         })
     }
 }

@@ -169,6 +169,14 @@ async fn pump(
                 }
                 let _ = results.send((machine, FromNode::Result(message))).await;
             }
+            VoterOutput::Notifications { mut message, .. } if !faults.is_mute(machine) => {
+                if faults.is_forger(machine) {
+                    for notification in &mut message.notifications {
+                        notification.payload.push_str(" forged");
+                    }
+                }
+                let _ = results.send((machine, FromNode::Notifications(message))).await;
+            }
             VoterOutput::Reply(reply) => {
                 stores.iter().for_each(|store| store.flushed(machine, reply.flushed.0));
             }

@@ -221,7 +221,10 @@ impl Network {
                     self.note(|| format!("    m{machine} orders {:?} at {order}", operation.work));
                 }
                 VoterOutput::Effects { to, message } => self.effects(machine, to, &message),
-                VoterOutput::Reply(_) | VoterOutput::FetchRequest { .. } | VoterOutput::FetchBody { .. } => {}
+                VoterOutput::Notifications { .. }
+                | VoterOutput::Reply(_)
+                | VoterOutput::FetchRequest { .. }
+                | VoterOutput::FetchBody { .. } => {}
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::effects::{Divergence, MESSAGE_PREFIX, drop_slot};
 use crate::lock_table::Position;
 
 const BOOTSTRAP_SQL: &str = include_str!("bootstrap.sql");
+const MEMBERSHIP_SQL: &str = include_str!("membership.sql");
 
 /// Roles of PostgreSQL that reach beyond the database: their members could change the server under the voter.
 const POWERFUL_ROLES: &[&str] = &[
@@ -90,6 +91,7 @@ impl Bookkeeper {
         if !config.compare_effects {
             self.query(&drop_slot(&config.postgres.database)).await?;
         }
+        self.query(MEMBERSHIP_SQL).await?;
         let functions = Functions::from_rows(&self.query(FUNCTIONS_QUERY).await?)?;
         self.call(&functions.restore_sequences(None)).await?;
         self.call(&functions.record_sequences(Some(ALL_SEQUENCES))).await?;

@@ -16,6 +16,7 @@ use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record, Sequences, TemporaryEnd};
 use crate::postgres::capture::command_complete;
+use crate::postgres::notified::Notified;
 use crate::postgres::written::Written;
 use crate::transactions::chain_over;
 use crate::work::{Refused, is_everything, sequences, temporary_end};
@@ -63,11 +64,7 @@ impl Slot {
             return Ok(Settled::Nothing);
         }
         // What is deferred has written something, which nothing does that was READ ONLY from its start.
-        let is_foreign = self
-            .backend
-            .as_ref()
-            .is_some_and(|borrowed| borrowed.backend.is_foreign());
-        let may_defer = (is_foreign || self.catalog_changed) && !self.transaction.read_only;
+        let may_defer = (self.is_foreign() || self.catalog_changed) && !self.transaction.read_only;
         let sequences = sequences(&self.held);
         let end = self.temporary_end();
         let answer = match self
@@ -90,6 +87,12 @@ impl Slot {
         }
     }
 
+    /// Whether code of users has run in its backend.
+    fn is_foreign(&self) -> bool {
+        let backend = self.backend.as_ref();
+        backend.is_some_and(|borrowed| borrowed.backend.is_foreign())
+    }
+
     /// What becomes of the temporary tables that this transaction may have written; `None`: it can have written none.
     fn temporary_end(&self) -> Option<TemporaryEnd> {
         let context = &self.transaction.context;
@@ -100,6 +103,10 @@ impl Slot {
 
     /// Whether the settled transaction may have written anything.
     fn has_written(&self) -> bool {
+        if self.notifies {
+            // What is notified has an effect, though it is no row.
+            return true;
+        }
         let backend = self.backend.as_ref().filter(|_| self.settled.is_some());
         backend.is_none_or(|borrowed| borrowed.backend.has_written())
     }
@@ -110,8 +117,12 @@ impl Slot {
         let asker = commit.asker;
         self.held = commit.held.clone();
         self.catalog_written = Written::Nothing;
+        self.notified = Notified::default();
         let outcome = self.try_commit(&commit).await?;
         observe("commit", started);
+        let notified = std::mem::take(&mut self.notified);
+        let context = &self.transaction.context;
+        commit.audience.tell(&self.shared.reporter, context, notified).await;
         asker.answer(&self.shared.reporter, outcome).await;
         self.close().await?;
         let written = std::mem::take(&mut self.catalog_written);
@@ -259,6 +270,7 @@ impl Slot {
             asks_catalog: is_everything(&self.held) && self.catalog_changed,
             // A voter that has settled has emptied and dropped temporary tables then.
             temporary: self.temporary_end().filter(|_| certified.is_none()),
+            listens: commit.audience.channels(self.notifies || self.is_foreign()),
             ..commit.record.clone()
         };
         self.record_commit(&record).await
@@ -291,6 +303,7 @@ impl Slot {
             sequences: Sequences::None,
             asks_catalog: false,
             temporary: None,
+            listens: None,
         };
         self.record_commit(&record).await
     }
@@ -303,6 +316,9 @@ impl Slot {
             // A backend that was lost cannot say.
             let backend = self.backend.as_mut();
             self.catalog_written = backend.map_or(Written::Unknown, |backend| backend.backend.take_catalog_written());
+        }
+        if let Some(borrowed) = &mut self.backend {
+            self.notified = borrowed.backend.take_notified();
         }
         let notices = self.settled.take();
         let answer = match played {
@@ -337,8 +353,13 @@ impl Slot {
 
 /// The result of an Abort.
 pub(crate) fn rolled_back() -> Outcome {
+    completed("ROLLBACK")
+}
+
+/// The result of something that answers nothing but its tag.
+pub(crate) fn completed(tag: &str) -> Outcome {
     let result = ExchangeResult {
-        messages: command_complete("ROLLBACK"),
+        messages: command_complete(tag),
         status: b'I',
     };
     outcome(Answer::Result(result)).unwrap_or(Outcome::Unavailable)

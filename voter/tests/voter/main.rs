@@ -13,6 +13,7 @@ mod ends;
 mod hostile;
 mod large;
 mod left_behind;
+mod notifications;
 mod object_numbers;
 mod one_shots;
 mod reads;

@@ -9,7 +9,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{
     BodyName, CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, EffectDigest, EffectDigests,
-    Outcome, Request, ResultKey, ResultMessage, body_digest, chain,
+    Notifications, Outcome, Request, ResultKey, ResultMessage, body_digest, chain,
 };
 use spool::SpoolDirectory;
 use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
@@ -41,6 +41,7 @@ const NODE: ClientId = ClientId(1_000);
 struct Log {
     entries: Vec<CommitDbEntry>,
     results: BTreeMap<ResultKey, Vec<ResultMessage>>,
+    notifications: Vec<Notifications>,
     flushed: u64,
     /// What is below this order cannot be fetched.
     begins: u64,
@@ -431,6 +432,11 @@ impl Rig {
         let mut effects = self.handle.as_ref().unwrap().effects();
         let waited = tokio::time::timeout(Duration::from_secs(20), effects.wait_for(wanted)).await;
         assert!(waited.is_ok(), "the effects are {:?}", self.effects());
+    }
+
+    /// What the voter has told of notifications since it was asked last.
+    pub(crate) fn take_notifications(&self) -> Vec<Notifications> {
+        std::mem::take(&mut self.log.lock().unwrap().notifications)
     }
 
     pub(crate) fn forget_results(&self) {

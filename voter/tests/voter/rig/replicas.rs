@@ -64,6 +64,7 @@ pub(super) async fn pump(
                     .or_default()
                     .push(message),
             },
+            VoterOutput::Notifications { message, .. } => log.lock().unwrap().notifications.push(message),
             VoterOutput::Reply(reply) => log.lock().unwrap().flushed = reply.flushed.0,
             VoterOutput::Fetch { from } => {
                 let (entries, begins) = {
