@@ -7,9 +7,10 @@ use crate::identifiers::{Digest, Order};
 use crate::ledger::LogAnswer;
 use crate::ledger::answer::{Collected, Question};
 use crate::message::Request;
-use crate::pbft::messages::{Batch, Message};
-use crate::pbft::record::Record;
+use crate::pbft::log::record::Record;
 use crate::pbft::window::operations;
+use crate::pbft::wire::message::Message;
+use crate::pbft::wire::ordered::Batch;
 
 /// A batch and its bodies.
 type Accepted = (Arc<Batch>, Vec<Arc<Request>>);

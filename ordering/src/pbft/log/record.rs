@@ -7,7 +7,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::ledger::{CertifiedCheckpoint, HistoryEntry, LogRecord, StableCheckpoint, Written};
 use crate::message::Request;
-use crate::pbft::messages::{Batch, RequestViewChange};
+use crate::pbft::wire::change::RequestViewChange;
+use crate::pbft::wire::ordered::Batch;
 
 /// One record of the log.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

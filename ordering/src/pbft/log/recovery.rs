@@ -1,7 +1,6 @@
-//! Reading the log after a restart. Everything that a replica has ever said is in it, so it simply goes on: in the
-//! view that it was in or wanted, with the batches that it has accepted, its certificates, and its history.
-//!
-//! Only the primary does not go on: what it proposed may not be in its log. It resigns, and the next one leads.
+//! Reading the log after a restart. Everything that a replica has ever said is in it, so it simply goes on
+//! (`views/starting.rs`): in the view that it was in or wanted, with the batches that it has accepted, its certificates, and
+//! its history.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,11 +12,12 @@ use crate::ledger::history::{DecidedHistory, ENTRY_BYTES, to_history};
 use crate::ledger::retained::Retained;
 use crate::ledger::{CertifiedCheckpoint, HistoryEntry, HistoryPoint, Restored, StableCheckpoint};
 use crate::message::Request;
-use crate::pbft::messages::{Batch, Certificate, Commit, Prepare, RequestViewChange};
-use crate::pbft::outcome::{End, point_of};
-use crate::pbft::record::{Record, Resume};
-use crate::pbft::window::{Slot, Stage, Votes, Window, operations};
-use crate::pbft::{HISTORY_VIEW, Machine};
+use crate::pbft::core::{HISTORY_VIEW, LoggedView};
+use crate::pbft::log::record::{Record, Resume};
+use crate::pbft::phase::Begin;
+use crate::pbft::window::{Slot, Stage, Window, operations, point_of};
+use crate::pbft::wire::change::RequestViewChange;
+use crate::pbft::wire::ordered::{Batch, Certificate};
 
 /// Bytes of decided bodies below the stable checkpoint that are kept in memory while the log is read.
 const TAIL_BYTES_MAX: usize = 16 << 20;
@@ -38,18 +38,18 @@ struct Accepted {
 /// Memory: only what is above the last stable checkpoint, and a bounded tail of the history below.
 #[derive(Debug)]
 pub struct Recovery {
-    pub(crate) restored: Restored,
+    restored: Restored,
     /// The low end of the window.
-    pub(crate) low: Option<StableCheckpoint>,
+    low: Option<StableCheckpoint>,
     /// The view that the machine was in, or wanted; none: the log is empty.
-    pub(crate) view: Option<View>,
-    pub(crate) is_active: bool,
+    view: Option<View>,
+    is_active: bool,
     /// How that view began.
-    pub(crate) outcome: Vec<Arc<Batch>>,
+    outcome: Vec<Arc<Batch>>,
     /// Why it wanted that view.
-    pub(crate) requests: Vec<RequestViewChange>,
+    requests: Vec<RequestViewChange>,
     accepted: BTreeMap<u64, Accepted>,
-    pub(crate) certificates: BTreeMap<u64, Arc<Certificate>>,
+    certificates: BTreeMap<u64, Arc<Certificate>>,
     /// Fetched operations whose proof has not been read.
     fetched: Vec<HistoryEntry>,
 }
@@ -150,56 +150,39 @@ impl Recovery {
     }
 
     fn decide(&mut self, number: u64, digest: Digest) {
-        let is_next = number == self.restored.history.point.value + 1;
+        let restored = &mut self.restored;
+        let is_next = number == restored.history.point.value + 1;
         let accepted = self.accepted.get_mut(&number);
         let Some(accepted) = accepted.filter(|accepted| is_next && accepted.digest == digest) else {
             return;
         };
         accepted.is_delivered = true;
         let bodies: Vec<_> = std::mem::take(&mut accepted.requests).into_iter().map(Some).collect();
-        let batch = Arc::clone(&accepted.batch);
-        let decided: Vec<_> = operations(&batch, &bodies).collect();
+        let decided: Vec<_> = operations(&accepted.batch, &bodies).collect();
         for (_, operation) in &decided {
-            self.restored.bodies.locate(operation.digest, operation.order);
+            restored.bodies.locate(operation.digest, operation.order);
             if let Some(request) = &operation.request {
-                self.restored
-                    .clients
-                    .record(request.client, request.number, request.floor);
+                restored.clients.add(request);
             }
         }
-        let stable = self
-            .restored
-            .stable
-            .as_ref()
-            .map_or(HistoryPoint::GENESIS, |checkpoint| checkpoint.stable.point);
-        let point = self.restored.history.point;
-        let above = point.bytes.saturating_sub(stable.bytes)
-            + (point.order.0.saturating_sub(stable.order.0) + decided.len() as u64) * ENTRY_BYTES as u64
-            + bodies
-                .iter()
-                .flatten()
-                .map(|body| body.operation.len() as u64)
-                .sum::<u64>();
+        let stable = restored.stable.as_ref().map(|checkpoint| checkpoint.stable.point);
+        let (stable, point) = (stable.unwrap_or(HistoryPoint::GENESIS), restored.history.point);
+        let coming: u64 = bodies.iter().flatten().map(|body| body.operation.len() as u64).sum();
+        let orders = point.order.0.saturating_sub(stable.order.0) + decided.len() as u64;
+        let above = point.bytes.saturating_sub(stable.bytes) + orders * ENTRY_BYTES as u64 + coming;
         let bytes_max = TAIL_BYTES_MAX.saturating_add(usize::try_from(above).unwrap_or(usize::MAX));
-        let entries = decided
-            .into_iter()
-            .map(|(group, operation)| to_history(group, operation));
-        for gone in self
-            .restored
-            .history
-            .append(entries, HISTORY_VIEW, number, (bytes_max, Order(u64::MAX)))
-        {
-            self.restored.bodies.forget_location(&gone.digest, gone.order);
-        }
+        let entries = decided.into_iter();
+        let entries = entries.map(|(group, operation)| to_history(group, operation));
+        let limits = (bytes_max, Order(u64::MAX));
+        let bodies = &mut restored.bodies;
+        restored.history.append(bodies, entries, HISTORY_VIEW, number, limits);
     }
 
     fn cut(&mut self, checkpoint: Arc<CertifiedCheckpoint>) {
         let point = checkpoint.stable.point;
         if point.order > self.restored.history.point.order {
             self.restored.clients = checkpoint.clients.clone();
-            for gone in self.restored.history.jump(point) {
-                self.restored.bodies.forget_location(&gone.digest, gone.order);
-            }
+            self.restored.history.jump(&mut self.restored.bodies, point);
         }
         self.restored.retained.push(&point);
         self.raise_low(checkpoint.stable.clone());
@@ -240,19 +223,32 @@ impl Recovery {
         self.certificates = self.certificates.split_off(&(number + 1));
     }
 
-    /// The batches above the low end, as they were; those of the view in the stage that the log proves.
-    pub(crate) fn window(&mut self) -> Window {
-        let mut window = Window {
-            committing: point_of(&self.low).value,
-            ..Window::default()
+    /// The state that a machine goes on with, and how.
+    pub(crate) fn restore(mut self) -> (Restored, Window, LoggedView, Begin) {
+        let begin = match self.view {
+            None => Begin::Fresh,
+            Some(_) if self.is_active => Begin::Resume,
+            Some(_) => Begin::Leave,
         };
+        let window = self.window();
+        let logged = LoggedView {
+            view: self.view.unwrap_or_default(),
+            is_active: self.is_active,
+            outcome: self.outcome,
+            requests: self.requests,
+        };
+        (self.restored, window, logged, begin)
+    }
+
+    /// The batches above the low end, as they were; those of the view in the stage that the log proves.
+    fn window(&mut self) -> Window {
+        let mut window = Window::above(self.low.take());
         for (number, accepted) in std::mem::take(&mut self.accepted) {
-            let slot = if accepted.is_delivered {
+            let mut slot = if accepted.is_delivered {
                 Slot::delivered(&accepted.batch, accepted.digest)
             } else {
                 self.restore_slot(accepted.requests, &accepted.batch, accepted.digest)
             };
-            let mut slot = slot;
             if self.is_active && Some(accepted.view) == self.view {
                 let certificate = self.certificates.get(&number);
                 let is_prepared = certificate.is_some_and(|certificate| certificate.view == accepted.view)
@@ -271,87 +267,10 @@ impl Recovery {
         slot.is_logged = true;
         for (index, (request, entry)) in requests.into_iter().zip(&batch.entries).enumerate() {
             slot.fill(index, request);
-            let order = crate::identifiers::Order(batch.first.0 + index as u64);
-            self.restored.bodies.locate(entry.digest, order);
+            self.restored
+                .bodies
+                .locate(entry.digest, Order(batch.first.0 + index as u64));
         }
         slot
-    }
-}
-
-/// What the first step of a machine has to do.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Begin {
-    /// The log is empty: view 0.
-    Fresh,
-    /// Go on in the view.
-    Resume,
-    /// Say again that we want the view.
-    Leave,
-}
-
-impl Machine {
-    /// The first step.
-    pub(crate) fn begin(&mut self, begin: Begin) {
-        let view = self.view.view;
-        self.view.progress_us = self.ledger.now.monotonic_us;
-        let low = self.low.clone();
-        if let Some(low) = low.filter(|low| low.point.order > self.ledger.history.point.order) {
-            self.on_stable(low);
-        }
-        match begin {
-            Begin::Fresh => self.enter_first_view(),
-            Begin::Leave => self.on_left(view),
-            Begin::Resume if self.ledger.configuration.primary(view) == self.ledger.configuration.machine => {
-                self.resign();
-            }
-            Begin::Resume => {
-                let outcome = self.view.outcome.clone();
-                self.resume(&outcome);
-            }
-        }
-    }
-
-    fn resume(&mut self, outcome: &[Arc<Batch>]) {
-        self.count_own_votes();
-        let waiting: Vec<Digest> = self
-            .window
-            .undelivered()
-            .flat_map(|slot| slot.batch.entries.iter().map(|entry| entry.digest))
-            .collect();
-        for digest in waiting {
-            self.waiting.add(digest, self.ledger.now.monotonic_us);
-        }
-        self.view.next = End::after(&self.low_point());
-        for batch in outcome {
-            let slot = self.window.slots.get(&batch.number);
-            if slot.is_some_and(|slot| slot.stage != Stage::Waiting) {
-                self.view.next = End::of(batch);
-            } else if batch.number > self.low_point().value {
-                self.install_again(batch);
-            }
-        }
-        self.view.fresh = self.view.next.number;
-        self.skip_accepted();
-    }
-
-    /// The votes that the log proves.
-    fn count_own_votes(&mut self) {
-        let (own, view) = (self.ledger.configuration.machine, self.view.view);
-        let voted: Vec<_> = self
-            .window
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.stage != Stage::Waiting)
-            .map(|(number, slot)| (*number, slot.digest, slot.stage))
-            .collect();
-        for (number, digest, stage) in voted {
-            let signature = self.ledger.sign(&Prepare::signed(view, number, &digest));
-            let votes: &mut Votes = self.window.votes.entry(number).or_default();
-            votes.prepare(own, digest, signature);
-            if stage == Stage::Prepared {
-                let commit = Commit { view, number, digest };
-                votes.commit(own, commit.digest);
-            }
-        }
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::configuration::{Configuration, Mutant};
-use crate::identifiers::Order;
-use crate::ledger::{HistoryPoint, StableCheckpoint};
-use crate::pbft::messages::{Batch, Certificate, ViewChange};
+use crate::ledger::StableCheckpoint;
+use crate::pbft::window::{End, point_of};
+use crate::pbft::wire::change::ViewChange;
+use crate::pbft::wire::ordered::{Batch, Certificate};
 
 /// How a view begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,50 +59,11 @@ pub(crate) fn compute<'a>(
     Outcome { stable, batches }
 }
 
-/// Where a history goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct End {
-    /// The number of the next batch.
-    pub(crate) number: u64,
-    /// The next order.
-    pub(crate) order: Order,
-    /// The time of the last order.
-    pub(crate) time_us: u64,
-}
-
-impl End {
-    pub(crate) fn after(point: &HistoryPoint) -> Self {
-        End {
-            number: point.value + 1,
-            order: point.order.next(),
-            time_us: point.time_us,
-        }
-    }
-
-    pub(crate) fn of(batch: &Batch) -> Self {
-        End {
-            number: batch.number + 1,
-            order: batch.last().next(),
-            time_us: batch.last_us(),
-        }
-    }
-
-    /// Whether a batch is the next one: number and orders without gap, times that rise.
-    pub(crate) fn continues(&self, batch: &Batch) -> bool {
-        batch.number == self.number && batch.first == self.order && batch.time_us > self.time_us
-    }
-}
-
-/// The point of a stable checkpoint.
-pub(crate) fn point_of(stable: &Option<StableCheckpoint>) -> HistoryPoint {
-    stable.as_ref().map_or(HistoryPoint::GENESIS, |stable| stable.point)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identifiers::{GroupId, MachineId, View};
-    use crate::ledger::PrepareEntry;
+    use crate::identifiers::{GroupId, MachineId, Order, View};
+    use crate::ledger::{HistoryPoint, PrepareEntry};
 
     /// A batch of two entries; `mark` tells it from others.
     fn certificate(view: u64, number: u64, mark: u8) -> Arc<Certificate> {
