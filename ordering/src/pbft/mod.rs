@@ -9,7 +9,7 @@
 //! | how a machine comes from one phase to another, after a restart too | `views/` |
 //! | Live: requests are ordered, accepted, prepared, decided; what is lost is sent again | `live/` |
 //! | Changing: how the next view begins | `change/` |
-//! | what every phase works on: the ledger, what was accepted, what waits, whether it gets on | `core.rs`, `window.rs`, `waiting.rs`, `pace.rs` |
+//! | what every phase works on: the ledger, what was accepted, what waits, whether it gets on | `core.rs`, `window.rs`, `waiting.rs`, `bodies.rs`, `pace.rs` |
 //! | the decided history: its checkpoints, where the log is cut | `history.rs`, `ledger/` |
 //! | the log: what stands in it, reading it after a restart, answers from it | `log/` |
 //! | messages, and what of them can be verified without state, by any thread | `wire/` |
@@ -20,6 +20,7 @@
 //! **In order.** Batches are accepted, and COMMITs sent, in the order of their numbers. So orders have no gap from the
 //! beginning, and a view change has none to fill.
 
+mod bodies;
 mod change;
 mod core;
 mod history;

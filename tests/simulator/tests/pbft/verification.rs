@@ -9,7 +9,7 @@ use ordering::pbft::{Batch, Certificate, Message, Prepare, RequestViewChange, Vi
 use ordering::verified::Rejection;
 
 use crate::adversary::{sign_new_view, sign_proposal, sign_view_change};
-use crate::cluster::Cluster;
+use crate::cluster;
 
 const M2: MachineId = MachineId(2);
 
@@ -66,11 +66,11 @@ fn view_change(keys: &[SigningKey]) -> ViewChange {
 
 /// What becomes of m2's VIEW-CHANGE when it is altered and signed again by m2.
 fn altered(alter: impl Fn(&[SigningKey], &mut ViewChange)) -> Result<(), Rejection> {
-    let cluster = Cluster::new(1, 1, 1);
-    let mut view_change = view_change(&cluster.keys);
-    alter(&cluster.keys, &mut view_change);
-    let message = Message::ViewChange(sign_view_change(&cluster.keys[2], view_change));
-    verify_message(M2, message, &cluster.directory).map(drop)
+    let cluster = cluster(1, 1, 1);
+    let mut view_change = view_change(cluster.keys());
+    alter(cluster.keys(), &mut view_change);
+    let message = Message::ViewChange(sign_view_change(&cluster.keys()[2], view_change));
+    verify_message(M2, message, cluster.directory()).map(drop)
 }
 
 #[test]
@@ -136,18 +136,18 @@ fn nobody_leaves_a_view_alone() {
 
 #[test]
 fn new_views_need_a_quorum_of_their_own_view() {
-    let cluster = Cluster::new(1, 1, 1);
+    let cluster = cluster(1, 1, 1);
     let signed_by = |machine: u8, view: View| {
-        let mut own = view_change(&cluster.keys);
+        let mut own = view_change(cluster.keys());
         own.machine = MachineId(machine);
         own.view = view;
-        own.requests = vec![request(&cluster.keys, 1, View(5)), request(&cluster.keys, 3, View(5))];
-        sign_view_change(&cluster.keys[usize::from(machine)], own)
+        own.requests = vec![request(cluster.keys(), 1, View(5)), request(cluster.keys(), 3, View(5))];
+        sign_view_change(&cluster.keys()[usize::from(machine)], own)
     };
     let verdict = |machines: &[(u8, u64)]| {
         let view_changes = machines.iter().map(|(machine, view)| signed_by(*machine, View(*view)));
-        let message = sign_new_view(&cluster.keys[1], View(1), view_changes.collect());
-        verify_message(M2, message, &cluster.directory).map(drop)
+        let message = sign_new_view(&cluster.keys()[1], View(1), view_changes.collect());
+        verify_message(M2, message, cluster.directory()).map(drop)
     };
     assert_eq!(verdict(&[(0, 1), (1, 1), (2, 1)]), Ok(()));
     assert_eq!(verdict(&[(0, 1), (1, 1), (2, 1), (3, 1)]), Ok(()));
@@ -162,19 +162,19 @@ fn new_views_need_a_quorum_of_their_own_view() {
         Err(Rejection::Malformed),
         "of another view"
     );
-    let wrong_primary = sign_new_view(&cluster.keys[2], View(1), vec![signed_by(0, View(1))]);
-    let verdict = verify_message(M2, wrong_primary, &cluster.directory).map(drop);
+    let wrong_primary = sign_new_view(&cluster.keys()[2], View(1), vec![signed_by(0, View(1))]);
+    let verdict = verify_message(M2, wrong_primary, cluster.directory()).map(drop);
     assert_eq!(verdict, Err(Rejection::WrongSignature));
 }
 
 #[test]
 fn proposals_are_of_the_primary_and_well_formed() {
-    let cluster = Cluster::new(1, 1, 1);
+    let cluster = cluster(1, 1, 1);
     let verdict = |key: usize, alter: fn(&mut Batch)| {
         let mut batch = batch(1);
         alter(&mut batch);
-        let message = sign_proposal(&cluster.keys[key], View(4), batch);
-        verify_message(MachineId(3), message, &cluster.directory).map(drop)
+        let message = sign_proposal(&cluster.keys()[key], View(4), batch);
+        verify_message(MachineId(3), message, cluster.directory()).map(drop)
     };
     assert_eq!(verdict(0, |_| {}), Ok(()), "whoever passes it on");
     assert_eq!(verdict(1, |_| {}), Err(Rejection::WrongSignature));

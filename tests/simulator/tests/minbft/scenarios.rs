@@ -1,33 +1,16 @@
 //! What must hold, scenario by scenario.
 
-use crate::cluster::{Cluster, Weather};
-use ordering::agreement::Agreement;
+use crate::Cluster;
 use ordering::identifiers::{MachineId, Order};
 
 /// Long enough for anything that must end once the network is calm.
 const PATIENCE_US: u64 = 20_000_000;
 
-fn storm(cluster: &mut Cluster) -> Weather {
-    Weather {
-        loss: cluster.random(0..20) as f64 / 100.0,
-        duplication: cluster.random(0..10) as f64 / 100.0,
-        delay_max_us: cluster.random(100..8_000),
-    }
-}
-
-fn submit_for(cluster: &mut Cluster, requests: u64) {
-    for _ in 0..requests {
-        cluster.submit();
-        let pause_us = cluster.random(0..3_000);
-        cluster.run(pause_us);
-    }
-}
-
 #[test]
 fn a_fresh_cluster_starts_and_decides() {
     let mut cluster = Cluster::new(1, 1, 2);
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
-    submit_for(&mut cluster, 50);
+    cluster.submit_for(50);
     assert!(cluster.run_until(2_000_000, Cluster::is_done));
     cluster.check();
     cluster.check_logs();
@@ -41,13 +24,13 @@ fn turbulent_life(seed: u64) {
     let faults = if seed.is_multiple_of(3) { 2 } else { 1 };
     let groups = 1 + (seed % 3) as u16;
     let mut cluster = Cluster::new(seed, faults, groups);
-    cluster.weather = storm(&mut cluster);
+    cluster.storm();
     let early = cluster.random(0..400_000);
     cluster.run(early);
     let rounds = cluster.random(1..4);
     for _ in 0..rounds {
         let requests = cluster.random(1..30);
-        submit_for(&mut cluster, requests);
+        cluster.submit_for(requests);
         for _ in 0..cluster.random(0..u64::from(faults) + 1) {
             let victim = cluster.random_replica();
             if cluster.is_up(victim)
@@ -57,16 +40,16 @@ fn turbulent_life(seed: u64) {
             }
         }
         let requests = cluster.random(1..30);
-        submit_for(&mut cluster, requests);
+        cluster.submit_for(requests);
         cluster.check_safety();
         cluster.crash_all();
         cluster.start_all();
-        cluster.weather = storm(&mut cluster);
+        cluster.storm();
     }
     cluster.heal();
     let is_live = cluster.run_until(PATIENCE_US, Cluster::is_live);
     assert!(is_live, "seed {seed}: starts again\n{}", cluster.describe());
-    submit_for(&mut cluster, 5);
+    cluster.submit_for(5);
     let is_done = cluster.run_until(PATIENCE_US, Cluster::is_done);
     assert!(is_done, "seed {seed}: decides again\n{}", cluster.describe());
     cluster.check();
@@ -93,15 +76,15 @@ fn a_dead_replica_does_not_stall_the_others() {
     for (faults, dead) in [(1, 1), (2, 2)] {
         let mut cluster = Cluster::new(5, faults, 2);
         assert!(cluster.run_until(2_000_000, Cluster::is_live));
-        submit_for(&mut cluster, 20);
+        cluster.submit_for(20);
         for id in 1..=dead {
             cluster.crash(MachineId(id));
         }
-        let before_us = cluster.now_us;
-        submit_for(&mut cluster, 100);
+        let before_us = cluster.now_us();
+        cluster.submit_for(100);
         assert!(cluster.run_until(1_000_000, Cluster::is_done));
         assert!(
-            cluster.now_us - before_us < 600_000,
+            cluster.now_us() - before_us < 600_000,
             "nothing waited for a dead replica's timeout"
         );
         cluster.check();
@@ -112,9 +95,9 @@ fn a_dead_replica_does_not_stall_the_others() {
 fn a_replica_that_was_cut_off_catches_up() {
     let mut cluster = Cluster::new(6, 1, 2);
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
-    submit_for(&mut cluster, 10);
+    cluster.submit_for(10);
     cluster.isolate(MachineId(2));
-    submit_for(&mut cluster, 3_000);
+    cluster.submit_for(3_000);
     cluster.heal();
     assert!(cluster.run_until(PATIENCE_US, Cluster::is_done));
     cluster.check();
@@ -126,21 +109,17 @@ fn a_replica_that_was_cut_off_catches_up() {
 fn a_machine_that_is_restarted_alone_is_admitted_again() {
     let mut cluster = Cluster::new(7, 1, 2);
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
-    submit_for(&mut cluster, 20);
+    cluster.submit_for(20);
     cluster.crash(MachineId(3));
-    submit_for(&mut cluster, 20);
+    cluster.submit_for(20);
     cluster.start(MachineId(3));
     assert!(cluster.run_until(3_000_000, Cluster::is_live));
-    assert_eq!(
-        cluster.machine(MachineId(3)).status().primary,
-        MachineId(0),
-        "the primary stays"
-    );
+    assert_eq!(cluster.status(MachineId(3)).primary, MachineId(0), "the primary stays");
     // It takes part: without it there is no quorum now.
     cluster.crash(MachineId(2));
-    submit_for(&mut cluster, 20);
+    cluster.submit_for(20);
     assert!(cluster.run_until(3_000_000, Cluster::is_done));
-    assert_eq!(cluster.machine(MachineId(3)).status().decided, Order(60));
+    assert_eq!(cluster.status(MachineId(3)).decided, Order(60));
     cluster.check();
     cluster.check_logs();
     assert_eq!(cluster.reports, []);
@@ -150,7 +129,7 @@ fn a_machine_that_is_restarted_alone_is_admitted_again() {
 fn an_idle_cluster_is_quiet() {
     let mut cluster = Cluster::new(8, 1, 3);
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
-    submit_for(&mut cluster, 10);
+    cluster.submit_for(10);
     cluster.run(3_000_000);
     let before = cluster.sent;
     cluster.run(10_000_000);
@@ -176,10 +155,10 @@ fn changing_life(seed: u64) {
     let groups = 1 + (seed % 3) as u16;
     let mut cluster = Cluster::new(seed, faults, groups);
     assert!(cluster.run_until(5_000_000, Cluster::is_live), "seed {seed}");
-    cluster.weather = storm(&mut cluster);
+    cluster.storm();
     for _ in 0..cluster.random(2..7) {
         let requests = cluster.random(1..20);
-        submit_for(&mut cluster, requests);
+        cluster.submit_for(requests);
         let victim = match cluster.random(0..3) {
             0 => MachineId(0),
             1 => cluster.leader(),
@@ -191,11 +170,11 @@ fn changing_life(seed: u64) {
             _ => cluster.start_all(),
         }
         let requests = cluster.random(1..20);
-        submit_for(&mut cluster, requests);
+        cluster.submit_for(requests);
         let pause_us = cluster.random(0..2_000_000);
         cluster.run(pause_us);
         if cluster.random(0..2) == 0 {
-            cluster.cut.clear();
+            cluster.mend();
         }
         cluster.check_safety();
     }
@@ -203,7 +182,7 @@ fn changing_life(seed: u64) {
     cluster.start_all();
     let is_live = cluster.run_until(3 * PATIENCE_US, Cluster::is_live);
     assert!(is_live, "seed {seed}: all take part again\n{}", cluster.describe());
-    submit_for(&mut cluster, 5);
+    cluster.submit_for(5);
     let is_done = cluster.run_until(PATIENCE_US, Cluster::is_done);
     assert!(is_done, "seed {seed}: decides again\n{}", cluster.describe());
     cluster.check();

@@ -1,8 +1,9 @@
 //! What single lies and late messages must not do, each found by reading or by the simulator's adversaries.
 
-use crate::cluster::Cluster;
+use crate::Cluster;
+use crate::injecting::{Misplacing, Sent, inject_acknowledgement, inject_hello, misplace};
 use crate::rules::{changed, live, submit};
-use ordering::agreement::{Agreement, Input, Phase};
+use ordering::agreement::{Input, Phase};
 use ordering::identifiers::{MachineId, Order, View};
 use ordering::minbft::Message;
 
@@ -14,8 +15,8 @@ const M3: MachineId = MachineId(3);
 #[test]
 fn m0_does_not_go_to_a_view_that_one_machine_acknowledges() {
     let mut cluster = live(51, 1);
-    cluster.inject_acknowledgement(M1, M0, View(5));
-    assert_eq!(cluster.machine(M0).status().phase, Phase::Live);
+    inject_acknowledgement(&mut cluster, M1, M0, View(5));
+    assert_eq!(cluster.status(M0).phase, Phase::Live);
     submit(&mut cluster, 5);
     assert!(cluster.run_until(2_000_000, |cluster| cluster.decided.len() == 5));
     assert_eq!(changed(&cluster), [], "no view change was needed");
@@ -24,7 +25,7 @@ fn m0_does_not_go_to_a_view_that_one_machine_acknowledges() {
 #[test]
 fn a_start_takes_no_request_over_for_a_group_that_is_not_in_charge() {
     let mut cluster = live(52, 2);
-    cluster.order_twice(M0);
+    misplace(&mut cluster, M0, Misplacing::Both);
     cluster.submit();
     cluster.run(50_000);
     assert_eq!(cluster.decided.len(), 1, "only the group in charge commits");
@@ -42,16 +43,14 @@ fn nobody_collects_hellos_of_machines_that_no_longer_say_hello() {
     // m0 never hears that the view it has started is live.
     cluster.filter = |_, to, message| to != M0 || !matches!(message, Message::Acknowledge(_) | Message::Live(_));
     assert!(cluster.run_until(2_000_000, |cluster| {
-        cluster
-            .replicas()
-            .all(|id| cluster.machine(id).status().phase == Phase::Live)
+        cluster.replicas().all(|id| cluster.status(id).phase == Phase::Live)
     }));
     cluster.run(3_000_000);
     cluster.crash(M1);
     cluster.start(M1);
     for _ in 0..400 {
         cluster.run(1_000);
-        let phase = cluster.machine(M1).status().phase;
+        let phase = cluster.status(M1).phase;
         assert_ne!(phase, Phase::Starting, "the others are live: no start can succeed");
     }
 }
@@ -65,18 +64,18 @@ fn a_machine_that_gave_a_view_up_after_its_view_change_joins_it_when_it_is_live(
     cluster.filter = |_, to, message| to != M3 || !matches!(message, Message::AcknowledgeView(_) | Message::Live(_));
     cluster.submit();
     assert!(cluster.run_until(3_000_000, |cluster| changed(cluster) == [M1, M2]));
-    assert_eq!(cluster.machine(M3).status().phase, Phase::Changing);
+    assert_eq!(cluster.status(M3).phase, Phase::Changing);
     // It hears that more counters were lost than a view can bear, and prepares for a start.
-    cluster.inject_hello(M1, M3, 9, None);
-    cluster.inject_hello(M2, M3, 9, None);
-    assert_eq!(cluster.machine(M3).status().phase, Phase::Waiting);
+    inject_hello(&mut cluster, M1, M3, 9, None);
+    inject_hello(&mut cluster, M2, M3, 9, None);
+    assert_eq!(cluster.status(M3).phase, Phase::Waiting);
     cluster.heal();
     assert!(
         cluster.run_until(3_000_000, |cluster| changed(cluster) == [M1, M2, M3]),
         "{}",
         cluster.describe()
     );
-    assert_eq!(cluster.machine(M3).status().view, cluster.machine(M1).status().view);
+    assert_eq!(cluster.status(M3).view, cluster.status(M1).view);
     submit(&mut cluster, 5);
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
 }
@@ -87,20 +86,17 @@ fn what_is_not_decided_is_not_answered_in_the_form_of_a_vote() {
     cluster.filter = |_, _, message| !matches!(message, Message::Commit(_));
     let digest = cluster.submit();
     cluster.run(50_000);
-    assert_eq!(
-        (cluster.machine(M1).status().prepared, cluster.decided.len()),
-        (Order(1), 0)
-    );
+    assert_eq!((cluster.status(M1).prepared, cluster.decided.len()), (Order(1), 0));
     let order = Order(1);
     let fetch = Input::FetchRequest {
         from: M2,
         order,
         digest,
     };
-    assert_eq!(cluster.step(M1, fetch.clone()), []);
+    assert_eq!(cluster.ask(M1, fetch.clone()), []);
     cluster.heal();
     assert!(cluster.run_until(2_000_000, Cluster::is_done));
-    assert_eq!(cluster.step(M1, fetch).len(), 1);
+    assert_eq!(cluster.ask(M1, fetch).len(), 1);
 }
 
 #[test]
@@ -110,6 +106,8 @@ fn what_a_view_change_shows_fits_into_a_message() {
         configuration.message_bytes_max = BYTES_MAX;
         configuration.request_us = 3_000_000;
     });
+    let sent = Sent::default();
+    cluster.watch = Some(Box::new(sent.clone()));
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
     // Nothing becomes stable, so everything must be shown.
     cluster.filter = |_, _, message| !matches!(message, Message::Checkpoint(_) | Message::Stable(_));
@@ -122,9 +120,9 @@ fn what_a_view_change_shows_fits_into_a_message() {
     cluster.crash(M0);
     assert!(cluster.run_until(30_000_000, |cluster| changed(cluster).len() == 3));
     assert!(
-        cluster.new_views > 0 && cluster.largest <= BYTES_MAX,
+        sent.new_views.get() > 0 && sent.largest.get() <= BYTES_MAX,
         "{}",
-        cluster.largest
+        sent.largest.get()
     );
     cluster.heal();
     assert!(
@@ -149,14 +147,14 @@ fn batches_that_wait_for_a_checkpoint_go_on_when_it_comes() {
     }
     let decided = cluster.decided.len();
     assert!((20..600).contains(&decided), "they wait for a checkpoint: {decided}");
-    let view = cluster.machine(M1).status().view;
+    let view = cluster.status(M1).view;
     cluster.heal();
     assert!(
         cluster.run_until(60_000_000, Cluster::is_done),
         "{}",
         cluster.describe()
     );
-    assert_eq!(cluster.machine(M1).status().view, view, "without a view change");
+    assert_eq!(cluster.status(M1).view, view, "without a view change");
     cluster.check();
 }
 
@@ -167,9 +165,9 @@ fn a_view_that_only_a_liar_mentions_is_not_started() {
     let mut cluster = Cluster::new(58, 1, 1);
     // m3 lies to m0 about its view, and hides its true hello.
     cluster.filter = |from, _, message| from != M3 || !matches!(message, Message::Hello(_));
-    cluster.inject_hello(M3, M0, 1, Some(HIGHEST));
+    inject_hello(&mut cluster, M3, M0, 1, Some(HIGHEST));
     cluster.run(2_000_000);
-    let views = [M0, M1, M2].map(|machine| cluster.machine(machine).status());
+    let views = [M0, M1, M2].map(|machine| cluster.status(machine));
     assert!(
         views.iter().all(|status| status.phase == Phase::Waiting),
         "{}",
@@ -180,7 +178,7 @@ fn a_view_that_only_a_liar_mentions_is_not_started() {
     cluster.heal();
     cluster.start(M3);
     assert!(cluster.run_until(2_000_000, Cluster::is_live), "{}", cluster.describe());
-    let view = cluster.machine(M1).status().view;
+    let view = cluster.status(M1).view;
     assert!(view < View(16));
     submit(&mut cluster, 5);
     cluster.crash(M0);
@@ -190,6 +188,6 @@ fn a_view_that_only_a_liar_mentions_is_not_started() {
         "{}",
         cluster.describe()
     );
-    assert!(cluster.machine(M1).status().view > view);
+    assert!(cluster.status(M1).view > view);
     cluster.check();
 }

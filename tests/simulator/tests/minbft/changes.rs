@@ -1,8 +1,9 @@
 //! View changes: ways back into a view, and primaries that break the rules.
 
-use crate::cluster::Cluster;
+use crate::Cluster;
+use crate::injecting::{Misplacing, misplace};
 use crate::rules::{changed, live, submit};
-use ordering::agreement::{Agreement, MisbehaviourKind, Phase};
+use ordering::agreement::{MisbehaviourKind, Phase};
 use ordering::identifiers::{MachineId, View};
 use ordering::minbft::Message;
 
@@ -19,12 +20,12 @@ fn rule_6_a_machine_that_was_admitted_into_a_view_that_was_left_returns_by_it() 
     cluster.start(M1);
     // The others admit m1's new counter, and m1 does not hear of it.
     cluster.filter = |_, to, _| to != M1;
-    let admitted = |cluster: &Cluster| [M2, M3].map(|id| cluster.machine(id).status().view.0) == [4, 4];
+    let admitted = |cluster: &Cluster| [M2, M3].map(|id| cluster.status(id).view.0) == [4, 4];
     assert!(cluster.run_until(5_000_000, |cluster| admitted(cluster) && changed(cluster) == [M2, M3]));
     // They leave that view, and then one of them is restarted: nobody is live, and only one counter is lost.
     cluster.crash(M0);
     cluster.submit();
-    let is_changing = |id: MachineId, cluster: &Cluster| cluster.machine(id).status().phase == Phase::Changing;
+    let is_changing = |id: MachineId, cluster: &Cluster| cluster.status(id).phase == Phase::Changing;
     assert!(cluster.run_until(5_000_000, |cluster| is_changing(M2, cluster)
         && is_changing(M3, cluster)));
     cluster.crash(M3);
@@ -49,7 +50,7 @@ fn rule_3_a_machine_that_abandoned_a_view_makes_no_second_view_change_to_it() {
     cluster.crash(M0);
     cluster.filter = |_, _, message| !matches!(message, Message::NewView(_));
     cluster.submit();
-    let phase = |id: MachineId, cluster: &Cluster| cluster.machine(id).status().phase;
+    let phase = |id: MachineId, cluster: &Cluster| cluster.status(id).phase;
     assert!(cluster.run_until(5_000_000, |cluster| phase(M2, cluster) == Phase::Changing));
     cluster.run(50_000);
     // m2 waits in vain for view 1, and wants view 2; the wishes of the others for view 1 are still fresh.
@@ -78,7 +79,7 @@ fn a_primary_that_gives_requests_to_wrong_groups_is_replaced() {
     for deaf in [None, Some(M2)] {
         let mut cluster = live(40, 2);
         cluster.deaf = deaf.into_iter().collect();
-        cluster.misplace_requests(M0);
+        misplace(&mut cluster, M0, Misplacing::Wrong);
         submit(&mut cluster, 10);
         // At each delivery it is checked that the group is in charge.
         assert!(
@@ -105,16 +106,13 @@ fn a_machine_that_returns_does_not_slow_down_the_change_that_is_needed() {
         assert!(cluster.run_until(5_000_000, Cluster::is_live), "{}", cluster.describe());
         submit(&mut cluster, 3);
     }
-    assert!(
-        cluster.machine(M1).status().view >= View(12),
-        "three views were left for it"
-    );
+    assert!(cluster.status(M1).view >= View(12), "three views were left for it");
     cluster.crash(M0);
     cluster.submit();
     // Its 300 ms would have doubled three times.
-    let begin_us = cluster.now_us;
+    let begin_us = cluster.now_us();
     assert!(cluster.run_until(9_000_000, Cluster::is_done), "{}", cluster.describe());
-    let waited_us = cluster.now_us - begin_us;
+    let waited_us = cluster.now_us() - begin_us;
     assert!(waited_us < 900_000, "{waited_us}");
     cluster.check();
 }

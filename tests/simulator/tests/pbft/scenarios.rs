@@ -1,29 +1,12 @@
 //! Lives of clusters: storms, crashes, restarts, liars; then everything must come to rest.
 
-use crate::adversary::{Adversary, LIES};
-use crate::cluster::{Cluster, Weather};
-use ordering::agreement::Agreement;
+use crate::adversary::{LIES, corrupt};
+use crate::{Cluster, cluster, tuned};
 use ordering::configuration::CHECKPOINT_ORDERS;
 use ordering::identifiers::{MachineId, Order};
 
 /// Long enough for anything that must end once the network is calm.
 pub(crate) const PATIENCE_US: u64 = 120_000_000;
-
-fn storm(cluster: &mut Cluster) -> Weather {
-    Weather {
-        loss: cluster.random(0..20) as f64 / 100.0,
-        duplication: cluster.random(0..10) as f64 / 100.0,
-        delay_max_us: cluster.random(100..8_000),
-    }
-}
-
-pub(crate) fn submit_for(cluster: &mut Cluster, requests: u64) {
-    for _ in 0..requests {
-        cluster.submit();
-        let pause_us = cluster.random(0..3_000);
-        cluster.run(pause_us);
-    }
-}
 
 /// Everything that was submitted is decided everywhere, and everything that must hold does.
 pub(crate) fn settle(cluster: &mut Cluster, what: &str) {
@@ -37,12 +20,12 @@ pub(crate) fn settle(cluster: &mut Cluster, what: &str) {
 #[test]
 fn a_fresh_cluster_decides_at_once() {
     for (seed, faults, groups) in [(1, 1, 1), (2, 1, 3), (3, 2, 2)] {
-        let mut cluster = Cluster::new(seed, faults, groups);
-        submit_for(&mut cluster, 50);
+        let mut cluster = cluster(seed, faults, groups);
+        cluster.submit_for(50);
         settle(&mut cluster, "fresh");
         assert_eq!(cluster.duplicates(), 0);
         assert_eq!(cluster.decided.len(), 50);
-        assert_eq!(cluster.machine(MachineId(1)).status().view.0, 0);
+        assert_eq!(cluster.status(MachineId(1)).view.0, 0);
     }
 }
 
@@ -50,20 +33,22 @@ fn a_fresh_cluster_decides_at_once() {
 fn turbulent_life(seed: u64) {
     let faults = if seed.is_multiple_of(3) { 2 } else { 1 };
     let groups = 1 + (seed % 3) as u16;
-    let mut cluster = Cluster::new(seed, faults, groups);
+    let mut cluster = cluster(seed, faults, groups);
     let liars = cluster.random(0..u64::from(faults) + 1);
     for _ in 0..liars {
         // The first primaries matter most.
         let id = MachineId(cluster.random(0..u64::from(2 * faults)) as u8);
         let lie = LIES[cluster.random(0..LIES.len() as u64) as usize];
-        cluster.adversaries.insert(id, Adversary::new(lie, faults));
+        corrupt(&mut cluster, id, lie, faults);
     }
-    let spare = usize::from(faults) - cluster.adversaries.len();
-    cluster.weather = storm(&mut cluster);
-    cluster.lose_unsynced = cluster.random(0..2) == 0;
+    let liars = cluster.machines().filter(|id| cluster.is_liar(*id)).count();
+    let spare = usize::from(faults) - liars;
+    cluster.storm();
+    let loses_unsynced = cluster.random(0..2) == 0;
+    cluster.lose_unsynced(loses_unsynced);
     for _ in 0..cluster.random(1..5) {
         let requests = cluster.random(1..30);
-        submit_for(&mut cluster, requests);
+        cluster.submit_for(requests);
         match cluster.random(0..5) {
             0 => {
                 cluster.crash_all();
@@ -77,7 +62,7 @@ fn turbulent_life(seed: u64) {
             _ => {
                 let victim = cluster.random_machine();
                 let down = cluster.machines().filter(|id| !cluster.is_up(*id)).count();
-                if cluster.is_up(victim) && !cluster.adversaries.contains_key(&victim) && down < spare {
+                if cluster.is_up(victim) && !cluster.is_liar(victim) && down < spare {
                     cluster.crash(victim);
                 } else {
                     cluster.start_all();
@@ -86,16 +71,16 @@ fn turbulent_life(seed: u64) {
         }
         let pause_us = cluster.random(0..1_500_000);
         let requests = cluster.random(1..30);
-        submit_for(&mut cluster, requests);
+        cluster.submit_for(requests);
         cluster.run(pause_us);
         cluster.check_safety();
-        cluster.weather = storm(&mut cluster);
+        cluster.storm();
     }
     cluster.heal();
     if cluster.random(0..2) == 0 {
         cluster.start_all();
     }
-    submit_for(&mut cluster, 5);
+    cluster.submit_for(5);
     settle(&mut cluster, &format!("seed {seed}"));
 }
 
@@ -112,27 +97,27 @@ fn turbulent_lives() {
 #[test]
 fn dead_replicas_do_not_stall_the_others() {
     for (faults, dead) in [(1, 1), (2, 2)] {
-        let mut cluster = Cluster::new(5, faults, 2);
-        submit_for(&mut cluster, 20);
+        let mut cluster = cluster(5, faults, 2);
+        cluster.submit_for(20);
         for id in 1..=dead {
             cluster.crash(MachineId(id));
         }
-        let before_us = cluster.now_us;
-        submit_for(&mut cluster, 100);
+        let before_us = cluster.now_us();
+        cluster.submit_for(100);
         assert!(cluster.run_until(1_000_000, Cluster::is_done));
-        assert!(cluster.now_us - before_us < 700_000, "nothing waited for a timeout");
+        assert!(cluster.now_us() - before_us < 700_000, "nothing waited for a timeout");
         cluster.check();
     }
 }
 
 #[test]
 fn more_than_f_dead_machines_decide_nothing_and_lose_nothing() {
-    let mut cluster = Cluster::new(6, 1, 2);
-    submit_for(&mut cluster, 20);
+    let mut cluster = cluster(6, 1, 2);
+    cluster.submit_for(20);
     settle(&mut cluster, "before");
     cluster.crash(MachineId(2));
     cluster.crash(MachineId(3));
-    submit_for(&mut cluster, 20);
+    cluster.submit_for(20);
     cluster.run(5_000_000);
     assert_eq!(cluster.decided.len(), 20, "2f are no quorum");
     cluster.start_all();
@@ -143,10 +128,10 @@ fn more_than_f_dead_machines_decide_nothing_and_lose_nothing() {
 #[test]
 fn a_replica_that_was_cut_off_catches_up() {
     for requests in [100, 6 * CHECKPOINT_ORDERS] {
-        let mut cluster = Cluster::new(7, 1, 2);
-        submit_for(&mut cluster, 10);
+        let mut cluster = cluster(7, 1, 2);
+        cluster.submit_for(10);
         cluster.isolate(MachineId(2));
-        submit_for(&mut cluster, requests);
+        cluster.submit_for(requests);
         cluster.heal();
         settle(&mut cluster, "cut off");
         let point = cluster.machine(MachineId(2)).history_point();
@@ -156,32 +141,32 @@ fn a_replica_that_was_cut_off_catches_up() {
 
 #[test]
 fn a_replica_that_was_down_catches_up_and_is_needed() {
-    let mut cluster = Cluster::new(8, 1, 2);
-    submit_for(&mut cluster, 10);
+    let mut cluster = cluster(8, 1, 2);
+    cluster.submit_for(10);
     cluster.crash(MachineId(3));
-    submit_for(&mut cluster, 3 * CHECKPOINT_ORDERS);
+    cluster.submit_for(3 * CHECKPOINT_ORDERS);
     cluster.start(MachineId(3));
     settle(&mut cluster, "back");
     // Now it makes the quorum.
     cluster.crash(MachineId(2));
-    submit_for(&mut cluster, 10);
+    cluster.submit_for(10);
     settle(&mut cluster, "needed");
 }
 
 #[test]
 fn the_window_is_bounded_and_moves_on() {
-    let mut cluster = Cluster::tuned(9, 1, 1, |configuration| configuration.batch_entries_max = 1);
-    submit_for(&mut cluster, 1500);
+    let mut cluster = tuned(9, 1, 1, |configuration| configuration.batch_entries_max = 1);
+    cluster.submit_for(1500);
     settle(&mut cluster, "long");
-    let status = cluster.machine(MachineId(1)).status();
+    let status = cluster.status(MachineId(1));
     assert!(status.stable >= Order(1400), "checkpoints become stable: {status:?}");
     assert_eq!((status.bodies, status.bodies_missing), (0, 0));
 }
 
 #[test]
 fn an_idle_cluster_is_quiet() {
-    let mut cluster = Cluster::new(10, 1, 3);
-    submit_for(&mut cluster, 10);
+    let mut cluster = cluster(10, 1, 3);
+    cluster.submit_for(10);
     cluster.run(3_000_000);
     let before = cluster.sent;
     cluster.run(10_000_000);

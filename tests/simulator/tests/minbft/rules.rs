@@ -1,8 +1,9 @@
 //! The rules of `docs/protocol.md` that published implementations got wrong, each with the test that fails
 //! without it.
 
-use crate::cluster::Cluster;
-use ordering::agreement::{Agreement, MisbehaviourKind, Phase};
+use crate::Cluster;
+use crate::injecting::inject_commits;
+use ordering::agreement::{MisbehaviourKind, Phase};
 use ordering::configuration::{CHECKPOINT_ORDERS, replica_slot};
 use ordering::identifiers::{GroupId, MachineId, Order};
 use ordering::message::REQUEST_WINDOW;
@@ -36,12 +37,8 @@ fn rule_1_no_prepare_is_followed_across_a_hole() {
     };
     submit(&mut cluster, 20);
     cluster.run(500_000);
-    assert_eq!(cluster.machine(M1).status().prepared, Order(2));
-    assert_eq!(
-        cluster.machine(M2).status().decided,
-        Order(20),
-        "the others are a quorum"
-    );
+    assert_eq!(cluster.status(M1).prepared, Order(2));
+    assert_eq!(cluster.status(M2).decided, Order(20), "the others are a quorum");
     assert_eq!(
         cluster.reports,
         [],
@@ -64,7 +61,7 @@ fn rule_1_no_commit_is_followed_across_a_hole() {
     };
     submit(&mut cluster, 20);
     cluster.run(100_000);
-    assert_eq!(cluster.machine(M1).status().decided, Order(3));
+    assert_eq!(cluster.status(M1).decided, Order(3));
     cluster.heal();
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
     cluster.check();
@@ -75,7 +72,7 @@ fn rule_3_warrants_within_a_view_are_strictly_sequential_and_checkpoints_use_non
     let mut cluster = live(13, 2);
     submit(&mut cluster, CHECKPOINT_ORDERS + 50);
     assert!(cluster.run_until(2_000_000, Cluster::is_done));
-    assert!(cluster.machine(M1).status().stable >= Order(CHECKPOINT_ORDERS));
+    assert!(cluster.status(M1).stable >= Order(CHECKPOINT_ORDERS));
     for group in [GroupId(0), GroupId(1)] {
         let values: Vec<u64> = cluster
             .log_of(M1)
@@ -99,16 +96,15 @@ fn rule_3_a_warrant_spent_on_something_else_ends_the_run() {
     submit(&mut cluster, 5);
     cluster.run(100_000);
     // m2 spends a warrant on what is no COMMIT (as it would to leave the view).
-    cluster.spend_warrant(M2, replica_slot(GroupId(0)));
+    cluster
+        .counter(M2)
+        .borrow_mut()
+        .create(replica_slot(GroupId(0)), &[1; 32]);
     submit(&mut cluster, 5);
     cluster.run(500_000);
-    assert_eq!(cluster.machine(M2).status().phase, Phase::Stopped);
+    assert_eq!(cluster.status(M2).phase, Phase::Stopped);
     assert_eq!(cluster.reports, [(M2, MisbehaviourKind::OwnCounter)]);
-    assert_eq!(
-        cluster.machine(M1).status().decided,
-        Order(10),
-        "the others are a quorum"
-    );
+    assert_eq!(cluster.status(M1).decided, Order(10), "the others are a quorum");
 }
 
 #[test]
@@ -124,12 +120,12 @@ fn rule_4_nothing_runs_before_everybody_has_acknowledged_the_start() {
                 && !matches!(message, Message::Live(_))
     };
     cluster.run(3_000_000);
-    assert_ne!(cluster.machine(M1).status().phase, Phase::Live);
-    assert_eq!(cluster.machine(M2).status().phase, Phase::Live);
+    assert_ne!(cluster.status(M1).phase, Phase::Live);
+    assert_eq!(cluster.status(M2).phase, Phase::Live);
     // It may come from any live machine.
     cluster.filter = |from, to, _| from != M3 || to != M1;
     cluster.run(1_000_000);
-    assert_eq!(cluster.machine(M1).status().phase, Phase::Live);
+    assert_eq!(cluster.status(M1).phase, Phase::Live);
 }
 
 #[test]
@@ -140,7 +136,7 @@ fn rule_2_one_replica_decides_nothing() {
     submit(&mut cluster, 5);
     cluster.run(500_000);
     assert_eq!(
-        cluster.machine(M1).status().prepared,
+        cluster.status(M1).prepared,
         Order(4),
         "in flight: as many batches as configured"
     );
@@ -155,19 +151,14 @@ fn rule_6_a_restarted_counter_does_not_count() {
     cluster.filter = |from, to, _| from != M2 || to != M1;
     submit(&mut cluster, 3);
     cluster.run(100_000);
-    let records = cluster.log_of(M2);
-    let commits: Vec<_> = records
-        .iter()
-        .filter_map(|record| match record {
-            Record::Commit { commit, .. } => Some(commit),
-            _ => None,
-        })
-        .collect();
+    let commits = cluster.log_of(M2).into_iter().filter_map(|record| match record {
+        Record::Commit { commit, .. } => Some(commit),
+        _ => None,
+    });
+    let commits: Vec<_> = commits.collect();
     assert!(!commits.is_empty());
-    for commit in commits {
-        cluster.inject_commit(M2, M1, commit, 99);
-    }
-    assert_eq!(cluster.machine(M1).status().decided, Order(0));
+    inject_commits(&mut cluster, M2, M1, &commits, 99);
+    assert_eq!(cluster.status(M1).decided, Order(0));
     assert!(
         cluster
             .reports
@@ -204,7 +195,7 @@ fn rule_7_one_client_cannot_fill_a_machine() {
         cluster.submit();
     }
     cluster.run(50_000);
-    let status = cluster.machine(M1).status();
+    let status = cluster.status(M1);
     assert!(status.bodies > 10);
     assert!(
         status.bodies_bytes <= 2 * 20_000,
@@ -223,7 +214,7 @@ fn rule_7_commits_far_ahead_are_not_kept() {
     submit(&mut cluster, 400);
     cluster.run(100_000);
     // `check_invariants` bounds the window after each step; m3 makes the quorum.
-    assert_eq!(cluster.machine(M1).status().decided, Order(400));
+    assert_eq!(cluster.status(M1).decided, Order(400));
     cluster.heal();
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
 }
@@ -245,7 +236,7 @@ fn rule_8_a_request_that_comes_again_is_ordered_once() {
     assert_eq!(cluster.duplicates(), 0);
     assert_eq!(cluster.decided.len(), 20);
     assert_eq!(
-        cluster.machine(M1).status().bodies,
+        cluster.status(M1).bodies,
         0,
         "decided requests do not come back as new ones"
     );
@@ -272,7 +263,7 @@ fn commits_are_durable_before_they_are_sent() {
         let instant_us = cluster.random(0..6_000);
         cluster.run(instant_us);
         let before = cluster.decided.len();
-        cluster.lose_unsynced = true;
+        cluster.lose_unsynced(true);
         cluster.crash_all();
         cluster.start_all();
         assert!(cluster.run_until(5_000_000, Cluster::is_live));
@@ -290,7 +281,7 @@ fn a_leader_that_hears_no_acknowledgement_is_told_that_the_view_has_started() {
     // Every ACKNOWLEDGE to m0 gets lost, until all others are live.
     cluster.filter = |_, to, message| to != MachineId(0) || !matches!(message, Message::Acknowledge(_));
     cluster.run(1_000_000);
-    assert_eq!(cluster.machine(M1).status().phase, Phase::Live);
+    assert_eq!(cluster.status(M1).phase, Phase::Live);
     assert!(cluster.run_until(2_000_000, Cluster::is_live));
     submit(&mut cluster, 3);
     assert!(cluster.run_until(2_000_000, Cluster::is_done));
@@ -302,7 +293,7 @@ fn a_primary_that_misses_all_progress_hears_of_it_again() {
     cluster.filter = |_, to, message| to != MachineId(0) || !matches!(message, Message::Progress(_));
     submit(&mut cluster, 10);
     cluster.run(50_000);
-    assert_eq!(cluster.machine(MachineId(0)).status().batches_in_flight, 4);
+    assert_eq!(cluster.status(MachineId(0)).batches_in_flight, 4);
     cluster.heal();
     assert!(cluster.run_until(2_000_000, Cluster::is_done));
     assert_eq!(cluster.decided.len(), 10);
@@ -310,7 +301,7 @@ fn a_primary_that_misses_all_progress_hears_of_it_again() {
 
 /// Who is live in a view above 0.
 pub(crate) fn changed(cluster: &Cluster) -> Vec<MachineId> {
-    let status = |id: MachineId| cluster.machine(id).status();
+    let status = |id: MachineId| cluster.status(id);
     let is_changed = |id: &MachineId| status(*id).phase == Phase::Live && status(*id).view.0 > 0;
     cluster
         .replicas()
@@ -379,8 +370,8 @@ fn rule_5_nobody_leaves_a_view_alone() {
     submit(&mut cluster, 50);
     cluster.run(5_000_000);
     assert_eq!(changed(&cluster), []);
-    assert_eq!(cluster.machine(M1).status().phase, Phase::Live);
-    assert_eq!(cluster.machine(M2).status().decided, Order(50));
+    assert_eq!(cluster.status(M1).phase, Phase::Live);
+    assert_eq!(cluster.status(M2).decided, Order(50));
     cluster.heal();
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
 }
@@ -405,7 +396,8 @@ fn rule_5_a_request_that_the_primary_lacks_is_passed_on_while_others_are_decided
     let passed_over = cluster.submit();
     for _ in 0..40 {
         cluster.submit();
-        cluster.send_last_request_to_all();
+        let last = cluster.submitted() - 1;
+        cluster.machines().for_each(|to| cluster.send_request(last, to));
         cluster.run(50_000);
     }
     assert!(cluster.is_decided(&passed_over), "within 2 s, while others are decided");
@@ -422,7 +414,7 @@ fn rule_5_a_silent_primary_is_replaced_and_so_is_a_silent_successor() {
     cluster.filter = |from, _, message| from != M1 || !matches!(message, Message::NewView(_));
     submit(&mut cluster, 5);
     assert!(cluster.run_until(5_000_000, Cluster::is_done));
-    assert_eq!(cluster.machine(M3).status().view.0, 2);
+    assert_eq!(cluster.status(M3).view.0, 2);
     cluster.check();
     cluster.check_logs();
 }
@@ -452,9 +444,9 @@ fn rule_6_a_start_goes_on_from_a_checkpoint_that_only_m0_can_prove() {
     cluster.filter = |_, to, message| to.0 == 0 || !matches!(message, Message::Checkpoint(_) | Message::Stable(_));
     submit(&mut cluster, 20);
     assert!(cluster.run_until(2_000_000, |cluster| {
-        cluster.is_done() && cluster.machine(MachineId(0)).status().stable == cluster.machine(M3).status().decided
+        cluster.is_done() && cluster.status(MachineId(0)).stable == cluster.status(M3).decided
     }));
-    assert_eq!(cluster.machine(M3).status().stable, Order(0));
+    assert_eq!(cluster.status(M3).stable, Order(0));
     for machine in [M1, M2] {
         cluster.crash(machine);
         cluster.start(machine);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::Cluster;
 use ed25519_dalek::{Signer, SigningKey};
 use ordering::identifiers::{Digest, MachineId, View};
 use ordering::pbft::{Batch, Certificate, Commit, Message, NewView, PrePrepare, Prepare, ViewChange};
@@ -43,7 +44,7 @@ pub(crate) const LIES: [Lie; 9] = [
     Lie::WrongGroup,
 ];
 
-pub(crate) struct Adversary {
+struct Adversary {
     lie: Lie,
     quorum: usize,
     /// The other batch of each proposal.
@@ -51,7 +52,7 @@ pub(crate) struct Adversary {
 }
 
 impl Adversary {
-    pub(crate) fn new(lie: Lie, faults: u8) -> Self {
+    fn new(lie: Lie, faults: u8) -> Self {
         Adversary {
             lie,
             quorum: 2 * usize::from(faults) + 1,
@@ -60,7 +61,7 @@ impl Adversary {
     }
 
     /// What the machine sends instead.
-    pub(crate) fn rewrite(&mut self, key: &SigningKey, to: MachineId, message: &Message) -> Vec<Message> {
+    fn rewrite(&mut self, key: &SigningKey, to: MachineId, message: &Message) -> Vec<Message> {
         let is_half = to.0 % 2 == 1;
         let lie = match (self.lie, message) {
             (Lie::Silent, _) => return Vec::new(),
@@ -134,6 +135,12 @@ impl Adversary {
         view_changes.sort_by_key(|view_change| view_change.machine);
         sign_new_view(key, new_view.view, view_changes)
     }
+}
+
+/// A machine lies from now on.
+pub(crate) fn corrupt(cluster: &mut Cluster, machine: MachineId, lie: Lie, faults: u8) {
+    let mut adversary = Adversary::new(lie, faults);
+    cluster.corrupt(machine, move |key, to, message| adversary.rewrite(key, to, message));
 }
 
 /// A proposal of the primary with this key.
