@@ -37,6 +37,8 @@ struct ClusterStatus {
     primary: String,
     order: u64,
     proxy_pid: Option<u32>,
+    /// Whether `up` repairs databases by itself.
+    automatic_repair: bool,
     groups: Vec<GroupStatus>,
     machines: Vec<MachineStatus>,
 }
@@ -199,6 +201,7 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
         proxy_pid: state
             .proxy_pid
             .filter(|pid| crate::state::is_ours(*pid, file.layout().directory())),
+        automatic_repair: file.tunables.automatic_repair,
         groups: groups.collect(),
         machines,
     })
@@ -236,6 +239,12 @@ fn print_table(status: &ClusterStatus) {
                  {0}: its replica takes part. To make the database anew from another: {repair}",
                 machine.name
             );
+            if status.automatic_repair {
+                println!(
+                    "{0}: `up` does so by itself (automatic_repair in the cluster file), one machine at a time: see {0}/repair.log",
+                    machine.name
+                );
+            }
         }
     }
 }

@@ -165,6 +165,9 @@ impl Supervised {
             self.watchers
                 .spawn(keep_running(server, self.file.layout(), machine.id));
         }
+        if self.file.tunables.automatic_repair {
+            self.watchers.spawn(super::repairs::repair_unasked(self.file.clone()));
+        }
         loop {
             let proxy_ended = async {
                 match &mut self.proxy {

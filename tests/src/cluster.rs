@@ -141,6 +141,22 @@ impl Cluster {
         }
     }
 
+    /// Starts the cluster again, with other values in its cluster file.
+    pub fn set(&mut self, values: &[(&str, &str)]) {
+        self.stop();
+        let path = self.directory().join("cluster.toml");
+        let mut text = std::fs::read_to_string(&path).expect("a cluster file");
+        for (key, value) in values {
+            let line = text.lines().find(|line| line.starts_with(&format!("{key} =")));
+            let line = line
+                .unwrap_or_else(|| panic!("no {key} in the cluster file"))
+                .to_owned();
+            text = text.replace(&line, &format!("{key} = {value}"));
+        }
+        std::fs::write(&path, text).expect("a cluster file");
+        self.resume();
+    }
+
     fn log_file(&self, name: &str) -> std::fs::File {
         let path = self.directory.path().join(name);
         std::fs::OpenOptions::new()

@@ -145,6 +145,7 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
     } = tunables;
     let Tunables {
         authentication,
+        automatic_repair,
         limits,
         timeouts,
         ..
@@ -178,7 +179,9 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
          # What an operation that touches several partitions locks: footprint (what it touches) or global.\n\
          multi_partition = \"{multi_partition}\"\n\
          # How applications prove who they are: trust (loopback only) or scram-sha-256.\n\
-         authentication = \"{authentication}\"\n"
+         authentication = \"{authentication}\"\n\
+         # Whether `cloudbft up` makes a database anew from another that lacks orders, or contradicts f+1 others, without being asked.\n\
+         automatic_repair = {automatic_repair}\n"
     );
     if let Some(tls) = &tunables.tls {
         let (certificate, key, required) = (quoted(&tls.certificate), quoted(&tls.key), tls.required);

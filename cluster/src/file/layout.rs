@@ -88,6 +88,11 @@ impl Layout {
         self.machine(id).join("node.log")
     }
 
+    /// What repairs of a machine's database that `up` made by itself have said.
+    pub fn repair_log(&self, id: MachineId) -> PathBuf {
+        self.machine(id).join("repair.log")
+    }
+
     /// What a machine's counter process says.
     pub fn counter_log(&self, id: MachineId) -> PathBuf {
         self.machine(id).join("counter.log")

@@ -39,6 +39,8 @@ pub struct Tunables {
     pub multi_partition: MultiPartition,
     /// How applications prove who they are.
     pub authentication: Authentication,
+    /// Whether `up` makes the database of a machine anew that needs it, without being asked.
+    pub automatic_repair: bool,
     /// TLS towards applications.
     pub tls: Option<ApplicationTls>,
     /// Limits.
@@ -65,6 +67,7 @@ impl Default for Tunables {
             database: String::from("app"),
             multi_partition: MultiPartition::default(),
             authentication: Authentication::default(),
+            automatic_repair: true,
             tls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
