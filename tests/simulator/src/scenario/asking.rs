@@ -10,6 +10,9 @@ use super::Scenario;
 use crate::cluster::Decided;
 use crate::protocol::Protocol;
 
+/// Questions without an answer after which a machine is asked no more.
+const FRUITLESS_MAX: u32 = 100;
+
 impl<P: Protocol> Scenario<P> {
     /// All machines.
     pub fn machines(&self) -> impl Iterator<Item = MachineId> + use<P> {
@@ -157,11 +160,8 @@ impl<P: Protocol> Scenario<P> {
     fn fetch_everything(&mut self, machine: MachineId) -> BTreeMap<Order, Decided> {
         let mut got: BTreeMap<Order, Decided> = BTreeMap::new();
         let last = P::history(self.machine(machine)).order;
-        for _ in 0..10_000 {
-            let order = got.last_key_value().map_or(Order(1), |(order, _)| order.next());
-            if order > last {
-                break;
-            }
+        let (mut order, mut fruitless) = (Order(1), 0);
+        while order <= last && fruitless < FRUITLESS_MAX {
             let from = MachineId(1);
             for message in self.ask(machine, Input::FetchCommitDb { from, order }) {
                 for entry in message.entries {
@@ -176,6 +176,9 @@ impl<P: Protocol> Scenario<P> {
                 }
             }
             self.run(5_000);
+            let next = got.last_key_value().map_or(Order(1), |(order, _)| order.next());
+            fruitless = if next > order { 0 } else { fruitless + 1 };
+            order = next;
         }
         got
     }

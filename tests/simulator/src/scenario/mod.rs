@@ -94,6 +94,11 @@ impl<P: Protocol> Scenario<P> {
 
     /// The same, with machines that are configured a little differently.
     pub fn tuned(seed: u64, faults: u8, groups: u16, tune: fn(&mut Configuration)) -> Self {
+        // What voters and peers ask for is read from the logs, not from memory.
+        let tune = |configuration: &mut Configuration| {
+            configuration.tail_bytes_max = 0;
+            tune(configuration);
+        };
         Scenario {
             cluster: Cluster::tuned(options(seed, faults, groups), None, Some(Hand::new()), tune),
             next_numbers: [0; CLIENTS as usize],
