@@ -249,9 +249,7 @@ impl<P: Dialect> Ledger<P> {
     /// Puts the end of our history at a certified checkpoint.
     pub(crate) fn skip_to(&mut self, checkpoint: &Arc<CertifiedCheckpoint>) {
         let point = checkpoint.stable.point;
-        for gone in self.history.jump(point) {
-            self.bodies.forget_location(&gone.digest, gone.order);
-        }
+        self.history.jump(&mut self.bodies, point);
         self.checkpoints.set_certified(Arc::clone(checkpoint));
         self.checkpoints.signed = self.checkpoints.signed.max(point.order);
     }

@@ -56,7 +56,7 @@ impl Checkpoints {
         let between = history.tail_above(self.point().order);
         for (_, operation) in between.take_while(|(at, _)| *at <= order) {
             if let Some(request) = &operation.request {
-                clients.record(request.client, request.number, request.floor);
+                clients.add(request);
             }
         }
         clients

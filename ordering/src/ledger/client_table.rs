@@ -6,7 +6,7 @@ use std::io;
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::identifiers::{ClientId, Digest};
-use crate::message::REQUEST_WINDOW;
+use crate::message::{REQUEST_WINDOW, Request};
 
 /// Words of the bitmap over one client's window.
 const WORDS: usize = (REQUEST_WINDOW / 64) as usize;
@@ -130,6 +130,16 @@ impl ClientTable {
     /// Records a request; false when it may not run.
     pub fn record(&mut self, client: ClientId, number: u64, floor: u64) -> bool {
         self.clients.entry(client).or_default().record(number, floor)
+    }
+
+    /// Whether this request may run.
+    pub(crate) fn lacks(&self, request: &Request) -> bool {
+        self.is_new(request.client, request.number, request.floor)
+    }
+
+    /// Records this request; false when it may not run.
+    pub(crate) fn add(&mut self, request: &Request) -> bool {
+        self.record(request.client, request.number, request.floor)
     }
 }
 

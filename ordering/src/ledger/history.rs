@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::identifiers::{Digest, GroupId, Order, View};
+use crate::ledger::bodies::Bodies;
 use crate::ledger::piece::{History, HistoryEntry};
 use crate::ledger::point::{HistoryPoint, extend_history};
 use crate::message::{CommitDb, CommitDbEntry, Request};
@@ -27,12 +28,6 @@ pub(crate) struct DecidedHistory {
     tail_bytes: usize,
 }
 
-/// An operation that left the tail.
-pub(crate) struct Forgotten {
-    pub(crate) digest: Digest,
-    pub(crate) order: Order,
-}
-
 impl DecidedHistory {
     pub(crate) fn new(point: HistoryPoint) -> Self {
         DecidedHistory {
@@ -42,15 +37,16 @@ impl DecidedHistory {
         }
     }
 
-    /// Continues the history; returns what had to leave the tail for it. What is above the stable checkpoint
-    /// stays: a view change may need it.
+    /// Continues the history, and forgets where the bodies are that have to leave the tail for it. What is above the stable
+    /// checkpoint stays: a view change may need it.
     pub(crate) fn append(
         &mut self,
+        bodies: &mut Bodies,
         operations: impl Iterator<Item = HistoryEntry>,
         view: View,
         value: u64,
         (bytes_max, stable): (usize, Order),
-    ) -> Vec<Forgotten> {
+    ) {
         for operation in operations {
             let bytes = bytes_of(&operation.request);
             self.point = HistoryPoint {
@@ -69,32 +65,22 @@ impl DecidedHistory {
             self.tail_bytes += bytes + ENTRY_BYTES;
             self.tail.push_back(operation);
         }
-        let mut forgotten = Vec::new();
         while self.tail_bytes > bytes_max && self.first() <= stable {
             let order = self.first();
             let Some(operation) = self.tail.pop_front() else { break };
             self.tail_bytes -= bytes_of(&operation.request) + ENTRY_BYTES;
-            forgotten.push(Forgotten {
-                digest: operation.digest,
-                order,
-            });
+            bodies.forget_location(&operation.digest, order);
         }
-        forgotten
     }
 
     /// Jumps to a proven point; the operations up to it are only in the log.
-    pub(crate) fn jump(&mut self, point: HistoryPoint) -> Vec<Forgotten> {
-        let first = self.first().0;
-        let operations = self.tail.drain(..).enumerate();
-        let forgotten = operations
-            .map(|(index, operation)| Forgotten {
-                digest: operation.digest,
-                order: Order(first + index as u64),
-            })
-            .collect();
+    pub(crate) fn jump(&mut self, bodies: &mut Bodies, point: HistoryPoint) {
+        for (operation, order) in self.tail.iter().zip((self.first().0..).map(Order)) {
+            bodies.forget_location(&operation.digest, order);
+        }
+        self.tail.clear();
         self.tail_bytes = 0;
         self.point = point;
-        forgotten
     }
 
     /// The operations in the tail above an order.

@@ -40,7 +40,7 @@ pub use point::HistoryPoint;
 
 use crate::agreement::{Misbehaviour, MisbehaviourKind, Now, Output, To};
 use crate::configuration::Configuration;
-use crate::identifiers::{Digest, MachineId, Order};
+use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::message::Request;
 use crate::timers::Timers;
 use bodies::Bodies;
@@ -274,6 +274,18 @@ impl<P: Dialect> Ledger<P> {
             return Stability::Contradicted;
         }
         Stability::Reached(Arc::new(CertifiedCheckpoint { stable, clients }))
+    }
+
+    /// Continues the history by what is decided. `limits`: the bytes of it that stay in memory, and the order above which all
+    /// stays.
+    pub(crate) fn append(
+        &mut self,
+        operations: impl Iterator<Item = HistoryEntry>,
+        view: View,
+        value: u64,
+        limits: (usize, Order),
+    ) {
+        self.history.append(&mut self.bodies, operations, view, value, limits);
     }
 
     /// A stable checkpoint of our own history goes to the log. Returns the first order that is still needed, when the log

@@ -184,9 +184,7 @@ impl Core {
     pub(crate) fn append(&mut self, operations: impl Iterator<Item = HistoryEntry>, view: View, value: u64) {
         let ledger = &mut self.ledger;
         let limits = (ledger.configuration.tail_bytes_max, ledger.checkpoints.point().order);
-        for gone in ledger.history.append(operations, view, value, limits) {
-            ledger.bodies.forget_location(&gone.digest, gone.order);
-        }
+        ledger.append(operations, view, value, limits);
     }
 
     /// A machine's word on how far its history goes. What it says of counters is settled by the view.

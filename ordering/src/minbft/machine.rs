@@ -296,10 +296,7 @@ impl Machine {
     /// A request of a client, or one that a replica passes on.
     fn take_request(&mut self, digest: Digest, request: &Arc<Request>) {
         let core = &mut self.core;
-        let is_new = core
-            .ledger
-            .clients
-            .is_new(request.client, request.number, request.floor);
+        let is_new = core.ledger.clients.lacks(request);
         if let Phase::Live(live) = &mut self.views.phase
             && let Some(leading) = live.leading.as_mut().filter(|_| is_new)
         {
@@ -413,9 +410,7 @@ impl Machine {
         let core = &mut self.core;
         for piece in pieces {
             for request in piece.entries.iter().filter_map(|entry| entry.request.as_ref()) {
-                core.ledger
-                    .clients
-                    .record(request.client, request.number, request.floor);
+                core.ledger.clients.add(request);
             }
             if let Phase::Live(live) = &self.views.phase {
                 live.deliver_fetched(core, piece);

@@ -1,14 +1,51 @@
-//! The batches above the stable checkpoint: what was accepted, who has voted, what is prepared.
+//! The batches above the stable checkpoint: what was accepted, which bodies are here, what is prepared.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::identifiers::{Digest, GroupId, MachineId, Order};
+use crate::identifiers::{Digest, GroupId, Order};
+use crate::ledger::{HistoryPoint, StableCheckpoint};
 use crate::message::{CommitDbEntry, Request};
-use crate::pbft::messages::{Batch, Certificate, PrePrepare};
+use crate::pbft::wire::ordered::{Batch, Certificate, PrePrepare, WINDOW};
 
-/// Batches above the last stable checkpoint that a replica takes part in deciding.
-pub const WINDOW: u64 = 512;
+/// Where a history goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    /// The number of the next batch.
+    pub(crate) number: u64,
+    /// The next order.
+    pub(crate) order: Order,
+    /// The time of the last order.
+    pub(crate) time_us: u64,
+}
+
+impl End {
+    pub(crate) fn after(point: &HistoryPoint) -> Self {
+        End {
+            number: point.value + 1,
+            order: point.order.next(),
+            time_us: point.time_us,
+        }
+    }
+
+    pub(crate) fn of(batch: &Batch) -> Self {
+        End {
+            number: batch.number + 1,
+            order: batch.last().next(),
+            time_us: batch.last_us(),
+        }
+    }
+
+    /// Whether a batch is the next one: number and orders without gap, times that rise.
+    pub(crate) fn continues(&self, batch: &Batch) -> bool {
+        batch.number == self.number && batch.first == self.order && batch.time_us > self.time_us
+    }
+}
+
+/// The point of a stable checkpoint.
+pub(crate) fn point_of(stable: &Option<StableCheckpoint>) -> HistoryPoint {
+    stable.as_ref().map_or(HistoryPoint::GENESIS, |stable| stable.point)
+}
 
 /// How far this machine is with a batch, in its view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,62 +161,49 @@ pub(crate) fn operations<'a>(
         })
 }
 
-/// The votes for one number in one view.
-#[derive(Debug, Default)]
-pub(crate) struct Votes {
-    /// The first PREPARE of each machine.
-    prepares: BTreeMap<MachineId, (Digest, [u8; 64])>,
-    /// The first COMMIT of each machine.
-    commits: BTreeMap<MachineId, Digest>,
-}
-
-impl Votes {
-    /// Counts a PREPARE; false when it contradicts an earlier one.
-    pub(crate) fn prepare(&mut self, machine: MachineId, digest: Digest, signature: [u8; 64]) -> bool {
-        self.prepares.entry(machine).or_insert((digest, signature)).0 == digest
-    }
-
-    /// Counts a COMMIT; false when it contradicts an earlier one.
-    pub(crate) fn commit(&mut self, machine: MachineId, digest: Digest) -> bool {
-        *self.commits.entry(machine).or_insert(digest) == digest
-    }
-
-    /// PREPAREs for a batch.
-    pub(crate) fn prepares(&self, digest: &Digest) -> impl Iterator<Item = (MachineId, [u8; 64])> {
-        let digest = *digest;
-        self.prepares
-            .iter()
-            .filter(move |(_, (voted, _))| *voted == digest)
-            .map(|(machine, (_, signature))| (*machine, *signature))
-    }
-
-    /// The signature of a machine's PREPARE for a batch.
-    pub(crate) fn prepare_of(&self, machine: MachineId, digest: &Digest) -> Option<[u8; 64]> {
-        let (voted, signature) = self.prepares.get(&machine)?;
-        (voted == digest).then_some(*signature)
-    }
-
-    /// How many machines have sent COMMIT for a batch.
-    pub(crate) fn commits(&self, digest: &Digest) -> usize {
-        self.commits.values().filter(|voted| *voted == digest).count()
-    }
-}
-
-/// The batches above the stable checkpoint, by number.
-#[derive(Debug, Default)]
+/// The batches above the stable checkpoint, by number: accepted and prepared in the view that the machine is in, or was in last.
+#[derive(Debug)]
 pub(crate) struct Window {
+    /// The low end: the highest stable checkpoint that this machine has reached, or that its view began with.
+    pub(crate) low: Option<StableCheckpoint>,
     pub(crate) slots: BTreeMap<u64, Slot>,
-    /// Votes of the current view; also for batches whose PRE-PREPARE has not come.
-    pub(crate) votes: BTreeMap<u64, Votes>,
     /// For each number the certificate of the highest view, of whatever view.
     pub(crate) certificates: BTreeMap<u64, Arc<Certificate>>,
-    /// PRE-PREPAREs of the current view ahead of a gap, or that have to wait.
-    pub(crate) waiting: BTreeMap<u64, (Arc<PrePrepare>, Digest)>,
+    /// The next batch to accept.
+    pub(crate) next: End,
     /// Every number up to this one was prepared in this view (or is stable), and its COMMIT begun.
     pub(crate) committing: u64,
 }
 
 impl Window {
+    /// An empty window above a stable checkpoint.
+    pub(crate) fn above(low: Option<StableCheckpoint>) -> Self {
+        let point = point_of(&low);
+        Window {
+            low,
+            slots: BTreeMap::new(),
+            certificates: BTreeMap::new(),
+            next: End::after(&point),
+            committing: point.value,
+        }
+    }
+
+    /// The point of the low end.
+    pub(crate) fn low_point(&self) -> HistoryPoint {
+        point_of(&self.low)
+    }
+
+    /// Whether a number may be voted on: above the low end, and not too far.
+    pub(crate) fn is_within(&self, number: u64) -> bool {
+        let low = self.low_point().value;
+        number > low && number - low <= WINDOW
+    }
+
+    /// The batch with this number, if it is still this one.
+    pub(crate) fn slot_mut(&mut self, number: u64, digest: &Digest) -> Option<&mut Slot> {
+        self.slots.get_mut(&number).filter(|slot| slot.digest == *digest)
+    }
+
     /// Bytes of the bodies that are not part of the history.
     pub(crate) fn bytes(&self) -> usize {
         self.slots.values().map(|slot| slot.bytes).sum()
@@ -192,30 +216,63 @@ impl Window {
 
     /// The body at an order that is not part of the history.
     pub(crate) fn body(&self, order: Order) -> Option<&Arc<Request>> {
-        self.slot_of(order)?.body(order)
+        let mut undelivered = self.undelivered();
+        let slot = undelivered.find(|slot| slot.batch.first <= order && order <= slot.batch.last())?;
+        slot.body(order)
     }
 
-    /// The undelivered batch with an order.
-    pub(crate) fn slot_of(&self, order: Order) -> Option<&Slot> {
-        self.undelivered()
-            .find(|slot| slot.batch.first <= order && order <= slot.batch.last())
+    /// Batches that were accepted before a restart need not be proposed again.
+    pub(crate) fn skip_accepted(&mut self) {
+        while let Some(slot) = self.slots.get(&self.next.number) {
+            if !self.next.continues(&slot.batch) {
+                return;
+            }
+            self.next = End::of(&slot.batch);
+        }
     }
 
-    /// Everything up to a stable number is done with.
-    pub(crate) fn forget(&mut self, stable: u64) {
-        self.slots = self.slots.split_off(&(stable + 1));
-        self.votes = self.votes.split_off(&(stable + 1));
-        self.certificates = self.certificates.split_off(&(stable + 1));
-        self.waiting = self.waiting.split_off(&(stable + 1));
-        self.committing = self.committing.max(stable);
+    /// The next batch is above this point.
+    pub(crate) fn skip_to(&mut self, point: &HistoryPoint) {
+        if self.next.number <= point.value {
+            self.next = End::after(point);
+        }
     }
 
-    pub(crate) fn check_invariants(&self, stable: u64, delivered: u64) {
-        let is_within = |number: &u64| *number > stable && *number - stable <= WINDOW;
-        assert!(self.slots.keys().all(is_within));
-        assert!(self.votes.keys().all(is_within));
-        assert!(self.waiting.keys().all(is_within));
-        assert!(self.certificates.keys().all(is_within));
+    /// Everything up to a stable checkpoint is done with: 2f+1 machines have decided it.
+    pub(crate) fn raise_low(&mut self, stable: StableCheckpoint) {
+        let number = stable.point.value;
+        self.low = Some(stable);
+        self.slots = self.slots.split_off(&(number + 1));
+        self.certificates = self.certificates.split_off(&(number + 1));
+        self.committing = self.committing.max(number);
+    }
+
+    /// Whether a view begins with every batch that we have decided above its base and our own checkpoint. (What is
+    /// below ours may have been decided in this view, and fetched, before we heard how it began.)
+    pub(crate) fn is_kept_by(&self, base: &HistoryPoint, batches: &[Arc<Batch>]) -> bool {
+        let base = base.value.max(self.low_point().value);
+        let decided = self.slots.range(base.saturating_add(1)..);
+        let mut decided = decided.filter(|(_, slot)| slot.is_delivered);
+        let stays = |number: u64, digest| {
+            let mut batches = batches.iter();
+            batches.any(|batch| batch.number == number && batch.digest() == digest)
+        };
+        decided.all(|(number, slot)| stays(*number, slot.digest))
+    }
+
+    /// Removes the batches of earlier views that the new one does not begin with, and their certificates. They were not
+    /// decided.
+    pub(crate) fn remove_others(&mut self, stay: &[Arc<Batch>]) -> Vec<Slot> {
+        let stay: BTreeMap<u64, _> = stay.iter().map(|batch| (batch.number, batch.digest())).collect();
+        let leaves = |number: &u64, slot: &mut Slot| !slot.is_delivered && stay.get(number) != Some(&slot.digest);
+        self.certificates
+            .retain(|number, certificate| stay.get(number) == Some(&certificate.batch.digest()));
+        self.slots.extract_if(.., leaves).map(|(_, slot)| slot).collect()
+    }
+
+    pub(crate) fn check_invariants(&self, delivered: u64) {
+        assert!(self.slots.keys().all(|number| self.is_within(*number)));
+        assert!(self.certificates.keys().all(|number| self.is_within(*number)));
         for (number, slot) in &self.slots {
             assert_eq!(*number, slot.batch.number);
             assert_eq!(

@@ -43,6 +43,20 @@ impl Client {
         }
     }
 
+    /// Signs a request of a scenario, which keeps it.
+    pub(crate) fn sign(&self, number: u64, home: u64, operation: Bytes) -> Request {
+        let mut request = Request {
+            client: self.id,
+            number,
+            floor: number.saturating_sub(REQUEST_WINDOW / 2),
+            home,
+            operation,
+            signature: [0; 64],
+        };
+        request.signature = self.key.sign(&request.digest()).to_bytes();
+        request
+    }
+
     /// Signs the next request.
     pub fn submit(
         &mut self,

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `options.rs` | what a run does |
 //! | `run.rs` | the two phases |
+//! | `scenario/` | a cluster that a test has in hand, step by step |
 //! | `cluster/` | machines, network, faults, in virtual time |
 //! | `clock.rs`, `disk.rs`, `counter.rs`, `voter.rs`, `client.rs` | what a machine stands on, and who uses it |
 //! | `adversary.rs` | what Byzantine machines do, for all protocols |
@@ -34,6 +35,7 @@ pub mod options;
 pub mod protocol;
 pub mod regressions;
 pub mod run;
+pub mod scenario;
 pub mod soak;
 pub mod violation;
 pub mod voter;

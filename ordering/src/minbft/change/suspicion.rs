@@ -288,7 +288,7 @@ impl Suspicion {
 fn forget_decided(core: &mut Core) {
     let clients = &core.ledger.clients;
     let pending = core.ledger.bodies.pending_in_order();
-    let decided = pending.filter(|(_, request)| !clients.is_new(request.client, request.number, request.floor));
+    let decided = pending.filter(|(_, request)| !clients.lacks(request));
     let decided: Vec<_> = decided.map(|(digest, _)| *digest).collect();
     for digest in decided {
         core.ledger.bodies.take(&digest);

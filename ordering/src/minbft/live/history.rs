@@ -27,9 +27,7 @@ impl Live {
                 .map(|(group, operation)| to_history(group, operation))
                 .collect();
             for request in operations.iter().filter_map(|operation| operation.request.as_ref()) {
-                core.ledger
-                    .clients
-                    .record(request.client, request.number, request.floor);
+                core.ledger.clients.add(request);
             }
             core.append(operations.into_iter(), slot.prepare.view, slot.value);
             self.history_extended(core, &before);

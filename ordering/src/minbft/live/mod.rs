@@ -218,7 +218,7 @@ impl Live {
             let Some(request) = operation.request else { continue };
             // It waits to be ordered again, unless the next view takes it over (rule OnceOnly).
             bodies.forget_location(&operation.digest, operation.order);
-            if clients.is_new(request.client, request.number, request.floor) {
+            if clients.lacks(&request) {
                 let bytes_max = core.ledger.configuration.client_bytes_max;
                 bodies.arrive(operation.digest, &request, now_us, bytes_max);
             }

@@ -109,7 +109,7 @@ impl Primary {
         if self.queue.len() >= configuration.requests_queued_max {
             return false;
         }
-        let is_new = self.clients.record(request.client, request.number, request.floor);
+        let is_new = self.clients.add(&request);
         if !(is_new || configuration.is(Mutant::OrderTwice)) {
             return false;
         }

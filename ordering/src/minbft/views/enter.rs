@@ -129,9 +129,7 @@ fn take_over(core: &mut Core, outcome: &Outcome, value: u64) {
         core.ledger.bodies.take(&operation.digest);
         core.ledger.bodies.locate(operation.digest, operation.order);
         if let Some(request) = &operation.request {
-            core.ledger
-                .clients
-                .record(request.client, request.number, request.floor);
+            core.ledger.clients.add(request);
         }
     }
     let is_news = |group: &GroupId, order: Order| order > core.past.delivered(*group);

@@ -1,6 +1,6 @@
-//! Accusations: what a correct machine says is never refused by another one, nor called a breach of the rules. A machine
-//! that says what it may not say (an acknowledgement without the endorsements that it needs, say) is seen here, also
-//! where no harm comes of it.
+//! Accusations: what a correct machine says is never refused by another one, nor called a breach of the rules; and no correct
+//! machine finds its own state broken. A machine that says what it may not say (an acknowledgement without the endorsements
+//! that it needs, say) is seen here, also where no harm comes of it.
 
 use super::{Checker, Observation};
 use crate::violation::Violation;

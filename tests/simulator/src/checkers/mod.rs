@@ -91,7 +91,7 @@ pub enum Observation<'a> {
         /// The batch.
         proposal: &'a Proposal,
     },
-    /// A correct machine says that another correct machine breaks the rules.
+    /// A correct machine says that another correct machine breaks the rules, or that its own state contradicts itself.
     Accused {
         /// The machine that says so.
         by: MachineId,

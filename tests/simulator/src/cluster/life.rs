@@ -67,7 +67,7 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
-    pub(super) fn indices(&self, machine: MachineId) -> Vec<usize> {
+    pub(crate) fn indices(&self, machine: MachineId) -> Vec<usize> {
         let numbered = self.instances.iter().enumerate();
         numbered
             .filter(|(_, instance)| instance.machine == machine)
@@ -117,6 +117,12 @@ impl<P: Protocol> Cluster<P> {
             script.promised.clear();
         }
         let log: Vec<P::Record> = instance.log().into_iter().map(|(_, record)| record).collect();
+        if let Some(hand) = self.hand.as_mut() {
+            hand.delivered.remove(&instance.machine);
+            if let Some(watch) = hand.watch.as_mut() {
+                watch.starts(instance.machine, &log);
+            }
+        }
         let mut counter = instance.counter.borrow_mut();
         let machine = P::start(instance.configuration.clone(), key, &mut counter, log.into_iter());
         drop(counter);

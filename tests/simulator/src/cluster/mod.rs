@@ -3,18 +3,22 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `setup.rs` | keys, configurations and clocks |
 //! | `instance.rs` | one running copy of a machine |
 //! | `network.rs` | what the network does with messages |
 //! | `faults.rs`, `life.rs` | crashes, power cuts, partitions, corruption: drawn, and carried out |
 //! | `step.rs` | feeding a machine, and carrying out what it wants |
 //! | `send.rs` | sending, and what adversaries make of it |
 //! | `voters.rs` | the voters' and clients' side |
+//! | `hand.rs` | what a scenario does by hand |
 
 mod faults;
+mod hand;
 mod instance;
 mod life;
 mod network;
 mod send;
+mod setup;
 mod step;
 mod voters;
 
@@ -25,7 +29,7 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use ordering::agreement::{Agreement, MisbehaviourKind, Phase};
 use ordering::configuration::{Configuration, Faults};
-use ordering::directory::{Directory, MachineEntry};
+use ordering::directory::Directory;
 use ordering::identifiers::{ClientId, MachineId, Order};
 use ordering::message::{CommitDb, ReplyCommitDb, Request};
 use ordering::verified::{Rejection, Verified};
@@ -36,8 +40,6 @@ use trusted_counter::UniqueWarrant;
 use crate::adversary::Conspiracy;
 use crate::checkers::{Checkers, Observation};
 use crate::client::{ByzantineClient, Client};
-use crate::clock::Clock;
-use crate::counter;
 use crate::lies::Told;
 use crate::options::Options;
 use crate::protocol::Protocol;
@@ -45,8 +47,13 @@ use crate::run::Trace;
 use crate::violation::Violation;
 use crate::voter::{Voter, Wanted};
 use faults::Fault;
+pub(crate) use hand::Submitted;
+pub use hand::{Decided, Filter, Hand, Lies, Watch};
 use instance::Instance;
-use network::{Network, Weather};
+use network::Network;
+pub(crate) use network::Weather;
+pub use setup::test_directory;
+use setup::{configuration, directory, draw_clock, draw_reached};
 
 /// How often clients and voters look what they have to do, in microseconds.
 const TICK_US: u64 = 25_000;
@@ -137,13 +144,13 @@ pub struct Cluster<P: Protocol> {
     pub counts: Counts,
     /// The first property that did not hold; nothing happens any more.
     pub violation: Option<Violation>,
-    rng: ChaCha8Rng,
-    directory: Directory,
-    keys: Vec<SigningKey>,
-    instances: Vec<Instance<P>>,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) directory: Directory,
+    pub(crate) keys: Vec<SigningKey>,
+    pub(crate) instances: Vec<Instance<P>>,
     /// Which twin each machine is connected to: one bit for each machine.
     sides: u64,
-    network: Network,
+    pub(crate) network: Network,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: HashMap<u64, Event>,
     next_event: u64,
@@ -151,7 +158,7 @@ pub struct Cluster<P: Protocol> {
     epochs: Vec<u64>,
     /// By machine; none: the machine has no voter.
     voters: Vec<Option<Voter>>,
-    clients: Vec<Client>,
+    pub(crate) clients: Vec<Client>,
     /// Machines that each correct client reaches, as bits.
     reached: Vec<u64>,
     byzantine_clients: Vec<ByzantineClient>,
@@ -166,11 +173,23 @@ pub struct Cluster<P: Protocol> {
     /// More machines than f lacked their counters or were Byzantine at once: the cluster has to start anew.
     pub(crate) is_cold: bool,
     trace: Option<Trace>,
+    /// What a scenario does by hand.
+    pub(crate) hand: Option<Hand<P>>,
 }
 
 impl<P: Protocol> Cluster<P> {
     /// A cluster at virtual time 0, with all machines started. `trace` gets every event as a line.
     pub fn new(options: Options, trace: Option<Trace>) -> Self {
+        Self::tuned(options, trace, None, |_| {})
+    }
+
+    /// A cluster whose machines are configured a little differently, and that a scenario may have in hand.
+    pub(crate) fn tuned(
+        options: Options,
+        trace: Option<Trace>,
+        hand: Option<Hand<P>>,
+        tune: impl Fn(&mut Configuration),
+    ) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ 0x5eed);
         let faults = Faults(options.faults);
         let machines = P::machines(faults);
@@ -184,7 +203,11 @@ impl<P: Protocol> Cluster<P> {
         let client_keys: Vec<SigningKey> = (0..everybody).map(|_| key()).collect();
         let directory = directory(&options, &keys, &client_keys);
         let instances = (0..machines)
-            .map(|number| Instance::new(configuration::<P>(&options, number), draw_clock(&options, &mut rng)))
+            .map(|number| {
+                let mut configuration = configuration::<P>(&options, number);
+                tune(&mut configuration);
+                Instance::new(configuration, draw_clock(&options, &mut rng))
+            })
             .collect();
         let network = Network::new(Weather {
             loss_percent: options.loss_percent,
@@ -225,6 +248,7 @@ impl<P: Protocol> Cluster<P> {
             conspiracy: Conspiracy::default(),
             is_cold: false,
             trace,
+            hand,
             rng,
             options,
         };
@@ -294,7 +318,7 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) {
+    pub(crate) fn observe(&mut self, observation: &Observation<'_>) {
         if let Err(violation) = self.checkers.observe(observation) {
             self.violation.get_or_insert(violation);
         }
@@ -302,7 +326,8 @@ impl<P: Protocol> Cluster<P> {
 
     /// Whether the machine is not the adversary's.
     pub fn is_correct(&self, machine: MachineId) -> bool {
-        self.options.behaviours(machine).is_empty()
+        let lies = |hand: &Hand<P>| hand.liars.contains_key(&machine);
+        self.options.behaviours(machine).is_empty() && !self.hand.as_ref().is_some_and(lies)
     }
 
     /// How many machines there are.
@@ -420,86 +445,5 @@ impl<P: Protocol> Cluster<P> {
             }
         };
         self.instances.iter().map(describe).collect()
-    }
-}
-
-/// A directory with the machines' keys, for tests of verification alone.
-pub fn test_directory<P: Protocol>(options: &Options, rng: &mut impl Rng) -> (Directory, Vec<SigningKey>) {
-    let mut key = || {
-        let mut bytes = [0; 32];
-        rng.fill_bytes(&mut bytes);
-        SigningKey::from_bytes(&bytes)
-    };
-    let keys: Vec<SigningKey> = (0..P::machines(Faults(options.faults))).map(|_| key()).collect();
-    (directory(options, &keys, &[]), keys)
-}
-
-fn directory(options: &Options, keys: &[SigningKey], client_keys: &[SigningKey]) -> Directory {
-    let machines = u8::try_from(keys.len()).expect("few machines");
-    let entry = |machine: u8| MachineEntry {
-        key: keys[usize::from(machine)].verifying_key(),
-        counter: counter::identity(machine),
-    };
-    Directory {
-        faults: Faults(options.faults),
-        groups: options.groups,
-        machines: (0..machines)
-            .map(|machine| (MachineId(machine), entry(machine)))
-            .collect(),
-        clients: client_keys
-            .iter()
-            .zip(0..)
-            .map(|(key, id)| (ClientId(id), key.verifying_key()))
-            .collect(),
-        verifier: counter::verifier(machines),
-    }
-}
-
-fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
-    let mut configuration = P::configuration(MachineId(number), Faults(options.faults), options.groups);
-    configuration.batch_entries_max = options.batch_entries_max;
-    configuration.log_bytes_max = options.log_bytes_max;
-    configuration.cut_bytes = options.cut_bytes;
-    // Memory must not give what the log gives no longer.
-    let log_bytes_max = usize::try_from(options.log_bytes_max).unwrap_or(usize::MAX);
-    configuration.tail_bytes_max = configuration.tail_bytes_max.min(log_bytes_max);
-    if !options.behaviours(MachineId(number)).is_empty() {
-        // A liar that says that its log does not go back.
-        (configuration.log_bytes_max, configuration.cut_bytes) = (0, 1);
-    }
-    #[cfg(feature = "mutants")]
-    if let Ok(name) = std::env::var("MUTANT") {
-        configuration.mutant = ordering::configuration::Mutant::from_name(&name);
-        assert!(configuration.mutant.is_some(), "no mutant {name}");
-    }
-    configuration
-}
-
-/// The machines that each correct client reaches, as bits.
-fn draw_reached<P: Protocol>(options: &Options, rng: &mut impl Rng) -> Vec<u64> {
-    let mut reached = vec![u64::MAX; options.clients as usize];
-    let replicas: Vec<MachineId> = P::configuration(MachineId(0), Faults(options.faults), options.groups)
-        .replica_machines()
-        .filter(|machine| options.behaviours(*machine).is_empty())
-        .collect();
-    let busy = usize::from(options.busy_client && options.clients > 1);
-    let few = reached.len() - busy;
-    for bits in reached.iter_mut().take(few).filter(|_| options.clients_reach > 0) {
-        let mut correct = replicas.clone();
-        while correct.len() > usize::from(options.clients_reach) {
-            correct.swap_remove(rng.random_range(0..correct.len()));
-        }
-        *bits = correct.iter().map(|machine| 1 << machine.0).sum();
-    }
-    reached
-}
-
-fn draw_clock(options: &Options, rng: &mut impl Rng) -> Clock {
-    let offset_us = i64::try_from(options.clock_offset_max_ms * 1000).unwrap_or(0);
-    let rate_ppm = i64::try_from(options.clock_rate_max_ppm).unwrap_or(0);
-    Clock {
-        origin_us: rng.random_range(0..1_000_000),
-        rate_ppm: rng.random_range(-rate_ppm..=rate_ppm),
-        offset_us: rng.random_range(-offset_us..=offset_us),
     }
 }

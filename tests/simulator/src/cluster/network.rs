@@ -65,6 +65,11 @@ impl Network {
         }
     }
 
+    /// All links carry again.
+    pub(crate) fn mend_all(&mut self) {
+        self.cut.clear();
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
         self.weather = CALM;

@@ -30,6 +30,9 @@ impl<P: Protocol> Cluster<P> {
             self.send_by_script(index, &targets, message);
             return 0;
         }
+        if self.hand.is_some() {
+            return self.send_by_hand(index, &targets, &message);
+        }
         self.note_proposal(index, &message);
         let bytes = encode(&message);
         for target in &targets {
@@ -140,7 +143,7 @@ impl<P: Protocol> Cluster<P> {
     }
 
     /// Shows the checkers what a machine proposes; not what it only passes on.
-    fn note_proposal(&mut self, index: usize, message: &P::Message) {
+    pub(super) fn note_proposal(&mut self, index: usize, message: &P::Message) {
         let instance = &self.instances[index];
         let (machine, is_byzantine) = (instance.machine, instance.script.is_some());
         let is_own = |proposal: &Proposal| instance.configuration.primary(View(proposal.view)) == machine;
@@ -211,6 +214,6 @@ impl<P: Protocol> Cluster<P> {
     }
 }
 
-fn encode<M: borsh::BorshSerialize>(message: &M) -> Arc<Vec<u8>> {
+pub(super) fn encode<M: borsh::BorshSerialize>(message: &M) -> Arc<Vec<u8>> {
     Arc::new(borsh::to_vec(message).expect("messages encode"))
 }

@@ -1,14 +1,14 @@
 //! Feeding a machine, and carrying out what it wants.
 
-use ordering::agreement::{Agreement, Input, Output};
+use ordering::agreement::{Agreement, Input, MisbehaviourKind, Output};
 use ordering::identifiers::{MachineId, Order};
-use ordering::ledger::LogIndex;
+use ordering::ledger::{LogAnswer, LogIndex};
 use rand::RngExt;
 use trusted_counter::UniqueWarrant;
 
 use super::{Cluster, Event, Observation, Packet, VERIFIED_MAX, Verification};
 use crate::adversary::Seen;
-use crate::protocol::{Protocol, Reading};
+use crate::protocol::Protocol;
 use crate::violation::Violation;
 
 /// How much of a message an event log shows.
@@ -53,7 +53,10 @@ impl<P: Protocol> Cluster<P> {
             Some(Err(rejection)) => {
                 *self.counts.rejected.entry(rejection).or_default() += 1;
                 let by = self.instances[to].machine;
-                if self.is_correct(from) && self.is_correct(by) {
+                if let Some(hand) = self.hand.as_mut() {
+                    hand.rejected.push((from, rejection));
+                }
+                if self.is_correct(from) && self.is_correct(by) && !self.is_framed(from) {
                     let kind = borsh::from_slice(bytes).map_or("message", |message| P::kind(&message));
                     let machine = from;
                     self.observe(&Observation::Refused {
@@ -119,6 +122,10 @@ impl<P: Protocol> Cluster<P> {
         }
         instance.disk.sync(bytes);
         instance.is_syncing = false;
+        let machine = instance.machine;
+        if let Some(watch) = self.hand.as_mut().and_then(|hand| hand.watch.as_mut()) {
+            watch.synced(machine, sequence);
+        }
         self.schedule_sync(to);
         self.step(to, Input::Persisted(sequence));
     }
@@ -172,7 +179,7 @@ impl<P: Protocol> Cluster<P> {
     }
 
     /// Feeds an instance that is up, now or together with what comes until it looks.
-    pub(super) fn step(&mut self, index: usize, input: Input<P::Message>) {
+    pub(crate) fn step(&mut self, index: usize, input: Input<P::Message>) {
         let together_us = self.options.together_us;
         if together_us == 0 {
             self.step_all(index, vec![input]);
@@ -258,6 +265,10 @@ impl<P: Protocol> Cluster<P> {
             Output::Persist { sequence, record } => {
                 let bytes = borsh::to_vec(&record).expect("records encode");
                 self.instances[index].disk.append(sequence, &bytes);
+                let machine = self.instances[index].machine;
+                if let Some(watch) = self.hand.as_mut().and_then(|hand| hand.watch.as_mut()) {
+                    watch.writes(machine, sequence, &record);
+                }
                 self.schedule_sync(index);
             }
             Output::Certify { slot, digest, ticket } => {
@@ -275,12 +286,12 @@ impl<P: Protocol> Cluster<P> {
             Output::Deliver(message) => self.deliver(index, message),
             Output::Answer { to, message } => self.answer_voter(index, to, message),
             Output::ReadLog { reader } => match P::read_log(reader, &self.instances[index].log()) {
-                Reading::Voter { to, messages } => {
+                LogAnswer::Voter { to, messages } => {
                     for message in messages {
                         self.answer_voter(index, to, message);
                     }
                 }
-                Reading::Peer { to, message } => {
+                LogAnswer::Peer { to, message } => {
                     return self.send(index, ordering::agreement::To::Machine(to), message);
                 }
             },
@@ -299,8 +310,13 @@ impl<P: Protocol> Cluster<P> {
                 if self.is_correct(machine) {
                     let key = (misbehaviour.machine, misbehaviour.kind);
                     *self.counts.reports.entry(key).or_default() += 1;
-                    if self.is_correct(misbehaviour.machine) && misbehaviour.machine != machine {
-                        let (accused, kind) = (misbehaviour.machine, misbehaviour.kind);
+                    let (accused, kind) = (misbehaviour.machine, misbehaviour.kind);
+                    if let Some(hand) = self.hand.as_mut() {
+                        hand.reports.push((accused, kind));
+                    }
+                    // A counter that was spent behind its machine's back is the machine's own word (`own_counter.rs`).
+                    let is_own = accused == machine && kind == MisbehaviourKind::OwnCounter;
+                    if self.is_correct(accused) && !is_own && !self.is_framed(accused) {
                         let by = machine;
                         let machine = accused;
                         self.observe(&Observation::Accused { by, machine, kind });

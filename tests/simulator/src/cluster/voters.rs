@@ -34,6 +34,10 @@ impl<P: Protocol> Cluster<P> {
                 self.last_decided = self.last_decided.max(entry.order);
                 self.observe(&Observation::Delivered { machine, group, entry });
             }
+            let groups = self.options.groups;
+            if let Some(hand) = self.hand.as_mut() {
+                hand.delivers(machine, &message, groups);
+            }
         }
         let mut digests = CommitDb {
             group: message.group,
@@ -71,6 +75,10 @@ impl<P: Protocol> Cluster<P> {
 
     /// An answer to a voter's fetch: what a correct machine serves is what was decided, also the body of one order.
     pub(super) fn answer_voter(&mut self, index: usize, to: MachineId, message: CommitDb) {
+        if let Some(answers) = self.hand.as_mut().and_then(|hand| hand.answers.as_mut()) {
+            answers.push(message);
+            return;
+        }
         let machine = self.instances[index].machine;
         let is_claim = self.is_correct(machine);
         for entry in message.entries.iter().filter(|_| is_claim) {
@@ -153,6 +161,7 @@ impl<P: Protocol> Cluster<P> {
     pub(super) fn tick(&mut self) {
         self.submit();
         self.resend();
+        self.resend_by_hand();
         for machine in self.machines() {
             self.tick_voter(machine);
         }
@@ -228,7 +237,7 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
-    fn send_request(&mut self, audience: u64, verified: &Verified<Arc<Request>>) {
+    pub(super) fn send_request(&mut self, audience: u64, verified: &Verified<Arc<Request>>) {
         for to in 0..self.instances.len() {
             let machine = self.instances[to].machine;
             let is_cut = audience & (1 << machine.0) == 0;

@@ -1,16 +1,15 @@
-//! What the simulator must know of a protocol: how its machines are made, verified and restarted, and how its
-//! messages can be abused. One adapter for each protocol; everything else is the same for all.
+//! What the simulator must know of a protocol beside what a shell must ([`Hosted`]): how its messages can be abused. One adapter for each protocol; everything else is the same for all.
 
 use std::fmt::Debug;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use ed25519_dalek::SigningKey;
-use ordering::agreement::Agreement;
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::Directory;
+use ordering::hosting::Hosted;
 use ordering::identifiers::{Digest, MachineId, Order};
-use ordering::ledger::LogRecord;
-use ordering::message::CommitDb;
+use ordering::ledger::{HistoryPoint, LogAnswer, LogIndex, LogRecord};
+use ordering::minbft::Admission;
 use ordering::verified::{Rejection, Verified};
 
 use crate::adversary::{Addressed, Script, Tools};
@@ -23,25 +22,6 @@ mod pbft;
 pub use minbft::MinBft;
 pub use pbft::Pbft;
 
-/// An answer that was read from a log.
-#[derive(Debug)]
-pub enum Reading<M> {
-    /// Decided operations for a voter.
-    Voter {
-        /// The voter's machine.
-        to: MachineId,
-        /// One for each group.
-        messages: Vec<CommitDb>,
-    },
-    /// A message to a peer.
-    Peer {
-        /// The peer.
-        to: MachineId,
-        /// The message.
-        message: M,
-    },
-}
-
 /// How far a machine's decided history goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryEnd {
@@ -49,6 +29,15 @@ pub struct HistoryEnd {
     pub order: Order,
     /// The hash over everything up to it.
     pub hash: Digest,
+}
+
+impl From<HistoryPoint> for HistoryEnd {
+    fn from(point: HistoryPoint) -> Self {
+        HistoryEnd {
+            order: point.order,
+            hash: point.history,
+        }
+    }
 }
 
 /// A batch that a primary sends.
@@ -77,18 +66,20 @@ pub trait Protocol: Sized + 'static {
     const LIES: &'static [Lie];
 
     /// The protocol's messages between machines.
-    type Message: Clone + Debug + BorshSerialize + BorshDeserialize;
+    type Message: Clone + Debug + BorshSerialize + BorshDeserialize + Send + Sync;
     /// The protocol's log records.
-    type Record: Clone + BorshSerialize + BorshDeserialize + LogRecord;
+    type Record: Clone + BorshSerialize + BorshDeserialize + LogRecord + Send;
     /// The reader that collects an answer from the log.
-    type Reader;
+    type Reader: Send;
     /// What an adversary keeps from one message to the next.
     type Memory: Default;
     /// The production state machine.
-    type Machine: Agreement<Message = Self::Message, Record = Self::Record, LogReader = Self::Reader>;
+    type Machine: Hosted<Message = Self::Message, Record = Self::Record, LogReader = Self::Reader>;
 
     /// How many machines there are, m0 included.
-    fn machines(faults: Faults) -> u8;
+    fn machines(faults: Faults) -> u8 {
+        Self::Machine::PROTOCOL.machines(faults)
+    }
 
     /// The protocol's defaults for a machine.
     fn configuration(machine: MachineId, faults: Faults, groups: u16) -> Configuration;
@@ -99,17 +90,44 @@ pub trait Protocol: Sized + 'static {
         key: SigningKey,
         counter: &mut Counter,
         log: impl Iterator<Item = Self::Record>,
-    ) -> Self::Machine;
+    ) -> Self::Machine {
+        let mut recovery = <Self::Machine as Hosted>::Recovery::default();
+        log.for_each(|record| Self::Machine::recover(&mut recovery, record));
+        let slots = 0..=u32::from(configuration.groups);
+        let admission = Admission {
+            epoch: counter.epoch(),
+            positions: slots.map(|slot| counter.position(slot)).collect(),
+        };
+        Self::Machine::start(configuration, key, admission, recovery)
+    }
 
     /// The protocol's own verification.
     fn verify(
         from: MachineId,
         message: Self::Message,
         directory: &Directory,
-    ) -> Result<Verified<Self::Message>, Rejection>;
+    ) -> Result<Verified<Self::Message>, Rejection> {
+        Self::Machine::verify(from, message, directory)
+    }
 
     /// Reads the log as the shell does: `log` yields the size in bytes and the content of each record.
-    fn read_log(reader: Self::Reader, log: &[(usize, Self::Record)]) -> Reading<Self::Message>;
+    fn read_log(mut reader: Self::Reader, log: &[(usize, Self::Record)]) -> LogAnswer<Self::Message> {
+        let (mut index, mut offset) = (LogIndex::with_marks_every(1), 0);
+        let mut offsets = Vec::with_capacity(log.len());
+        for (bytes, record) in log {
+            index.add(offset, record);
+            offsets.push(offset);
+            offset += *bytes as u64;
+        }
+        let begin = index.offset(Self::Machine::wanted_from(&reader));
+        for ((_, record), _) in log.iter().zip(offsets).filter(|(_, offset)| *offset >= begin) {
+            if Self::Machine::is_full(&reader) {
+                break;
+            }
+            Self::Machine::read(&mut reader, record.clone());
+        }
+        Self::Machine::answer(reader)
+    }
 
     /// How far the decided history of a machine goes.
     fn history(machine: &Self::Machine) -> HistoryEnd;

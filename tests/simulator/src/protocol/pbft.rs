@@ -1,16 +1,11 @@
 //! PBFT: 3f+1 machines without trusted counters.
 
-use ed25519_dalek::SigningKey;
-use ordering::configuration::{Configuration, Faults, Protocol as Agreed};
-use ordering::directory::Directory;
+use ordering::configuration::{Configuration, Faults};
 use ordering::identifiers::MachineId;
-use ordering::ledger::{LogAnswer, LogIndex};
-use ordering::pbft::{LogReader, Machine, Message, Record, Recovery, verify_message};
-use ordering::verified::{Rejection, Verified};
+use ordering::pbft::{LogReader, Machine, Message, Record};
 
-use super::{HistoryEnd, Proposal, Protocol, Reading, Tampered};
+use super::{HistoryEnd, Proposal, Protocol, Tampered};
 use crate::adversary::{Script, Tools};
-use crate::counter::Counter;
 use crate::lies::Fate::{Passes, Refused};
 use crate::lies::Lie;
 
@@ -76,56 +71,12 @@ impl Protocol for Pbft {
     type Memory = Memory;
     type Machine = Machine;
 
-    fn machines(faults: Faults) -> u8 {
-        Agreed::Pbft.machines(faults)
-    }
-
     fn configuration(machine: MachineId, faults: Faults, groups: u16) -> Configuration {
         Configuration::pbft(machine, faults, groups)
     }
 
-    fn start(
-        configuration: Configuration,
-        key: SigningKey,
-        _counter: &mut Counter,
-        log: impl Iterator<Item = Record>,
-    ) -> Machine {
-        let mut recovery = Recovery::new();
-        log.for_each(|record| recovery.push(record));
-        Machine::new(configuration, key, recovery)
-    }
-
-    fn verify(from: MachineId, message: Message, directory: &Directory) -> Result<Verified<Message>, Rejection> {
-        verify_message(from, message, directory)
-    }
-
-    fn read_log(mut reader: LogReader, log: &[(usize, Record)]) -> Reading<Message> {
-        let (mut index, mut offset) = (LogIndex::with_marks_every(1), 0);
-        let mut offsets = Vec::with_capacity(log.len());
-        for (bytes, record) in log {
-            index.add(offset, record);
-            offsets.push(offset);
-            offset += *bytes as u64;
-        }
-        let begin = index.offset(reader.from());
-        for ((_, record), _) in log.iter().zip(offsets).filter(|(_, offset)| *offset >= begin) {
-            if reader.is_full() {
-                break;
-            }
-            reader.push(record.clone());
-        }
-        match reader.finish() {
-            LogAnswer::Voter { to, messages } => Reading::Voter { to, messages },
-            LogAnswer::Peer { to, message } => Reading::Peer { to, message },
-        }
-    }
-
     fn history(machine: &Machine) -> HistoryEnd {
-        let point = machine.history_point();
-        HistoryEnd {
-            order: point.order,
-            hash: point.history,
-        }
+        machine.history_point().into()
     }
 
     fn kind(message: &Message) -> &'static str {

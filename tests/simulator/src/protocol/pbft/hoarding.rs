@@ -6,7 +6,7 @@
 //!    wants it, and signs no checkpoint that would settle the number.
 //! 3. It shows the old certificate in every view change from then on, and votes for its batch ahead of time.
 //!
-//! This is borne because the certificate of the highest view counts (`ordering/src/pbft/outcome.rs`).
+//! This is borne because the certificate of the highest view counts (`ordering/src/pbft/change/outcome.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
