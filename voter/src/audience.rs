@@ -10,7 +10,6 @@ use crate::executor::Reporter;
 use crate::listeners::Listeners;
 use crate::lock_table::Position;
 use crate::postgres::notified::Notified;
-use crate::voter::VoterOutput;
 
 /// Those who listen as of the order that lets a transaction commit, and the transaction's place: alike on all voters.
 #[derive(Clone, Debug)]
