@@ -241,7 +241,10 @@ impl Network {
             let input = self.state().ports[usize::from(other) - 1].input.clone();
             let from = MachineId(machine);
             // It is asked for again.
-            let _ = input.map(|input| input.try_send(VoterInput::Effects { from, message }));
+            // What finds no room is asked for again.
+            if let Some(input) = input {
+                drop(input.try_send(VoterInput::Effects { from, message }));
+            }
         }
     }
 
