@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cluster::file::{ClusterFile, Machine, machine_name};
 use cluster::http;
-use cluster::node::{NEEDS_REPAIR, NodeStatus};
+use cluster::node::{EffectsStatus, NEEDS_REPAIR, NodeStatus};
 use serde::Serialize;
 
 use crate::state::UpState;
@@ -66,6 +66,8 @@ struct MachineStatus {
     state: String,
     /// Transactions since its start of which its server could not number the objects as the others do.
     object_numbers_missed: Option<u64>,
+    /// What its voter has found when it compared what its database changes with what the others change.
+    effects: Option<EffectsStatus>,
     /// The command that makes its database anew, if it needs that.
     repair: Option<String>,
 }
@@ -168,6 +170,7 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
                 digest: answer.as_ref().and_then(|node| node.digest.clone()),
                 view: answer.as_ref().map(|node| node.view),
                 object_numbers_missed,
+                effects: answer.as_ref().and_then(|node| node.effects.clone()),
                 repair: answer.as_ref().filter(|node| node.state == NEEDS_REPAIR).map(|_| {
                     format!(
                         "cloudbft repair --dir {} --machine {name}",
@@ -233,9 +236,13 @@ fn print_table(status: &ClusterStatus) {
                 machine.name
             );
         }
+        if let Some(effects) = &machine.effects {
+            print_effects(&machine.name, effects);
+        }
         if let Some(repair) = &machine.repair {
             println!(
-                "{0}: its database lacks orders that are in no log any more, or contradicts what f+1 voters have certified;\n\
+                "{0}: its database lacks orders that are in no log any more, or contradicts what f+1 voters have certified or \
+                 changed;\n\
                  {0}: its replica takes part. To make the database anew from another: {repair}",
                 machine.name
             );
@@ -246,5 +253,27 @@ fn print_table(status: &ClusterStatus) {
                 );
             }
         }
+    }
+}
+
+fn print_effects(name: &str, effects: &EffectsStatus) {
+    if effects.state != "compared" {
+        println!("{name}: what its database changes is not compared: {}", effects.state);
+    }
+    if let Some(diverged) = &effects.diverged {
+        println!("{name}: its database has changed something else than f+1 others: {diverged}");
+    }
+    if let Some(last) = &effects.last_disputed {
+        println!(
+            "{name}: AT {} ORDERS NO f+1 DATABASES HAVE CHANGED THE SAME, so nobody knows which one is right; `cloudbft verify` \
+             shows where they differ. The last one is {last}",
+            effects.disputed
+        );
+    }
+    if let Some(last) = &effects.last_unordered {
+        println!(
+            "{name}: its database was changed by {} transactions that nobody ordered; the last one: {last}",
+            effects.unordered
+        );
     }
 }

@@ -254,6 +254,7 @@ pub(crate) fn databases(file: &ClusterFile) -> Result<Vec<DatabaseServer>, Postg
                 port,
                 connections_max: cluster::node::backends_max(file) + CONNECTIONS_SPARE,
                 shared_buffers_mib: tunables.limits.shared_buffers_mib,
+                logical: tunables.effects.compare,
                 database: tunables.database.clone(),
                 roles: tunables.roles.iter().map(|role| role.name.clone()).collect(),
             };

@@ -191,6 +191,7 @@ impl Receiver for FrontReceiver {
         let message = match frame {
             Frame::Result(result) => FromNode::Result(result),
             Frame::Receipt(receipt) => FromNode::Receipt(receipt),
+            Frame::Notifications(notifications) => FromNode::Notifications(notifications),
             _ => return,
         };
         let _ = self.incoming.send((machine, message)).await;

@@ -304,6 +304,47 @@ pub enum Outcome {
     },
 }
 
+/// What the notifications of one transaction take of a message, in bytes, at most ([`Notification::bytes`]).
+pub const NOTIFICATIONS_BYTES_MAX: usize = 1 << 20;
+
+/// What a notification takes beside its texts, nearly.
+const NOTIFICATION_BYTES: usize = 16;
+
+/// One notification of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
+pub struct Notification {
+    /// The channel.
+    pub channel: String,
+    /// The payload.
+    pub payload: String,
+}
+
+impl Notification {
+    /// Bytes that it takes, nearly.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.channel.len() + self.payload.len() + NOTIFICATION_BYTES
+    }
+}
+
+/// NOTIFICATIONS: voter to proxy. What a transaction that committed has notified on channels to which sessions of the proxy listen.
+/// A proxy believes what f+1 voters say alike of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Notifications {
+    /// The order that let the transaction run: with `order` its place among all that committed.
+    pub granted: Order,
+    /// The order of the one-shot or the Commit.
+    pub order: Order,
+    /// Whose transaction it was.
+    pub client: ClientId,
+    /// The session of that client.
+    pub session: u64,
+    /// What it notified, in this order.
+    pub notifications: Vec<Notification>,
+    /// Notifications that were dropped because there were more than [`NOTIFICATIONS_BYTES_MAX`] allows.
+    pub dropped: u64,
+}
+
 /// REPLY-COMMIT-DB: voter to replicas.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ReplyCommitDb {
@@ -311,6 +352,28 @@ pub struct ReplyCommitDb {
     pub executed: Order,
     /// Every order up to this one is durable in the voter's database.
     pub flushed: Order,
+}
+
+/// How many digests one [`EffectDigests`] has at most.
+pub const EFFECT_DIGESTS_MAX: usize = 1024;
+
+/// EFFECT-DIGESTS: what a voter's database server has changed at some orders, to the voters of other machines
+/// (`docs/decisions/0051`).
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct EffectDigests {
+    /// The sender wants to know what the receiver's server has changed at these orders.
+    pub asks: bool,
+    /// At most [`EFFECT_DIGESTS_MAX`].
+    pub entries: Vec<EffectDigest>,
+}
+
+/// What a database server has changed at one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct EffectDigest {
+    /// The order.
+    pub order: Order,
+    /// Over all that the order's transaction has changed; all zero if that is nothing.
+    pub digest: Digest,
 }
 
 /// COMMIT-DB: a replica of the group in charge to the voters. One message covers the entries of one batch.

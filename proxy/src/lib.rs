@@ -8,6 +8,7 @@ mod config;
 mod error;
 mod leftovers;
 mod measures;
+mod notifications;
 mod port;
 mod proxy;
 mod scram;

@@ -1,7 +1,7 @@
 //! The proxy's side of its links to the nodes: two channels, implemented by the cluster crate over TLS.
 
 use ordering::identifiers::MachineId;
-use ordering::message::{ClientMessage, Request, ResultMessage, StoreReceipt};
+use ordering::message::{ClientMessage, Notifications, Request, ResultMessage, StoreReceipt};
 use tokio::sync::mpsc;
 
 /// A set of machines, as a bit mask over machine numbers (a cluster has at most [`MachineSet::CAPACITY`]).
@@ -103,6 +103,8 @@ pub enum FromNode {
     Result(ResultMessage),
     /// What became of a body that the machine was to keep.
     Receipt(StoreReceipt),
+    /// What a transaction has notified, as the machine's voter says.
+    Notifications(Notifications),
     /// The link to the machine is usable (sent at every connect).
     LinkUp,
     /// The link to the machine is lost; what was sent and not answered may be lost too.

@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::config::{Authentication, ProxyConfig};
 use crate::leftovers;
 use crate::port::{ClusterPort, MachineSet};
-use crate::session::greet;
+use crate::session::{greet, keep_listening};
 use crate::shared::Shared;
 use crate::strangers::{STRANGERS_MAX, Strangers};
 
@@ -59,6 +59,7 @@ impl Proxy {
         let shared = Arc::new(Shared::new(config, Arc::clone(&client))?);
         let dispatcher = tokio::spawn(Arc::clone(&client).dispatch(port.from));
         let keeper = tokio::spawn(Arc::clone(&client).keep_alive());
+        let listener_keeper = tokio::spawn(keep_listening(Arc::clone(&shared)));
         let loaders: Vec<_> = shared
             .catalogs
             .values()
@@ -105,6 +106,7 @@ impl Proxy {
         let _ = tokio::time::timeout(DRAIN_LIMIT, drained).await;
         loaders.iter().for_each(tokio::task::JoinHandle::abort);
         keeper.abort();
+        listener_keeper.abort();
         dispatcher.abort();
         Ok(())
     }

@@ -82,6 +82,8 @@ pub struct StatementAnalysis {
     pub temporary: TemporaryWork,
     /// Whether it is DDL or a DO.
     numbers_objects: bool,
+    /// Whether it is NOTIFY, or calls `pg_notify` by itself.
+    notifies: bool,
     /// Whether it means something else to other sessions.
     of_session: bool,
     template: Template,
@@ -118,6 +120,8 @@ pub struct ExchangeAnalysis {
     pub renames: bool,
     /// Whether objects that it makes shall have the same numbers on all servers: one of its statements is DDL or a DO.
     pub numbers_objects: bool,
+    /// Whether one of its statements is NOTIFY, or calls `pg_notify` by itself. What code of users notifies is not told.
+    pub notifies: bool,
     /// The analyses of the exchange's texts: of the one text of a simple exchange, or of each entry of
     /// `statements` of an extended one, by index.
     pub texts: Vec<Arc<TextAnalysis>>,
@@ -331,6 +335,7 @@ impl ExchangeAnalysis {
             has_temporary: false,
             renames: false,
             numbers_objects: false,
+            notifies: false,
             texts: Vec::new(),
         }
     }
@@ -360,6 +365,7 @@ impl ExchangeAnalysis {
         self.short &= statement.short;
         self.foreign_code |= statement.foreign_code;
         self.numbers_objects |= statement.numbers_objects;
+        self.notifies |= statement.notifies;
         self.temporary.add(&statement.temporary);
         statement
             .template

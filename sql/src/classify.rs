@@ -1,14 +1,16 @@
 //! What kind of statement it is, from its keywords alone: it must be known also of what the parser cannot read.
 
+mod configs;
 mod control;
 mod copy;
 mod refused;
-mod setting;
+pub(crate) mod setting;
 mod split;
 
 use crate::footprint::Mode;
+use crate::operation::CHANNEL_BYTES_MAX;
 use crate::refusal::{INSUFFICIENT_PRIVILEGE, NOT_SUPPORTED, Refusal};
-use crate::statement::{Cursor, StatementClass};
+use crate::statement::{Cursor, Listening, StatementClass};
 use crate::words::Words;
 
 pub(crate) use split::split;
@@ -91,7 +93,8 @@ pub(crate) fn classify(words: Words<'_>) -> Sketch<'_> {
         "declare" => declare(after),
         "fetch" | "move" | "close" => cursor(&keyword, after),
         "explain" => explain(after),
-        "unlisten" => Sketch::of(StatementClass::Read),
+        "listen" | "unlisten" => listening(&keyword, after),
+        "notify" => Sketch::of(StatementClass::Notify),
         "vacuum" | "checkpoint" => maintenance(true),
         "analyze" | "cluster" | "reindex" => maintenance(is_whole_database(&keyword, after)),
         keyword if CATALOG_KEYWORDS.contains(&keyword) => Sketch::everything(StatementClass::Ddl),
@@ -101,8 +104,11 @@ pub(crate) fn classify(words: Words<'_>) -> Sketch<'_> {
 
 /// SELECT, VALUES, TABLE, WITH or a parenthesis.
 fn query(words: Words<'_>) -> Sketch<'_> {
-    if let Some(setting) = setting::set_config(words) {
-        return Sketch::of(StatementClass::Setting(setting));
+    if let Some(class) = configs::classify(words) {
+        return Sketch::of(class);
+    }
+    if asks_for_channels(words) {
+        return Sketch::of(StatementClass::Listening(Listening::Show));
     }
     // FOR UPDATE is found by the parser, or makes an unparsed statement a write, which is no narrower.
     let class = match words.contains_any(&MODIFYING) {
@@ -191,6 +197,50 @@ fn cursor<'text>(keyword: &str, words: Words<'text>) -> Sketch<'text> {
         _ if words.keyword().as_deref() == Some("all") => Cursor::Close(None),
         _ => Cursor::Close(Some(name)),
     }))
+}
+
+/// LISTEN and UNLISTEN; what is none for Postgres either is left to Postgres, to say so.
+fn listening<'text>(keyword: &str, mut words: Words<'text>) -> Sketch<'text> {
+    let all = keyword == "unlisten" && words.accept_operator("*");
+    let name = match all {
+        true => None,
+        false => words.identifier(),
+    };
+    let listening = match (keyword, name) {
+        ("unlisten", name) if all || name.is_some() => Listening::Unlisten(name.map(channel)),
+        ("listen", Some(name)) => Listening::Listen(channel(name)),
+        _ => return Sketch::everything(StatementClass::Write),
+    };
+    match words.is_end() {
+        true => Sketch::of(StatementClass::Listening(listening)),
+        false => Sketch::everything(StatementClass::Write),
+    }
+}
+
+/// `SELECT pg_listening_channels()` or `SELECT * FROM pg_listening_channels()`, and nothing else.
+fn asks_for_channels(mut words: Words<'_>) -> bool {
+    if !words.accept("select") {
+        return false;
+    }
+    if words.accept_operator("*") && !words.accept("from") {
+        return false;
+    }
+    if words.accept("pg_catalog") && !words.accept_punctuation(b'.') {
+        return false;
+    }
+    words.accept("pg_listening_channels")
+        && words.accept_punctuation(b'(')
+        && words.accept_punctuation(b')')
+        && words.is_end()
+}
+
+/// A channel's name, cut off where Postgres cuts identifiers off.
+fn channel(mut name: String) -> String {
+    let end = (0..=CHANNEL_BYTES_MAX).rev().find(|end| name.is_char_boundary(*end));
+    if name.len() > CHANNEL_BYTES_MAX {
+        name.truncate(end.unwrap_or(0));
+    }
+    name
 }
 
 fn explain(words: Words<'_>) -> Sketch<'_> {

@@ -17,7 +17,10 @@ use crate::refusal::Refusal;
 /// of a transaction needs a seed of its own: the draws of one seed are numbered by `cloudbft.counter`.
 ///
 /// Run as superuser; may be run again.
-pub const FUNCTIONS_SQL: &str = include_str!("determinism/functions.sql");
+pub const FUNCTIONS_SQL: &str = concat!(
+    include_str!("determinism/functions.sql"),
+    include_str!("determinism/definitions.sql")
+);
 
 /// A replacement in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +59,7 @@ pub(crate) fn inspect(text: &str, tokens: &[Token], purpose: Purpose) -> Finding
         findings.splices.extend(found);
         if purpose == Purpose::Read {
             findings.splices.extend(splices::local_column(&pass));
+            findings.splices.extend(splices::definition(&pass));
         }
         if purpose != Purpose::Read && is_body(&pass, purpose) {
             inspect_body(&pass, &mut findings);

@@ -28,6 +28,8 @@ pub(crate) enum FunctionKind {
     SessionSequence,
     /// `set_config`.
     SetConfig,
+    /// `pg_notify`: has an effect when it commits, and touches no data.
+    Notify,
     /// Without effect through the proxy (`pg_advisory_unlock_all`).
     Nothing,
     /// May do anything.
@@ -266,6 +268,7 @@ fn built_in(name: &str) -> FunctionKind {
         "nextval" | "setval" => return FunctionKind::Sequence,
         "currval" | "lastval" => return FunctionKind::SessionSequence,
         "set_config" => return FunctionKind::SetConfig,
+        "pg_notify" => return FunctionKind::Notify,
         "pg_advisory_unlock_all" => return FunctionKind::Nothing,
         _ => {}
     }

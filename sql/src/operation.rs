@@ -122,7 +122,19 @@ pub enum Work {
         /// The order of that operation.
         since: u64,
     },
+    /// The channels to which sessions of the client listen, all of them: voters send it what transactions that commit after this
+    /// order notify there. Takes no lock, and runs nothing.
+    Listen {
+        /// Their names; at most [`CHANNELS_MAX`], of at most [`CHANNEL_BYTES_MAX`] bytes.
+        channels: Vec<String>,
+    },
 }
+
+/// Channels that one client may listen to, at most.
+pub const CHANNELS_MAX: usize = 1024;
+
+/// The longest name of a channel, in bytes (Postgres's NAMEDATALEN - 1).
+pub const CHANNEL_BYTES_MAX: usize = 63;
 
 impl Work {
     /// The transaction that the work belongs to, if there is one.
@@ -133,7 +145,8 @@ impl Work {
             | Work::Abandon { .. }
             | Work::Nothing
             | Work::Cancel { .. }
-            | Work::Catalog { .. } => None,
+            | Work::Catalog { .. }
+            | Work::Listen { .. } => None,
             Work::Read { transaction, .. } => *transaction,
             Work::Begin { transaction, .. }
             | Work::Extend { transaction, .. }

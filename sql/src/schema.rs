@@ -101,6 +101,15 @@ impl Schema {
         *hasher.finalize().as_bytes()
     }
 
+    /// The columns of a table's primary key, if the table is known and has one.
+    pub fn primary_key_of(&self, schema: &str, name: &str) -> Option<Vec<&str>> {
+        let name = TableName {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+        };
+        self.table(&name)?.primary_key()
+    }
+
     /// The partition rules.
     pub fn rules(&self) -> &PartitionRules {
         &self.rules

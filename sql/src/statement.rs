@@ -1,5 +1,7 @@
 //! What a statement is: the vocabulary of [`crate::analysis`].
 
+use std::collections::BTreeSet;
+
 use crate::names::Renaming;
 use crate::operation::Isolation;
 use crate::refusal::Refusal;
@@ -47,8 +49,40 @@ pub enum StatementClass {
         /// Whether Postgres refuses it inside a transaction block.
         outside_transaction: bool,
     },
+    /// LISTEN or UNLISTEN: concerns the session only.
+    Listening(Listening),
+    /// NOTIFY: changes no data, and has an effect when it commits.
+    Notify,
     /// Refused before it runs.
     Refused(Refusal),
+}
+
+/// To which channels a session listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Listening {
+    /// `LISTEN name`.
+    Listen(String),
+    /// `UNLISTEN name`, or `None` for `*`.
+    Unlisten(Option<String>),
+    /// `SELECT pg_listening_channels()` and nothing else.
+    Show,
+}
+
+impl Listening {
+    /// The channels after it.
+    pub fn after(&self, mut channels: BTreeSet<String>) -> BTreeSet<String> {
+        match self {
+            Listening::Listen(channel) => {
+                channels.insert(channel.clone());
+            }
+            Listening::Unlisten(Some(channel)) => {
+                channels.remove(channel);
+            }
+            Listening::Unlisten(None) => channels.clear(),
+            Listening::Show => {}
+        }
+        channels
+    }
 }
 
 /// Statements that begin, end or divide a transaction.
@@ -113,6 +147,8 @@ pub enum Setting {
         /// The value.
         value: String,
     },
+    /// `SELECT set_config(...), current_setting(...), ...`: any other list of such calls, with at least one `set_config`.
+    Configs(Vec<ConfigColumn>),
     /// `RESET name`.
     Reset(String),
     /// `RESET ALL`.
@@ -127,6 +163,67 @@ pub enum Setting {
     Show(String),
     /// `SHOW ALL`.
     ShowAll,
+}
+
+/// One column of a SELECT that consists of calls about settings.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ConfigColumn {
+    /// Its name in the result.
+    pub name: String,
+    /// The call.
+    pub call: ConfigCall,
+}
+
+/// A call of a function about settings.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ConfigCall {
+    /// `set_config(name, value, local)`.
+    Set {
+        /// The setting's name, as written.
+        name: ConfigArgument,
+        /// The value; NULL is the default.
+        value: ConfigArgument,
+        /// Whether it ends with the transaction.
+        local: ConfigArgument,
+    },
+    /// `current_setting(name, may_lack)`.
+    Show {
+        /// The setting's name, as written.
+        name: ConfigArgument,
+        /// Whether a setting that there is not is NULL rather than an error.
+        may_lack: ConfigArgument,
+    },
+}
+
+/// An argument of such a call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ConfigArgument {
+    /// A literal; of a Boolean, `true` or `false`.
+    Literal(String),
+    /// NULL.
+    Null,
+    /// `$n`, counted from 1.
+    Parameter(u16),
+}
+
+impl ConfigCall {
+    /// Its arguments, each with whether it is a Boolean rather than a text.
+    pub fn arguments(&self) -> Vec<(&ConfigArgument, bool)> {
+        match self {
+            ConfigCall::Set { name, value, local } => vec![(name, false), (value, false), (local, true)],
+            ConfigCall::Show { name, may_lack } => vec![(name, false), (may_lack, true)],
+        }
+    }
+}
+
+/// Why a setting cannot be given this value, if so: it is pinned, or not for applications. The name is in lower case.
+pub fn setting_refusal(name: &str, value: &str) -> Option<Refusal> {
+    crate::classify::setting::pinned_refusal(name, Some(value))
+}
+
+/// What a pinned setting is on every database node, as Postgres shows it.
+pub fn pinned_value(name: &str) -> Option<&'static str> {
+    crate::classify::setting::pinned_value(name)
 }
 
 /// Cursor statements.
@@ -179,7 +276,7 @@ impl StatementClass {
             StatementClass::Setting(
                 Setting::Set { name, .. } | Setting::SetConfig { name, .. } | Setting::Reset(name),
             ) => renames(name),
-            StatementClass::Setting(Setting::ResetAll | Setting::DiscardAll) => true,
+            StatementClass::Setting(Setting::ResetAll | Setting::DiscardAll | Setting::Configs(_)) => true,
             _ => false,
         }
     }
@@ -208,11 +305,12 @@ impl StatementClass {
                 Effect::Read
             }
             StatementClass::LockingRead => Effect::LockingRead,
-            StatementClass::Write | StatementClass::CopyFrom => Effect::Write,
+            StatementClass::Write | StatementClass::CopyFrom | StatementClass::Notify => Effect::Write,
             StatementClass::Ddl | StatementClass::Setting(Setting::DiscardTemporary) => Effect::Ddl,
             StatementClass::Maintenance { .. } => Effect::Maintenance,
             StatementClass::TransactionControl(_)
             | StatementClass::Setting(_)
+            | StatementClass::Listening(_)
             | StatementClass::Prepare { .. }
             | StatementClass::Execute { .. }
             | StatementClass::Deallocate(_)

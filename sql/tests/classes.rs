@@ -6,7 +6,9 @@ mod common;
 
 use common::analyzer;
 use sql::operation::Isolation;
-use sql::statement::{Cursor, Setting, StatementClass, TransactionControl, TransactionModes};
+use sql::statement::{
+    ConfigArgument, ConfigCall, ConfigColumn, Cursor, Setting, StatementClass, TransactionControl, TransactionModes,
+};
 
 fn class(text: &str) -> StatementClass {
     let analysis = analyzer().text(text);
@@ -160,6 +162,60 @@ fn settings() {
         assert_eq!(setting(text), expected, "{text}");
     }
     assert_eq!(class("SET CONSTRAINTS ALL DEFERRED"), StatementClass::Write);
+}
+
+#[test]
+fn lists_of_calls_about_settings() {
+    let literal = |text: &str| ConfigArgument::Literal(text.into());
+    let column = |name: &str, call| ConfigColumn {
+        name: name.into(),
+        call,
+    };
+    let set = |name, value, local| ConfigCall::Set { name, value, local };
+    let text = "select set_config('A.b', $1, true), pg_catalog.set_config($2::text, NULL, $3) x, current_setting('jit') AS \"Cur\"";
+    let expected = vec![
+        column(
+            "set_config",
+            set(literal("A.b"), ConfigArgument::Parameter(1), literal("true")),
+        ),
+        column(
+            "x",
+            set(
+                ConfigArgument::Parameter(2),
+                ConfigArgument::Null,
+                ConfigArgument::Parameter(3),
+            ),
+        ),
+        column(
+            "Cur",
+            ConfigCall::Show {
+                name: literal("jit"),
+                may_lack: literal("false"),
+            },
+        ),
+    ];
+    assert_eq!(class(text), StatementClass::Setting(Setting::Configs(expected)));
+    let refused = |text: &str| match class(text) {
+        StatementClass::Refused(refusal) => refusal.sqlstate,
+        class => panic!("{text}: {class:?}"),
+    };
+    for text in [
+        "SELECT set_config('jit', 'on', false)",
+        "SELECT current_setting('jit'), set_config('JIT', 'on', false)",
+        "SELECT set_config('standard_conforming_strings', 'off', $1)",
+    ] {
+        assert_eq!(refused(text), "55P02", "{text}");
+    }
+    for text in [
+        "SELECT set_config('a.b', v, false) FROM plain",
+        "SELECT set_config('a.b', 'x' || $1, false)",
+        "SELECT set_config('a.b', 'x', false), 1",
+        "SELECT set_config('a.b', E'\\x41', false)",
+        "SELECT set_config(((((('a.b'))))), 'x', false)",
+    ] {
+        assert_eq!(refused(text), "BF004", "{text}");
+    }
+    assert_eq!(class("SELECT current_setting('jit')"), StatementClass::Read);
 }
 
 #[test]

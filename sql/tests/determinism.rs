@@ -10,8 +10,8 @@ use common::{analyzer, bound, check, describe, simple};
 fn refused_by_their_keywords() {
     check(&[
         ("CREATE UNLOGGED TABLE t ()", "0A000 rule 35"),
-        ("LISTEN a", "BF004 rule 37"),
-        ("NOTIFY a", "BF004 rule 37"),
+        ("SELECT pg_listening_channels() AS c, 1", "BF004 rule 37"),
+        ("SELECT pg_notification_queue_usage()", "BF004 rule 37"),
         ("PREPARE TRANSACTION 'a'", "0A000 rule 40"),
         ("COMMIT PREPARED 'a'", "0A000 rule 40"),
         ("ROLLBACK PREPARED 'a'", "0A000 rule 40"),

@@ -267,6 +267,7 @@ impl PlainServer {
             port,
             connections_max: 0,
             shared_buffers_mib: 0,
+            logical: false,
             database: DATABASE.to_owned(),
             roles: vec![DATABASE.to_owned()],
         };

@@ -343,6 +343,20 @@ impl Cluster {
         assert!(output.status.success(), "verify: {}", text(&output));
     }
 
+    /// Asserts that no machine has found that databases changed different things, and that they have compared some.
+    pub fn assert_effects_agree(&self) {
+        let mut agreed = Vec::new();
+        for machine in ["m1", "m2", "m3"] {
+            let effects = self.machine(machine, "effects");
+            assert_eq!(effects["state"], "compared", "{machine}: {effects}");
+            assert_eq!(effects["diverged"], Value::Null, "{machine}: {effects}");
+            assert_eq!(effects["disputed"], 0, "{machine}: {effects}");
+            agreed.push(effects["agreed"].as_u64().expect("a number"));
+        }
+        println!("effects that agreed, on each machine: {agreed:?}");
+        assert!(agreed.iter().sum::<u64>() > 0, "nothing was compared");
+    }
+
     /// Asserts that all database nodes hold the same data but one, which does not serve.
     pub fn assert_equal_but(&self, machine: &str) {
         let output = self.command_on_directory("verify", &[]);

@@ -120,6 +120,8 @@ pub struct VoterConfig {
     pub node_clients: BTreeMap<ClientId, MachineId>,
     /// *Equal.* Which database roles a client may use.
     pub client_roles: BTreeMap<ClientId, BTreeSet<String>>,
+    /// Whether what the server changes is compared with what the others' servers change.
+    pub compare_effects: bool,
     /// Limits.
     pub limits: VoterLimits,
     /// Where results lie that travel in chunks, and how many bytes of them.

@@ -10,7 +10,9 @@ use sql::operation::{ExchangeResult, SessionContext};
 use sql::refusal::NOT_SUPPORTED;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::audience::Audience;
 use crate::config::VoterConfig;
+use crate::doubts::Doubts;
 use crate::outcome::{LargeResult, Outcome, Report};
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Backend, Job, Record, Sequences, sequence_names};
@@ -65,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) bookkeeper: tokio::sync::Mutex<Bookkeeper>,
     /// Results.
     pub(crate) reporter: Reporter,
+    /// Orders whose effect is in doubt.
+    pub(crate) doubts: Doubts,
     /// To the owner.
     pub(crate) events: mpsc::UnboundedSender<Event>,
 }
@@ -157,16 +161,19 @@ pub(crate) struct Reporter {
     chunks: Arc<Semaphore>,
     /// The same with those that wait.
     asked_chunks: Arc<Semaphore>,
+    /// While an effect is in doubt, clients are told that this voter cannot say.
+    doubts: Doubts,
 }
 
 impl Reporter {
     /// A reporter to the node.
-    pub(crate) fn new(outputs: mpsc::Sender<VoterOutput>, store: ResultStore) -> Self {
+    pub(crate) fn new(outputs: mpsc::Sender<VoterOutput>, store: ResultStore, doubts: Doubts) -> Self {
         Self {
             outputs,
             store: Arc::new(Mutex::new(store)),
             chunks: Arc::new(Semaphore::new(CHUNKS_AT_ONCE)),
             asked_chunks: Arc::new(Semaphore::new(CHUNKS_ASKED_MAX)),
+            doubts,
         }
     }
 
@@ -175,15 +182,25 @@ impl Reporter {
         action(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Keeps a result and sends it, whole or as digests.
+    /// Keeps a result and sends it, whole or as digests. While an effect is in doubt it is kept alone, for those who ask again.
     pub(crate) async fn report(&self, client: ClientId, report: Report, whole: bool) {
-        let sent = report.message(whole);
+        let sent = match self.doubts.is_free() {
+            true => report.message(whole),
+            false => ResultMessage {
+                key: report.key,
+                order: report.order,
+                outcome: message::Outcome::Unavailable,
+            },
+        };
         self.with_store(|store| store.keep(client, report));
         self.send(client, sent).await;
     }
 
-    /// Answers a client that asks again; what is not kept is not answered.
+    /// Answers a client that asks again; what is not kept is not answered, nor is anything while an effect is in doubt.
     pub(crate) async fn recall(&self, client: ClientId, key: ResultKey) {
+        if !self.doubts.is_free() {
+            return;
+        }
         let found = self.with_store(|store| store.find(client, key).cloned());
         if let Some(report) = found {
             self.send(client, report.message(true)).await;
@@ -195,6 +212,9 @@ impl Reporter {
         let Ok(asked) = Arc::clone(&self.asked_chunks).try_acquire_owned() else {
             return;
         };
+        if !self.doubts.is_free() {
+            return;
+        }
         let found = self.with_store(|store| store.find(client, key).cloned());
         let large = found.and_then(|report| match report.outcome {
             Outcome::Large(large) => Some((report.order, large)),
@@ -228,6 +248,13 @@ impl Reporter {
                 }
             }
             pause = RUNNING_INTERVAL;
+        }
+    }
+
+    /// Tells a proxy what a transaction has notified, but while an effect is in doubt: others tell.
+    pub(crate) async fn notify(&self, client: ClientId, message: message::Notifications) {
+        if self.doubts.is_free() {
+            self.output(VoterOutput::Notifications { client, message }).await;
         }
     }
 
@@ -355,6 +382,8 @@ pub(crate) struct OneShot {
     pub(crate) job: Job,
     /// What to record.
     pub(crate) record: Record,
+    /// Who is told what it notifies.
+    pub(crate) audience: Audience,
     /// The catalog of its order.
     pub(crate) catalog: Catalog,
     /// Whether it may change the catalog.
@@ -403,6 +432,9 @@ async fn one_shot_once(shared: &Shared, work: &OneShot) -> Result<Option<Outcome
         .await?;
     match one_shot_on(&mut borrowed.backend, work).await {
         Ok(answer) => {
+            let notified = borrowed.backend.take_notified();
+            // Before the answer: who notifies itself is told first.
+            work.audience.tell(&shared.reporter, context, notified).await;
             if changes_settings(&work.job.analysis) {
                 borrowed.backend.forget_settings();
             }

@@ -12,6 +12,7 @@ use ordering::identifiers::ClientId;
 
 use crate::client_window::ClientWindows;
 use crate::ending::Abandoned;
+use crate::listeners::Listeners;
 use crate::lock_table::LogicalSnapshot;
 
 /// Candidates that wait, at most.
@@ -31,6 +32,8 @@ pub struct FloorState {
     pub abandoned: Abandoned,
     /// One-shots that wait for their locks, with the numbers of their requests.
     pub waiting: WaitingOneShots,
+    /// To which channels sessions listen.
+    pub listeners: Listeners,
 }
 
 /// A floor to come.

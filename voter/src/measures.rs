@@ -3,7 +3,7 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
 /// Counters without labels: they stand at zero before the first event, so that a rate sees that one too.
-const COUNTERS: [(&str, &str); 10] = [
+const COUNTERS: [(&str, &str); 20] = [
     (
         "cloudbft_voter_outages_total",
         "How often this machine's voter went out of service.",
@@ -31,6 +31,48 @@ const COUNTERS: [(&str, &str); 10] = [
     (
         "cloudbft_voter_results_without_room_total",
         "Results that were refused because the disk space for large results is used up.",
+    ),
+    (
+        "cloudbft_voter_doubts_total",
+        "Transactions that this machine's database answered otherwise than f+1 voters had certified, and committed all the same: their \
+         effects were compared before it answered again.",
+    ),
+    (
+        "cloudbft_voter_doubts_settled_total",
+        "Those of them whose effects were equal.",
+    ),
+    (
+        "cloudbft_effects_agreed_total",
+        "Orders at which this machine's database has changed the same as f+1 databases have.",
+    ),
+    (
+        "cloudbft_effects_diverged_total",
+        "Orders at which this machine's database has changed something else than f+1 others have: it went out of service.",
+    ),
+    (
+        "cloudbft_effects_disputed_total",
+        "Orders at which no f+1 databases have changed the same: nobody knows which one is right.",
+    ),
+    (
+        "cloudbft_effects_skipped_total",
+        "Orders whose changes this machine could not compare: it forgot them before it heard enough of others, or a primary key was \
+         altered meanwhile.",
+    ),
+    (
+        "cloudbft_effects_unordered_total",
+        "Transactions that changed tables of this machine's database and that nobody ordered.",
+    ),
+    (
+        "cloudbft_effects_bulk_total",
+        "Transactions with so many changes that only their numbers were compared.",
+    ),
+    (
+        "cloudbft_effects_slots_made_total",
+        "How often this machine's voter made the replication slot from which it reads what its database changes.",
+    ),
+    (
+        "cloudbft_effects_slots_lost_total",
+        "How often the server threw away changes before this machine's voter had read them, or could not give them.",
     ),
     (
         "cloudbft_bodies_missed_total",
@@ -63,6 +105,18 @@ pub(crate) fn describe() {
     describe_counter!(
         "cloudbft_votes_total",
         "Entries of replicas' COMMIT-DB messages that this machine's voter counted, by replica (its machine's number) and result."
+    );
+    describe_counter!(
+        "cloudbft_effects_mismatches_total",
+        "Orders at which another machine's database has changed something else than this one's, by that machine's number."
+    );
+    describe_gauge!(
+        "cloudbft_effects_comparing",
+        "1 while this machine's voter reads what its database changes, 0 while it cannot."
+    );
+    describe_gauge!(
+        "cloudbft_effects_open_orders",
+        "Orders whose changes this machine's voter has not compared with f others yet."
     );
     describe_gauge!(
         "cloudbft_voter_flushed_order",

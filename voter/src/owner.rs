@@ -4,6 +4,7 @@ mod abandon;
 mod catalog;
 mod direct;
 mod feed;
+mod fence;
 mod floor;
 mod grant;
 
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ordering::identifiers::{ClientId, MachineId, Order};
-use ordering::message::{CommitDb, ReplyCommitDb, ResultKey};
+use ordering::message::{CommitDb, EffectDigests, ReplyCommitDb, ResultKey};
 use sql::analysis::Analyzer;
 use sql::operation::{Operation, TransactionId};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -22,9 +23,12 @@ use tokio::task::JoinSet;
 use crate::catalog_log::CatalogLog;
 use crate::client_window::ClientWindows;
 use crate::config::VoterConfig;
+use crate::doubts::Doubts;
+use crate::effects::{Divergence, Effects, EffectsInput};
 use crate::ending::Abandoned;
 use crate::executor::{Asker, Event, OneShot, OrderedRead, Reporter, Shared};
 use crate::floors::{FloorState, Floors, WaitingOneShots};
+use crate::listeners::Listeners;
 use crate::lock_table::{LockLimits, LockTable};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
@@ -41,6 +45,7 @@ use crate::work::{Catalog, Refused};
 use abandon::OwnOrders;
 use direct::EarlyDirect;
 pub(crate) use direct::send_unavailable;
+use fence::Fences;
 
 /// Granted operations that have not finished, at most; further orders wait in the vote counter.
 const UNFINISHED_MAX: usize = 1024;
@@ -79,6 +84,8 @@ pub(crate) enum End {
     Lost(String),
     /// The database answers otherwise than f+1 voters have certified at this order. Start again: the cause may have passed.
     Contradicted(u64),
+    /// The database has changed something else than f+1 others have.
+    Diverged(Divergence),
 }
 
 /// An ordered operation that has been fed and has not finished.
@@ -125,6 +132,21 @@ pub(crate) struct Outside {
     pub(crate) state: watch::Sender<VoterState>,
     /// The order at which the database contradicted what was certified, until it has got past it.
     pub(crate) contradicted: AtomicU64,
+    /// Orders whose effect is in doubt.
+    pub(crate) doubts: Doubts,
+    /// The comparison of effects, if it is wanted.
+    pub(crate) effects: Option<Effects>,
+    /// Keeps the channel open when effects are not compared.
+    pub(crate) _divergences: mpsc::Sender<Divergence>,
+}
+
+impl Outside {
+    /// Another voter says what its server has changed.
+    pub(crate) fn effects(&self, from: MachineId, message: EffectDigests) {
+        if let Some(effects) = &self.effects {
+            effects.tell(EffectsInput::Told { from, message });
+        }
+    }
 }
 
 pub(crate) struct Owner<'a> {
@@ -143,6 +165,8 @@ pub(crate) struct Owner<'a> {
     abandoned: Abandoned,
     /// One-shots that have not been granted.
     waiting: WaitingOneShots,
+    /// To which channels sessions listen, as of the last order that was fed.
+    listeners: Arc<Listeners>,
     /// What this machine orders by itself.
     own: OwnOrders,
     early: Vec<EarlyDirect>,
@@ -175,6 +199,8 @@ pub(crate) struct Owner<'a> {
     last_ping: Instant,
     /// When old bodies were last looked for.
     bodies_expired: Instant,
+    /// What was last written into the server's log of how far this voter is.
+    fences: Fences,
 }
 
 struct Fetch {
@@ -203,6 +229,7 @@ impl<'a> Owner<'a> {
             pool: Arc::new(pool),
             bookkeeper: tokio::sync::Mutex::new(bookkeeper),
             reporter: outside.reporter.clone(),
+            doubts: outside.doubts.clone(),
             events: events_sender,
         };
         let limits = LockLimits {
@@ -212,6 +239,10 @@ impl<'a> Owner<'a> {
         };
         let now = Instant::now();
         let survived = Survived::new(found.applied);
+        if let Some(effects) = &outside.effects {
+            effects.catalogs.push(survived.newest(), Arc::clone(&found.schema));
+            effects.tell(EffectsInput::Serving);
+        }
         Ok(Self {
             outside,
             shared: Arc::new(shared),
@@ -227,6 +258,7 @@ impl<'a> Owner<'a> {
             transactions: BTreeMap::new(),
             abandoned: state.abandoned,
             waiting: state.waiting,
+            listeners: Arc::new(state.listeners),
             own: OwnOrders::new(now),
             early: Vec::new(),
             direct_reads: Arc::new(Semaphore::new(config.limits.direct_queue_max)),
@@ -256,12 +288,17 @@ impl<'a> Owner<'a> {
             },
             last_ping: now,
             bodies_expired: now,
+            fences: Fences::new(now),
             config,
         })
     }
 
     /// Serves until the database is lost or the node drops the voter.
-    pub(crate) async fn serve(mut self, inputs: &mut mpsc::Receiver<VoterInput>) -> End {
+    pub(crate) async fn serve(
+        mut self,
+        inputs: &mut mpsc::Receiver<VoterInput>,
+        divergences: &mut mpsc::Receiver<Divergence>,
+    ) -> End {
         self.output(VoterOutput::Fetch {
             from: self.votes.next_order(),
         })
@@ -276,6 +313,7 @@ impl<'a> Owner<'a> {
                     Some(event) => self.take_event(event).await,
                     None => Some(End::Stopped),
                 },
+                Some(divergence) = divergences.recv() => Some(End::Diverged(divergence)),
                 _ = ticks.tick() => {
                     self.tick().await;
                     None
@@ -317,6 +355,7 @@ impl<'a> Owner<'a> {
             VoterInput::GiveUp { client, key } => self.shared.reads.give_up(client, key),
             VoterInput::Decided(order) => self.decided = order.max(self.decided),
             VoterInput::Executed { from, order } => self.executed_by(from, order),
+            VoterInput::Effects { from, message } => self.outside.effects(from, message),
             VoterInput::Recall { client, key } => {
                 self.heard(client);
                 self.outside.reporter.recall(client, key).await
@@ -380,6 +419,9 @@ impl<'a> Owner<'a> {
             }
             Event::Finished(order, catalog) => {
                 if let Some(NewCatalog { schema, change }) = catalog {
+                    if let Some(effects) = &self.outside.effects {
+                        effects.catalogs.push(order, Arc::clone(&schema));
+                    }
                     self.catalog = Catalog {
                         analyzer: Arc::new(Analyzer::new(schema)),
                         generation: self.catalog.generation + 1,
@@ -493,6 +535,7 @@ impl<'a> Owner<'a> {
         self.consider_floor();
         self.abandon_silent().await;
         self.ping();
+        self.fence();
         self.expire_bodies();
         let executed = self.executed.load(Ordering::Relaxed);
         metrics::gauge!("cloudbft_voter_lag_entries").set(self.behind_by() as f64);

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod catalog;
 pub mod connection;
 pub mod functions;
+pub mod notified;
 pub mod object_numbers;
 pub mod pool;
 pub mod prepared;
@@ -35,6 +36,16 @@ pub enum PostgresError {
     /// The server is not one that the voter may serve.
     #[error("the database server is not fit to serve: {0}")]
     Unfit(String),
+    /// The database has changed something else than f+1 others have.
+    #[error(
+        "its database has changed something else than f+1 others have at order {order} ({shown}): it has to be repaired"
+    )]
+    Diverged {
+        /// The order.
+        order: u64,
+        /// What it had changed.
+        shown: String,
+    },
     /// The database answers otherwise than f+1 voters have certified.
     #[error("its database answers otherwise than f+1 voters have certified at order {0}: it has to be repaired")]
     Contradicts(u64),

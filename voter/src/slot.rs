@@ -33,6 +33,7 @@ use crate::outcome::{Outcome, Report};
 use crate::postgres::PostgresError;
 use crate::postgres::backend::Answer;
 use crate::postgres::capture::command_complete;
+use crate::postgres::notified::Notified;
 use crate::postgres::pool::Borrowed;
 use crate::postgres::written::Written;
 use crate::transactions::{History, OrderedTransaction};
@@ -122,6 +123,10 @@ pub(crate) struct Slot {
     lost: bool,
     /// Everything listed so far is short.
     all_short: bool,
+    /// A listed exchange notifies, as its text says.
+    notifies: bool,
+    /// What the COMMIT of this transaction notified.
+    notified: Notified,
     /// A listed exchange has changed the search path or the role.
     names_changed: bool,
     /// Which names the listed exchanges that ran here have given another meaning.
@@ -186,6 +191,8 @@ pub(crate) fn start(
         snapshot_lost: false,
         lost: false,
         all_short: true,
+        notifies: false,
+        notified: Notified::default(),
         names_changed: false,
         made: Made::default(),
         catalog_changed: false,

@@ -5,12 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
-use ordering::message::{BodyName, CommitDb, Direct, ReplyCommitDb, ResultKey, ResultMessage};
+use ordering::message::{
+    BodyName, CommitDb, Direct, EffectDigests, Notifications, ReplyCommitDb, ResultKey, ResultMessage,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::VoterConfig;
+use crate::doubts::Doubts;
+use crate::effects::{Divergence, Effects, EffectsReport};
 use crate::executor::Reporter;
 use crate::owner::{End, Outside, Owner, release, send_unavailable};
+use crate::postgres::PostgresError;
+use crate::postgres::bootstrap::Bookkeeper;
 use crate::results::ResultStore;
 
 /// What the node hands to the voter. Senders are authenticated by the links.
@@ -45,6 +51,13 @@ pub enum VoterInput {
         from: MachineId,
         /// The order.
         order: Order,
+    },
+    /// The voter of another machine says what its server has changed.
+    Effects {
+        /// Its machine.
+        from: MachineId,
+        /// The message.
+        message: EffectDigests,
     },
     /// A client lives.
     KeepAlive(ClientId),
@@ -90,8 +103,22 @@ pub enum VoterOutput {
         /// The message.
         message: ResultMessage,
     },
+    /// NOTIFICATIONS to a proxy: before the RESULT of the same order.
+    Notifications {
+        /// The proxy.
+        client: ClientId,
+        /// The message.
+        message: Notifications,
+    },
     /// REPLY-COMMIT-DB to the replicas.
     Reply(ReplyCommitDb),
+    /// What this voter's server has changed, to the voters of other machines.
+    Effects {
+        /// The machine; `None`: all of them.
+        to: Option<MachineId>,
+        /// The message.
+        message: EffectDigests,
+    },
     /// Something that the machine has ordered under its own client: signed and sent by the node as a REQUEST, again until it
     /// is ordered or another takes its place. ([`sql::operation::Work::Abandon`], [`sql::operation::Work::Nothing`].)
     Order {
@@ -138,6 +165,13 @@ pub enum VoterState {
         /// The order of the Commit.
         order: Order,
     },
+    /// The database has changed something else than f+1 others have: it has to be repaired from the others.
+    Diverged {
+        /// The order.
+        order: Order,
+        /// Which tables and rows it had changed then.
+        changed: String,
+    },
     /// Running operations; `executed` is the last order without gap.
     Serving {
         /// Every order up to this one has been executed.
@@ -164,15 +198,44 @@ impl Voter {
         let bytes_max = config.limits.kept_result_bytes_max / clients;
         // As much again is left for results that are on their way into their files.
         let large_bytes_max = config.spool.bytes_max() / 2 / clients;
+        let config = Arc::new(config);
+        let (divergence_sender, divergences) = mpsc::channel(1);
+        let (report, effects) = watch::channel(EffectsReport::default());
+        let doubts = Doubts::default();
+        let start_effects = || {
+            let divergences = divergence_sender.clone();
+            Effects::start(
+                Arc::clone(&config),
+                outputs.clone(),
+                divergences,
+                report,
+                doubts.clone(),
+            )
+        };
+        let started = config.compare_effects.then(start_effects);
+        let (comparing, comparing_task) = started.unzip();
         let outside = Outside {
-            reporter: Reporter::new(outputs.clone(), ResultStore::new(bytes_max, large_bytes_max)),
-            config: Arc::new(config),
+            reporter: Reporter::new(
+                outputs.clone(),
+                ResultStore::new(bytes_max, large_bytes_max),
+                doubts.clone(),
+            ),
+            doubts,
+            config,
             outputs,
             state: state_sender,
             contradicted: AtomicU64::new(0),
+            effects: comparing,
+            _divergences: divergence_sender,
         };
-        let task = tokio::spawn(live(outside, inputs));
-        VoterHandle { input, state, task }
+        let tasks = std::iter::once(tokio::spawn(live(outside, inputs, divergences)));
+        let tasks = tasks.chain(comparing_task).collect();
+        VoterHandle {
+            input,
+            state,
+            effects,
+            tasks,
+        }
     }
 }
 
@@ -180,16 +243,31 @@ impl Voter {
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One life after another, until the node drops the voter.
-async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>) {
+async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>, mut divergences: mpsc::Receiver<Divergence>) {
+    // What is not yet noted in the database.
+    let mut found = None;
     loop {
-        let down = match Owner::start(&outside).await {
-            Ok(owner) => match owner.serve(&mut inputs).await {
+        let down = match start(&outside, &mut found).await {
+            Ok(owner) => match owner.serve(&mut inputs, &mut divergences).await {
                 End::Stopped => return,
+                End::Diverged(divergence) => {
+                    let state = VoterState::Diverged {
+                        order: Order(divergence.order),
+                        changed: divergence.shown.clone(),
+                    };
+                    found = Some(divergence);
+                    outside.doubts.forget();
+                    state
+                }
                 End::Lost(reason) => VoterState::Down(reason),
                 End::Contradicted(order) => {
                     outside.contradicted.store(order, Ordering::Relaxed);
                     VoterState::Contradicts { order: Order(order) }
                 }
+            },
+            Err(PostgresError::Diverged { order, shown }) => VoterState::Diverged {
+                order: Order(order),
+                changed: shown,
             },
             Err(error) => VoterState::Down(error.to_string()),
         };
@@ -200,6 +278,16 @@ async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>) {
             return;
         }
     }
+}
+
+/// Begins a life, once it is noted in the database what was found of it.
+async fn start<'a>(outside: &'a Outside, found: &mut Option<Divergence>) -> Result<Owner<'a>, PostgresError> {
+    if let Some(divergence) = found {
+        let mut bookkeeper = Bookkeeper::open(&outside.config).await?;
+        bookkeeper.note_divergence(divergence).await?;
+        *found = None;
+    }
+    Owner::start(outside).await
 }
 
 /// Consumes inputs without a database; false when the node has dropped the voter.
@@ -222,6 +310,7 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
                 | VoterInput::KeepAlive(_)
                 | VoterInput::GiveUp { .. },
             ) => {}
+            Some(VoterInput::Effects { from, message }) => outside.effects(from, message),
             Some(VoterInput::Direct { client, direct }) => {
                 send_unavailable(&outside.reporter, client, direct.number, Order(0)).await;
             }
@@ -237,7 +326,8 @@ async fn stay_down(outside: &Outside, inputs: &mut mpsc::Receiver<VoterInput>) -
 pub struct VoterHandle {
     input: mpsc::Sender<VoterInput>,
     state: watch::Receiver<VoterState>,
-    task: tokio::task::JoinHandle<()>,
+    effects: watch::Receiver<EffectsReport>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl VoterHandle {
@@ -251,9 +341,16 @@ impl VoterHandle {
         self.state.clone()
     }
 
+    /// What the comparison of effects is doing, to watch.
+    pub fn effects(&self) -> watch::Receiver<EffectsReport> {
+        self.effects.clone()
+    }
+
     /// Ends the voter: open transactions are rolled back by the server as its connections close.
     pub async fn stop(self) {
-        self.task.abort();
-        let _ = self.task.await;
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        for task in self.tasks {
+            let _ = task.await;
+        }
     }
 }

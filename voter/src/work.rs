@@ -413,7 +413,7 @@ fn check_class(class: &StatementClass, exchange: &Exchange, place: Place) -> Res
         StatementClass::Prepare { .. } | StatementClass::Execute { .. } | StatementClass::Deallocate(_) => false,
         StatementClass::Setting(Setting::Show(_) | Setting::ShowAll) => true,
         StatementClass::Setting(Setting::DiscardTemporary) => listed,
-        StatementClass::Setting(Setting::DiscardAll | Setting::DiscardOther) => false,
+        StatementClass::Setting(Setting::DiscardAll | Setting::DiscardOther | Setting::Configs(_)) => false,
         StatementClass::Setting(Setting::Set { name, .. } | Setting::SetConfig { name, .. }) => {
             let pair = [(name.clone(), String::new())];
             matches!(place, Place::OneShot | Place::Listed) && settings::refused(&pair).is_none()
@@ -424,7 +424,8 @@ fn check_class(class: &StatementClass, exchange: &Exchange, place: Place) -> Res
         StatementClass::Cursor(_) => listed,
         StatementClass::CopyFrom => listed && matches!(exchange, Exchange::CopyStart { .. }),
         StatementClass::Maintenance { .. } => place == Place::OneShot,
-        StatementClass::Write | StatementClass::Ddl | StatementClass::LockingRead => {
+        StatementClass::Listening(_) => false,
+        StatementClass::Write | StatementClass::Notify | StatementClass::Ddl | StatementClass::LockingRead => {
             matches!(place, Place::OneShot | Place::Listed)
         }
         StatementClass::Empty | StatementClass::Read | StatementClass::CopyTo => true,

@@ -35,6 +35,7 @@ fn config(server: &Server) -> VoterConfig {
         voter_keys: BTreeMap::new(),
         node_clients: BTreeMap::new(),
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from([APPLICATION.to_owned()]))]),
+        compare_effects: false,
         limits: VoterLimits::default(),
         spool: spool::SpoolDirectory::new(std::env::temp_dir(), 0),
         bodies: bodies(),

@@ -229,6 +229,14 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
         timeouts.clock_skew_ms_max,
         timeouts.heartbeat_ms,
     );
+    let _ = write!(
+        text,
+        "\n[effects]\n\
+         # Whether each voter reads what its database changes (by logical decoding) and compares it with what the others' change.\n\
+         # A database that changed something else than f+1 others goes out of service until it is repaired.\n\
+         compare = {}\n",
+        tunables.effects.compare,
+    );
     tunables.roles.iter().for_each(|role| text.push_str(&role_text(role)));
     text.push_str(&partitions_text(&tunables.partitions));
     text.push_str("\n# Machines with their public keys; the private ones are in DIR/<machine>/identity.pem.\n");

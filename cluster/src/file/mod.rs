@@ -18,7 +18,9 @@ use sql::rules::PartitionRules;
 pub use generate::{GenerateError, generate, make_directory, read_tunables};
 pub use layout::{Layout, socket_directory};
 pub use ports::free_ports;
-pub use raw::{Agreement, ApplicationTls, Authentication, CounterKind, Limits, Role, Timeouts, Tunables, parse_word};
+pub use raw::{
+    Agreement, ApplicationTls, Authentication, CounterKind, Effects, Limits, Role, Timeouts, Tunables, parse_word,
+};
 
 /// The most faults that a cluster file may ask for.
 pub const FAULTS_MAX: usize = 10;

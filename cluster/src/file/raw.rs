@@ -47,6 +47,8 @@ pub struct Tunables {
     pub limits: Limits,
     /// Timeouts.
     pub timeouts: Timeouts,
+    /// The comparison of what databases change.
+    pub effects: Effects,
     /// The roles that applications may be.
     pub roles: Vec<Role>,
     /// Which column of which table holds the partition key.
@@ -71,6 +73,7 @@ impl Default for Tunables {
             tls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            effects: Effects::default(),
             roles: vec![Role {
                 name: String::from("app"),
                 scram_verifier: None,
@@ -251,6 +254,20 @@ impl Default for Timeouts {
             clock_skew_ms_max: 5_000,
             heartbeat_ms: 500,
         }
+    }
+}
+
+/// The comparison of what databases change (`docs/decisions/0051-effects-are-compared.md`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Effects {
+    /// Whether each voter reads what its database changes and compares it with what the others' databases change.
+    pub compare: bool,
+}
+
+impl Default for Effects {
+    fn default() -> Self {
+        Self { compare: true }
     }
 }
 

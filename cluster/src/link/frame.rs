@@ -6,8 +6,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::{Bytes, BytesMut};
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
 use ordering::message::{
-    BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX, ReplyCommitDb, Request,
-    ResultMessage, StoreReceipt,
+    BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, EffectDigests, MESSAGE_BYTES_MAX, NOTIFICATIONS_BYTES_MAX,
+    Notifications, OPERATION_BYTES_MAX, ReplyCommitDb, Request, ResultMessage, StoreReceipt,
 };
 
 /// Room for what surrounds an operation or a result in a frame.
@@ -70,10 +70,14 @@ pub enum Frame {
     FetchBody(BodyName),
     /// The body that was asked for.
     Body(BodyName, Bytes),
+    /// What a voter's database server has changed, to the voters of other machines.
+    Effects(EffectDigests),
+    /// What a transaction has notified, from a voter to a proxy.
+    Notifications(Notifications),
 }
 
 /// A frame's kind, for metrics and limits; the index is its Borsh tag.
-const KINDS: [(&str, usize); 14] = [
+const KINDS: [(&str, usize); 16] = [
     ("ping", SMALL_BYTES_MAX),
     ("pong", SMALL_BYTES_MAX),
     ("request", OPERATION_BYTES_MAX + SLACK_BYTES),
@@ -88,6 +92,8 @@ const KINDS: [(&str, usize); 14] = [
     ("receipt", SMALL_BYTES_MAX),
     ("fetch_body", SMALL_BYTES_MAX),
     ("body", BODY_BYTES_MAX + SLACK_BYTES),
+    ("effects", SMALL_BYTES_MAX),
+    ("notifications", NOTIFICATIONS_BYTES_MAX + SLACK_BYTES),
 ];
 
 /// The name and the largest size in bytes of the kind with this tag.
@@ -100,8 +106,10 @@ pub(super) fn may_send(sender: Peer, receiver: Peer, tag: u8) -> bool {
     let Some((name, _)) = kind(tag) else { return false };
     match (sender, receiver) {
         (Peer::Client(_), Peer::Machine(_)) => matches!(name, "ping" | "pong" | "request" | "client"),
-        (Peer::Machine(_), Peer::Client(_)) => matches!(name, "ping" | "pong" | "result" | "receipt"),
-        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result" | "receipt"),
+        (Peer::Machine(_), Peer::Client(_)) => {
+            matches!(name, "ping" | "pong" | "result" | "receipt" | "notifications")
+        }
+        (Peer::Machine(_), Peer::Machine(_)) => !matches!(name, "client" | "result" | "receipt" | "notifications"),
         (Peer::Client(_), Peer::Client(_)) => false,
     }
 }
@@ -202,6 +210,8 @@ pub(super) fn take(buffer: &mut BytesMut, sender: Peer, receiver: Peer) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use ordering::message::{EFFECT_DIGESTS_MAX, EffectDigest};
+
     use super::*;
 
     const NODE: Peer = Peer::Machine(MachineId(1));
@@ -270,7 +280,7 @@ mod tests {
         /// Whatever a peer sends is taken as frames, waited for, or refused; and something is always taken or left.
         #[test]
         fn any_bytes_end_without_a_panic(
-            tag in 0_u8..15,
+            tag in 0_u8..16,
             length in 0_u32..300,
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
         ) {
@@ -308,6 +318,17 @@ mod tests {
         );
         assert_eq!(kind(tag(Frame::FetchBody(name))).unwrap().0, "fetch_body");
         assert_eq!(kind(tag(Frame::Body(name, Bytes::new()))).unwrap().0, "body");
+        let most = EffectDigests {
+            asks: true,
+            entries: vec![
+                EffectDigest {
+                    order: Order(u64::MAX),
+                    digest: [0; 32]
+                };
+                EFFECT_DIGESTS_MAX
+            ],
+        };
+        assert_eq!(kind(tag(Frame::Effects(most))).unwrap().0, "effects");
         assert_eq!(
             kind(tag(Frame::FetchRequest(Order(1), [0; 32]))).unwrap().0,
             "fetch_request"

@@ -171,6 +171,7 @@ pub(super) fn voter_config(
             .iter()
             .map(|client| (client.id, client.roles.clone()))
             .collect(),
+        compare_effects: file.tunables.effects.compare,
         limits: limits(file),
         spool: SpoolDirectory::new(
             file.layout().machine_results(machine.id),

@@ -36,7 +36,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use voter::{Voter, VoterConfig, VoterHandle, VoterOutput};
 
-pub use status::{DATABASE_DOWN, NEEDS_REPAIR, NodeStatus, STOPPED};
+pub use status::{DATABASE_DOWN, EffectsStatus, NEEDS_REPAIR, NodeStatus, STOPPED};
 
 use crate::clock::Clock;
 use crate::counter::{self, CounterSetupError, OpenCounter};
@@ -204,7 +204,8 @@ impl<H: Hosted> Node<H> {
         let voter = store
             .clone()
             .and_then(|bodies| start_voter(voter_config(file, machine, &identity, bodies), voter_outputs));
-        let board = StatusBoard::new(machine_name(me), voter.as_ref().map(VoterHandle::state));
+        let watched = voter.as_ref().map(|voter| (voter.state(), voter.effects()));
+        let board = StatusBoard::new(machine_name(me), watched);
         let (owner_inputs, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let addresses = peers(file, me);
         let queue = |voter: &VoterHandle| Arc::new(VoterQueue::new(me, voter.input(), addresses.len()));
@@ -232,6 +233,7 @@ impl<H: Hosted> Node<H> {
             me,
             links: Arc::clone(&links),
             others: others.clone(),
+            voters: peers_of(me, receiver::voters(file.tunables.faults)),
             owner: owner_inputs,
             directory,
             own_client,

@@ -21,6 +21,8 @@ pub(super) struct OutputCarrier<H: Hosted> {
     pub(super) links: Arc<Links>,
     /// All other machines.
     pub(super) others: Vec<Peer>,
+    /// The other machines that hold voters.
+    pub(super) voters: Vec<Peer>,
     pub(super) owner: mpsc::Sender<Arrival<H>>,
     pub(super) directory: Directory,
     pub(super) own_client: OwnClient,
@@ -54,6 +56,11 @@ impl<H: Hosted> OutputCarrier<H> {
                 self.links.send_frame(Peer::Client(client), &Frame::Result(message));
                 Ok(())
             }
+            VoterOutput::Notifications { client, message } => {
+                self.links
+                    .send_frame(Peer::Client(client), &Frame::Notifications(message));
+                Ok(())
+            }
             VoterOutput::Order { operation, home } => {
                 self.own_client.order(operation, home, Instant::now());
                 Ok(())
@@ -65,6 +72,14 @@ impl<H: Hosted> OutputCarrier<H> {
             VoterOutput::Fetch { from: order } => {
                 let own = Input::FetchCommitDb { from: me, order };
                 self.send(&Frame::FetchCommitDb(order), own).await
+            }
+            VoterOutput::Effects { to, message } => {
+                let frame = Frame::Effects(message);
+                match to {
+                    Some(to) => self.links.send_frame(Peer::Machine(to), &frame),
+                    None => self.links.send_to_all(self.voters.iter().copied(), &frame),
+                }
+                Ok(())
             }
             VoterOutput::FetchBody { from, name } => {
                 self.links.send_frame(Peer::Machine(from), &Frame::FetchBody(name));

@@ -139,6 +139,10 @@ impl<H: Hosted> NodeReceiver<H> {
                 }
                 Some(Input::Reply { from: machine, reply })
             }
+            Frame::Effects(message) => {
+                self.to_voter(from, bytes, VoterInput::Effects { from: machine, message });
+                None
+            }
             Frame::FetchCommitDb(order) => Some(Input::FetchCommitDb { from: machine, order }),
             Frame::FetchRequest(order, digest) => Some(Input::FetchRequest {
                 from: machine,
@@ -151,7 +155,8 @@ impl<H: Hosted> NodeReceiver<H> {
             | Frame::Result(_)
             | Frame::Receipt(_)
             | Frame::FetchBody(_)
-            | Frame::Body(..) => None,
+            | Frame::Body(..)
+            | Frame::Notifications(_) => None,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ordering::agreement::{Phase, Status};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use voter::VoterState;
+use voter::{EffectsReport, VoterState};
 
 /// The state of a machine that takes part, but whose database lacks what f+1 logs have cut off, or contradicts what f+1
 /// voters have certified.
@@ -14,6 +14,27 @@ pub const NEEDS_REPAIR: &str = "database needs repair";
 pub const DATABASE_DOWN: &str = "database down";
 /// The state of a machine that has stopped for good, since going on would not be safe.
 pub const STOPPED: &str = "stopped";
+
+/// What a voter has found of effects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EffectsStatus {
+    /// `compared`, or why not.
+    pub state: String,
+    /// Orders at which the database has changed the same as f+1 databases have, since the node started.
+    pub agreed: u64,
+    /// Orders that have not been compared with f others yet.
+    pub open: u64,
+    /// The database has changed something else at an order than f+1 others have: which, and what it had changed.
+    pub diverged: Option<String>,
+    /// Orders at which no f+1 databases have changed the same, since the node started, and the last of them.
+    pub disputed: u64,
+    /// The last of them.
+    pub last_disputed: Option<String>,
+    /// Transactions that changed the database and that nobody ordered, since the node started.
+    pub unordered: u64,
+    /// What the last of them changed.
+    pub last_unordered: Option<String>,
+}
 
 /// A node's word about itself. Nobody votes with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +61,9 @@ pub struct NodeStatus {
     pub flushed: Option<u64>,
     /// A digest of what its voter has executed, where that is known.
     pub digest: Option<String>,
+    /// What its voter has found when it compared what its database changes with what the others change; none without a voter.
+    #[serde(default)]
+    pub effects: Option<EffectsStatus>,
     /// Size of its log.
     pub log_bytes: u64,
     /// The first order that can be read from it.
@@ -51,11 +75,14 @@ pub struct NodeStatus {
 pub(super) struct StatusBoard {
     machine: String,
     agreement: Arc<Mutex<Option<(Status, u64)>>>,
-    voter: Option<watch::Receiver<VoterState>>,
+    voter: Option<(watch::Receiver<VoterState>, watch::Receiver<EffectsReport>)>,
 }
 
 impl StatusBoard {
-    pub(super) fn new(machine: String, voter: Option<watch::Receiver<VoterState>>) -> Self {
+    pub(super) fn new(
+        machine: String,
+        voter: Option<(watch::Receiver<VoterState>, watch::Receiver<EffectsReport>)>,
+    ) -> Self {
         Self {
             machine,
             agreement: Arc::default(),
@@ -69,7 +96,7 @@ impl StatusBoard {
 
     /// Whether this machine's voter serves; `None` on a machine without one.
     pub(super) fn voter_serves(&self) -> Option<bool> {
-        let voter = self.voter.as_ref()?;
+        let (voter, _) = self.voter.as_ref()?;
         Some(matches!(*voter.borrow(), VoterState::Serving { .. }))
     }
 
@@ -101,17 +128,45 @@ impl StatusBoard {
             .map(|(group, order)| (group.0, order.0))
             .collect();
         node.log_bytes = log_bytes;
-        match self.voter.as_ref().map(|voter| voter.borrow().clone()) {
-            Some(VoterState::Serving { executed, flushed }) => {
+        let Some((voter, effects)) = &self.voter else {
+            return node;
+        };
+        let voter = voter.borrow().clone();
+        node.effects = Some(effects_status(&effects.borrow(), &voter));
+        match voter {
+            VoterState::Serving { executed, flushed } => {
                 node.executed = Some(executed.0);
                 node.flushed = Some(flushed.0);
             }
-            Some(VoterState::LeftBehind { .. } | VoterState::Contradicts { .. }) if node.state == "up" => {
+            VoterState::LeftBehind { .. } | VoterState::Contradicts { .. } | VoterState::Diverged { .. }
+                if node.state == "up" =>
+            {
                 node.state = String::from(NEEDS_REPAIR);
             }
-            Some(VoterState::Down(_)) if node.state == "up" => node.state = String::from(DATABASE_DOWN),
+            VoterState::Down(_) if node.state == "up" => node.state = String::from(DATABASE_DOWN),
             _ => {}
         }
         node
+    }
+}
+
+fn effects_status(report: &EffectsReport, voter: &VoterState) -> EffectsStatus {
+    let state = match &report.comparing {
+        Ok(()) => String::from("compared"),
+        Err(reason) => reason.clone(),
+    };
+    let diverged = match voter {
+        VoterState::Diverged { order, changed } => Some(format!("order {}: {changed}", order.0)),
+        _ => None,
+    };
+    EffectsStatus {
+        state,
+        agreed: report.agreed,
+        open: report.open,
+        diverged,
+        disputed: report.disputed,
+        last_disputed: report.last_disputed.clone(),
+        unordered: report.unordered,
+        last_unordered: report.last_unordered.clone(),
     }
 }

@@ -41,6 +41,8 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// `shared_buffers`, in MiB.
     pub shared_buffers_mib: usize,
+    /// Whether the server's log says what changes, for logical decoding.
+    pub logical: bool,
     /// The database to make.
     pub database: String,
     /// The application's roles, none of which is a superuser. The first one owns the schema `public`, and may make others; of
@@ -304,6 +306,7 @@ impl DatabaseServer {
             ..
         } = &self.options;
         let socket = socket_directory.display().to_string().replace('\'', "''");
+        let wal_level = if self.needs_logical() { "logical" } else { "replica" };
         format!(
             "# Written by cloudbft at every start; changes here are lost.\n\
              listen_addresses = ''\n\
@@ -315,8 +318,9 @@ impl DatabaseServer {
              synchronous_commit = off\n\
              fsync = on\n\
              full_page_writes = on\n\
-             wal_level = replica\n\
-             max_wal_senders = 4\n\
+             wal_level = {wal_level}\n\
+             max_wal_senders = 6\n\
+             max_slot_wal_keep_size = '4GB'\n\
              max_locks_per_transaction = 512\n\
              max_wal_size = '2GB'\n\
              checkpoint_timeout = '15min'\n\
@@ -343,6 +347,13 @@ impl DatabaseServer {
              log_line_prefix = '%m [%p] %u '\n\
              cluster_name = ''\n"
         )
+    }
+
+    /// Whether the server's log must be fit for logical decoding: a server that has a slot for it does not start without. (When
+    /// effects are not compared any more, voters remove their slots.)
+    fn needs_logical(&self) -> bool {
+        let slots = fs::read_dir(self.data().join("pg_replslot"));
+        self.options.logical || slots.is_ok_and(|mut slots| slots.next().is_some())
     }
 
     /// Starts the server unless it runs; what is returned becomes true when the one that was started ends.

@@ -17,6 +17,7 @@ fn server(directory: &Path) -> DatabaseServer {
         port: 5432,
         connections_max: 20,
         shared_buffers_mib: 16,
+        logical: true,
         database: String::from("app"),
         roles: vec![String::from("app")],
     };

@@ -32,6 +32,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::config::ProxyConfig;
 use crate::error::{ApplicationError, NO_MAJORITY, NO_PROGRESS};
+use crate::notifications::Hub;
 use crate::port::{Destination, FromNode, MachineSet, ToNode};
 use calls::Calls;
 use collect::{Agreed, Refused};
@@ -92,6 +93,8 @@ pub(crate) struct Client {
     absent: Absent,
     /// The highest order that a vote has named.
     acknowledged: AtomicU64,
+    /// Who listens to what voters tell of notifications.
+    pub(crate) hub: Arc<Hub>,
 }
 
 /// What enough voters said.
@@ -276,6 +279,7 @@ impl Client {
             gathering: Arc::default(),
             absent: Absent::default(),
             acknowledged: AtomicU64::new(0),
+            hub: Arc::new(Hub::new(config.client, config.faults)),
         })
     }
 
@@ -305,6 +309,8 @@ impl Client {
                         self.take_result(machine, result);
                     }
                     FromNode::Receipt(receipt) => self.stores.deliver(machine, receipt),
+                    FromNode::Notifications(said) if self.voter_set.contains(machine) => self.hub.said(machine, said),
+                    FromNode::Notifications(_) => {}
                     FromNode::LinkUp => self.health.link(machine, true),
                     FromNode::LinkDown => self.health.link(machine, false),
                 }

@@ -195,13 +195,13 @@ impl Session {
         };
         self.portals.clear();
         let Some(begun) = transaction.begun.take() else {
-            self.committed();
+            self.committed(&transaction);
             return Ok(true);
         };
         match self.finish(begun, transaction.catalog_changed).await {
             Ok(notices) => {
                 self.connection.out.raw(&notices);
-                self.committed();
+                self.committed(&transaction);
                 Ok(true)
             }
             Err(failure) => {
@@ -215,7 +215,8 @@ impl Session {
         }
     }
 
-    fn committed(&mut self) {
+    fn committed(&mut self, transaction: &Transaction) {
+        self.end_listening(Some(transaction));
         self.shared.metrics.transaction(TransactionEnd::Committed);
         let mut settings = self.settings.clone();
         settings.end_transaction();
@@ -224,6 +225,7 @@ impl Session {
 
     fn rolled_back(&mut self, transaction: &Transaction, end: TransactionEnd) {
         self.shared.metrics.transaction(end);
+        self.end_listening(None);
         self.portals.clear();
         self.adopt_settings(transaction.settings_before.clone());
     }
@@ -252,9 +254,11 @@ impl Session {
         self.divide(text).await?;
         let settings = self.settings.clone();
         if let Some(transaction) = &mut self.transaction {
+            let listening = transaction.listening.len();
             transaction.savepoints.push(Savepoint {
                 name: name.to_owned(),
                 settings,
+                listening,
             });
         }
         Ok(Reply::tag("SAVEPOINT"))
@@ -282,10 +286,10 @@ impl Session {
         }
         transaction.failed = false;
         transaction.savepoints.truncate(at + 1);
-        let settings = transaction
-            .savepoints
-            .last()
-            .map(|savepoint| savepoint.settings.clone());
+        let savepoint = transaction.savepoints.last();
+        let settings = savepoint.map(|savepoint| savepoint.settings.clone());
+        let listening = savepoint.map_or(0, |savepoint| savepoint.listening);
+        transaction.listening.truncate(listening);
         self.divide(text).await?;
         self.adopt_settings(settings.unwrap_or_default());
         Ok(Reply::tag("ROLLBACK"))

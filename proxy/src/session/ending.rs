@@ -83,6 +83,7 @@ impl Session {
         let voted = self.order(&operation, Rows::Unordered, false).await;
         let failure = match voted {
             Ok(voted) => {
+                self.committed_at = Some(voted.order.0);
                 // An error or the tag is among the last messages.
                 let last = committed(&voted.result.messages)?;
                 return match client.gather(voted.result).await {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use sql::operation::{Exchange, StatementText, Step};
 use sql::statement::StatementClass;
 
+use super::configs::{Bound, parameter_types};
 use super::connection::Connection;
 use super::describe::DescriptionKey;
 use super::pipeline::{Pipeline, Portal, Undo};
@@ -13,11 +14,14 @@ use super::prepared::{Prepared, no_statement};
 use super::release::Pieces;
 use super::routing::Kind;
 use super::simple::is_cursor;
-use super::special::{INT4_OID, is_special, special_column};
+use super::special::{INT4_OID, is_special, special_columns};
 use super::{End, Session};
 use crate::client::VotedResult;
 use crate::error::{ApplicationError, Routine};
 use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
+
+/// Bytes of the parameters that the portals of statements of the proxy's own keep, at most.
+const BOUND_BYTES_MAX: usize = 1 << 20;
 
 impl Session {
     /// Takes one message of the extended protocol.
@@ -30,7 +34,7 @@ impl Session {
                 parameter_types,
             } => {
                 parses_unnamed = name.is_empty();
-                self.parse(name, text, parameter_types)
+                self.parse(name, text, parameter_types).await
             }
             Frontend::Bind(bind) => match self.check_shape(&bind.statement).await {
                 Ok(()) => self.bind(bind),
@@ -77,7 +81,12 @@ impl Session {
         }
     }
 
-    fn parse(&mut self, name: String, mut text: String, parameter_types: Vec<u32>) -> Result<(), ApplicationError> {
+    async fn parse(
+        &mut self,
+        name: String,
+        mut text: String,
+        parameter_types: Vec<u32>,
+    ) -> Result<(), ApplicationError> {
         let mut analysis = self.analysis_of(&text);
         if analysis.statements.len() > 1 {
             return Err(ApplicationError::new(
@@ -93,6 +102,7 @@ impl Session {
         };
         let mut class = class_of(&analysis);
         if let StatementClass::Execute { name } = &class {
+            self.check_shape(name).await?;
             text = self.expand_execute(name, &text)?;
             analysis = self.analysis_of(&text);
             class = class_of(&analysis);
@@ -129,10 +139,20 @@ impl Session {
             ));
         }
         let portal = if prepared.special {
+            let bound = Arc::new(Bound::of(&bind)?);
+            let kept = self.portals.values().map(Portal::bound_bytes).sum::<usize>();
+            if kept + bound.bytes() > BOUND_BYTES_MAX {
+                return Err(ApplicationError::new(
+                    "54000",
+                    "too many or too large parameters of settings in portals",
+                ));
+            }
             self.pipeline.insert(Backend::bind_complete);
+            self.pipeline.bytes += bound.bytes();
             Portal::Special {
                 prepared,
                 binary: bind.result_formats.first() == Some(&1),
+                bound,
             }
         } else {
             let statement = self.pipeline.index(&prepared);
@@ -159,7 +179,11 @@ impl Session {
         let prepared = self.statements.get(name).cloned().ok_or_else(|| no_statement(name))?;
         if prepared.special {
             self.pipeline.insert(|out| {
-                out.no_parameters();
+                out.parameters(&parameter_types(
+                    &prepared.class,
+                    &prepared.statement.parameter_types,
+                    prepared.parameters,
+                ));
                 describe_special(&prepared, out);
             });
             return Ok(());
@@ -178,8 +202,15 @@ impl Session {
         Ok(())
     }
 
+    /// Describes a statement of SQL's PREPARE, which also shows whether it can run.
+    pub(super) async fn describe_as_prepared(&mut self, prepared: &Prepared) -> Result<Bytes, ApplicationError> {
+        let (statement, epoch) = (prepared.described(), self.catalog.epoch());
+        let keeps = self.is_catalog_settled();
+        self.describe_again(statement, keeps.then_some(epoch)).await
+    }
+
     /// Makes sure that a statement still gives the columns that it was described with: applications decode rows by these.
-    async fn check_shape(&mut self, name: &str) -> Result<(), ApplicationError> {
+    pub(super) async fn check_shape(&mut self, name: &str) -> Result<(), ApplicationError> {
         let epoch = self.catalog.epoch();
         let stale = self
             .statements
@@ -188,9 +219,9 @@ impl Session {
         let Some(prepared) = stale.cloned().filter(|_| self.is_catalog_settled()) else {
             return Ok(());
         };
-        let description = match self.known_description(&prepared.statement) {
+        let description = match self.known_description(prepared.described()) {
             Some(description) => description,
-            None => self.describe_again(&prepared.statement, epoch).await?,
+            None => self.describe_again(prepared.described(), Some(epoch)).await?,
         };
         match prepared.is_described_by(&description, epoch) {
             true => Ok(()),
@@ -202,7 +233,12 @@ impl Session {
         }
     }
 
-    async fn describe_again(&mut self, statement: &StatementText, epoch: u64) -> Result<Bytes, ApplicationError> {
+    /// Asks for a description, and keeps it if it is of a known epoch of the catalog.
+    async fn describe_again(
+        &mut self,
+        statement: &StatementText,
+        epoch: Option<u64>,
+    ) -> Result<Bytes, ApplicationError> {
         let exchange = Exchange::Extended {
             statements: vec![statement.clone()],
             steps: vec![Step::DescribeStatement { statement: 0 }],
@@ -212,7 +248,9 @@ impl Session {
             return Err(error);
         }
         let boundaries = step_boundaries(&described.messages);
-        if let Some(messages) = step_messages(&described.messages, &boundaries, 1) {
+        if let Some(epoch) = epoch
+            && let Some(messages) = step_messages(&described.messages, &boundaries, 1)
+        {
             let key = self.description_key(statement);
             self.shared.descriptions.keep(key, epoch, messages);
         }
@@ -259,9 +297,13 @@ impl Session {
 
     async fn execute_portal(&mut self, name: String, max_rows: u32) -> Result<(), End> {
         match self.portals.get(&name) {
-            Some(Portal::Special { prepared, binary }) => {
-                let (prepared, binary) = (Arc::clone(prepared), *binary);
-                self.execute_special(&prepared, binary).await
+            Some(Portal::Special {
+                prepared,
+                binary,
+                bound,
+            }) => {
+                let (prepared, binary, bound) = (Arc::clone(prepared), *binary, Arc::clone(bound));
+                self.execute_special(&prepared, binary, &bound).await
             }
             None if !self.is_begun() => self.pipeline_error(&no_portal(&name)).await.map(|_| ()),
             _ => {
@@ -273,7 +315,7 @@ impl Session {
         }
     }
 
-    async fn execute_special(&mut self, prepared: &Prepared, binary: bool) -> Result<(), End> {
+    async fn execute_special(&mut self, prepared: &Prepared, binary: bool, bound: &Bound) -> Result<(), End> {
         if prepared.class == StatementClass::Empty {
             self.pipeline.insert(Backend::empty_query_response);
             return Ok(());
@@ -290,13 +332,18 @@ impl Session {
                 Err(error) => self.pipeline_error(&error).await.map(|_| ()),
             };
         }
-        match self.run_special(&prepared.class, text).await {
+        match self.run_special(&prepared.class, text, bound).await {
             Ok(reply) => {
-                if let (Some((_, value)), Some((_, oid, _))) = (&reply.row, special_column(&prepared.class, text)) {
-                    match value.parse::<i32>() {
-                        Ok(number) if binary && oid == INT4_OID => self.connection.out.one_value(&number.to_be_bytes()),
-                        _ => self.connection.out.one_value(value.as_bytes()),
-                    }
+                let columns = special_columns(&prepared.class, text);
+                for row in reply.rows {
+                    let values = row.into_iter().zip(&columns).map(|(value, (_, oid, _))| {
+                        let value = value?;
+                        match value.parse::<i32>() {
+                            Ok(number) if binary && *oid == INT4_OID => Some(number.to_be_bytes().to_vec()),
+                            _ => Some(value.into_bytes()),
+                        }
+                    });
+                    self.connection.out.row(values);
                 }
                 self.connection.out.command_complete(&reply.tag);
                 Ok(())
@@ -537,7 +584,7 @@ fn check_bind(bind: &Bind, prepared: &Prepared) -> Result<(), ApplicationError> 
     }
     if prepared.special {
         let formats = bind.result_formats.len();
-        let columns = usize::from(special_column(&prepared.class, &prepared.statement.text).is_some());
+        let columns = special_columns(&prepared.class, &prepared.statement.text).len();
         if formats > 1 && formats != columns {
             return violation(format!(
                 "bind message has {formats} result formats but query has {columns} columns"
@@ -555,9 +602,9 @@ fn check_bind(bind: &Bind, prepared: &Prepared) -> Result<(), ApplicationError> 
 }
 
 fn describe_special(prepared: &Prepared, out: &mut Backend) {
-    match special_column(&prepared.class, &prepared.statement.text) {
-        Some((name, oid, bytes)) => out.one_column(&name, oid, bytes),
-        None => out.no_data(),
+    match special_columns(&prepared.class, &prepared.statement.text).as_slice() {
+        [] => out.no_data(),
+        columns => out.columns(columns),
     }
 }
 

@@ -165,9 +165,13 @@ async fn login(
     let key: [u8; LONG_KEY_BYTES] = rand::random();
     let key = key.get(..key_bytes).unwrap_or_default().to_vec();
     let cancel = Arc::new(Cancel::default());
+    let registered = shared.cancels.register(key.clone(), Arc::clone(&cancel));
+    let id = shared.next_session();
     let session = Session {
-        registered: shared.cancels.register(key.clone(), Arc::clone(&cancel)),
-        id: shared.next_session(),
+        ear: shared.client.hub.ear(id, registered.process),
+        registered,
+        id,
+        committed_at: None,
         cancel,
         release_until: None,
         catalog,

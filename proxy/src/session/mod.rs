@@ -1,6 +1,7 @@
 //! One application connection: the state machine that makes a cluster look like one PostgreSQL server.
 
 mod block;
+mod configs;
 mod connection;
 mod context;
 mod control;
@@ -10,6 +11,7 @@ mod ending;
 mod execute;
 mod extended;
 mod handshake;
+mod listening;
 mod object_numbers;
 mod pipeline;
 mod prepared;
@@ -36,6 +38,7 @@ use crate::catalog::Catalog;
 use crate::client::Cancel;
 use crate::error::ApplicationError;
 use crate::leftovers;
+use crate::notifications::Ear;
 use crate::shared::Shared;
 use crate::wire::{FrameError, Frontend};
 use connection::Connection;
@@ -47,6 +50,7 @@ use transaction::Transaction;
 
 pub(crate) use describe::Descriptions;
 pub(crate) use handshake::greet;
+pub(crate) use listening::keep_listening;
 
 /// A session after its application has logged in.
 pub(crate) struct Session {
@@ -79,6 +83,10 @@ pub(crate) struct Session {
     made_temporary: bool,
     /// The application left while a statement ran.
     is_gone: bool,
+    /// What the session listens to, and what waits for it.
+    ear: Ear,
+    /// The order at which the session has committed last, until it is ready again.
+    committed_at: Option<u64>,
 }
 
 /// An application that sends nothing for this long, with neither Sync nor Flush behind what it sent, may be waiting for
@@ -176,6 +184,7 @@ impl Session {
         }
         let grace = self.shared.config.shutdown_grace;
         let busy = self.transaction.is_some();
+        let hears = !busy && self.ear.is_active() && self.pipeline.is_empty();
         let (idle_limit, idle_end) = self.idle_limit();
         let deadline = idle_limit.map(|limit| Instant::now() + limit);
         let mut end_at = None;
@@ -187,9 +196,15 @@ impl Session {
                 message = self.connection.message() => break message.map_err(End::from),
                 // Nothing has arrived that it could be meant for.
                 () = cancel.outlive() => cancel.reset(),
+                () = self.ear.heard(), if hears => {
+                    self.notify().await;
+                    if let Err(error) = self.connection.flush().await {
+                        break Err(error.into());
+                    }
+                }
                 () = sleep_until(deadline) => break Err(End::Told(idle_end)),
                 () = sleep_until(end_at) => break Err(End::Told(ApplicationError::shutting_down())),
-                _ = shutdown.wait_for(|ends| *ends), if end_at.is_none() => {
+                () = ended(shutdown), if end_at.is_none() => {
                     end_at = Some(Instant::now() + if busy { grace } else { std::time::Duration::ZERO });
                 }
             }
@@ -247,6 +262,7 @@ impl Session {
             Some(_) => b'T',
         };
         self.connection.write_limit = self.is_begun().then_some(self.shared.config.transaction_timeout);
+        self.notify().await;
         self.connection.out.ready_for_query(status);
         // Before the application can know that it is ready: a wish that it has from then on is meant for nothing.
         self.cancel.reset();
@@ -279,6 +295,11 @@ impl Session {
             .get_or_insert_with(|| Context::new(client, id, role, database, settings));
         Arc::clone(context)
     }
+}
+
+/// Completes when the proxy is to end.
+async fn ended(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|ends| *ends).await;
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sql::operation::{Exchange, Step};
 
+use super::configs::Bound;
 use super::describe::DescriptionKey;
 use super::prepared::Prepared;
 use crate::wire::Backend;
@@ -22,7 +23,21 @@ pub(super) enum Portal {
     /// On the voters' backends.
     Backend,
     /// Of a statement that the proxy answers itself.
-    Special { prepared: Arc<Prepared>, binary: bool },
+    Special {
+        prepared: Arc<Prepared>,
+        binary: bool,
+        bound: Arc<Bound>,
+    },
+}
+
+impl Portal {
+    /// Bytes of the parameters that it keeps in the proxy, nearly.
+    pub(super) fn bound_bytes(&self) -> usize {
+        match self {
+            Portal::Backend => 0,
+            Portal::Special { bound, .. } => bound.bytes(),
+        }
+    }
 }
 
 /// What to take back when a pipeline fails before it.
@@ -42,7 +57,9 @@ impl Undo {
             Undo::Parse(name, before) | Undo::Close(name, before) => {
                 name.len() + before.as_ref().map_or(0, |before| before.bytes())
             }
-            Undo::Portal(name, Some(Portal::Special { prepared, .. })) => name.len() + prepared.bytes(),
+            Undo::Portal(name, Some(Portal::Special { prepared, bound, .. })) => {
+                name.len() + prepared.bytes() + bound.bytes()
+            }
             Undo::Portal(name, _) => name.len(),
         }
     }

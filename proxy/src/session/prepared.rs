@@ -4,16 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use sql::operation::{Exchange, StatementText, Step};
-use sql::statement::StatementClass;
+use sql::operation::StatementText;
+use sql::statement::{Setting, StatementClass};
 
 use super::Session;
 use super::describe::Shape;
-use super::routing::Kind;
-use super::special::Reply;
+use super::special::{Reply, special_columns};
 use super::tokens::{parameters, parenthesised_list, replace_parameters};
 use crate::error::ApplicationError;
-use crate::wire::first_error;
 
 /// Prepared statements of one session, at most.
 const STATEMENTS_MAX: usize = 10_000;
@@ -32,6 +30,8 @@ pub(super) struct Prepared {
     pub(super) parameters: usize,
     /// The parameter types that SQL's PREPARE declared, as text.
     declared: Vec<String>,
+    /// What to describe in its place: SQL's PREPARE declares types that the statement itself does not tell.
+    pub(super) described_as: Option<StatementText>,
     /// The columns that the statement was first described with: they must not change as long as it is prepared.
     shape: OnceLock<Shape>,
     /// The epoch of the catalog at which it had this shape last.
@@ -40,16 +40,20 @@ pub(super) struct Prepared {
 
 impl Prepared {
     pub(super) fn new(statement: StatementText, class: StatementClass, special: bool) -> Self {
-        let parameters = match special {
-            true => statement.parameter_types.len(),
-            false => parameters(&statement.text).max(statement.parameter_types.len()),
+        let counted = match class {
+            // Of the others that the proxy runs itself, none takes any.
+            StatementClass::Setting(Setting::Configs(_)) => parameters(&statement.text),
+            _ if special => 0,
+            _ => parameters(&statement.text),
         };
+        let parameters = counted.max(statement.parameter_types.len());
         Self {
             statement,
             class,
             special,
             parameters,
             declared: Vec::new(),
+            described_as: None,
             shape: OnceLock::new(),
             shape_epoch: AtomicU64::new(0),
         }
@@ -70,9 +74,15 @@ impl Prepared {
         same
     }
 
+    /// The statement that is described to learn its columns.
+    pub(super) fn described(&self) -> &StatementText {
+        self.described_as.as_ref().unwrap_or(&self.statement)
+    }
+
     /// Bytes that it takes, nearly.
     pub(super) fn bytes(&self) -> usize {
-        self.statement.text.len() + size_of_val(self.statement.parameter_types.as_slice())
+        let described = self.described_as.as_ref().map_or(0, |described| described.text.len());
+        self.statement.text.len() + described + size_of_val(self.statement.parameter_types.as_slice())
     }
 }
 
@@ -176,21 +186,26 @@ impl Session {
             text: body.to_owned(),
             parameter_types: Vec::new(),
         };
-        let exchange = Exchange::Extended {
-            statements: vec![statement.clone()],
-            steps: vec![Step::Parse { statement: 0 }],
-        };
-        // With declared types the text alone may not be enough to infer them: the first EXECUTE tells.
-        if declared.is_empty() {
-            let result = self.execute_and_gather(&exchange, Kind::Plain).await?;
-            if let Some(error) = first_error(&result.messages) {
-                let before = text.len().saturating_sub(body.len());
-                let shift = text.get(..before).map_or(0, |before| before.chars().count());
-                let position = error.position.map(|position| position + shift);
-                return Err(ApplicationError { position, ..error });
-            }
+        // Of what the proxy answers itself, PREPARE takes only queries.
+        let is_query = !matches!(class, StatementClass::Setting(Setting::Show(_)));
+        let special = is_query && !special_columns(&class, body).is_empty();
+        let mut prepared = Prepared::new(statement, class, special);
+        if !special {
+            prepared.described_as = described_as(body, &declared);
+            let epoch = self.catalog.epoch();
+            let described = match self.describe_as_prepared(&prepared).await {
+                Ok(described) => described,
+                Err(error) => {
+                    let before = text.len().saturating_sub(body.len());
+                    let shift = text.get(..before).map_or(0, |before| before.chars().count());
+                    // Of a text that is not the application's, a place says nothing.
+                    let position = error.position.filter(|_| declared.is_empty());
+                    let position = position.map(|position| position + shift);
+                    return Err(ApplicationError { position, ..error });
+                }
+            };
+            prepared.is_described_by(&described, epoch);
         }
-        let mut prepared = Prepared::new(statement, class, false);
         prepared.parameters = prepared.parameters.max(declared.len());
         prepared.declared = declared;
         self.keep_statement(name, prepared)?;
@@ -236,6 +251,18 @@ impl Session {
             })
         }))
     }
+}
+
+/// The statement with NULLs of the declared types for its parameters, if there are any.
+fn described_as(body: &str, declared: &[String]) -> Option<StatementText> {
+    let text = replace_parameters(body, |number| {
+        let declared = declared.get(number.checked_sub(1)?)?;
+        (declared != "unknown").then(|| format!("CAST(NULL AS {declared})"))
+    });
+    (!declared.is_empty()).then_some(StatementText {
+        text,
+        parameter_types: Vec::new(),
+    })
 }
 
 /// Whether a literal keeps its open type only without parentheses around it.

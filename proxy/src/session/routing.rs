@@ -195,7 +195,10 @@ impl Session {
             },
         };
         match self.order(&operation, routed.rows(), true).await {
-            Ok(voted) => Ok(voted.result),
+            Ok(voted) => {
+                self.committed_at = Some(voted.order.0);
+                Ok(voted.result)
+            }
             Err(Failure::NoProgress) => Err(Failure::OutcomeUnknown),
             Err(Failure::Refused(error)) if error.sqlstate == CANCELED => Err(Failure::Cancelled),
             Err(failure) => Err(failure),

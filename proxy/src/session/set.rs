@@ -19,14 +19,15 @@ const SETTINGS_MAX: usize = 1000;
 const VALUE_BYTES_MAX: usize = 64 << 10;
 
 impl Session {
-    /// SET, SET LOCAL, RESET (`None`): validates, keeps and (if `report`) reports the setting.
+    /// SET, SET LOCAL, RESET (`None`): validates, keeps and (if `report`) reports the setting. Gives the value in force, as
+    /// PostgreSQL writes it, if it had to be asked for.
     pub(super) async fn change_setting(
         &mut self,
         name: &str,
         value: Option<String>,
         local: bool,
         report: bool,
-    ) -> Result<(), ApplicationError> {
+    ) -> Result<Option<String>, ApplicationError> {
         let value = value.or_else(|| self.startup_settings.get(name).map(str::to_owned));
         if value.as_ref().is_some_and(|value| value.len() > VALUE_BYTES_MAX)
             || self.settings.names().count() >= SETTINGS_MAX
@@ -34,18 +35,19 @@ impl Session {
             return Err(ApplicationError::new("54000", "too many or too large settings"));
         }
         let before = self.reported_value_of(name);
+        let mut shown = None;
         match own_setting(name, value.as_deref(), &self.role)? {
-            Own::No => self.change_database_setting(name, value, local).await?,
+            Own::No => shown = self.change_database_setting(name, value, local).await?,
             Own::Ignored => {}
             Own::Value(value) => self.keep_setting(name, Some(value), local),
             Own::Default => self.keep_setting(name, None, local),
-            Own::Isolation(isolation) => return self.set_transaction_isolation(isolation),
-            Own::ReadOnly(read_only) => return self.set_transaction_read_only(read_only),
+            Own::Isolation(isolation) => self.set_transaction_isolation(isolation)?,
+            Own::ReadOnly(read_only) => self.set_transaction_read_only(read_only)?,
         }
         if report {
             self.report_change(name, before);
         }
-        Ok(())
+        Ok(shown)
     }
 
     /// A setting of the database: the voters' databases say whether the value is valid, and how it is written.
@@ -54,7 +56,7 @@ impl Session {
         name: &str,
         value: Option<String>,
         local: bool,
-    ) -> Result<(), ApplicationError> {
+    ) -> Result<Option<String>, ApplicationError> {
         let in_block = self.transaction.is_some();
         let begun = self.begun().is_some();
         // Inside a transaction the backend gets it too, and only until the end: the proxy keeps what shall stay.
@@ -88,12 +90,11 @@ impl Session {
             })?;
         }
         let canonical = read_rows(&result.messages).and_then(|rows| rows.into_iter().next()?.into_iter().next()?);
-        let value = value.map(|value| canonical.unwrap_or(value));
-        if local && !in_block {
-            return Ok(());
+        let value = value.map(|value| canonical.clone().unwrap_or(value));
+        if !local || in_block {
+            self.keep_setting(name, value, local);
         }
-        self.keep_setting(name, value, local);
-        Ok(())
+        Ok(canonical)
     }
 
     /// Has an exchange run at the Begin of the transaction.

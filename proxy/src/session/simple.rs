@@ -7,9 +7,10 @@ use sql::analysis::{StatementAnalysis, TextAnalysis};
 use sql::operation::Exchange;
 use sql::statement::{Cursor, StatementClass};
 
+use super::configs::Bound;
 use super::release::Whole;
 use super::routing::Kind;
-use super::special::{INT4_OID, Reply, is_special, special_column};
+use super::special::{Reply, is_special, special_columns};
 use super::{End, Session};
 use crate::client::VotedResult;
 use crate::error::ApplicationError;
@@ -109,7 +110,11 @@ impl Session {
         let part = text.get(statement.range.clone()).unwrap_or_default().trim();
         match &statement.class {
             StatementClass::Execute { name } => {
-                let expanded = match self.expand_execute(name, part) {
+                let checked = match self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
+                    true => Err(ApplicationError::in_failed_transaction()),
+                    false => self.check_shape(name).await,
+                };
+                let expanded = match checked.and_then(|()| self.expand_execute(name, part)) {
                     Ok(expanded) => expanded,
                     Err(error) => {
                         let error = self.failing(error);
@@ -118,6 +123,13 @@ impl Session {
                 };
                 if several {
                     self.begin_implicitly();
+                }
+                let analysis = self.analysis_of(&expanded);
+                if let [only] = analysis.statements.as_slice()
+                    && is_special(&only.class, &expanded)
+                    && !matches!(only.class, StatementClass::CopyFrom)
+                {
+                    return self.answer_special(&only.class, &expanded).await;
                 }
                 let outcome = self.execute(&Exchange::Simple { text: expanded }, Kind::Plain).await;
                 self.answer(outcome).await
@@ -136,15 +148,18 @@ impl Session {
                 if several && !matches!(class, StatementClass::TransactionControl(_)) {
                     self.begin_implicitly();
                 }
-                let outcome = self.run_special(class, part).await;
-                match outcome {
-                    Ok(reply) => {
-                        self.write_reply(&reply, class, part);
-                        Ok(Flow::Continue)
-                    }
-                    Err(error) => self.answer(Err(error)).await,
-                }
+                self.answer_special(class, part).await
             }
+        }
+    }
+
+    async fn answer_special(&mut self, class: &StatementClass, text: &str) -> Result<Flow, End> {
+        match self.run_special(class, text, &Bound::default()).await {
+            Ok(reply) => {
+                self.write_reply(&reply, class, text);
+                Ok(Flow::Continue)
+            }
+            Err(error) => self.answer(Err(error)).await,
         }
     }
 
@@ -158,10 +173,14 @@ impl Session {
     }
 
     fn write_reply(&mut self, reply: &Reply, class: &StatementClass, text: &str) {
-        if let (Some((_, value)), Some((name, oid, bytes))) = (&reply.row, special_column(class, text)) {
-            self.connection.out.one_column(&name, oid, bytes);
-            debug_assert!(oid != INT4_OID || value.parse::<i32>().is_ok());
-            self.connection.out.one_value(value.as_bytes());
+        let columns = special_columns(class, text);
+        if !columns.is_empty() {
+            self.connection.out.columns(&columns);
+        }
+        for row in &reply.rows {
+            self.connection
+                .out
+                .row(row.iter().map(|value| value.as_ref().map(String::as_bytes)));
         }
         self.connection.out.command_complete(&reply.tag);
     }

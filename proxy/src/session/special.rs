@@ -2,9 +2,10 @@
 
 use sql::names::DEFAULT_PATH;
 use sql::operation::Exchange;
-use sql::statement::{Setting, StatementClass};
+use sql::statement::{Listening, Setting, StatementClass};
 
 use super::Session;
+use super::configs::Bound;
 use super::routing::Kind;
 use super::set::shown_default;
 use super::transaction::isolation_name;
@@ -22,16 +23,24 @@ pub(super) const INT4_OID: u32 = 23;
 /// The answer to such a statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
-    /// Column name and value.
-    pub(super) row: Option<(String, String)>,
+    /// Its rows; the columns are [`special_columns`].
+    pub(super) rows: Vec<Vec<Option<String>>>,
     pub(super) tag: String,
 }
 
 impl Reply {
     pub(super) fn tag(tag: impl Into<String>) -> Self {
         Self {
-            row: None,
+            rows: Vec::new(),
             tag: tag.into(),
+        }
+    }
+
+    /// The answer to a SELECT: one row.
+    pub(super) fn row(values: Vec<Option<String>>) -> Self {
+        Self {
+            rows: vec![values],
+            tag: "SELECT 1".into(),
         }
     }
 }
@@ -39,7 +48,10 @@ impl Reply {
 /// Whether the proxy answers a statement itself.
 pub(super) fn is_special(class: &StatementClass, text: &str) -> bool {
     match class {
-        StatementClass::TransactionControl(_) | StatementClass::Prepare { .. } | StatementClass::Deallocate(_) => true,
+        StatementClass::TransactionControl(_)
+        | StatementClass::Listening(_)
+        | StatementClass::Prepare { .. }
+        | StatementClass::Deallocate(_) => true,
         StatementClass::Setting(Setting::Show(name)) => is_shown_here(name),
         StatementClass::Setting(Setting::ShowAll) => false,
         StatementClass::Setting(_) | StatementClass::CopyFrom => true,
@@ -47,18 +59,26 @@ pub(super) fn is_special(class: &StatementClass, text: &str) -> bool {
     }
 }
 
-/// The column that such a statement returns, with its type.
-pub(super) fn special_column(class: &StatementClass, text: &str) -> Option<(String, u32, i16)> {
+/// A column of a result that the proxy makes: its name, type and width.
+pub(super) type SpecialColumn = (String, u32, i16);
+
+/// The columns that such a statement returns.
+pub(super) fn special_columns(class: &StatementClass, text: &str) -> Vec<SpecialColumn> {
+    let of_text = |name: &str| (name.to_owned(), TEXT_OID, -1);
     match class {
-        StatementClass::Setting(Setting::Show(name)) => Some((name.clone(), TEXT_OID, -1)),
-        StatementClass::Setting(Setting::SetConfig { .. }) => Some(("set_config".into(), TEXT_OID, -1)),
-        _ if is_backend_pid(text) => Some(("pg_backend_pid".into(), INT4_OID, 4)),
-        _ => None,
+        StatementClass::Setting(Setting::Show(name)) => vec![of_text(name)],
+        StatementClass::Setting(Setting::SetConfig { .. }) => vec![of_text("set_config")],
+        StatementClass::Setting(Setting::Configs(columns)) => {
+            columns.iter().map(|column| of_text(&column.name)).collect()
+        }
+        StatementClass::Listening(Listening::Show) => vec![of_text("pg_listening_channels")],
+        _ if is_backend_pid(text) => vec![("pg_backend_pid".into(), INT4_OID, 4)],
+        _ => Vec::new(),
     }
 }
 
 /// Settings of which only the proxy knows the value.
-fn is_shown_here(name: &str) -> bool {
+pub(super) fn is_shown_here(name: &str) -> bool {
     let of_transaction = matches!(
         name,
         "transaction_isolation" | "transaction_read_only" | "transaction_deferrable"
@@ -78,29 +98,38 @@ fn is_backend_pid(text: &str) -> bool {
 
 impl Session {
     /// Runs a statement that the proxy answers itself.
-    pub(super) async fn run_special(&mut self, class: &StatementClass, text: &str) -> Result<Reply, ApplicationError> {
+    pub(super) async fn run_special(
+        &mut self,
+        class: &StatementClass,
+        text: &str,
+        bound: &Bound,
+    ) -> Result<Reply, ApplicationError> {
         if let StatementClass::TransactionControl(control) = class {
             return self.transaction_control(control, text).await;
         }
         if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
             return Err(ApplicationError::in_failed_transaction());
         }
-        let outcome = self.run_special_unfailed(class, text).await;
+        let outcome = self.run_special_unfailed(class, text, bound).await;
         if outcome.is_err() {
             self.fail_transaction();
         }
         outcome
     }
 
-    async fn run_special_unfailed(&mut self, class: &StatementClass, text: &str) -> Result<Reply, ApplicationError> {
+    async fn run_special_unfailed(
+        &mut self,
+        class: &StatementClass,
+        text: &str,
+        bound: &Bound,
+    ) -> Result<Reply, ApplicationError> {
         match class {
+            StatementClass::Setting(Setting::Configs(columns)) => self.run_configs(columns, bound).await,
             StatementClass::Setting(setting) => self.run_setting(setting, text).await,
+            StatementClass::Listening(listening) => self.listening(listening).await,
             StatementClass::Prepare { name, body } => self.sql_prepare(name, body, text).await,
             StatementClass::Deallocate(name) => self.sql_deallocate(name.as_deref()),
-            _ => Ok(Reply {
-                row: Some(("pg_backend_pid".into(), self.registered.process.to_string())),
-                tag: "SELECT 1".into(),
-            }),
+            _ => Ok(Reply::row(vec![Some(self.registered.process.to_string())])),
         }
     }
 
@@ -116,15 +145,8 @@ impl Session {
                 Ok(Reply::tag("SET"))
             }
             Setting::SetConfig { local, name, value } => {
-                self.change_setting(name, Some(value.clone()), *local, true).await?;
-                let value = match shown_default(name) {
-                    Some(_) => self.show(name),
-                    None => self.settings.get(name).unwrap_or(value).to_owned(),
-                };
-                Ok(Reply {
-                    row: Some(("set_config".into(), value)),
-                    tag: "SELECT 1".into(),
-                })
+                let value = self.set_config(name, Some(value.clone()), *local).await?;
+                Ok(Reply::row(vec![Some(value)]))
             }
             Setting::Reset(name) => {
                 self.change_setting(name, None, false, true).await?;
@@ -141,6 +163,7 @@ impl Session {
                 }
                 self.reset_all().await?;
                 self.discard_temporary().await?;
+                self.unlisten_all();
                 self.shared
                     .metrics
                     .prepared_statements
@@ -158,12 +181,12 @@ impl Session {
                 Ok(Reply::tag(words.trim_end_matches(';').to_ascii_uppercase()))
             }
             Setting::Show(name) => Ok(Reply {
-                row: Some((name.clone(), self.show(name))),
+                rows: vec![vec![Some(self.show(name))]],
                 tag: "SHOW".into(),
             }),
-            Setting::ShowAll => Err(ApplicationError::new(
+            Setting::ShowAll | Setting::Configs(_) => Err(ApplicationError::new(
                 crate::error::NOT_SUPPORTED,
-                "SHOW ALL was not expected here",
+                "this statement was not expected here",
             )),
         }
     }
@@ -183,7 +206,8 @@ impl Session {
         Ok(())
     }
 
-    fn show(&self, name: &str) -> String {
+    /// What SHOW says of a setting that the proxy keeps.
+    pub(super) fn show(&self, name: &str) -> String {
         let of_transaction = |of: fn(&super::transaction::Transaction) -> String| self.transaction.as_ref().map(of);
         let set = |name: &str, default: &str| self.settings.get(name).unwrap_or(default).to_owned();
         match name {

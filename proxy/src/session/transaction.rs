@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::context::Context;
 use super::settings::{ANSWERS, Settings};
 use crate::client::{Live, Voted, VotedResult};
+use crate::notifications::Changes;
 
 /// Writes kept inline for COMMIT, in bytes; what exceeds this is ordered instead, so that COMMIT stays bounded.
 pub(super) const INLINE_BYTES_MAX: usize = 4 << 20;
@@ -41,6 +42,8 @@ pub(super) struct Transaction {
     /// Exchanges that must run on the voters before its first one there.
     pub(super) deferred: Vec<Deferred>,
     pub(super) savepoints: Vec<Savepoint>,
+    /// What it changes of what the session listens to, when it commits.
+    pub(super) listening: Changes,
     /// The session's settings at its start.
     pub(super) settings_before: Settings,
     /// Its part on the voters, once begun.
@@ -60,6 +63,8 @@ pub(super) struct Deferred {
 pub(super) struct Savepoint {
     pub(super) name: String,
     pub(super) settings: Settings,
+    /// How many changes the transaction had made of what is listened to.
+    pub(super) listening: usize,
 }
 
 /// A transaction that is open on the voters.
@@ -116,6 +121,7 @@ impl Transaction {
             made: Made::default(),
             deferred: Vec::new(),
             savepoints: Vec::new(),
+            listening: Changes::default(),
             settings_before: settings.clone(),
             begun: None,
         }

@@ -1,6 +1,7 @@
 //! Messages to applications, gathered in one buffer and written at once.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use ordering::message::Notification;
 
 use crate::error::{ApplicationError, Severity};
 
@@ -133,31 +134,53 @@ impl Backend {
         self.empty_message(b'n');
     }
 
-    /// ParameterDescription of a statement without parameters.
-    pub(crate) fn no_parameters(&mut self) {
-        self.message(b't', |body| body.put_i16(0));
-    }
-
-    /// RowDescription of one column that belongs to no table.
-    pub(crate) fn one_column(&mut self, name: &str, type_oid: u32, type_bytes: i16) {
-        self.message(b'T', |body| {
-            body.put_i16(1);
-            put_string(body, name);
-            body.put_u32(0);
-            body.put_i16(0);
-            body.put_u32(type_oid);
-            body.put_i16(type_bytes);
-            body.put_i32(-1);
-            body.put_i16(0);
+    /// ParameterDescription.
+    pub(crate) fn parameters(&mut self, types: &[u32]) {
+        self.message(b't', |body| {
+            body.put_u16(u16::try_from(types.len()).unwrap_or(u16::MAX));
+            types.iter().for_each(|oid| body.put_u32(*oid));
         });
     }
 
-    /// DataRow of one value.
-    pub(crate) fn one_value(&mut self, value: &[u8]) {
+    /// RowDescription of columns that belong to no table: of each its name, the type's OID and width.
+    pub(crate) fn columns(&mut self, columns: &[(String, u32, i16)]) {
+        self.message(b'T', |body| {
+            body.put_u16(u16::try_from(columns.len()).unwrap_or(u16::MAX));
+            for (name, type_oid, type_bytes) in columns {
+                put_string(body, name);
+                body.put_u32(0);
+                body.put_i16(0);
+                body.put_u32(*type_oid);
+                body.put_i16(*type_bytes);
+                body.put_i32(-1);
+                body.put_i16(0);
+            }
+        });
+    }
+
+    /// DataRow.
+    pub(crate) fn row(&mut self, values: impl ExactSizeIterator<Item = Option<impl AsRef<[u8]>>>) {
         self.message(b'D', |body| {
-            body.put_i16(1);
-            body.put_i32(i32::try_from(value.len()).unwrap_or(i32::MAX));
-            body.put_slice(value);
+            body.put_u16(u16::try_from(values.len()).unwrap_or(u16::MAX));
+            for value in values {
+                match value {
+                    Some(value) => {
+                        let value = value.as_ref();
+                        body.put_i32(i32::try_from(value.len()).unwrap_or(i32::MAX));
+                        body.put_slice(value);
+                    }
+                    None => body.put_i32(-1),
+                }
+            }
+        });
+    }
+
+    /// NotificationResponse.
+    pub(crate) fn notification(&mut self, process: i32, notification: &Notification) {
+        self.message(b'A', |body| {
+            body.put_i32(process);
+            put_string(body, &notification.channel);
+            put_string(body, &notification.payload);
         });
     }
 

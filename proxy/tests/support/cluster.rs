@@ -450,6 +450,10 @@ impl Cluster {
             Work::Cancel { .. } => panic!("nothing waits for locks here"),
             // These voters remember nothing.
             Work::Catalog { .. } => refused("BF008"),
+            Work::Listen { .. } => done(ExchangeResult {
+                messages: message(b'C', b"LISTEN\0").into(),
+                status: b'I',
+            }),
             Work::Abort { transaction } => {
                 let process = {
                     let mut told = self.told.lock().unwrap();

@@ -184,5 +184,6 @@ pub fn kind(work: &Work) -> &'static str {
         Work::Nothing => "nothing",
         Work::Cancel { .. } => "cancel",
         Work::Catalog { .. } => "catalog",
+        Work::Listen { .. } => "listen",
     }
 }

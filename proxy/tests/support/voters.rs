@@ -119,6 +119,7 @@ fn config(
             .collect(),
         node_clients: (1..=3).map(|id| (node_client(MachineId(id)), MachineId(id))).collect(),
         client_roles: BTreeMap::from([(ClientId(0), BTreeSet::from(["postgres".into(), "application".into()]))]),
+        compare_effects: false,
         limits: VoterLimits {
             transactions_max: 20,
             one_shot_backends: 4,
@@ -167,6 +168,14 @@ async fn pump(
                     }
                 }
                 let _ = results.send((machine, FromNode::Result(message))).await;
+            }
+            VoterOutput::Notifications { mut message, .. } if !faults.is_mute(machine) => {
+                if faults.is_forger(machine) {
+                    for notification in &mut message.notifications {
+                        notification.payload.push_str(" forged");
+                    }
+                }
+                let _ = results.send((machine, FromNode::Notifications(message))).await;
             }
             VoterOutput::Reply(reply) => {
                 stores.iter().for_each(|store| store.flushed(machine, reply.flushed.0));

@@ -44,6 +44,8 @@ pub(super) struct Derived {
     pub(super) short: bool,
     /// Whether it is a read of plain tables by allow-listed functions.
     pub(super) plain_read: bool,
+    /// Whether it calls `pg_notify` by itself.
+    pub(super) notifies: bool,
 }
 
 impl Derived {
@@ -58,6 +60,7 @@ impl Derived {
             foreign_code: true,
             short: false,
             plain_read: false,
+            notifies: false,
         }
     }
 }
@@ -246,7 +249,7 @@ pub(super) fn calls_unknown_function(schema: &Schema, words: Words<'_>) -> bool 
         !is_keyword
             && matches!(
                 kind,
-                FunctionKind::Unknown | FunctionKind::Sequence | FunctionKind::SetConfig
+                FunctionKind::Unknown | FunctionKind::Sequence | FunctionKind::SetConfig | FunctionKind::Notify
             )
     })
 }
@@ -262,6 +265,7 @@ struct Deriver<'schema> {
     /// Subqueries of EXISTS: their rows are not looked at.
     exists: BTreeSet<usize>,
     writes: bool,
+    notifies: bool,
     locks: bool,
     modifies: bool,
     needs_clock: bool,
@@ -287,6 +291,7 @@ impl<'schema> Deriver<'schema> {
             common: BTreeSet::new(),
             exists: BTreeSet::new(),
             writes: false,
+            notifies: false,
             locks: false,
             modifies: false,
             needs_clock: false,
@@ -386,6 +391,7 @@ impl<'schema> Deriver<'schema> {
             template: self.template,
             needs_clock: self.needs_clock,
             needs_transaction: self.needs_transaction,
+            notifies: self.notifies,
             refusal: self.refusal,
         }
     }

@@ -80,6 +80,7 @@ fn empty(text: &str) -> StatementAnalysis {
         foreign_code: false,
         temporary: TemporaryWork::default(),
         numbers_objects: false,
+        notifies: false,
         of_session: false,
         template: Template::default(),
     }
@@ -148,11 +149,14 @@ fn analyse_statement(
     work.discards = derived.class == StatementClass::Setting(Setting::DiscardTemporary);
     let executable = determinism::apply(text, range.clone(), &findings.splices);
     let class = match derived.refusal.or(findings.refusal) {
-        Some(refusal) if !matches!(derived.class, StatementClass::Refused(_)) => StatementClass::Refused(refusal),
+        Some(refusal) if !matches!(derived.class, StatementClass::Refused(_) | StatementClass::Listening(_)) => {
+            StatementClass::Refused(refusal)
+        }
         _ => derived.class,
     };
     splices.extend(findings.splices);
     let numbers_objects = numbers_objects(&class, words);
+    let class_notifies = class == StatementClass::Notify;
     let orders_rows = words.contains_pair("order", "by") || matches!(class, StatementClass::Cursor(_));
     StatementAnalysis {
         range,
@@ -165,6 +169,7 @@ fn analyse_statement(
         plain_read: derived.plain_read,
         foreign_code: derived.foreign_code,
         temporary: work,
+        notifies: derived.notifies || class_notifies,
         numbers_objects,
         of_session,
         template: derived.template,
@@ -265,7 +270,7 @@ fn resolve(
 fn is_short_control(class: &StatementClass) -> bool {
     use TransactionControl::{Release, RollbackTo, Savepoint};
     match class {
-        StatementClass::Empty => true,
+        StatementClass::Empty | StatementClass::Notify => true,
         StatementClass::TransactionControl(control) => matches!(control, Savepoint(_) | Release(_) | RollbackTo(_)),
         _ => false,
     }
@@ -277,7 +282,11 @@ fn may_run_code(class: &StatementClass) -> bool {
     match class {
         // COMMIT runs deferred triggers.
         StatementClass::TransactionControl(control) => matches!(control, TransactionControl::Commit { .. }),
-        StatementClass::Empty | StatementClass::Setting(_) | StatementClass::Cursor(Cursor::Close(_)) => false,
+        StatementClass::Empty
+        | StatementClass::Setting(_)
+        | StatementClass::Listening(_)
+        | StatementClass::Notify
+        | StatementClass::Cursor(Cursor::Close(_)) => false,
         _ => true,
     }
 }

@@ -37,12 +37,6 @@ pub(super) fn refusal(words: Words<'_>) -> Option<Refusal> {
     let keyword = after.keyword()?;
     after.skip();
     match keyword.as_ref() {
-        "listen" | "notify" => Some(Refusal::new(
-            NOT_SUPPORTED,
-            37,
-            format!("{} is not supported through the proxy", keyword.to_ascii_uppercase()),
-            "Poll a table, or connect LISTEN clients to a message broker.",
-        )),
         "prepare" if after.keyword().as_deref() == Some("transaction") => Some(control::two_phase()),
         "load" => Some(outside_world(44, "LOAD")),
         "create" => create(after),

@@ -1,4 +1,4 @@
-//! SET, RESET, SHOW, DISCARD, and `SELECT set_config(...)`.
+//! SET, RESET, SHOW and DISCARD.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,8 @@ use crate::words::Words;
 
 use super::{Sketch, control};
 
-/// Settings that are pinned on every database node, with the values that may be set because they change nothing.
+/// Settings that are pinned on every database node, with the values that may be set because they change nothing. The first
+/// is how Postgres shows it.
 const PINNED: &[(&str, &[&str])] = &[
     ("standard_conforming_strings", &["on", "true", "1", "yes"]),
     ("transform_null_equals", &["off", "false", "0", "no"]),
@@ -18,8 +19,8 @@ const PINNED: &[(&str, &[&str])] = &[
     ("synchronize_seqscans", &["off", "false", "0", "no"]),
     ("jit", &["off", "false", "0", "no"]),
     ("max_parallel_workers_per_gather", &["0"]),
-    ("client_encoding", &["utf8", "unicode"]),
-    ("lc_messages", &["c"]),
+    ("client_encoding", &["UTF8", "unicode"]),
+    ("lc_messages", &["C"]),
     ("exit_on_error", &["off", "false", "0", "no"]),
     ("gin_fuzzy_search_limit", &["0"]),
 ];
@@ -210,38 +211,16 @@ fn discard(words: Words<'_>) -> Option<Setting> {
     }
 }
 
-/// `SELECT [pg_catalog.]set_config('name', 'value', bool)` and nothing else.
-pub(super) fn set_config(mut words: Words<'_>) -> Option<Setting> {
-    words.accept("select").then_some(())?;
-    if words.accept("pg_catalog") {
-        words.accept_punctuation(b'.').then_some(())?;
-    }
-    words.accept("set_config").then_some(())?;
-    words.accept_punctuation(b'(').then_some(())?;
-    let name = string(&mut words)?;
-    words.accept_punctuation(b',').then_some(())?;
-    let value = string(&mut words)?;
-    words.accept_punctuation(b',').then_some(())?;
-    let local = match words.identifier()?.as_str() {
-        "true" => true,
-        "false" => false,
-        _ => return None,
-    };
-    words.accept_punctuation(b')').then_some(())?;
-    let name = name.to_ascii_lowercase();
-    let is_allowed = words.is_end() && pinned_refusal(&name, Some(&value)).is_none();
-    is_allowed.then_some(Setting::SetConfig { local, name, value })
-}
-
-fn string(words: &mut Words<'_>) -> Option<String> {
-    let token = words.skip()?;
-    token.string_value(words.text).map(Cow::into_owned)
-}
-
 /// An encoding's name as Postgres compares it (`pg_char_to_encoding`): only its letters and digits count, so that
 /// `'utf-8'` with quotes inside the value, as asyncpg writes it, is UTF8.
 fn encoding_letters(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).collect()
+}
+
+/// What a pinned setting is, as Postgres shows it.
+pub(crate) fn pinned_value(name: &str) -> Option<&'static str> {
+    let (_, allowed) = PINNED.iter().find(|(pinned, _)| *pinned == name)?;
+    allowed.first().copied()
 }
 
 fn refuse_pinned(class: StatementClass) -> StatementClass {
@@ -252,7 +231,8 @@ fn refuse_pinned(class: StatementClass) -> StatementClass {
     refusal.map_or(class, StatementClass::Refused)
 }
 
-fn pinned_refusal(name: &str, value: Option<&str>) -> Option<Refusal> {
+/// Why a setting cannot be given this value, if so: it is pinned, or not for applications. The name is in lower case.
+pub(crate) fn pinned_refusal(name: &str, value: Option<&str>) -> Option<Refusal> {
     if name.starts_with("cloudbft.") && !matches!(name, "cloudbft.reads" | "cloudbft.answers") {
         return Some(Refusal::new(
             INSUFFICIENT_PRIVILEGE,

@@ -244,14 +244,17 @@ fn session_bound(name: &str) -> Option<Refusal> {
             "Use pg_advisory_xact_lock() in a transaction, or lock a row with SELECT ... FOR UPDATE.",
         ));
     }
-    (name == "pg_notify").then(|| {
-        Refusal::new(
-            NOT_SUPPORTED,
-            37,
-            "pg_notify() is not supported through the proxy",
-            "Poll a table, or use a message broker.",
-        )
-    })
+    // Answered by the proxy where it stands alone: the servers know of no channel.
+    ["pg_listening_channels", "pg_notification_queue_usage"]
+        .contains(&name)
+        .then(|| {
+            Refusal::new(
+                NOT_SUPPORTED,
+                37,
+                format!("{name}() is not supported inside of other queries: no database node knows it"),
+                "Run SELECT pg_listening_channels() by itself.",
+            )
+        })
 }
 
 fn word(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {

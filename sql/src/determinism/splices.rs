@@ -54,16 +54,21 @@ const LOCAL_COLUMNS: [&str; 7] = [
 /// A local column of pg_class or pg_database becomes what it is of a table that was just created, so that servers answer
 /// alike (rule LocalFacts): `pg_dump` asks for it. NULL of an outer join stays NULL.
 pub(super) fn local_column(pass: &Pass<'_>) -> Option<Splice> {
+    column_of(pass, &LOCAL_COLUMNS, &["pg_class", "pg_database"])
+}
+
+/// One of these columns becomes a function of itself, in a statement that names one of these catalogs.
+fn column_of(pass: &Pass<'_>, columns: &[&str], catalogs: &[&str]) -> Option<Splice> {
     let token = pass.token(0)?;
     let name = pass.name(0)?;
-    let column = LOCAL_COLUMNS.into_iter().find(|column| *column == name)?;
+    let column = columns.iter().find(|column| **column == name)?;
     let is_output = pass.is_word(-1, "as");
     if is_output || pass.is_punctuation(1, b'(') || pass.is_punctuation(1, b'.') {
         return None;
     }
     let is_of_catalog = |token: &Token| {
-        let is = |name| token.identifier(pass.text).is_some_and(|found| found == name);
-        is("pg_class") || is("pg_database")
+        let name = token.identifier(pass.text);
+        name.is_some_and(|name| catalogs.contains(&name.as_ref()))
     };
     pass.tokens.iter().any(is_of_catalog).then_some(())?;
     let mut start = token.start;
@@ -77,6 +82,36 @@ pub(super) fn local_column(pass: &Pass<'_>) -> Option<Splice> {
         range: start..token.end,
         replacement: format!("cloudbft.{column}({source})"),
     })
+}
+
+/// Functions that tell definitions.
+const DEFINITIONS: [&str; 8] = [
+    "pg_get_expr",
+    "pg_get_viewdef",
+    "pg_get_functiondef",
+    "pg_get_function_sqlbody",
+    "pg_get_function_arguments",
+    "pg_get_constraintdef",
+    "pg_get_ruledef",
+    "pg_get_triggerdef",
+];
+
+/// What the catalogs say of a definition becomes what the application wrote, without the functions that stand in for clocks and
+/// random sources: `pg_dump` and `\d` ask for it.
+pub(super) fn definition(pass: &Pass<'_>) -> Option<Splice> {
+    let token = pass.token(0)?;
+    if let Some(name) = pass.calls() {
+        let name = DEFINITIONS.into_iter().find(|definition| *definition == name)?;
+        let start = match pass.is_punctuation(-1, b'.') {
+            true => pass.token(-2)?.start,
+            false => token.start,
+        };
+        return Some(Splice {
+            range: start..token.end,
+            replacement: format!("cloudbft.{name}"),
+        });
+    }
+    column_of(pass, &["prosrc"], &["pg_proc"])
 }
 
 /// `CURRENT_TIMESTAMP` and the like, with or without precision (rule ClockKeywords).

@@ -211,7 +211,11 @@ fn other_rules_of_functions() {
         ),
         ("select pg_advisory_lock(1)", Purpose::Read, ("BF004", 36)),
         ("select pg_try_advisory_lock(1)", Purpose::Read, ("BF004", 36)),
-        ("select pg_notify('a', 'b')", Purpose::Read, ("BF004", 37)),
+        (
+            "select count(*) from pg_listening_channels()",
+            Purpose::Read,
+            ("BF004", 37),
+        ),
         ("select lo_create(0)", Purpose::Read, ("BF004", 39)),
         ("select * from t tablesample system (1)", Purpose::Read, ("0A000", 43)),
         ("select pg_read_file('a')", Purpose::Read, ("42501", 45)),

@@ -73,6 +73,7 @@ pub(crate) fn survive_for(cluster: &Cluster, seconds: u64, hurt: impl FnOnce(&Cl
     tpcc::assert_no_error(&serde_json::from_str(&report).expect("JSON"));
     check_ledger(cluster, &load.ledger);
     cluster.assert_equal();
+    cluster.assert_effects_agree();
 }
 
 #[test]
@@ -142,5 +143,6 @@ fn nothing_acknowledged_is_lost_when_all_machines_are_killed_at_once() {
         cluster.resume();
         check_ledger(&cluster, &load.ledger);
         cluster.assert_equal();
+        cluster.assert_effects_agree();
     }
 }

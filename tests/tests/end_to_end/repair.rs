@@ -28,7 +28,7 @@ fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn wait_for_state(cluster: &Cluster, machine: &str, state: &str) {
+pub(crate) fn wait_for_state(cluster: &Cluster, machine: &str, state: &str) {
     let deadline = Instant::now() + WITHIN;
     while cluster.machine(machine, "state") != state {
         assert!(
@@ -40,7 +40,7 @@ fn wait_for_state(cluster: &Cluster, machine: &str, state: &str) {
     }
 }
 
-fn repair(cluster: &Cluster, machine: &str) {
+pub(crate) fn repair(cluster: &Cluster, machine: &str) {
     let output = cluster.command_on_directory("repair", &["--machine", machine]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     println!("{}", text(&output));
@@ -60,6 +60,31 @@ fn reading_rows_in_no_order_stops_no_database() {
     cluster.wait_all_up(WITHIN);
     cluster.assert_equal();
     assert_eq!(cluster.psql("SELECT count(*) FROM ho;"), "5\n");
+}
+
+/// The same in transactions that write: each voter whose rows lie otherwise answers otherwise than is certified, and changes the same.
+#[test]
+fn code_that_reads_rows_in_no_order_and_writes_stops_no_database() {
+    let mut cluster = Cluster::up(&[]);
+    cluster.set(&[("compare", "true")]);
+    cluster.psql(LAYOUTS);
+    cluster.psql("CREATE TABLE kept (id int PRIMARY KEY)");
+    let doubts =
+        |cluster: &Cluster, name: &str| -> u64 { (1..=3).map(|machine| cluster.node_metric(machine, name)).sum() };
+    for round in 0..12 {
+        let first = 2 * round;
+        let second = first + 1;
+        cluster.psql(&format!(
+            "BEGIN; INSERT INTO kept VALUES ({first}); SELECT agg(); COMMIT; BEGIN; INSERT INTO kept VALUES ({second}); SELECT left(agg(), 1); COMMIT;"
+        ));
+    }
+    cluster.wait_all_up(WITHIN);
+    cluster.assert_equal();
+    let began = doubts(&cluster, "cloudbft_voter_doubts_total");
+    assert!(began > 0, "all rows lie alike");
+    assert_eq!(doubts(&cluster, "cloudbft_voter_doubts_settled_total"), began);
+    assert_eq!(doubts(&cluster, "cloudbft_voter_outages_total"), 0);
+    assert_eq!(cluster.psql("SELECT count(*) FROM kept;"), "24\n");
 }
 
 /// Has the server of m1 answer a write otherwise than the others, until its voter is out of service.

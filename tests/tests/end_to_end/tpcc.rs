@@ -8,6 +8,7 @@ pub(crate) fn load_and_run(cluster: &Cluster, warehouses: &str, terminals: &str,
     load(cluster, warehouses);
     let report = run(cluster, warehouses, terminals, seconds);
     check(cluster);
+    cluster.assert_effects_agree();
     report
 }
 

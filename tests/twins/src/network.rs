@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order};
-use ordering::message::{ClientMessage, CommitDb, CommitDbEntry, Direct, Outcome, Request, ResultKey, ResultMessage};
+use ordering::message::{
+    ClientMessage, CommitDb, CommitDbEntry, Direct, EffectDigests, Outcome, Request, ResultKey, ResultMessage,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sql::operation::Operation;
@@ -218,8 +220,28 @@ impl Network {
                     let order = self.order(client, self.number(client), &operation);
                     self.note(|| format!("    m{machine} orders {:?} at {order}", operation.work));
                 }
-                VoterOutput::Reply(_) | VoterOutput::FetchRequest { .. } | VoterOutput::FetchBody { .. } => {}
+                VoterOutput::Effects { to, message } => self.effects(machine, to, &message),
+                VoterOutput::Notifications { .. }
+                | VoterOutput::Reply(_)
+                | VoterOutput::FetchRequest { .. }
+                | VoterOutput::FetchBody { .. } => {}
             }
+        }
+    }
+
+    /// Brings what a voter says of its server's changes to the others. A lying one says anything to each.
+    fn effects(&self, machine: u8, to: Option<MachineId>, message: &EffectDigests) {
+        for other in (1..=VOTERS as u8).filter(|other| *other != machine && to.is_none_or(|to| to.0 == *other)) {
+            let mut message = message.clone();
+            if self.liar == Some(machine) {
+                let mut random = self.lies.lock().unwrap_or_else(PoisonError::into_inner);
+                let lies = message.entries.iter_mut().filter(|_| random.random_ratio(1, 2));
+                lies.for_each(|entry| entry.digest[0] ^= other);
+            }
+            let input = self.state().ports[usize::from(other) - 1].input.clone();
+            let from = MachineId(machine);
+            // It is asked for again.
+            let _ = input.map(|input| input.try_send(VoterInput::Effects { from, message }));
         }
     }
 

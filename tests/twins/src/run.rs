@@ -26,6 +26,9 @@ const TURN: Duration = Duration::from_millis(25);
 /// How long nobody may be able to act before transactions whose clients have gone are ended.
 const JAM: Duration = Duration::from_millis(400);
 
+/// How long the comparison of effects may take after that. With a voter that lies some orders stay open.
+const COMPARED: Duration = Duration::from_millis(800);
+
 /// How long the voters may take to execute what was ordered once everything is healed.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -69,6 +72,8 @@ impl Weather {
 pub struct Outcome {
     /// What was violated.
     pub violations: Vec<String>,
+    /// Orders of which voters have compared the effects, summed over the voters.
+    pub compared: u64,
     /// Transactions of honest clients that they were told to be committed.
     pub committed: usize,
     /// Those that were not, by their client's wish or not.
@@ -101,8 +106,12 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Outcom
         .network
         .note(|| format!("clients are done after {:?}", started.elapsed()));
     let told = records.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut compared = 0;
     match world.settle(SETTLE).await {
-        Ok(()) => checker::check(&world, &told).await,
+        Ok(()) => {
+            checker::check(&world, &told).await;
+            compared = world.compare_effects(COMPARED).await;
+        }
         Err(stuck) => world.violation(stuck),
     }
     world.network.note(|| format!("checked after {:?}", started.elapsed()));
@@ -111,6 +120,7 @@ pub async fn run(servers: &Arc<Servers>, seed: u64, options: &Options) -> Outcom
     let count = |fate: Fate| told.iter().filter(|record| record.fate == fate).count();
     Outcome {
         violations: world.violations(),
+        compared,
         committed: count(Fate::Committed),
         absent: count(Fate::Absent),
         unknown: count(Fate::Unknown),

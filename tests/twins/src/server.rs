@@ -130,6 +130,9 @@ impl Server {
             "shared_buffers=64MB",
             "wal_writer_delay=10s",
             "autovacuum=off",
+            "wal_level=logical",
+            "max_replication_slots=20",
+            "max_wal_senders=20",
             "jit=off",
             // Where it is removed with the server, however that ends.
             "dynamic_shared_memory_type=mmap",

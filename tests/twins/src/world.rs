@@ -164,6 +164,7 @@ impl World {
             client_roles: BTreeMap::from([(HONEST, roles.clone()), (LIAR, roles)]),
             spool: spool::SpoolDirectory::new(std::env::temp_dir(), 1 << 30),
             bodies: self.open_bodies(machine),
+            compare_effects: true,
             limits: VoterLimits {
                 transactions_max: 24,
                 one_shot_backends: 4,
@@ -350,6 +351,41 @@ impl World {
                 return Err(format!("the voters do not come to order {last}: {states:?}"));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until the voters have compared what their servers changed, which must be the same: the databases are. How many
+    /// orders they have compared.
+    pub async fn compare_effects(&self, within: Duration) -> u64 {
+        let deadline = Instant::now() + within;
+        loop {
+            // What is not on the disk is not read.
+            for machine in machines() {
+                let flush = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'twins', '')";
+                let _ = self.query(machine, flush).await;
+            }
+            let mut reports = BTreeMap::new();
+            for machine in machines() {
+                let voters = self.voters.lock().await;
+                let report = voters.get(&machine).map(|voter| voter.effects().borrow().clone());
+                reports.insert(machine, report.unwrap_or_default());
+            }
+            let is_done = reports
+                .values()
+                .all(|report| report.comparing.is_ok() && report.open == 0);
+            if !is_done && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+            for (machine, report) in &reports {
+                let state = self.state(*machine).await;
+                let is_wrong =
+                    report.disputed > 0 || report.unordered > 0 || matches!(state, VoterState::Diverged { .. });
+                if is_wrong || report.comparing.is_err() {
+                    self.violation(format!("effects of m{machine}: {report:?} {state:?}"));
+                }
+            }
+            return reports.values().map(|report| report.agreed).sum();
         }
     }
 

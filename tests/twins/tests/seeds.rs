@@ -26,15 +26,18 @@ async fn job(number: u64) -> Vec<(u64, Outcome)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_clients_do_makes_voters_differ() {
     let mut jobs: tokio::task::JoinSet<_> = (0..JOBS).map(job).collect();
-    let (mut violated, mut committed) = (Vec::new(), 0);
+    let (mut violated, mut committed, mut compared) = (Vec::new(), 0, 0);
     while let Some(outcomes) = jobs.join_next().await {
         for (seed, outcome) in outcomes.unwrap() {
             committed += outcome.committed;
+            compared += outcome.compared;
             let seen = outcome.violations.into_iter();
             violated.extend(seen.map(|violation| format!("seed {seed}: {violation}")));
         }
     }
     assert!(violated.is_empty(), "{}", violated.join("\n"));
+    println!("{committed} transactions committed, {compared} effects compared");
+    assert!(compared > 6 * SEEDS * JOBS, "only {compared} effects were compared");
     // Clients that get nothing done violate nothing.
     assert!(
         committed as u64 > 2 * SEEDS * JOBS,

@@ -8,12 +8,13 @@ use sql::footprint::Footprint;
 use sql::operation::{Operation, TransactionId, TransactionWrite, Word, Work};
 
 use super::{Asker, Fed, OpenTransaction, Owner, Start};
+use crate::audience::Audience;
 use crate::client_window::Admission;
 use crate::ending::{Due, Electorate, End, OrderedCommit};
-use crate::lock_table::{BeginKind, Grant, LockRefusal, Node};
+use crate::lock_table::{BeginKind, Grant, LockRefusal, Node, Position};
 use crate::outcome::Outcome;
 use crate::postgres::backend::Record;
-use crate::slot::ending::rolled_back;
+use crate::slot::ending::{completed, rolled_back};
 use crate::slot::{Command, Commit, Finish, SlotHandle};
 use crate::transactions::{Begin, OrderedTransaction};
 use crate::vote::Decided;
@@ -141,6 +142,7 @@ impl Owner<'_> {
             }
             Work::Cancel { request } => self.feed_cancel(asker, *request).await,
             Work::Catalog { since } => self.answer_catalog(asker, *since).await,
+            Work::Listen { channels } => self.feed_listen(asker, channels).await,
             Work::Read { .. } => {
                 let grant = Grant {
                     order,
@@ -201,6 +203,19 @@ impl Owner<'_> {
             }
         }
         self.settle(asker, rolled_back()).await;
+    }
+
+    /// Whatever is granted from this order on, this client's sessions are told what it notifies on these channels.
+    async fn feed_listen(&mut self, asker: Asker, channels: &[String]) {
+        match Arc::make_mut(&mut self.listeners).listen(asker.client, channels) {
+            Ok(()) => self.settle(asker, completed("LISTEN")).await,
+            Err(refused) => self.refuse(asker, refused).await,
+        }
+    }
+
+    /// What a transaction that is granted now is to tell of what it notifies.
+    pub(super) fn audience(&self, granted: u64, order: u64) -> Audience {
+        Audience::new(Position { granted, order }, &self.listeners)
     }
 
     async fn refuse_unless(&mut self, asker: Asker, fed: Result<(), LockRefusal>) {
@@ -331,7 +346,9 @@ impl Owner<'_> {
                     asks_catalog: false,
                     // The transaction's task fills these in: it knows what ran.
                     temporary: None,
+                    listens: None,
                 },
+                audience: self.audience(asker.order, asker.order),
                 held: held.clone(),
             })),
         }
@@ -372,5 +389,6 @@ fn class(work: &Work) -> &'static str {
         Work::Nothing => "nothing",
         Work::Cancel { .. } => "cancel",
         Work::Catalog { .. } => "catalog",
+        Work::Listen { .. } => "listen",
     }
 }

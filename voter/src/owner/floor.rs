@@ -8,6 +8,7 @@ use borsh::BorshDeserialize;
 use super::Owner;
 use crate::executor::{Event, Shared};
 use crate::floors::{Candidate, FloorState};
+use crate::listeners::Listeners;
 use crate::postgres::PostgresError;
 
 /// The state of a floor that was written.
@@ -37,6 +38,7 @@ impl Owner<'_> {
                 locks: self.locks.snapshot(),
                 abandoned: self.abandoned.clone(),
                 waiting: self.waiting.clone(),
+                listeners: Listeners::clone(&self.listeners),
             },
         }
     }

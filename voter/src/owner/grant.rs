@@ -58,7 +58,8 @@ impl Owner<'_> {
             | Work::Abandon { .. }
             | Work::Nothing
             | Work::Cancel { .. }
-            | Work::Catalog { .. } => {}
+            | Work::Catalog { .. }
+            | Work::Listen { .. } => {}
         }
     }
 
@@ -119,6 +120,7 @@ impl Owner<'_> {
             self.stalled_by = Some(grant.order);
         }
         let has_temporary = job.analysis.has_temporary;
+        let audience = self.audience(grant.granted, grant.order);
         let work = OneShot {
             asker,
             context: self.catalog.with_temporary(operation.context.clone()),
@@ -129,7 +131,9 @@ impl Owner<'_> {
                 temporary: has_temporary
                     .then(|| temporary_end(&operation.context, footprint))
                     .flatten(),
+                listens: audience.channels(job.analysis.notifies || job.analysis.foreign_code),
             },
+            audience,
             job,
             catalog: self.catalog.clone(),
             changes_catalog: changes,

@@ -18,6 +18,7 @@ use super::PostgresError;
 use super::capture::{CaptureLimits, Captured};
 use super::connection::Connection;
 use super::functions::Functions;
+use super::notified::Notified;
 use super::prepared::Prepared;
 use super::script::{Part, Played, Script, Segment};
 use super::settings;
@@ -88,6 +89,8 @@ pub struct Record {
     pub asks_catalog: bool,
     /// What the COMMIT does to temporary tables before it commits; `None`: nothing.
     pub temporary: Option<TemporaryEnd>,
+    /// The channels of which the COMMIT's notifications are told; `None`: nobody listens, or it cannot notify.
+    pub listens: Option<Arc<[String]>>,
 }
 
 /// Which sequences a transaction may have moved.
@@ -155,6 +158,8 @@ pub struct Backend {
     written: bool,
     /// What the transaction that was committed last wrote to the catalog, where its record asked for that.
     catalog_written: Written,
+    /// What the transaction that was committed last notified, where its record asked for that.
+    notified: Notified,
     limits: CaptureLimits,
 }
 
@@ -196,6 +201,7 @@ impl Backend {
             left: false,
             written: true,
             catalog_written: Written::Unknown,
+            notified: Notified::default(),
             limits: CaptureLimits::of(config),
         })
     }
@@ -243,6 +249,11 @@ impl Backend {
     /// What the transaction that was committed last wrote to the catalog; known once, and only where its record asked for it.
     pub fn take_catalog_written(&mut self) -> Written {
         std::mem::take(&mut self.catalog_written)
+    }
+
+    /// What the transaction that was committed last notified; known once, and only where its record asked for it.
+    pub fn take_notified(&mut self) -> Notified {
+        std::mem::take(&mut self.notified)
     }
 
     /// Whether another operation may use it: nothing is open, and only the voter's statements and allow-listed ones have run.
@@ -354,8 +365,10 @@ impl Backend {
         script.cut();
         self.add_record(&mut script, record)?;
         script.query(Part::Silent, own::COMMIT)?;
+        self.add_unlisten(&mut script, record)?;
         let mut played = self.play_and_note(script, || {}).await?;
         let committed = played.tag.starts_with(COMMIT_TAG);
+        self.note_notified(&mut played, committed);
         let at_commit = played.segments.pop();
         let ran = self.answer_segment(played.into_segment(&self.limits)).await;
         let failed = at_commit.filter(|segment| segment.error.is_some());

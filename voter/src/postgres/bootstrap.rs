@@ -12,9 +12,11 @@ use super::connection::{APPLICATION_NAME, Connection, PINNED_SETTINGS};
 use super::functions::{ALL_SEQUENCES, Call, FUNCTIONS_QUERY, Functions};
 use super::settings::literal;
 use crate::config::VoterConfig;
+use crate::effects::{Divergence, MESSAGE_PREFIX, drop_slot};
 use crate::lock_table::Position;
 
 const BOOTSTRAP_SQL: &str = include_str!("bootstrap.sql");
+const MEMBERSHIP_SQL: &str = include_str!("membership.sql");
 
 /// Roles of PostgreSQL that reach beyond the database: their members could change the server under the voter.
 const POWERFUL_ROLES: &[&str] = &[
@@ -85,6 +87,11 @@ impl Bookkeeper {
         self.check_attached_settings(config).await?;
         self.query(BOOTSTRAP_SQL).await?;
         self.query(FUNCTIONS_SQL).await?;
+        self.check_divergence().await?;
+        if !config.compare_effects {
+            self.query(&drop_slot(&config.postgres.database)).await?;
+        }
+        self.query(MEMBERSHIP_SQL).await?;
         let functions = Functions::from_rows(&self.query(FUNCTIONS_QUERY).await?)?;
         self.call(&functions.restore_sequences(None)).await?;
         self.call(&functions.record_sequences(Some(ALL_SEQUENCES))).await?;
@@ -248,6 +255,45 @@ impl Bookkeeper {
         Ok(())
     }
 
+    /// Refuses a database that was found to differ from f+1 others.
+    async fn check_divergence(&mut self) -> Result<(), PostgresError> {
+        let rows = self.query("SELECT \"order\", changed FROM cloudbft.diverged").await?;
+        let Some(row) = rows.into_iter().next() else {
+            return Ok(());
+        };
+        let [Some(order), Some(shown)] = row.as_slice() else {
+            return Err(PostgresError::protocol("cloudbft.diverged cannot be read"));
+        };
+        Err(PostgresError::Diverged {
+            order: number(order)?,
+            shown: shown.clone(),
+        })
+    }
+
+    /// Notes durably that this database differs from f+1 others, unless it is another server by now.
+    ///
+    /// # Errors
+    /// When the connection is lost or the server refuses.
+    pub(crate) async fn note_divergence(&mut self, divergence: &Divergence) -> Result<(), PostgresError> {
+        let Divergence { order, system, shown } = divergence;
+        let (system, shown) = (literal(system), literal(shown));
+        let note = format!(
+            "INSERT INTO cloudbft.diverged SELECT {order}, {shown} FROM pg_catalog.pg_control_system() \
+             WHERE system_identifier::text = {system} AND NOT EXISTS (SELECT FROM cloudbft.diverged)"
+        );
+        self.query(&note).await.map(|_| ())
+    }
+
+    /// Writes into the server's log that everything up to `executed` has finished, and nothing above `ceiling` was begun.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub(crate) async fn fence(&mut self, executed: u64, ceiling: u64) -> Result<(), PostgresError> {
+        let fence =
+            format!("SELECT pg_catalog.pg_logical_emit_message(false, '{MESSAGE_PREFIX}', '{executed} {ceiling}')");
+        self.query(&fence).await.map(|_| ())
+    }
+
     async fn applied(&mut self) -> Result<BTreeMap<String, Position>, PostgresError> {
         let rows = self
             .query("SELECT home, granted, \"order\" FROM cloudbft.applied")
@@ -376,7 +422,8 @@ fn number(text: &str) -> Result<u64, PostgresError> {
         .map_err(|_| PostgresError::protocol("a number that is none"))
 }
 
-fn columns(body: &[u8]) -> Option<Vec<Option<String>>> {
+/// The columns of a DataRow.
+pub(crate) fn columns(body: &[u8]) -> Option<Vec<Option<String>>> {
     let (count, mut rest) = body.split_first_chunk::<2>()?;
     let mut row = Vec::new();
     for _ in 0..u16::from_be_bytes(*count) {

@@ -17,6 +17,10 @@ CREATE TABLE IF NOT EXISTS cloudbft.floor ("order" bigint NOT NULL, state bytea 
 -- Committed positions of all sequences: nextval itself is neither undone by ROLLBACK nor exact after a crash.
 CREATE TABLE IF NOT EXISTS cloudbft.sequence (name text PRIMARY KEY, last_value bigint NOT NULL, is_called boolean NOT NULL);
 
+-- This database has changed something else at this order than f+1 others have: it serves no more until it is another's copy,
+-- which has no such row. At most one row.
+CREATE TABLE IF NOT EXISTS cloudbft.diverged ("order" bigint NOT NULL, changed text NOT NULL);
+
 -- Where cloudbft.command writes. Empty.
 CREATE UNLOGGED TABLE IF NOT EXISTS cloudbft.command (written boolean NOT NULL);
 
@@ -377,7 +381,7 @@ BEGIN
           -- Other backends, and locks that outlive a transaction.
           'pg_terminate_backend', 'pg_cancel_backend', 'pg_advisory_lock', 'pg_advisory_lock_shared',
           'pg_try_advisory_lock', 'pg_try_advisory_lock_shared', 'pg_advisory_unlock', 'pg_advisory_unlock_shared',
-          'pg_export_snapshot', 'pg_logical_emit_message',
+          'pg_export_snapshot', 'pg_logical_emit_message', 'pg_get_replication_slots',
           -- This backend, and what it has open.
           'pg_backend_pid', 'pg_prepared_statement', 'pg_blocking_pids', 'pg_safe_snapshot_blocking_pids',
           'pg_lock_status', 'pg_isolation_test_session_is_blocked', 'pg_notification_queue_usage',

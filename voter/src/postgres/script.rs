@@ -10,6 +10,7 @@ use super::PostgresError;
 use super::capture::{Capture, CaptureLimits, ServerError, error_fields};
 use super::connection::{Connection, HEADER_BYTES, Message};
 use super::functions::Call;
+use super::notified::Notified;
 use super::prepared::PreparedKey;
 
 /// One frontend message whose answer is awaited.
@@ -30,6 +31,8 @@ enum Awaited {
     /// A FunctionCall that answers a text.
     CallText,
     Query,
+    /// A Query after the end of the transaction, which says nothing of it.
+    Aside,
     /// A Query that opens COPY FROM STDIN: ends at CopyInResponse.
     CopyStart,
     Sync,
@@ -89,6 +92,8 @@ pub struct Played {
     pub numbers: Vec<u64>,
     /// What the call of [`Script::text`] answered.
     pub text: Option<String>,
+    /// What a transaction of this backend has notified, as far as the backend listens.
+    pub notified: Notified,
     /// Whether it was left while the server still answers: the connection is of no use any more.
     pub left: bool,
 }
@@ -250,6 +255,13 @@ impl Script {
         Ok(())
     }
 
+    /// A simple Query of the voter's own after the end of a transaction: [`Played::tag`] stays the transaction's.
+    pub fn aside(&mut self, text: &str) -> std::io::Result<()> {
+        frontend::query(text, &mut self.buffer)?;
+        self.awaited.push_back((Awaited::Aside, Part::Own));
+        Ok(())
+    }
+
     /// A simple Query that opens COPY FROM STDIN.
     pub fn copy_start(&mut self, text: &str) -> std::io::Result<()> {
         frontend::query(text, &mut self.buffer)?;
@@ -302,7 +314,13 @@ impl Script {
         last.is_some_and(|(awaited, _)| {
             !matches!(
                 awaited,
-                Awaited::Sync | Awaited::Query | Awaited::Call | Awaited::CallNumber | Awaited::CallText | Awaited::Cut
+                Awaited::Sync
+                    | Awaited::Query
+                    | Awaited::Aside
+                    | Awaited::Call
+                    | Awaited::CallNumber
+                    | Awaited::CallText
+                    | Awaited::Cut
             )
         })
     }
@@ -339,10 +357,15 @@ impl Script {
             tag: Bytes::new(),
             numbers: Vec::new(),
             text: None,
+            notified: Notified::default(),
             left: false,
         };
+        let process = connection.process();
         while self.advance(&mut played, limits) {
             let message = connection.message().await?;
+            if message.tag == b'A' {
+                played.notified.take(message.body(), process);
+            }
             self.take(&message, &mut played)?;
             if let Some(segment) = played.segments.last_mut().filter(|segment| segment.capture.is_full()) {
                 segment.capture.put_out().await;
@@ -399,6 +422,7 @@ impl Script {
             (
                 Awaited::Sync
                 | Awaited::Query
+                | Awaited::Aside
                 | Awaited::Call
                 | Awaited::CallNumber
                 | Awaited::CallText
@@ -426,6 +450,7 @@ impl Script {
                 played.text = Some(text.to_owned());
                 (false, false)
             }
+            (Awaited::Aside, b'C') => return Ok(()),
             (Awaited::Execute | Awaited::Query, b'D' | b'H' | b'd' | b'c') => (true, false),
             (Awaited::Query, b'T' | b'C' | b'I') => (true, false),
             (Awaited::CopyStart, b'G') => {
@@ -468,6 +493,7 @@ impl Script {
                 awaited,
                 Awaited::Sync
                     | Awaited::Query
+                    | Awaited::Aside
                     | Awaited::Call
                     | Awaited::CallNumber
                     | Awaited::CallText

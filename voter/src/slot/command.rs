@@ -8,6 +8,7 @@ use ordering::identifiers::{ClientId, Digest};
 use ordering::message::{Direct, DirectKind, DirectTransaction};
 use sql::footprint::Footprint;
 
+use crate::audience::Audience;
 use crate::executor::Asker;
 use crate::postgres::backend::Record;
 use crate::work::Refused;
@@ -69,6 +70,8 @@ pub(crate) struct Commit {
     pub(crate) certified: Result<Option<Digest>, Refused>,
     /// What to record.
     pub(crate) record: Record,
+    /// Who is told what it notifies.
+    pub(crate) audience: Audience,
     /// What the transaction holds.
     pub(crate) held: Footprint,
 }

@@ -16,6 +16,7 @@ use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record, Sequences, TemporaryEnd};
 use crate::postgres::capture::command_complete;
+use crate::postgres::notified::Notified;
 use crate::postgres::written::Written;
 use crate::transactions::chain_over;
 use crate::work::{Refused, is_everything, sequences, temporary_end};
@@ -63,11 +64,7 @@ impl Slot {
             return Ok(Settled::Nothing);
         }
         // What is deferred has written something, which nothing does that was READ ONLY from its start.
-        let is_foreign = self
-            .backend
-            .as_ref()
-            .is_some_and(|borrowed| borrowed.backend.is_foreign());
-        let may_defer = (is_foreign || self.catalog_changed) && !self.transaction.read_only;
+        let may_defer = (self.is_foreign() || self.catalog_changed) && !self.transaction.read_only;
         let sequences = sequences(&self.held);
         let end = self.temporary_end();
         let answer = match self
@@ -90,6 +87,12 @@ impl Slot {
         }
     }
 
+    /// Whether code of users has run in its backend.
+    fn is_foreign(&self) -> bool {
+        let backend = self.backend.as_ref();
+        backend.is_some_and(|borrowed| borrowed.backend.is_foreign())
+    }
+
     /// What becomes of the temporary tables that this transaction may have written; `None`: it can have written none.
     fn temporary_end(&self) -> Option<TemporaryEnd> {
         let context = &self.transaction.context;
@@ -100,6 +103,10 @@ impl Slot {
 
     /// Whether the settled transaction may have written anything.
     fn has_written(&self) -> bool {
+        if self.notifies {
+            // What is notified has an effect, though it is no row.
+            return true;
+        }
         let backend = self.backend.as_ref().filter(|_| self.settled.is_some());
         backend.is_none_or(|borrowed| borrowed.backend.has_written())
     }
@@ -110,8 +117,12 @@ impl Slot {
         let asker = commit.asker;
         self.held = commit.held.clone();
         self.catalog_written = Written::Nothing;
+        self.notified = Notified::default();
         let outcome = self.try_commit(&commit).await?;
         observe("commit", started);
+        let notified = std::mem::take(&mut self.notified);
+        let context = &self.transaction.context;
+        commit.audience.tell(&self.shared.reporter, context, notified).await;
         asker.answer(&self.shared.reporter, outcome).await;
         self.close().await?;
         let written = std::mem::take(&mut self.catalog_written);
@@ -129,7 +140,8 @@ impl Slot {
         };
         let mut contradicted = false;
         for attempt in 1..=ATTEMPTS_MAX {
-            match self.commit_once(commit, &list, certified).await? {
+            let may_doubt = attempt == ATTEMPTS_MAX;
+            match self.commit_once(commit, &list, certified, may_doubt).await? {
                 Attempt::Ended(outcome) => return Ok(outcome),
                 Attempt::Failed => contradicted = false,
                 Attempt::Contradicted => contradicted = true,
@@ -151,6 +163,7 @@ impl Slot {
         commit: &Commit,
         list: &Digest,
         certified: Option<Digest>,
+        may_doubt: bool,
     ) -> Result<Attempt, PostgresError> {
         let in_place = self.built
             && !self.lost
@@ -186,6 +199,9 @@ impl Slot {
         };
         let outcome = match ran.verdict() {
             Verdict::Commit => return self.settle_and_record(commit, list, certified).await,
+            Verdict::Contradicted if may_doubt && ran.is_sound => {
+                return self.commit_in_doubt(commit, list, certified).await;
+            }
             Verdict::Contradicted => return Ok(Attempt::Contradicted),
             Verdict::WordsMissing => words_missing().into(),
             Verdict::Executed => Outcome::Executed,
@@ -193,6 +209,36 @@ impl Slot {
         };
         self.close().await?;
         Ok(Attempt::Ended(outcome))
+    }
+
+    /// Commits what has answered otherwise than f+1 voters have certified, where its effect will be compared with theirs: until it is found
+    /// equal, this voter says nothing to clients (decision 0053).
+    async fn commit_in_doubt(
+        &mut self,
+        commit: &Commit,
+        list: &Digest,
+        certified: Option<Digest>,
+    ) -> Result<Attempt, PostgresError> {
+        let (order, began) = (commit.asker.order, self.transaction.began);
+        if !self.shared.doubts.begin(order) {
+            return Ok(Attempt::Contradicted);
+        }
+        tracing::warn!(
+            order,
+            began,
+            "this database answered otherwise than f+1 voters have certified: what it changes is compared before the voter goes on"
+        );
+        metrics::counter!("cloudbft_voter_doubts_total").increment(1);
+        let attempt = self.settle_and_record(commit, list, certified).await;
+        let catalog_is_known = is_everything(&self.held) && self.catalog_written == Written::Nothing;
+        match &attempt {
+            // What has changed the catalog cannot be compared.
+            Ok(Attempt::Ended(_)) if self.catalog_changed && !catalog_is_known => self.shared.doubts.reject(order),
+            Ok(Attempt::Contradicted) => self.shared.doubts.withdraw(order),
+            // Whether it was committed where the server was lost is not known: the doubt stays.
+            _ => {}
+        }
+        attempt
     }
 
     /// Commits what is certified as f+1 voters did before they gave their words: what is deferred runs now, and COMMIT runs
@@ -224,6 +270,7 @@ impl Slot {
             asks_catalog: is_everything(&self.held) && self.catalog_changed,
             // A voter that has settled has emptied and dropped temporary tables then.
             temporary: self.temporary_end().filter(|_| certified.is_none()),
+            listens: commit.audience.channels(self.notifies || self.is_foreign()),
             ..commit.record.clone()
         };
         self.record_commit(&record).await
@@ -256,6 +303,7 @@ impl Slot {
             sequences: Sequences::None,
             asks_catalog: false,
             temporary: None,
+            listens: None,
         };
         self.record_commit(&record).await
     }
@@ -268,6 +316,9 @@ impl Slot {
             // A backend that was lost cannot say.
             let backend = self.backend.as_mut();
             self.catalog_written = backend.map_or(Written::Unknown, |backend| backend.backend.take_catalog_written());
+        }
+        if let Some(borrowed) = &mut self.backend {
+            self.notified = borrowed.backend.take_notified();
         }
         let notices = self.settled.take();
         let answer = match played {
@@ -302,8 +353,13 @@ impl Slot {
 
 /// The result of an Abort.
 pub(crate) fn rolled_back() -> Outcome {
+    completed("ROLLBACK")
+}
+
+/// The result of something that answers nothing but its tag.
+pub(crate) fn completed(tag: &str) -> Outcome {
     let result = ExchangeResult {
-        messages: command_complete("ROLLBACK"),
+        messages: command_complete(tag),
         status: b'I',
     };
     outcome(Answer::Result(result)).unwrap_or(Outcome::Unavailable)

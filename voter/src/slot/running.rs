@@ -197,6 +197,7 @@ impl Slot {
                 self.names_changed = false;
                 self.made = Made::default();
                 self.all_short = true;
+                self.notifies = false;
                 Ok(None)
             }
             Ok(Some(refused)) => {
@@ -258,6 +259,7 @@ impl Slot {
                 return Err(Refused::too_small(&Footprint::everything(), &self.held));
             }
             self.all_short &= analysis.short;
+            self.notifies |= analysis.notifies;
             self.names_changed |= analysis.renames;
             self.made.add(&analysis.temporary);
         }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use ordering::identifiers::{ClientId, Digest, GroupId, MachineId, Order};
 use ordering::message::{
-    BodyName, CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, Outcome, Request, ResultKey,
-    ResultMessage, body_digest, chain,
+    BodyName, CHAIN_START, CommitDb, CommitDbEntry, Direct, DirectKind, DirectTransaction, EffectDigest, EffectDigests,
+    Notifications, Outcome, Request, ResultKey, ResultMessage, body_digest, chain,
 };
 use spool::SpoolDirectory;
 use sql::footprint::{Footprint, Mode, PartitionKey, PartitionValue, Resource};
@@ -19,7 +19,10 @@ use sql::operation::{
 };
 use sql::rules::{Family, PartitionRules};
 use tokio::sync::mpsc;
-use voter::{BodyLimits, BodyStore, Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput, VoterState};
+use voter::{
+    BodyLimits, BodyStore, EffectsReport, Voter, VoterConfig, VoterHandle, VoterInput, VoterLimits, VoterOutput,
+    VoterState,
+};
 
 use crate::server::{APPLICATION, Server};
 
@@ -38,11 +41,14 @@ const NODE: ClientId = ClientId(1_000);
 struct Log {
     entries: Vec<CommitDbEntry>,
     results: BTreeMap<ResultKey, Vec<ResultMessage>>,
+    notifications: Vec<Notifications>,
     flushed: u64,
     /// What is below this order cannot be fetched.
     begins: u64,
     /// What the voter's machine wants ordered is kept here instead, if it is not to be ordered yet.
     held: Option<Vec<(Bytes, u64)>>,
+    /// What the voter says that its server has changed at each order.
+    effects: BTreeMap<u64, Digest>,
     /// Chunks of large results that have come.
     chunks: BTreeMap<(ResultKey, u32), Option<Bytes>>,
 }
@@ -61,6 +67,7 @@ pub(crate) struct Rig {
     pub(crate) transaction_bytes_max: u64,
     pub(crate) result_bytes_max: u64,
     pub(crate) settings: Vec<(String, String)>,
+    pub(crate) compare_effects: bool,
     pub(crate) spool: SpoolDirectory,
 }
 
@@ -130,6 +137,17 @@ pub(crate) fn extended(text: &str, parameters: &[&str]) -> Exchange {
 
 impl Rig {
     pub(crate) async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    /// A voter that compares effects.
+    pub(crate) async fn start_comparing() -> Self {
+        let rig = Self::start_with(true).await;
+        rig.wait_for_effects(|effects| effects.comparing.is_ok()).await;
+        rig
+    }
+
+    async fn start_with(compare_effects: bool) -> Self {
         let server = tokio::task::spawn_blocking(Server::start).await.unwrap();
         let bodies_directory = tempfile::tempdir().unwrap();
         let mut rig = Self {
@@ -143,6 +161,7 @@ impl Rig {
             transaction_bytes_max: VoterLimits::default().transaction_bytes_max,
             result_bytes_max: VoterLimits::default().result_bytes_max,
             settings: Vec::new(),
+            compare_effects,
             spool: SpoolDirectory::new(std::env::temp_dir(), 4 << 30),
         };
         rig.start_voter();
@@ -166,6 +185,7 @@ impl Rig {
                 .map(|id| (ClientId(NODE.0 + id), MachineId(id as u8 + 1)))
                 .collect(),
             client_roles: BTreeMap::from([(CLIENT, BTreeSet::from([APPLICATION.to_owned()]))]),
+            compare_effects: self.compare_effects,
             limits: VoterLimits {
                 direct_wait: Duration::from_millis(400),
                 commit_wait: Duration::from_secs(3),
@@ -380,14 +400,53 @@ impl Rig {
         self.handle.as_ref().unwrap().state().borrow().clone()
     }
 
+    /// What the voter says of what its server has changed at an order.
+    pub(crate) async fn effect(&self, order: u64) -> Digest {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(found) = self.log.lock().unwrap().effects.get(&order) {
+                return *found;
+            }
+            assert!(Instant::now() < deadline, "no effect of {order}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The voter of another machine says what its server has changed at an order.
+    pub(crate) async fn tell_effect(&self, machine: u8, order: u64, digest: Digest) {
+        let (from, order) = (MachineId(machine), Order(order));
+        let message = EffectDigests {
+            asks: false,
+            entries: vec![EffectDigest { order, digest }],
+        };
+        let input = self.handle.as_ref().unwrap().input();
+        input.send(VoterInput::Effects { from, message }).await.unwrap();
+    }
+
+    pub(crate) fn effects(&self) -> EffectsReport {
+        self.handle.as_ref().unwrap().effects().borrow().clone()
+    }
+
+    /// Waits until the comparison of effects says this of itself.
+    pub(crate) async fn wait_for_effects(&self, wanted: impl FnMut(&EffectsReport) -> bool) {
+        let mut effects = self.handle.as_ref().unwrap().effects();
+        let waited = tokio::time::timeout(Duration::from_secs(20), effects.wait_for(wanted)).await;
+        assert!(waited.is_ok(), "the effects are {:?}", self.effects());
+    }
+
+    /// What the voter has told of notifications since it was asked last.
+    pub(crate) fn take_notifications(&self) -> Vec<Notifications> {
+        std::mem::take(&mut self.log.lock().unwrap().notifications)
+    }
+
     pub(crate) fn forget_results(&self) {
         self.log.lock().unwrap().results.clear();
     }
 
-    /// The whole result, recalled if this voter was not picked.
+    /// The whole result, recalled if this voter was not picked, or could not say.
     pub(crate) async fn whole(&self, key: ResultKey) -> ExchangeResult {
         let message = self.wait_for(key).await;
-        if let Outcome::Done { whole: None, .. } = message.outcome {
+        if let Outcome::Done { whole: None, .. } | Outcome::Unavailable = message.outcome {
             self.forget_results();
             let input = self.handle.as_ref().unwrap().input();
             input.send(VoterInput::Recall { client: CLIENT, key }).await.unwrap();

@@ -129,6 +129,7 @@ impl Server {
                 "shared_buffers=32MB",
             ])
             .args(["-c", "wal_writer_delay=10s", "-c", "log_min_messages=fatal"])
+            .args(["-c", "wal_level=logical", "-c", "max_slot_wal_keep_size=64MB"])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

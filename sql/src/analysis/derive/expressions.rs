@@ -292,9 +292,13 @@ impl Deriver<'_> {
             FunctionKind::SetConfig => self.refuse(Refusal::new(
                 NOT_SUPPORTED,
                 33,
-                "set_config() is supported as SELECT set_config('name', 'value', is_local) with literals only",
-                "Use SET or SET LOCAL.",
+                "set_config() is supported in a SELECT of nothing but set_config() and current_setting(), of literals or parameters",
+                "Use SET or SET LOCAL, or send the value as a parameter.",
             )),
+            FunctionKind::Notify => {
+                self.writes = true;
+                self.notifies = true;
+            }
             FunctionKind::Unknown => self.runs_unknown_code(),
         }
     }

@@ -58,6 +58,7 @@ const FUNCTIONS: &[&str] = &[
     "num_nonnulls",
     "num_nulls",
     "octet_length",
+    "pg_notify",
     "right",
     "round",
     "rtrim",

@@ -8,7 +8,8 @@ use super::{
     own_error, sequence_names,
 };
 use crate::postgres::PostgresError;
-use crate::postgres::script::{Part, Script, Segment};
+use crate::postgres::notified::{self, Notified};
+use crate::postgres::script::{Part, Played, Script, Segment};
 use crate::postgres::written::Written;
 
 /// How often everything deferred is run in one pipeline: what ran the first time may have written, the second time it
@@ -245,9 +246,11 @@ impl Backend {
         }
         self.add_record(&mut script, record)?;
         script.query(Part::Client, own::COMMIT)?;
-        let played = self.play_and_note(script, || {}).await?;
+        self.add_unlisten(&mut script, record)?;
+        let mut played = self.play_and_note(script, || {}).await?;
         self.catalog_written = played.text.as_deref().map(Written::read).unwrap_or_default();
         let committed = played.tag.starts_with(COMMIT_TAG);
+        self.note_notified(&mut played, committed);
         let answer = self.answer(played).await;
         if !committed {
             self.roll_back(&record.sequences).await?;
@@ -287,6 +290,9 @@ impl Backend {
         if record.asks_catalog {
             script.text(&self.functions.catalog_changes())?;
         }
+        if let Some(channels) = &record.listens {
+            script.query(Part::Own, &notified::listen(channels))?;
+        }
         if let Some((home, position)) = &record.applied {
             if let Some(names) = sequence_names(&record.sequences) {
                 script.call(Part::Own, &self.functions.record_sequences(names.as_deref()))?;
@@ -295,6 +301,23 @@ impl Backend {
             script.call(Part::Own, &self.functions.set_applied(home, &granted, &order))?;
         }
         Ok(())
+    }
+
+    /// Nothing listens after the COMMIT.
+    pub(super) fn add_unlisten(&self, script: &mut Script, record: &Record) -> Result<(), PostgresError> {
+        match record.listens {
+            Some(_) => Ok(script.aside(notified::UNLISTEN)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps what a transaction has notified, if it has committed.
+    pub(super) fn note_notified(&mut self, played: &mut Played, committed: bool) {
+        let notified = std::mem::take(&mut played.notified);
+        self.notified = match committed {
+            true => notified,
+            false => Notified::default(),
+        };
     }
 
     fn add_unlimited(&self, script: &mut Script) -> Result<(), PostgresError> {

@@ -64,6 +64,7 @@ pub(super) async fn pump(
                     .or_default()
                     .push(message),
             },
+            VoterOutput::Notifications { message, .. } => log.lock().unwrap().notifications.push(message),
             VoterOutput::Reply(reply) => log.lock().unwrap().flushed = reply.flushed.0,
             VoterOutput::Fetch { from } => {
                 let (entries, begins) = {
@@ -87,6 +88,10 @@ pub(super) async fn pump(
                 send(&input, &entry).await;
             }
             VoterOutput::FetchRequest { .. } => {}
+            VoterOutput::Effects { message, .. } => {
+                let entries = message.entries.iter().map(|entry| (entry.order.0, entry.digest));
+                log.lock().unwrap().effects.extend(entries);
+            }
             VoterOutput::FetchBody { name, .. } => {
                 let body = elsewhere.lock().unwrap().get(&name).cloned();
                 if let Some(body) = body {

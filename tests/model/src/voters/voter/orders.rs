@@ -148,7 +148,12 @@ impl Voter<'_> {
                 words,
             } => self.feed_commit(asker, *transaction, writes, words),
             Work::Abort { transaction } => self.end_by_client(asker, *transaction),
-            Work::Read { .. } | Work::Abandon { .. } | Work::Nothing | Work::Cancel { .. } | Work::Catalog { .. } => {
+            Work::Read { .. }
+            | Work::Abandon { .. }
+            | Work::Nothing
+            | Work::Cancel { .. }
+            | Work::Catalog { .. }
+            | Work::Listen { .. } => {
                 self.refuse(asker, Refused::new("42501", "only nodes order such an operation"));
             }
         }
