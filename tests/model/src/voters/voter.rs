@@ -14,6 +14,7 @@ use sql::operation::{Operation, SessionContext, TransactionId, Work};
 use voter::client_window::ClientWindows;
 use voter::ending::Abandoned;
 use voter::floors::{Candidate, FloorState, Floors};
+use voter::listeners::Listeners;
 use voter::lock_table::{LockLimits, LockTable, Position};
 use voter::outcome::Outcome;
 use voter::survived::Survived;
@@ -351,6 +352,8 @@ impl<'world> Voter<'world> {
                         locks: self.life.locks.snapshot(),
                         abandoned: self.life.abandoned.clone(),
                         waiting: voter::floors::WaitingOneShots::new(),
+                        // Nobody listens in the model.
+                        listeners: Listeners::default(),
                     },
                 };
                 if self.fault == Some(Fault::FloorTooEarly) {
