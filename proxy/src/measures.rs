@@ -212,4 +212,9 @@ fn describe() {
         "cloudbft_refused_total",
         "Statements that were refused before they ran, by determinism rule and SQLSTATE."
     );
+    describe_counter!(
+        "cloudbft_notifications_dropped_total",
+        "Notifications that were dropped, by reason: session (it did not take them in time, or a transaction sent too many), \
+         unconfirmed (f+1 voters did not say so) or no_room (a voter told of too much that others do not confirm)."
+    );
 }

@@ -129,6 +129,12 @@ impl Hub {
         self.tell(&mut state, told);
     }
 
+    /// Voters know of channels of this proxy from this order on. What is told of transactions before was meant for an earlier life of the
+    /// proxy, whose sessions are gone.
+    pub(crate) fn begin_at(&self, order: u64) {
+        self.lock().merge.begin_at(order);
+    }
+
     /// Time has passed.
     pub(crate) fn tick(&self) {
         let mut state = self.lock();

@@ -1,5 +1,7 @@
 //! LISTEN and NOTIFY through three real voters on three servers (`docs/decisions/0050`).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod support;
 
 use std::time::Duration;
@@ -126,6 +128,20 @@ async fn sessions_that_listen_are_told_what_commits() {
         "TDDDCZ"
     );
     assert_eq!(ear.payloads(4).await, ["bound", "row 1", "row 2", "row 3"]);
+    let modes = [
+        "READ ONLY",
+        "ISOLATION LEVEL REPEATABLE READ",
+        "ISOLATION LEVEL SERIALIZABLE",
+    ];
+    for mode in modes {
+        let text = format!("BEGIN {mode}; SELECT 1; NOTIFY jobs, '{mode}'; COMMIT");
+        assert_eq!(mouth.run(&text).await, "CTDCCCZ");
+    }
+    assert_eq!(ear.payloads(3).await, modes);
+    mouth.run("SET cloudbft.answers = 'at_commit'").await;
+    let text = "BEGIN; SELECT 1; NOTIFY jobs, 'at commit'; COMMIT";
+    assert_eq!(mouth.run(text).await, "CTDCCCZ");
+    assert_eq!(ear.payloads(1).await, ["at commit"]);
     assert_eq!(
         mouth.run(&format!("NOTIFY jobs, '{}'", "x".repeat(8000))).await,
         "22023"

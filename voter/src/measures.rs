@@ -3,7 +3,7 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
 /// Counters without labels: they stand at zero before the first event, so that a rate sees that one too.
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 22] = [
     (
         "cloudbft_voter_outages_total",
         "How often this machine's voter went out of service.",
@@ -85,6 +85,14 @@ const COUNTERS: [(&str, &str); 20] = [
     (
         "cloudbft_bodies_refused_total",
         "Stored bodies that were refused: more than one transaction may write, or no room on the disk.",
+    ),
+    (
+        "cloudbft_voter_notifications_total",
+        "Notifications that this machine's voter told proxies of.",
+    ),
+    (
+        "cloudbft_voter_notifications_dropped_total",
+        "Notifications that were dropped because one transaction sent more than is told of one.",
     ),
 ];
 

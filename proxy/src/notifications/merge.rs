@@ -83,6 +83,13 @@ impl Merge {
         }
     }
 
+    /// Nothing is told of what was granted up to this order, unless something was told before.
+    pub(super) fn begin_at(&mut self, order: u64) {
+        if self.told.is_empty() && self.forgotten == (0, 0) {
+            self.forgotten = (order, u64::MAX);
+        }
+    }
+
     /// Takes a voter's word; gives what is to be told now, in this order.
     pub(super) fn say(&mut self, voter: MachineId, said: Notifications, now: Instant) -> Vec<Arc<Notifications>> {
         let place = place_of(&said);

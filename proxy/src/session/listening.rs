@@ -132,6 +132,7 @@ async fn register(client: &Client, context: &SessionContext) -> Result<(), Appli
     if let Some(error) = first_error(&voted.result.messages) {
         return Err(error);
     }
+    client.hub.begin_at(voted.order.0);
     *registered = Some(wanted);
     Ok(())
 }

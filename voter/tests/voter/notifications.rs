@@ -1,5 +1,5 @@
 use sql::footprint::Footprint;
-use sql::operation::Work;
+use sql::operation::{Isolation, Work, says_nothing_written};
 
 use crate::rig::{Rig, simple, sqlstate};
 
@@ -47,6 +47,24 @@ async fn a_voter_tells_what_transactions_notify_on_channels_that_are_listened_to
     listen(&mut rig, &["b"]).await;
     rig.one_shot(Footprint::empty(), &simple("NOTIFY a, 'one'")).await;
     assert_eq!(told(&rig), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_notifies_has_an_effect_all_the_same() {
+    let mut rig = Rig::start().await;
+    for (text, nothing) in [
+        ("NOTIFY a", false),
+        ("SELECT pg_notify('a', '')", false),
+        ("SELECT 1", true),
+    ] {
+        let mut transaction = rig.new_transaction(Footprint::everything());
+        rig.begin(&mut transaction, Isolation::ReadCommitted, &simple(text))
+            .await;
+        let words = rig.words(&transaction).await;
+        assert_eq!(says_nothing_written(&words[0].answers), nothing, "{text}");
+        let commit = rig.commit_with(&transaction, words).await;
+        rig.result(commit).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,6 +115,17 @@ fn what_is_told_is_remembered_in_bounds_and_what_is_older_never_told() {
 }
 
 #[test]
+fn what_was_meant_for_an_earlier_life_of_the_proxy_is_not_told() {
+    let (mut merge, now) = (Merge::new(0), Instant::now());
+    merge.begin_at(10);
+    assert_eq!(say(&mut merge, 1, said(9, 9, &["old"]), now), []);
+    assert_eq!(say(&mut merge, 1, said(10, 3, &["old"]), now), []);
+    assert_eq!(say(&mut merge, 1, said(11, 4, &["new"]), now), [(4, "new".into())]);
+    merge.begin_at(100);
+    assert_eq!(say(&mut merge, 1, said(12, 12, &["next"]), now), [(12, "next".into())]);
+}
+
+#[test]
 fn another_order_within_a_transaction_counts_only_after_a_while() {
     let (mut merge, now) = (Merge::new(1), Instant::now());
     assert_eq!(say(&mut merge, 1, said(1, 1, &["a", "b"]), now), []);
