@@ -50,6 +50,10 @@ pub(crate) struct UpOptions {
     /// docs/decisions/0046 for what may go wrong then)
     #[arg(long)]
     lock_rows: bool,
+    /// Compare what databases change, and take one that differs out of service until it is repaired: true or false (new clusters; see
+    /// docs/decisions/0051)
+    #[arg(long)]
+    compare_effects: Option<bool>,
     /// The trusted counter: ed25519, blake3 or process (new clusters)
     #[arg(long)]
     counter: Option<String>,
@@ -222,6 +226,7 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
         tunables.multi_partition = file::parse_word(word)?;
     }
     tunables.partitions.lock_rows |= options.lock_rows;
+    tunables.effects.compare = options.compare_effects.unwrap_or(tunables.effects.compare);
     if let Some(word) = &options.counter {
         tunables.counter = file::parse_word(word)?;
     }

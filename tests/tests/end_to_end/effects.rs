@@ -251,6 +251,8 @@ fn the_comparison_can_be_switched() {
     let (before, after) = original.split_once("\n[effects]\n").expect("the section");
     let (_, after) = after.split_once("\ncompare = true\n").expect("the setting");
     started(&mut cluster, &format!("{before}\n{after}"));
+    assert_eq!(effects(&cluster, "m1")["state"], "it is switched off");
+    started(&mut cluster, &original);
     wait_until_compared(&cluster);
     assert_eq!(cluster.behind_the_back("m1", slots), "1 logical\n");
     cluster.assert_equal();
