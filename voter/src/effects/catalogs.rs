@@ -10,12 +10,15 @@ use super::effect::{KeyAt, KeyColumns};
 /// Catalogs that are remembered: they share what is equal in them.
 const CATALOGS_MAX: usize = 64;
 
-/// The last catalogs, each with the order that made it.
+/// Catalogs, each with the order that made it, ascending.
+type Made = VecDeque<(u64, Arc<Schema>)>;
+
+/// The last catalogs.
 #[derive(Clone, Default)]
-pub(crate) struct Catalogs(Arc<Mutex<VecDeque<(u64, Arc<Schema>)>>>);
+pub(crate) struct Catalogs(Arc<Mutex<Made>>);
 
 impl Catalogs {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<Schema>)>> {
+    fn lock(&self) -> MutexGuard<'_, Made> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
