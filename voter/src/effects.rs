@@ -351,7 +351,7 @@ impl Task {
     async fn committed(&mut self, Reading { effect, order }: Reading) {
         self.failures = 0;
         let Some(order) = order else {
-            if !effect.is_empty() {
+            if !effect.only_notes_sequences() {
                 self.unordered(effect);
             }
             return;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sql::schema::Schema;
 
+use super::change::{OWN_SCHEMA, SEQUENCES};
 use super::effect::{KeyAt, KeyColumns};
 
 /// Catalogs that are remembered: they share what is equal in them.
@@ -59,6 +60,9 @@ impl Catalogs {
 }
 
 fn key(catalog: &Schema, schema: &str, table: &str) -> KeyColumns {
+    if (schema, table) == (OWN_SCHEMA, SEQUENCES) {
+        return Some(vec![String::from("name")]);
+    }
     let columns = catalog.primary_key_of(schema, table)?;
     Some(columns.into_iter().map(str::to_owned).collect())
 }

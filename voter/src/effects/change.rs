@@ -10,7 +10,7 @@ use std::borrow::Cow;
 pub(crate) const MESSAGE_PREFIX: &str = "cloudbft";
 
 /// The bookkeeping of the voter: no data.
-const OWN_SCHEMA: &str = "cloudbft";
+pub(crate) const OWN_SCHEMA: &str = "cloudbft";
 
 /// The schemas of sessions' temporary objects (decision 0044) begin so. No application can give a schema such a name.
 const TEMPORARY_SCHEMA: &str = "pg_cloudbft_temp_";
@@ -171,7 +171,7 @@ fn truncate<'line>(first: TableName<'line>, mut rest: &'line str) -> Option<Deco
 }
 
 /// The table in [`OWN_SCHEMA`] of what is state of users': where each sequence stood when it was last moved.
-const SEQUENCES: &str = "sequence";
+pub(crate) const SEQUENCES: &str = "sequence";
 
 /// The order in a row of `cloudbft.applied` ([`crate::lock_table::Position`]): its last columns.
 fn position(columns: &str) -> Option<u64> {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ordering::identifiers::Digest;
 
-use super::change::{Columns, RowChange, RowKind, TableName};
+use super::change::{Columns, OWN_SCHEMA, RowChange, RowKind, SEQUENCES, TableName};
 
 /// The digest of a transaction that has changed nothing.
 pub(crate) const NOTHING: Digest = [0; 32];
@@ -114,9 +114,10 @@ impl Effect {
         self.changes.len()
     }
 
-    /// Whether nothing has been changed.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.tables.is_empty()
+    /// Whether nothing has been changed, unless it was noted where sequences stand, as voters do at their start too.
+    pub(crate) fn only_notes_sequences(&self) -> bool {
+        let is_note = |table: &Table| (table.schema.as_str(), table.name.as_str()) == (OWN_SCHEMA, SEQUENCES);
+        self.tables.iter().all(is_note)
     }
 
     /// Adds a change of a row. `key_columns` is asked for a table that is met for the first time.

@@ -141,10 +141,13 @@ impl Model {
                 if self.held.contains_key(id) {
                     self.extends.retain(|_, (other, _)| other != id);
                     if self.reaches(&self.blockers(*id, footprint), *id, 0) {
+                        // What waited for the Extend that this one took the place of goes before what its transaction held.
+                        let mut grants = self.try_all(order);
                         self.end(*id);
-                    } else {
-                        self.extends.insert(order, (*id, footprint.clone()));
+                        grants.extend(self.try_all(order));
+                        return grants;
                     }
+                    self.extends.insert(order, (*id, footprint.clone()));
                 }
             }
             Step::End(id) => self.end(*id),
