@@ -237,8 +237,10 @@ impl Network {
             }
             let input = self.state().ports[usize::from(other) - 1].input.clone();
             let from = MachineId(machine);
-            // It is asked for again.
-            let _ = input.map(|input| input.try_send(VoterInput::Effects { from, message }));
+            if let Some(input) = input {
+                // What finds no room is asked for again.
+                let _ = input.try_send(VoterInput::Effects { from, message });
+            }
         }
     }
 
