@@ -240,7 +240,6 @@ impl Network {
             }
             let input = self.state().ports[usize::from(other) - 1].input.clone();
             let from = MachineId(machine);
-            // It is asked for again.
             // What finds no room is asked for again.
             if let Some(input) = input {
                 drop(input.try_send(VoterInput::Effects { from, message }));
