@@ -1,6 +1,5 @@
 //! Settings that are changed by a query, and statements of SQL's PREPARE whose columns change.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support;
 
