@@ -32,7 +32,7 @@ fn refused_by_their_keywords() {
         ("SET jit = on", "55P02 rule 33"),
         ("SET client_encoding = latin1", "55P02 rule 33"),
         ("SET cloudbft.time_us = 1", "42501 rule 33"),
-        ("SELECT set_config('cloudbft.seed', 'a', true)", "BF004 rule 33"),
+        ("SELECT set_config('cloudbft.seed', 'a', true)", "42501 rule 33"),
         ("EXPLAIN ANALYZE DELETE FROM plain", "BF004 rule 32"),
         ("SELECT 'open", "42601 rule 0"),
     ]);

@@ -402,7 +402,7 @@ fn b33_settings() {
         ("SET exit_on_error = on", "55P02 rule 33"),
         ("SET exit_on_error = off", "Session {}"),
         ("SET LOCAL gin_fuzzy_search_limit = 10", "55P02 rule 33"),
-        ("SELECT set_config('exit_on_error', 'on', false)", "BF004 rule 33"),
+        ("SELECT set_config('exit_on_error', 'on', false)", "55P02 rule 33"),
         ("ALTER ROLE app SET search_path = shop", "0A000 rule 33"),
         ("ALTER USER app IN DATABASE app SET exit_on_error = on", "0A000 rule 33"),
         ("ALTER ROLE ALL SET exit_on_error = on", "0A000 rule 33"),
