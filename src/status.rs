@@ -66,7 +66,7 @@ struct MachineStatus {
     state: String,
     /// Transactions since its start of which its server could not number the objects as the others do.
     object_numbers_missed: Option<u64>,
-    /// What its voter has found when it compared what its database changes with what the others change.
+    /// The findings of the machine's voter, which compares its database's changes with those of the other databases.
     effects: Option<EffectsStatus>,
     /// The command that makes its database anew, if it needs that.
     repair: Option<String>,

@@ -304,10 +304,10 @@ pub enum Outcome {
     },
 }
 
-/// What the notifications of one transaction take of a message, in bytes, at most ([`Notification::bytes`]).
+/// The largest size of one transaction's notifications in a message, in bytes ([`Notification::bytes`]).
 pub const NOTIFICATIONS_BYTES_MAX: usize = 1 << 20;
 
-/// What a notification takes beside its texts, nearly.
+/// Bytes of a notification beside its texts, nearly.
 const NOTIFICATION_BYTES: usize = 16;
 
 /// One notification of a transaction.
@@ -339,7 +339,7 @@ pub struct Notifications {
     pub client: ClientId,
     /// The session of that client.
     pub session: u64,
-    /// What it notified, in this order.
+    /// The transaction's notifications, in its order.
     pub notifications: Vec<Notification>,
     /// Notifications that were dropped because there were more than [`NOTIFICATIONS_BYTES_MAX`] allows.
     pub dropped: u64,
@@ -367,7 +367,7 @@ pub struct EffectDigests {
     pub entries: Vec<EffectDigest>,
 }
 
-/// What a database server has changed at one order.
+/// The digest of one database server's changes at one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct EffectDigest {
     /// The order.

@@ -64,7 +64,7 @@ pub struct EffectsReport {
     pub last_disputed: Option<String>,
     /// Transactions that changed tables and that nobody ordered, since the node started.
     pub unordered: u64,
-    /// What the last of them changed.
+    /// The tables and rows that the last unordered transaction changed.
     pub last_unordered: Option<String>,
 }
 

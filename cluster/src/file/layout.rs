@@ -88,7 +88,7 @@ impl Layout {
         self.machine(id).join("node.log")
     }
 
-    /// What repairs of a machine's database that `up` made by itself have said.
+    /// The output of the repairs of a machine's database that `up` has run by itself.
     pub fn repair_log(&self, id: MachineId) -> PathBuf {
         self.machine(id).join("repair.log")
     }

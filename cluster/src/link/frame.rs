@@ -70,9 +70,9 @@ pub enum Frame {
     FetchBody(BodyName),
     /// The body that was asked for.
     Body(BodyName, Bytes),
-    /// What a voter's database server has changed, to the voters of other machines.
+    /// The digests of one database server's changes, from its voter to the voters of other machines.
     Effects(EffectDigests),
-    /// What a transaction has notified, from a voter to a proxy.
+    /// One transaction's notifications, from a voter to a proxy.
     Notifications(Notifications),
 }
 

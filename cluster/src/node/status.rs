@@ -15,7 +15,7 @@ pub const DATABASE_DOWN: &str = "database down";
 /// The state of a machine that has stopped for good, since going on would not be safe.
 pub const STOPPED: &str = "stopped";
 
-/// What a voter has found of effects.
+/// The findings of a voter that compares its database's changes with those of others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EffectsStatus {
     /// `compared`, or why not.
@@ -32,7 +32,7 @@ pub struct EffectsStatus {
     pub last_disputed: Option<String>,
     /// Transactions that changed the database and that nobody ordered, since the node started.
     pub unordered: u64,
-    /// What the last of them changed.
+    /// The tables and rows that the last unordered transaction changed.
     pub last_unordered: Option<String>,
 }
 
@@ -61,7 +61,7 @@ pub struct NodeStatus {
     pub flushed: Option<u64>,
     /// A digest of what its voter has executed, where that is known.
     pub digest: Option<String>,
-    /// What its voter has found when it compared what its database changes with what the others change; none without a voter.
+    /// The findings of the machine's voter, which compares its database's changes with those of the others; none without a voter.
     #[serde(default)]
     pub effects: Option<EffectsStatus>,
     /// Size of its log.

@@ -15,9 +15,6 @@ const DETAIL: &[u8] = b"Each database server met another row first.";
 /// A result that enough voters agree on but for the text of its errors, with only what at least `needed` of `results`, this
 /// one among them, say alike in each field.
 pub(super) fn undisputed(result: ExchangeResult, results: &[ExchangeResult], needed: usize) -> ExchangeResult {
-    if errors_of(&result.messages).next().is_none() {
-        return result;
-    }
     let mut settled = BytesMut::with_capacity(result.messages.len());
     let mut index = 0;
     for (tag, message) in messages(&result.messages).flatten() {
@@ -40,6 +37,11 @@ pub(super) fn undisputed(result: ExchangeResult, results: &[ExchangeResult], nee
 pub(super) fn certified(messages: Bytes) -> Bytes {
     let result = ExchangeResult { messages, status: b'E' };
     undisputed(result, &[], usize::MAX).messages
+}
+
+/// Whether a result holds an error, whose text may be disputed.
+pub(super) fn has_error(result: &ExchangeResult) -> bool {
+    errors_of(&result.messages).next().is_some()
 }
 
 fn errors_of(result: &Bytes) -> impl Iterator<Item = &[u8]> {
