@@ -451,9 +451,11 @@ impl Task {
     /// What was in doubt and is not found equal has diverged.
     fn reject_doubts(&self) {
         if let Some(order) = self.doubts.rejected(Instant::now()) {
-            tracing::error!(order, NOT_EQUAL);
             let (system, shown) = (self.system.clone(), String::from(NOT_EQUAL));
-            let _ = self.divergences.try_send(Divergence { order, system, shown });
+            // Said once: the voter takes it when it serves.
+            if self.divergences.try_send(Divergence { order, system, shown }).is_ok() {
+                tracing::error!(order, NOT_EQUAL);
+            }
         }
     }
 
