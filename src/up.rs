@@ -50,8 +50,8 @@ pub(crate) struct UpOptions {
     /// docs/decisions/0046 for what may go wrong then)
     #[arg(long)]
     lock_rows: bool,
-    /// Compare what databases change, and take one that differs out of service until it is repaired: true or false (new clusters; see
-    /// docs/decisions/0051)
+    /// Compare what databases change, and take one that differs out of service until it is repaired: true (the default) or false (new
+    /// clusters; see docs/decisions/0051)
     #[arg(long)]
     compare_effects: Option<bool>,
     /// The trusted counter: ed25519, blake3 or process (new clusters)

@@ -115,7 +115,7 @@ impl Cluster {
     pub fn resume(&mut self) {
         assert!(self.supervisor.is_none(), "the cluster runs already");
         let mut child = Command::new(binary())
-            .args(["up", "--listen", "127.0.0.1:0", "--compare-effects", "true", "--dir"])
+            .args(["up", "--listen", "127.0.0.1:0", "--dir"])
             .arg(self.directory.path())
             .args(&self.options)
             .envs(self.variables.iter().map(|(name, value)| (name, value)))

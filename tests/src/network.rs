@@ -60,7 +60,6 @@ impl Network {
     pub fn make(directory: &Path, groups: u16, listen: SocketAddr, program: &Path) -> (Network, Vec<String>) {
         let mut tunables = Tunables::default();
         (tunables.groups, tunables.listen) = (groups, listen);
-        tunables.effects.compare = true;
         let counters = Provisioner::new(tunables.counter).expect("counters");
         let counter = |path: &Path| counters.provision(path).map_err(|error| error.to_string());
         let file = generate(directory, &tunables, counter).expect("a cluster file");

@@ -257,12 +257,18 @@ impl Default for Timeouts {
     }
 }
 
-/// The comparison of what databases change (`docs/decisions/0051-effects-are-compared.md`): off until its cost is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The comparison of what databases change (`docs/decisions/0051-effects-are-compared.md`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Effects {
     /// Whether each voter reads what its database changes and compares it with what the others' databases change.
     pub compare: bool,
+}
+
+impl Default for Effects {
+    fn default() -> Self {
+        Self { compare: true }
+    }
 }
 
 /// A role that applications may be.
