@@ -1,7 +1,8 @@
 //! What goes wrong, and when: drawn before the run begins.
 
 use ordering::identifiers::MachineId;
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::network::draw_partition;
 use crate::adversary::Behaviour;
@@ -32,6 +33,40 @@ pub(crate) enum Fault {
     SpendCounter(MachineId),
     /// Twins change sides: the bits say who is connected to which.
     Sides(u64),
+    /// The administrator wants so many groups to be in charge, or asks for it wrongly.
+    Scale(u16, Mischief),
+}
+
+/// What is wrong with what the administrator asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mischief {
+    /// Nothing.
+    None,
+    /// It is for a version that is there already.
+    OldVersion,
+    /// It is for a version that is not the next one.
+    LaterVersion,
+    /// Another change for the same version was sent to the other half of the machines.
+    Two,
+    /// What was asked for before is sent again.
+    Again,
+}
+
+/// The changes of the number of groups. Drawn apart: the rest of the run is what it is without them.
+fn schedule_scalings(options: &Options, end_us: u64) -> Vec<(u64, Fault)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ 0x5ca1e);
+    let scalings = (0..options.scalings).map(|_| {
+        let groups = rng.random_range(1..=options.groups_in_all());
+        let mischief = match rng.random_range(0..10) {
+            0 => Mischief::OldVersion,
+            1 => Mischief::LaterVersion,
+            2 => Mischief::Two,
+            3 => Mischief::Again,
+            _ => Mischief::None,
+        };
+        (rng.random_range(0..end_us), Fault::Scale(groups, mischief))
+    });
+    scalings.collect()
 }
 
 /// All faults of a run, by virtual time in microseconds.
@@ -84,6 +119,7 @@ pub(crate) fn schedule(options: &Options, machines: u8, rng: &mut impl Rng) -> V
         let victim = machine(rng);
         faults.push((rng.random_range(0..end_us), Fault::SpendCounter(victim)));
     }
+    faults.extend(schedule_scalings(options, end_us));
     faults.sort_by_key(|(at_us, _)| *at_us);
     faults
 }
