@@ -63,9 +63,13 @@ pub(crate) async fn run(options: &ScaleOptions) -> Result<ExitCode, Failure> {
     }
     let needed = file.tunables.faults + 1;
     let before = AssignmentStatus::stated_by(&ask_all(&file).await, needed);
-    let before = before.ok_or_else(|| format!("fewer than f+1 = {needed} machines agree on which groups are in charge"))?;
+    let before =
+        before.ok_or_else(|| format!("fewer than f+1 = {needed} machines agree on which groups are in charge"))?;
     if before.groups == options.groups {
-        println!("{} groups are in charge already (version {})", before.groups, before.version);
+        println!(
+            "{} groups are in charge already (version {})",
+            before.groups, before.version
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let change = AssignmentChange {
@@ -100,7 +104,11 @@ fn administrator_identity(file: &ClusterFile) -> Result<Identity, Failure> {
     let path = file.layout().administrator_identity();
     let identity = Identity::read(&path)?;
     if identity.public().to_bytes() != listed {
-        return Err(format!("{} is not the key that the cluster file lists as the administrator's", path.display()).into());
+        return Err(format!(
+            "{} is not the key that the cluster file lists as the administrator's",
+            path.display()
+        )
+        .into());
     }
     Ok(identity)
 }
@@ -126,7 +134,13 @@ async fn change_groups(
     let number = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
     let request = change.request(u64::try_from(number)?, identity.signing_key());
     let frame = Frame::Request(request);
-    let links = Links::start(Peer::Client(administrator()), identity, &addresses, None, Arc::new(Deaf))?;
+    let links = Links::start(
+        Peer::Client(administrator()),
+        identity,
+        &addresses,
+        None,
+        Arc::new(Deaf),
+    )?;
     let needed = file.tunables.faults + 1;
     let (begun, mut sent) = (Instant::now(), None::<Instant>);
     let mut reached = vec![false; everybody.len()];

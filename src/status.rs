@@ -260,7 +260,9 @@ fn print_table(status: &ClusterStatus) {
     let AssignmentStatus { version, since, groups } = status.assignment;
     match version {
         0 => println!("groups {groups}"),
-        _ => println!("groups {groups}  changed {version} times, last at order {since} (the cluster file says how many there were at first)"),
+        _ => println!(
+            "groups {groups}  changed {version} times, last at order {since} (the cluster file says how many there were at first)"
+        ),
     }
     println!(
         "{:<8} {:<21} {:>9} {:>9} {:>11} {:>7}",

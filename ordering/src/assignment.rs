@@ -193,7 +193,11 @@ mod tests {
         assert_eq!(second, expected);
         assert_eq!(second.after(Order(6), &change(1, 4)), second, "it is not applied twice");
         assert_eq!(second.after(Order(6), &change(3, 4)), second, "no version is left out");
-        assert_eq!(second.after(Order(6), &change(2, 0)), second, "some group must be in charge");
+        assert_eq!(
+            second.after(Order(6), &change(2, 0)),
+            second,
+            "some group must be in charge"
+        );
         assert_eq!(second.after(Order(6), &change(2, GROUPS_MAX + 1)), second);
         let mut strange = change(2, 4);
         strange.client = crate::identifiers::ClientId(0);

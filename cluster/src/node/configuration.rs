@@ -46,7 +46,11 @@ pub(super) fn directory(
         .iter()
         .map(|client| Ok((client.id, key(&client.identity)?)))
         .chain(node_clients(file).map(|(client, machine)| Ok((client, key(&machine.identity)?))))
-        .chain(file.administrator.iter().map(|identity| Ok((administrator(), key(identity)?))))
+        .chain(
+            file.administrator
+                .iter()
+                .map(|identity| Ok((administrator(), key(identity)?))),
+        )
         .collect();
     let (faults, groups) = (faults(file), file.tunables.groups_max);
     Ok(Directory {

@@ -73,7 +73,11 @@ impl Core {
         };
         let configuration = &self.ledger.configuration;
         let is_of_now = configuration.is(Mutant::AssignmentOfNow);
-        let assignment = if is_of_now { self.window.next.assignment } else { slot.assignment };
+        let assignment = if is_of_now {
+            self.window.next.assignment
+        } else {
+            slot.assignment
+        };
         if configuration.name_of(&assignment, &request) != entry.group {
             return Filled::WrongGroup;
         }

@@ -39,7 +39,9 @@ impl End {
             number: batch.number + 1,
             order: batch.last().next(),
             time_us: batch.last_us(),
-            assignment: last.map_or(assignment, |last| assignment.after_entry(batch.last(), last.group, &last.digest)),
+            assignment: last.map_or(assignment, |last| {
+                assignment.after_entry(batch.last(), last.group, &last.digest)
+            }),
         }
     }
 

@@ -60,7 +60,11 @@ fn changes_under_load(options: &[&str]) {
     cluster.assert_effects_agree();
     for machine in 1..=3 {
         assert_eq!(cluster.node_metric(machine, "cloudbft_groups "), 2, "m{machine}");
-        assert_eq!(cluster.node_metric(machine, "cloudbft_assignment_version "), 2, "m{machine}");
+        assert_eq!(
+            cluster.node_metric(machine, "cloudbft_assignment_version "),
+            2,
+            "m{machine}"
+        );
     }
     // What was ordered wins over the cluster file, after everything was killed too.
     for _ in 0..2 {
@@ -98,7 +102,11 @@ fn what_cannot_be_done_is_said() {
     refused(&cluster, "0", "--groups must be 1 to 8");
     refused(&cluster, "9", "--groups must be 1 to 8");
     let same = cluster.command_on_directory("scale", &["--groups", "2"]);
-    assert!(same.status.success() && text(&same).contains("2 groups are in charge already"), "{}", text(&same));
+    assert!(
+        same.status.success() && text(&same).contains("2 groups are in charge already"),
+        "{}",
+        text(&same)
+    );
     // Without the administrator's key nothing is changed.
     let key = cluster.directory().join("administrator/identity.pem");
     let own = std::fs::read(&key).expect("a key");

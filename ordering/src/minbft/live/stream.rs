@@ -271,7 +271,9 @@ impl Stream {
         self.kept.push_back(Arc::clone(&prepare));
         let slot = Slot::new(prepare, digest, self.assignment);
         if let Some(last) = slot.prepare.entries.last() {
-            self.assignment = self.assignment.after_entry(slot.prepare.last(), last.group, &last.digest);
+            self.assignment = self
+                .assignment
+                .after_entry(slot.prepare.last(), last.group, &last.digest);
         }
         if slot.is_change() {
             self.changes.push_back(slot.value);

@@ -128,7 +128,10 @@ impl Attempt {
         let held = held.map(|(digest, (order, request))| {
             let mut before = assignments.iter().rev();
             let assignment = before.find(|assignment| assignment.since < *order);
-            (*digest, configuration.name_of(assignment.unwrap_or(&point.assignment), request))
+            (
+                *digest,
+                configuration.name_of(assignment.unwrap_or(&point.assignment), request),
+            )
         });
         let mut report = Report {
             machine: core.own(),

@@ -1,8 +1,8 @@
 //! Every checker finds what it is for.
 
 use bytes::Bytes;
-use ordering::assignment::Assignment;
 use ordering::agreement::{MisbehaviourKind, Phase, Status};
+use ordering::assignment::Assignment;
 use ordering::configuration::{Configuration, Faults};
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order, View};
 use ordering::message::{CommitDbEntry, Request};

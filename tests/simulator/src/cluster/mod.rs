@@ -244,7 +244,10 @@ impl<P: Protocol> Cluster<P> {
             clients,
             byzantine_clients,
             submits_until_us: options.safety_ms * 1000,
-            checkers: Checkers::new(everybody as usize + usize::from(options.scalings > 0), (options.groups, options.groups_in_all())),
+            checkers: Checkers::new(
+                everybody as usize + usize::from(options.scalings > 0),
+                (options.groups, options.groups_in_all()),
+            ),
             administrator: Administrator::new(administrator_key(&options)),
             last_decided: Order(0),
             verified: HashMap::new(),
