@@ -42,6 +42,8 @@ pub(crate) enum Fault {
 pub(crate) enum Mischief {
     /// Nothing.
     None,
+    /// It reaches these machines only, as bits: the others have to ask for it.
+    Few(u64),
     /// It is for a version that is there already.
     OldVersion,
     /// It is for a version that is not the next one.
@@ -55,18 +57,27 @@ pub(crate) enum Mischief {
 /// The changes of the number of groups. Drawn apart: the rest of the run is what it is without them.
 fn schedule_scalings(options: &Options, end_us: u64) -> Vec<(u64, Fault)> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ 0x5ca1e);
-    let scalings = (0..options.scalings).map(|_| {
+    let mut faults = Vec::new();
+    for _ in 0..options.scalings {
         let groups = rng.random_range(1..=options.groups_in_all());
         let mischief = match rng.random_range(0..10) {
             0 => Mischief::OldVersion,
             1 => Mischief::LaterVersion,
             2 => Mischief::Two,
             3 => Mischief::Again,
+            4 | 5 => Mischief::Few(rng.random()),
+            // Only m0, which leads at first: a liar may order it and keep it to itself.
+            6 | 7 => Mischief::Few(1),
             _ => Mischief::None,
         };
-        (rng.random_range(0..end_us), Fault::Scale(groups, mischief))
-    });
-    scalings.collect()
+        let at_us = rng.random_range(0..end_us);
+        faults.push((at_us, Fault::Scale(groups, mischief)));
+        if options.primary_cuts > 0 && rng.random_bool(0.5) {
+            let cut_us = at_us + rng.random_range(0..4 * options.delay_max_us);
+            faults.push((cut_us, Fault::CutPrimary(rng.random_range(300_000..1_200_000))));
+        }
+    }
+    faults
 }
 
 /// All faults of a run, by virtual time in microseconds.

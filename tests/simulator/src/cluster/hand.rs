@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use ordering::agreement::{Input, MisbehaviourKind};
 use ordering::configuration::group_of;
-use ordering::identifiers::{Digest, GroupId, MachineId, Order, administrator};
+use ordering::identifiers::{Digest, GroupId, MachineId, Order};
 use ordering::message::{CommitDb, Request};
 use ordering::verified::{Rejection, Verified};
 
@@ -78,8 +78,8 @@ pub struct Hand<P: Protocol> {
     /// Machines in whose name the scenario has said something: to accuse them is right.
     pub(crate) framed: BTreeSet<MachineId>,
     pub(crate) submitted: Vec<Submitted>,
-    /// The number of groups was changed.
-    has_scaled: bool,
+    /// The scenario changes the number of groups.
+    pub(crate) has_scaled: bool,
     /// Answers to the question that the scenario asks.
     pub(crate) answers: Option<Vec<CommitDb>>,
 }
@@ -116,8 +116,7 @@ impl<P: Protocol> Hand<P> {
             assert_eq!(known, decided, "agreement: m{machine} differs at order {}", entry.order);
             self.done.insert(entry.digest);
             if let Some(request) = &entry.request {
-                self.has_scaled |= request.client == administrator();
-                // Once that was changed, the checkers know which group is in charge.
+                // Where that is changed, the checkers know which group is in charge.
                 let is_in_charge = self.has_scaled || group_of(request.home, groups) == message.group;
                 assert!(is_in_charge, "the group is in charge");
             }

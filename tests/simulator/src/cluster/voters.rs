@@ -240,6 +240,7 @@ impl<P: Protocol> Cluster<P> {
         let others = u64::from_le_bytes([0b0101_0101; 8]);
         let changes = match mischief {
             Mischief::None => vec![(u64::MAX, version + 1, groups)],
+            Mischief::Few(audience) => vec![(audience, version + 1, groups)],
             Mischief::OldVersion => vec![(u64::MAX, version, groups)],
             Mischief::LaterVersion => vec![(u64::MAX, version + 2, groups)],
             Mischief::Two => vec![(others, version + 1, groups), (!others, version + 1, groups + 1)],

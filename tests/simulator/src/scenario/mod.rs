@@ -244,6 +244,7 @@ impl<P: Protocol> Scenario<P> {
 
     /// The administrator has the number of groups changed: sends that to all machines that clients reach, until it is decided.
     pub fn scale(&mut self, version: u64, groups: u16) -> Digest {
+        self.has_scaled = true;
         let verified = self.cluster.sign_change(version, groups);
         let (digest, next_us) = (*verified.digest(), Some(self.now_us()));
         self.submitted.push(Submitted { verified, next_us });
