@@ -10,6 +10,7 @@ use sql::analysis::Analyzer;
 use sql::operation::{Exchange, SessionContext};
 use sql::schema::{CATALOG_QUERY, Schema};
 
+use crate::status::{AssignmentStatus, ask_all};
 use crate::{Failure, up};
 
 /// `cloudbft explain`.
@@ -22,6 +23,12 @@ pub(crate) struct ExplainOptions {
     statement: String,
 }
 
+/// How many groups are in charge, as f+1 machines say; when they do not, as at first.
+async fn groups_in_charge(file: &ClusterFile) -> u16 {
+    let stated = AssignmentStatus::stated_by(&ask_all(file).await, file.tunables.faults + 1);
+    stated.map_or(file.tunables.groups, |stated| stated.groups).max(1)
+}
+
 /// Prints class, effect and footprint of each statement.
 pub(crate) async fn run(options: &ExplainOptions) -> Result<ExitCode, Failure> {
     let directory = options
@@ -29,6 +36,7 @@ pub(crate) async fn run(options: &ExplainOptions) -> Result<ExitCode, Failure> {
         .canonicalize()
         .map_err(|error| format!("{}: {error}", options.dir.display()))?;
     let file = ClusterFile::read(&directory.join("cluster.toml"))?;
+    let groups = groups_in_charge(&file).await;
     let analyzer = Analyzer::new(Arc::new(schema(&file).await?));
     let context = SessionContext {
         client: 0,
@@ -60,10 +68,7 @@ pub(crate) async fn run(options: &ExplainOptions) -> Result<ExitCode, Failure> {
                 println!("  effect     {:?}", analysis.effect);
                 println!("  footprint  {}", analysis.footprint);
                 let home = analysis.footprint.home();
-                println!(
-                    "  home       {home} (group {})",
-                    home.home_number() % u64::from(file.tunables.groups.max(1))
-                );
+                println!("  home       {home} (group {})", home.home_number() % u64::from(groups));
                 if statement.executable != source {
                     println!("  runs as    {}", statement.executable.trim());
                 }

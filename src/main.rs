@@ -7,6 +7,7 @@ mod explain;
 mod logging;
 mod process;
 mod repair;
+mod scale;
 mod state;
 mod status;
 mod up;
@@ -41,6 +42,8 @@ enum Command {
     Verify(verify::VerifyOptions),
     /// Make the database of one machine anew from another, while the cluster goes on
     Repair(repair::RepairOptions),
+    /// Change how many groups share the ordering work, while applications run
+    Scale(scale::ScaleOptions),
     /// Show what a statement locks, and why
     Explain(explain::ExplainOptions),
     /// Run the node of one machine (`up` does this)
@@ -126,6 +129,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::Status(options) => status::run(&options).await,
             Command::Verify(options) => verify::run(&options).await,
             Command::Repair(options) => repair::run(&options).await,
+            Command::Scale(options) => scale::run(&options).await,
             Command::Explain(options) => explain::run(&options).await,
             Command::Bench { command } => Ok(bench::execute(command).await?),
             Command::Tpcc { command } => Ok(tpcc::command::execute(command).await?),

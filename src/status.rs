@@ -39,8 +39,39 @@ struct ClusterStatus {
     proxy_pid: Option<u32>,
     /// Whether `up` repairs databases by itself.
     automatic_repair: bool,
+    /// How many groups are in charge, and since when.
+    assignment: AssignmentStatus,
     groups: Vec<GroupStatus>,
     machines: Vec<MachineStatus>,
+}
+
+/// Which groups are in charge of partitions: what most nodes say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct AssignmentStatus {
+    /// How often it was changed since the cluster was made.
+    pub(crate) version: u64,
+    /// The order of the last change; what is ordered after it belongs to these groups.
+    pub(crate) since: u64,
+    /// How many groups are in charge.
+    pub(crate) groups: u16,
+}
+
+impl AssignmentStatus {
+    /// What a node says; `None` when it does not say.
+    fn of(node: &NodeStatus) -> Option<Self> {
+        (node.groups_in_charge > 0).then_some(Self {
+            version: node.assignment_version,
+            since: node.assignment_since,
+            groups: node.groups_in_charge,
+        })
+    }
+
+    /// The highest version that so many nodes state alike.
+    pub(crate) fn stated_by(answers: &[Option<NodeStatus>], needed: usize) -> Option<Self> {
+        let stated: Vec<Self> = answers.iter().flatten().filter_map(Self::of).collect();
+        let by = |one: &&Self| stated.iter().filter(|other| other == one).count() >= needed;
+        stated.iter().filter(by).max().copied()
+    }
 }
 
 /// One group.
@@ -184,7 +215,14 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
             }
         });
     let machines = machines.collect();
-    let groups = (0..file.tunables.groups).map(|group| {
+    // Of f+1 machines one is correct. Where fewer answer, what is known is what the file says, or any of them.
+    let assignment = AssignmentStatus::stated_by(&answers, file.tunables.faults + 1);
+    let assignment = assignment.or_else(|| AssignmentStatus::stated_by(&answers, 1));
+    let assignment = assignment.unwrap_or(AssignmentStatus {
+        groups: file.tunables.groups,
+        ..AssignmentStatus::default()
+    });
+    let groups = (0..assignment.groups).map(|group| {
         let last = |node: &NodeStatus| {
             node.groups
                 .iter()
@@ -205,6 +243,7 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
             .proxy_pid
             .filter(|pid| crate::state::is_ours(*pid, file.layout().directory())),
         automatic_repair: file.tunables.automatic_repair,
+        assignment,
         groups: groups.collect(),
         machines,
     })
@@ -218,6 +257,13 @@ fn print_table(status: &ClusterStatus) {
         status.dsn, status.view, status.primary, status.order
     );
     println!("proxy  {}", pid(status.proxy_pid));
+    let AssignmentStatus { version, since, groups } = status.assignment;
+    match version {
+        0 => println!("groups {groups}"),
+        _ => println!(
+            "groups {groups}  changed {version} times, last at order {since} (the cluster file says how many there were at first)"
+        ),
+    }
     println!(
         "{:<8} {:<21} {:>9} {:>9} {:>11} {:>7}",
         "machine", "state", "node", "postgres", "last order", "lag"

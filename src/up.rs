@@ -197,7 +197,11 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
         ];
         if let Some((option, _)) = fixed.into_iter().find(|(_, differs)| *differs) {
             let path = path.display();
-            return Err(format!("{option} is for new clusters; edit {path} while the cluster is down").into());
+            let instead = match option {
+                "--groups" => String::from("see `cloudbft scale`"),
+                _ => format!("edit {path} while the cluster is down"),
+            };
+            return Err(format!("{option} is for new clusters; {instead}").into());
         }
         // Port 0 means any: the one that was chosen is kept.
         let listen = options

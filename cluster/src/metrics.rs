@@ -136,6 +136,14 @@ fn describe() {
         "cloudbft_checkpoint_order",
         "The order of the last stable checkpoint that this node knows."
     );
+    describe_gauge!(
+        "cloudbft_groups",
+        "Groups that are in charge of partitions, as this node knows."
+    );
+    describe_gauge!(
+        "cloudbft_assignment_version",
+        "How often the number of groups was changed, as this node knows."
+    );
     describe_histogram!("cloudbft_order_batch_size", "Entries per batch.");
     describe_histogram!(
         "cloudbft_order_latency_seconds",

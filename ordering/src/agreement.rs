@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use trusted_counter::UniqueWarrant;
 
+use crate::assignment::Assignment;
 use crate::configuration::Faults;
 use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
 use crate::message::{CommitDb, ReplyCommitDb, Request};
@@ -257,4 +258,8 @@ pub struct Status {
     pub flushed: Order,
     /// Per group: the last decided order.
     pub groups: Vec<(GroupId, Order)>,
+    /// Which groups are in charge of what follows the decided orders.
+    pub assignment: Assignment,
+    /// How many groups that are.
+    pub groups_in_charge: u16,
 }

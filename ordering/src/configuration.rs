@@ -67,6 +67,8 @@ pub struct Configuration {
     pub faults: Faults,
     /// How many groups there are; every machine with replicas ([`Configuration::replica_machines`]) holds one of each.
     pub groups: u16,
+    /// How many of them are in charge of homes until that is changed ([`crate::assignment`]).
+    pub groups_at_first: u16,
     /// Most entries of a batch (at most [`BATCH_ENTRIES_LIMIT`]).
     pub batch_entries_max: usize,
     /// Most bytes of operations in a batch of more than one entry.
@@ -137,11 +139,15 @@ pub enum Mutant {
     PbftCommitUnprepared,
     /// PBFT, rule OnceOnly: what was decided is taken again.
     PbftForgetDecided,
+    /// Rule GroupOfTheOrder: the group of an entry is looked up in the newest assignment, instead of the one of its order.
+    AssignmentOfNow,
+    /// Rule ChangesDivide: batches behind a change are committed before the change is decided.
+    CommitBehindChange,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 15] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::FollowAcrossHoles,
         Mutant::OneViewChange,
         Mutant::SkipWarrants,
@@ -157,6 +163,8 @@ impl Mutant {
         Mutant::PbftSayOnce,
         Mutant::PbftCommitUnprepared,
         Mutant::PbftForgetDecided,
+        Mutant::AssignmentOfNow,
+        Mutant::CommitBehindChange,
     ];
 
     /// The mutant of that name.
@@ -173,6 +181,7 @@ impl Configuration {
             protocol: Protocol::MinBft,
             faults,
             groups,
+            groups_at_first: groups,
             batch_entries_max: 256,
             batch_bytes_max: 4 << 20,
             batches_in_flight_max: 4,
@@ -210,6 +219,7 @@ impl Configuration {
     pub fn is_valid(&self) -> bool {
         self.faults.0 <= FAULTS_MAX
             && (1..=GROUPS_MAX).contains(&self.groups)
+            && (1..=self.groups).contains(&self.groups_at_first)
             && (1..=BATCH_ENTRIES_LIMIT).contains(&self.batch_entries_max)
             && self.machine.0 < self.machines()
             && self.batches_in_flight_max > 0
@@ -278,11 +288,6 @@ impl Configuration {
         let candidate = view.0 % u64::from(self.machines());
         MachineId(u8::try_from(candidate).unwrap_or(0))
     }
-
-    /// The group in charge of a home (`home_number % groups`).
-    pub fn group_of(&self, home: u64) -> GroupId {
-        group_of(home, self.groups)
-    }
 }
 
 impl Protocol {
@@ -312,7 +317,7 @@ impl Protocol {
     }
 }
 
-/// The group in charge of a home.
+/// The group in charge of a home, when so many are.
 pub fn group_of(home: u64, groups: u16) -> GroupId {
     GroupId(u16::try_from(home % u64::from(groups.max(1))).unwrap_or(0))
 }

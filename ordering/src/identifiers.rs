@@ -53,5 +53,11 @@ pub fn node_client(machine: MachineId) -> ClientId {
     ClientId(NODE_CLIENTS_START + u32::from(machine.0))
 }
 
+/// The client under which the administrator of the cluster has changes of the assignment ordered
+/// ([`crate::assignment`]).
+pub fn administrator() -> ClientId {
+    ClientId(NODE_CLIENTS_START - 1)
+}
+
 /// The client of machine 0, if it had one.
 const NODE_CLIENTS_START: u32 = u32::MAX - 256;

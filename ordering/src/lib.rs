@@ -16,6 +16,7 @@
 //! | `identifiers.rs`, `message.rs` | the vocabulary shared with proxies and voters |
 //! | `agreement.rs` | the interface that every protocol has |
 //! | `hosting.rs` | what a shell needs beside it, to host machines of any protocol |
+//! | `assignment.rs` | which groups are in charge of which homes, and how that changes |
 //! | `configuration.rs` | sizes, limits, timeouts |
 //! | `directory.rs`, `verified.rs` | who is who; [`verified::Verified`] can only be made by this crate's verification |
 //! | `hashing.rs` | digests, each under a context of its own |
@@ -29,6 +30,7 @@
 #![deny(clippy::iter_over_hash_type)]
 
 pub mod agreement;
+pub mod assignment;
 mod check;
 pub mod configuration;
 pub mod directory;

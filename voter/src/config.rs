@@ -106,7 +106,7 @@ pub struct VoterConfig {
     pub faults: usize,
     /// The machines that hold replicas: m1..m(2f+1) under MinBFT, m0..m(3f) under PBFT.
     pub replicas: Range<u8>,
-    /// The number of groups; an operation's group is `home_number % groups`.
+    /// The number of groups that there may be; which one is in charge of what, replicas know.
     pub groups: u16,
     /// *Equal.* Which column of which table holds the partition key.
     pub rules: PartitionRules,

@@ -133,11 +133,6 @@ impl VoteCounter {
         Order(self.next)
     }
 
-    /// The group in charge of a home.
-    pub fn group_of(&self, home: u64) -> GroupId {
-        GroupId(u16::try_from(home % u64::from(self.groups)).unwrap_or(0))
-    }
-
     /// Whether [`VoteCounter::take_next`] would hand something out.
     pub fn has_next(&self) -> bool {
         let decided = |pending: &Pending| {

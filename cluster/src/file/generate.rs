@@ -11,7 +11,7 @@ use sql::rules::{MultiPartition, PartitionRules};
 
 use super::ports::free_ports;
 use super::raw::{self, Authentication, Role, Tunables};
-use super::{ClusterFile, FileError, Layout, machine_name, socket_directory};
+use super::{ClusterFile, FileError, GROUPS_MAX_DEFAULT, Layout, machine_name, socket_directory};
 use crate::hex;
 use crate::identity::{Identity, IdentityError};
 use crate::private;
@@ -109,6 +109,14 @@ pub fn generate(
         hex::encode(&identity),
         roles.join(", ")
     );
+    let administrator = make_identity(&layout.administrator(), &layout.administrator_identity())?;
+    let _ = write!(
+        text,
+        "\n# Who may change the number of groups while the cluster runs (`cloudbft scale`), by public key. The private key is in\n\
+         # DIR/administrator/identity.pem; no other process needs it.\n\
+         [administrator]\nidentity = \"{}\"\n",
+        hex::encode(&administrator)
+    );
     let path = layout.cluster_file();
     let file = ClusterFile::parse(&path, &text)?;
     let unfinished = path.with_extension("toml.unfinished");
@@ -150,6 +158,10 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
         timeouts,
         ..
     } = tunables;
+    let groups_max = match tunables.groups_max {
+        0 => GROUPS_MAX_DEFAULT.max(*groups),
+        most => most,
+    };
     let agreement = agreement.name();
     let counter = counter.name();
     let multi_partition = match multi_partition {
@@ -165,8 +177,10 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
          # Tunables may be changed while the cluster is down, and must be the same on all machines.\n\n\
          # f: how many machines may be Byzantine. m1 to m(2f+1) hold a database each.\n\
          faults = {faults}\n\
-         # Groups of replicas that share the ordering work.\n\
+         # Groups of replicas that share the ordering work at first (`cloudbft scale` changes that while the cluster runs, and what\n\
+         # was changed stays), and how many there may ever be. To be set before the first start.\n\
          groups = {groups}\n\
+         groups_max = {groups_max}\n\
          # Agreement: minbft (2f+2 machines with trusted counters; m0 only orders) or pbft (3f+1 machines, no counter).\n\
          agreement = \"{agreement}\"\n\
          # Trusted counter: ed25519 (anyone can verify), blake3 (faster), process (ed25519 in its own process).\n\

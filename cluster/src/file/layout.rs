@@ -108,6 +108,16 @@ impl Layout {
         self.proxy().join("identity.pem")
     }
 
+    /// The directory of the administrator.
+    pub fn administrator(&self) -> PathBuf {
+        self.directory.join("administrator")
+    }
+
+    /// The private identity of the administrator: needed by `cloudbft scale` only, and may be kept elsewhere.
+    pub fn administrator_identity(&self) -> PathBuf {
+        self.administrator().join("identity.pem")
+    }
+
     /// What the proxy says.
     pub fn proxy_log(&self) -> PathBuf {
         self.proxy().join("proxy.log")

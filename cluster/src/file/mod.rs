@@ -32,6 +32,8 @@ pub const LOG_BYTES_MIN: u64 = 1 << 20;
 pub const CLIENT_SILENCE_MS_MIN: u64 = 2_000;
 /// The most groups.
 pub const GROUPS_MAX: u16 = 256;
+/// How many groups there may be in a new cluster that does not say.
+pub const GROUPS_MAX_DEFAULT: u16 = 8;
 
 /// Why a cluster file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +99,8 @@ pub struct ClusterFile {
     pub machines: Vec<Machine>,
     /// All clients.
     pub clients: Vec<Client>,
+    /// The public key of whoever may change the number of groups; none in files of earlier builds.
+    pub administrator: Option<[u8; 32]>,
 }
 
 impl ClusterFile {
@@ -164,7 +168,14 @@ impl ClusterFile {
 
     /// A digest of everything in the file that decides outcomes: equal on all processes of a healthy cluster.
     pub fn hash(&self) -> String {
-        let described = format!("{:?} {:?} {:?}", self.tunables, self.machines, self.clients);
+        let Self {
+            tunables,
+            machines,
+            clients,
+            administrator,
+            ..
+        } = self;
+        let described = format!("{tunables:?} {machines:?} {clients:?} {administrator:?}");
         crate::hex::encode(
             blake3::hash(described.as_bytes())
                 .as_bytes()

@@ -23,8 +23,10 @@ use crate::hex;
 pub struct Tunables {
     /// f: how many machines may be Byzantine.
     pub faults: usize,
-    /// How many groups of replicas share the ordering work.
+    /// How many groups of replicas share the ordering work at first; `cloudbft scale` changes that.
     pub groups: u16,
+    /// How many groups there may ever be; 0: as many as at first.
+    pub groups_max: u16,
     /// The agreement protocol.
     pub agreement: Agreement,
     /// The kind of trusted counter.
@@ -55,6 +57,7 @@ pub struct Tunables {
     pub partitions: PartitionRules,
     machines: Vec<RawMachine>,
     clients: Vec<RawClient>,
+    administrator: Option<RawAdministrator>,
 }
 
 impl Default for Tunables {
@@ -62,6 +65,7 @@ impl Default for Tunables {
         Self {
             faults: 1,
             groups: 1,
+            groups_max: 0,
             agreement: Agreement::default(),
             counter: CounterKind::default(),
             listen: SocketAddr::from(([127, 0, 0, 1], 6432)),
@@ -81,6 +85,7 @@ impl Default for Tunables {
             partitions: PartitionRules::tpcc(),
             machines: Vec::new(),
             clients: Vec::new(),
+            administrator: None,
         }
     }
 }
@@ -307,6 +312,12 @@ struct RawClient {
     roles: Vec<Spanned<String>>,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAdministrator {
+    identity: Spanned<String>,
+}
+
 /// A parsed file whose membership has not been checked.
 pub(super) struct Parsed<'a> {
     path: &'a Path,
@@ -314,6 +325,7 @@ pub(super) struct Parsed<'a> {
     pub(super) tunables: Tunables,
     machines: Vec<RawMachine>,
     clients: Vec<RawClient>,
+    administrator: Option<RawAdministrator>,
 }
 
 /// A value that the file writes as a word, from the command line.
@@ -343,12 +355,14 @@ pub(super) fn parse<'a>(path: &'a Path, text: &'a str) -> Result<Parsed<'a>, Fil
     let mut tunables: Tunables = toml::from_str(text).map_err(|error| syntax_error(path, text, &error))?;
     let machines = std::mem::take(&mut tunables.machines);
     let clients = std::mem::take(&mut tunables.clients);
+    let administrator = tunables.administrator.take();
     Ok(Parsed {
         path,
         text,
         tunables,
         machines,
         clients,
+        administrator,
     })
 }
 
@@ -410,6 +424,7 @@ impl Parsed<'_> {
         let Tunables {
             faults,
             groups,
+            groups_max,
             limits,
             timeouts,
             authentication,
@@ -426,6 +441,13 @@ impl Parsed<'_> {
                 "groups",
                 format!("groups must be 1 to {GROUPS_MAX}"),
                 "start with groups = 1",
+            ));
+        }
+        if *groups_max != 0 && !(*groups..=GROUPS_MAX).contains(groups_max) {
+            return Err(self.error_at(
+                "groups_max",
+                format!("groups_max must be {groups} (groups) to {GROUPS_MAX}"),
+                "each group that may be there costs a counter certificate in a view change: 8 are enough for most",
             ));
         }
         let positive = [
@@ -493,13 +515,18 @@ impl Parsed<'_> {
         self.check_tunables()?;
         let machines = self.machines()?;
         let clients = self.clients()?;
+        let administrator = self.administrator(&machines, &clients)?;
         let mut tunables = self.tunables;
+        if tunables.groups_max == 0 {
+            tunables.groups_max = tunables.groups;
+        }
         tunables.partitions.multi_partition = tunables.multi_partition;
         Ok(ClusterFile {
             path: self.path.to_owned(),
             tunables,
             machines,
             clients,
+            administrator,
         })
     }
 
@@ -581,6 +608,22 @@ impl Parsed<'_> {
             })
         });
         checked.collect()
+    }
+
+    fn administrator(&self, machines: &[Machine], clients: &[Client]) -> Result<Option<[u8; 32]>, FileError> {
+        let Some(raw) = &self.administrator else {
+            return Ok(None);
+        };
+        let identity = self.key(&raw.identity)?;
+        let machines = machines.iter().map(|machine| machine.identity);
+        if machines
+            .chain(clients.iter().map(|client| client.identity))
+            .any(|other| other == identity)
+        {
+            let remedy = "the administrator needs a key of their own";
+            return Err(self.error(raw.identity.span(), "this identity is listed twice", remedy));
+        }
+        Ok(Some(identity))
     }
 
     fn key(&self, raw: &Spanned<String>) -> Result<[u8; 32], FileError> {

@@ -183,3 +183,31 @@ fn only_its_owner_may_read_a_cluster_file() {
     ClusterFile::restrict(&path).unwrap();
     assert_eq!(mode(), 0o600);
 }
+
+#[test]
+fn a_file_of_an_earlier_build_has_no_administrator_and_no_spare_groups() {
+    let file = ClusterFile::parse(Path::new("cluster.toml"), &text()).unwrap();
+    assert_eq!((file.tunables.groups, file.tunables.groups_max), (1, 8));
+    assert!(file.administrator.is_some());
+    let older = text()
+        .replace("groups_max = 8\n", "")
+        .replace("groups = 1\n", "groups = 2\n");
+    let older = older.split("[administrator]").next().unwrap();
+    let file = ClusterFile::parse(Path::new("cluster.toml"), older).unwrap();
+    assert_eq!((file.tunables.groups, file.tunables.groups_max), (2, 2));
+    assert_eq!(file.administrator, None);
+    let few = text().replace("groups = 1\n", "groups = 9\n");
+    assert!(refused(&few).message.contains("groups_max must be 9"), "{few}");
+}
+
+#[test]
+fn the_administrator_has_a_key_of_their_own() {
+    let text = text();
+    let proxy = ClusterFile::parse(Path::new("cluster.toml"), &text).unwrap().clients[0].identity;
+    let (before, _) = text.split_once("[administrator]").unwrap();
+    let same = format!(
+        "{before}[administrator]\nidentity = \"{}\"\n",
+        crate::hex::encode(&proxy)
+    );
+    assert!(refused(&same).message.contains("listed twice"));
+}

@@ -4,7 +4,7 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::{Bytes, BytesMut};
-use ordering::identifiers::{ClientId, Digest, MachineId, Order};
+use ordering::identifiers::{ClientId, Digest, MachineId, Order, administrator};
 use ordering::message::{
     BODY_BYTES_MAX, BodyName, ClientMessage, CommitDb, EffectDigests, MESSAGE_BYTES_MAX, NOTIFICATIONS_BYTES_MAX,
     Notifications, OPERATION_BYTES_MAX, ReplyCommitDb, Request, ResultMessage, StoreReceipt,
@@ -26,7 +26,7 @@ pub(super) const LENGTH_BYTES: usize = 4;
 pub enum Peer {
     /// A node.
     Machine(MachineId),
-    /// A proxy.
+    /// A proxy, or the administrator.
     Client(ClientId),
 }
 
@@ -34,6 +34,7 @@ impl std::fmt::Display for Peer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Peer::Machine(machine) => write!(formatter, "m{machine}"),
+            Peer::Client(client) if *client == administrator() => formatter.write_str("administrator"),
             Peer::Client(client) => write!(formatter, "client{client}"),
         }
     }

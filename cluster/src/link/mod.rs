@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ordering::identifiers::administrator;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
@@ -128,7 +129,10 @@ impl PeerState {
     fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::Relaxed);
         self.queue.set_connected(up);
-        metrics::gauge!("cloudbft_peer_up", "peer" => self.label.clone()).set(if up { 1.0 } else { 0.0 });
+        // The administrator comes only when something is to be changed: that this link is down says nothing.
+        if self.peer != Peer::Client(administrator()) {
+            metrics::gauge!("cloudbft_peer_up", "peer" => self.label.clone()).set(if up { 1.0 } else { 0.0 });
+        }
     }
 
     /// Makes `task` the connection of this peer, and ends the previous one.

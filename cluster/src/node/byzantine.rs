@@ -416,7 +416,7 @@ impl Hosted for Byzantine {
     fn start(configuration: Configuration, key: SigningKey, counter: Admission, recovery: Recovery) -> Self {
         let promised = counter.positions.get(PRIMARY_SLOT as usize).copied().unwrap_or(0);
         Byzantine {
-            groups: configuration.groups,
+            groups: configuration.groups_at_first,
             replicas: configuration.replica_machines().collect(),
             file: std::env::var_os(VARIABLE).unwrap_or_default().into(),
             behaviour: Behaviour::default(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ed25519_dalek::VerifyingKey;
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::{Directory, MachineEntry};
-use ordering::identifiers::{ClientId, MachineId, node_client};
+use ordering::identifiers::{ClientId, MachineId, administrator, node_client};
 use spool::SpoolDirectory;
 use voter::{BodyLimits, BodyStore, PostgresConfig, VoterConfig, VoterLimits};
 
@@ -46,8 +46,13 @@ pub(super) fn directory(
         .iter()
         .map(|client| Ok((client.id, key(&client.identity)?)))
         .chain(node_clients(file).map(|(client, machine)| Ok((client, key(&machine.identity)?))))
+        .chain(
+            file.administrator
+                .iter()
+                .map(|identity| Ok((administrator(), key(identity)?))),
+        )
         .collect();
-    let (faults, groups) = (faults(file), file.tunables.groups);
+    let (faults, groups) = (faults(file), file.tunables.groups_max);
     Ok(Directory {
         faults,
         groups,
@@ -67,7 +72,8 @@ fn faults(file: &ClusterFile) -> Faults {
 }
 
 pub(super) fn configuration(file: &ClusterFile, me: MachineId) -> Result<Configuration, NodeError> {
-    let mut configuration = Configuration::new(me, faults(file), file.tunables.groups);
+    let mut configuration = Configuration::new(me, faults(file), file.tunables.groups_max);
+    configuration.groups_at_first = file.tunables.groups;
     configuration.protocol = file.tunables.agreement.protocol();
     configuration.batch_entries_max = file.tunables.limits.batch_entries_max;
     configuration.batches_in_flight_max = file.tunables.limits.batches_in_flight_max;
@@ -98,7 +104,12 @@ pub(super) fn peers(file: &ClusterFile, me: MachineId) -> Vec<PeerAddress> {
         key: client.identity,
         dial: None,
     });
-    machines.chain(clients).collect()
+    let administrator = file.administrator.iter().map(|key| PeerAddress {
+        peer: Peer::Client(administrator()),
+        key: *key,
+        dial: None,
+    });
+    machines.chain(clients).chain(administrator).collect()
 }
 
 fn limits(file: &ClusterFile) -> VoterLimits {
@@ -147,7 +158,7 @@ pub(super) fn voter_config(
         machine: machine.id,
         faults: file.tunables.faults,
         replicas: file.tunables.agreement.replicas(file.tunables.faults),
-        groups: file.tunables.groups,
+        groups: file.tunables.groups_max,
         rules: file.rules().clone(),
         postgres: PostgresConfig {
             socket_directory: database

@@ -22,6 +22,8 @@ pub(super) struct Measures {
     pending: Gauge,
     log_first: Gauge,
     checkpoint: Gauge,
+    groups: Gauge,
+    assignment_version: Gauge,
 }
 
 impl Measures {
@@ -36,6 +38,8 @@ impl Measures {
             pending: metrics::gauge!("cloudbft_order_pending"),
             log_first: metrics::gauge!("cloudbft_log_first_order"),
             checkpoint: metrics::gauge!("cloudbft_checkpoint_order"),
+            groups: metrics::gauge!("cloudbft_groups"),
+            assignment_version: metrics::gauge!("cloudbft_assignment_version"),
         }
     }
 
@@ -72,5 +76,7 @@ impl Measures {
         self.pending.set(pending as f64);
         self.log_first.set(status.log_first.0 as f64);
         self.checkpoint.set(status.stable.0 as f64);
+        self.groups.set(f64::from(status.groups_in_charge));
+        self.assignment_version.set(status.assignment.version as f64);
     }
 }

@@ -55,6 +55,15 @@ pub struct NodeStatus {
     pub stable: u64,
     /// The last decided order of each group.
     pub groups: Vec<(u16, u64)>,
+    /// How many groups are in charge of partitions; 0: an earlier build, which does not say.
+    #[serde(default)]
+    pub groups_in_charge: u16,
+    /// How often that was changed.
+    #[serde(default)]
+    pub assignment_version: u64,
+    /// The order of the last change.
+    #[serde(default)]
+    pub assignment_since: u64,
     /// The last order that its voter has executed without gap; none without a serving voter.
     pub executed: Option<u64>,
     /// The last order that is durable in its database.
@@ -127,6 +136,9 @@ impl StatusBoard {
             .iter()
             .map(|(group, order)| (group.0, order.0))
             .collect();
+        node.groups_in_charge = agreement.groups_in_charge;
+        node.assignment_version = agreement.assignment.version;
+        node.assignment_since = agreement.assignment.since.0;
         node.log_bytes = log_bytes;
         let Some((voter, effects)) = &self.voter else {
             return node;

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use ordering::identifiers::node_client;
+use ordering::identifiers::{administrator, node_client};
 use ordering::message::Request;
 use sql::footprint::Footprint;
 use sql::operation::{Operation, SessionContext, Work};
@@ -92,7 +92,7 @@ async fn what_a_voter_wants_ordered_is_ordered_by_pbft() {
 }
 
 #[test]
-fn the_machines_that_hold_voters_are_clients_and_no_others() {
+fn the_machines_that_hold_voters_and_the_administrator_are_clients_and_no_others() {
     for (agreement, machines) in [(Agreement::MinBft, 4), (Agreement::Pbft, 4)] {
         let directory = tempfile::tempdir().unwrap();
         let file = cluster(directory.path(), agreement);
@@ -103,7 +103,9 @@ fn the_machines_that_hold_voters_are_clients_and_no_others() {
         assert_eq!(file.machines.len(), machines);
         assert!(voters.iter().all(|client| keys.clients.contains_key(client)));
         assert!(!keys.clients.contains_key(&node_client(MachineId(0))));
-        assert_eq!(keys.clients.len(), file.clients.len() + voters.len());
+        let administrator = keys.clients[&administrator()].to_bytes();
+        assert_eq!(Some(administrator), file.administrator);
+        assert_eq!(keys.clients.len(), file.clients.len() + voters.len() + 1);
         assert_eq!(keys.clients[&voters[0]].to_bytes(), m1.identity);
         let identity = Identity::read(&file.layout().machine_identity(MachineId(1))).unwrap();
         let bodies = open_bodies(&file, MachineId(1)).unwrap();

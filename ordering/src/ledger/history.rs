@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::assignment::Assignment;
 use crate::identifiers::{Digest, GroupId, Order, View};
 use crate::ledger::bodies::Bodies;
 use crate::ledger::piece::{History, HistoryEntry};
@@ -49,8 +50,9 @@ impl DecidedHistory {
     ) {
         for operation in operations {
             let bytes = bytes_of(&operation.request);
+            let order = self.point.order.next();
             self.point = HistoryPoint {
-                order: self.point.order.next(),
+                order,
                 time_us: operation.time_us,
                 history: extend_history(
                     &self.point.history,
@@ -61,6 +63,7 @@ impl DecidedHistory {
                 bytes: self.point.bytes + bytes as u64,
                 view,
                 value,
+                assignment: after(self.point.assignment, order, &operation),
             };
             self.tail_bytes += bytes + ENTRY_BYTES;
             self.tail.push_back(operation);
@@ -159,6 +162,12 @@ pub(crate) fn by_group(operations: impl Iterator<Item = (GroupId, CommitDbEntry)
         .collect()
 }
 
+/// The assignment after an operation.
+fn after(assignment: Assignment, order: Order, operation: &HistoryEntry) -> Assignment {
+    let request = operation.request.as_ref();
+    request.map_or(assignment, |request| assignment.after(order, request))
+}
+
 /// Bytes of a body.
 pub(crate) fn bytes_of(request: &Option<Arc<Request>>) -> usize {
     request.as_ref().map_or(0, |request| request.operation.len())
@@ -170,6 +179,7 @@ pub(crate) fn extend_over(point: HistoryPoint, pieces: &[Arc<History>]) -> Histo
     for operation in pieces.iter().flat_map(|piece| &piece.entries) {
         end.history = extend_history(&end.history, operation.group, operation.time_us, &operation.digest);
         end.order = end.order.next();
+        end.assignment = after(end.assignment, end.order, operation);
         end.time_us = operation.time_us;
         end.bytes += bytes_of(&operation.request) as u64;
     }

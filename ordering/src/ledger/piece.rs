@@ -14,7 +14,7 @@ pub(crate) const NOTHING: Digest = [0; 32];
 /// One request that a primary orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct PrepareEntry {
-    /// The group in charge.
+    /// The group in charge, or what the request changes ([`GroupId::change`]).
     pub group: GroupId,
     /// The request's digest.
     pub digest: Digest,

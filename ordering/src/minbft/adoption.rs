@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::assignment::Assignment;
 use crate::configuration::FETCH_REQUESTS_MAX;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::ledger::history::{ANSWER_BYTES_MAX, bytes_of};
@@ -39,12 +40,10 @@ pub(crate) struct Adoption {
     wanted: BTreeSet<Digest>,
 }
 
-/// The entries above an order.
-fn above(outcome: &Outcome, order: Order) -> impl Iterator<Item = &OutcomeEntry> {
-    let numbered = outcome.entries.iter().zip(outcome.base.order.0 + 1..);
-    numbered
-        .filter(move |(_, number)| *number > order.0)
-        .map(|(entry, _)| entry)
+/// The entries above an order, with the assignment in force there.
+fn above(outcome: &Outcome, above: Order) -> impl Iterator<Item = (Assignment, &OutcomeEntry)> {
+    let open = outcome.assigned().filter(move |(order, ..)| *order > above);
+    open.map(|(_, assignment, entry)| (assignment, entry))
 }
 
 impl Adoption {
@@ -55,14 +54,14 @@ impl Adoption {
             stage: Stage::Gathering,
             wanted: BTreeSet::new(),
         };
-        let is_here = |entry: &&OutcomeEntry| {
+        let is_here = |assignment: &Assignment, entry: &OutcomeEntry| {
             // A body that belongs to another group does not count (see `take`).
             let held = core.past.held.get(&entry.digest);
-            held.is_some_and(|(_, request)| core.ledger.configuration.group_of(request.home) == entry.group)
+            held.is_some_and(|(_, request)| core.ledger.configuration.name_of(assignment, request) == entry.group)
         };
         let open = above(&adoption.outcome, core.ledger.history.point.order);
-        let lacking = open.filter(|entry| entry.digest != NOTHING && !is_here(entry));
-        adoption.wanted = lacking.map(|entry| entry.digest).collect();
+        let lacking = open.filter(|(assignment, entry)| entry.digest != NOTHING && !is_here(assignment, entry));
+        adoption.wanted = lacking.map(|(_, entry)| entry.digest).collect();
         // Clients may have sent them again meanwhile.
         let bodies = &core.ledger.bodies;
         let sent = adoption.wanted.iter();
@@ -77,9 +76,12 @@ impl Adoption {
 
     /// Takes a body if the outcome needs it.
     pub(crate) fn take(&mut self, core: &mut Core, digest: Digest, request: &Arc<Request>) {
-        let group = core.ledger.configuration.group_of(request.home);
-        let mut entries = self.outcome.entries.iter();
-        if entries.any(|entry| entry.digest == digest && entry.group != group) {
+        let configuration = &core.ledger.configuration;
+        let mut entries = self.outcome.assigned();
+        let is_other = |assignment: &Assignment, entry: &OutcomeEntry| {
+            entry.digest == digest && entry.group != configuration.name_of(assignment, request)
+        };
+        if entries.any(|(_, assignment, entry)| is_other(&assignment, entry)) {
             // A liar has named another group for it: no correct machine has committed that, so it was not decided. We give no
             // word for a view that begins with it, and it does not come.
             return;
@@ -135,7 +137,7 @@ impl Adoption {
             return false;
         }
         let open = above(&self.outcome, core.ledger.history.point.order);
-        let open: BTreeSet<Digest> = open.map(|entry| entry.digest).collect();
+        let open: BTreeSet<Digest> = open.map(|(_, entry)| entry.digest).collect();
         self.wanted.retain(|digest| open.contains(digest));
         let is_lacking = !self.wanted.is_empty();
         let ahead = core.ledger.checkpoints.ahead.as_ref().map(|ahead| ahead.point.order);

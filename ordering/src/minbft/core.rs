@@ -285,7 +285,7 @@ impl Core {
                     .get(&entry.digest)
                     .map(|(_, request)| Arc::clone(request)),
             };
-            (entry.group, operation)
+            (entry.group.deciding(), operation)
         });
         whole.collect()
     }

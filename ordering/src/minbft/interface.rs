@@ -63,6 +63,11 @@ impl Agreement for Machine {
         };
         let in_flight = live.map_or(0, |live| live.stream.slots.len());
         let stable = ledger.checkpoints.point().order;
+        let assignment = match self.core.role {
+            // Of what it orders it hears with the next checkpoint that it is decided.
+            Role::Sequencer => ledger.checkpoints.point().assignment,
+            Role::Replica => ledger.history.point.assignment,
+        };
         Status {
             phase,
             view,
@@ -81,6 +86,8 @@ impl Agreement for Machine {
             log_first: ledger.log_first,
             flushed: ledger.flushed_by_all(),
             groups: live.map(|live| live.decided_by_group()).unwrap_or_default(),
+            assignment,
+            groups_in_charge: ledger.configuration.in_charge(&assignment),
         }
     }
 

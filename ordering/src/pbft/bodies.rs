@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::configuration::Mutant;
 use crate::identifiers::{Digest, MachineId, Order};
 use crate::ledger::bodies::Place;
 use crate::message::Request;
@@ -70,7 +71,14 @@ impl Core {
             self.ledger.stop_broken();
             return Filled::Known;
         };
-        if self.ledger.configuration.group_of(request.home) != entry.group {
+        let configuration = &self.ledger.configuration;
+        let is_of_now = configuration.is(Mutant::AssignmentOfNow);
+        let assignment = if is_of_now {
+            self.window.next.assignment
+        } else {
+            slot.assignment
+        };
+        if configuration.name_of(&assignment, &request) != entry.group {
             return Filled::WrongGroup;
         }
         let order = Order(slot.batch.first.0 + place.index as u64);

@@ -70,6 +70,8 @@ impl Agreement for Machine {
             log_first: ledger.log_first,
             flushed: ledger.flushed_by_all(),
             groups: groups.collect(),
+            assignment: ledger.history.point.assignment,
+            groups_in_charge: ledger.configuration.in_charge(&ledger.history.point.assignment),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::assignment::Assignment;
 use crate::identifiers::{Digest, GroupId, Order};
 use crate::ledger::{HistoryPoint, StableCheckpoint};
 use crate::message::{CommitDbEntry, Request};
@@ -17,6 +18,8 @@ pub(crate) struct End {
     pub(crate) order: Order,
     /// The time of the last order.
     pub(crate) time_us: u64,
+    /// Which groups are in charge of what follows.
+    pub(crate) assignment: Assignment,
 }
 
 impl End {
@@ -25,14 +28,20 @@ impl End {
             number: point.value + 1,
             order: point.order.next(),
             time_us: point.time_us,
+            assignment: point.assignment,
         }
     }
 
-    pub(crate) fn of(batch: &Batch) -> Self {
+    /// After a batch in which this assignment was in force.
+    pub(crate) fn of(batch: &Batch, assignment: Assignment) -> Self {
+        let last = batch.entries.last();
         End {
             number: batch.number + 1,
             order: batch.last().next(),
             time_us: batch.last_us(),
+            assignment: last.map_or(assignment, |last| {
+                assignment.after_entry(batch.last(), last.group, &last.digest)
+            }),
         }
     }
 
@@ -70,6 +79,8 @@ pub(crate) struct Slot {
     /// The primary's message; none for a batch that the view began with.
     pub(crate) pre_prepare: Option<Arc<PrePrepare>>,
     pub(crate) stage: Stage,
+    /// Which groups are in charge of its entries.
+    pub(crate) assignment: Assignment,
     /// The time stamp was too old when it came: needs f+1 PREPAREs of others first.
     pub(crate) is_late: bool,
     /// The batch and its bodies stand in the log.
@@ -84,9 +95,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn new(batch: &Arc<Batch>, digest: Digest) -> Self {
+    pub(crate) fn new(batch: &Arc<Batch>, digest: Digest, assignment: Assignment) -> Self {
         Slot {
             digest,
+            assignment,
             pre_prepare: None,
             stage: Stage::Waiting,
             is_late: false,
@@ -100,8 +112,8 @@ impl Slot {
     }
 
     /// A batch that is part of the history.
-    pub(crate) fn delivered(batch: &Arc<Batch>, digest: Digest) -> Self {
-        let mut slot = Slot::new(batch, digest);
+    pub(crate) fn delivered(batch: &Arc<Batch>, digest: Digest, assignment: Assignment) -> Self {
+        let mut slot = Slot::new(batch, digest, assignment);
         slot.set_delivered();
         slot.is_logged = true;
         slot
@@ -157,7 +169,7 @@ pub(crate) fn operations<'a>(
                 digest: entry.digest,
                 request: Some(body.clone()?),
             };
-            Some((entry.group, operation))
+            Some((entry.group.deciding(), operation))
         })
 }
 
@@ -227,7 +239,7 @@ impl Window {
             if !self.next.continues(&slot.batch) {
                 return;
             }
-            self.next = End::of(&slot.batch);
+            self.next = End::of(&slot.batch, self.next.assignment);
         }
     }
 

@@ -250,6 +250,8 @@ pub struct Tools<'a> {
     pub faults: u8,
     /// How many groups there are.
     pub groups: u16,
+    /// Whether the number of groups in charge is changed in this run.
+    pub changes_groups: bool,
     /// How many machines there are.
     pub machines: u8,
     /// The machine's ordinary key.
@@ -267,6 +269,16 @@ pub struct Tools<'a> {
 }
 
 impl Tools<'_> {
+    /// A wrong group for an entry. Where groups are changed, now and then that the entry changes their number.
+    pub fn wrong_group(&mut self) -> GroupId {
+        // The last one is no group at all: verification refuses the whole batch.
+        let group = self.rng.random_range(0..=self.groups);
+        if group == self.groups && self.changes_groups {
+            return GroupId::change(self.rng.random_range(0..=self.groups));
+        }
+        GroupId(group)
+    }
+
     /// Notes that a lie is told; [`crate::lies`] counts it.
     pub fn tell(&mut self, lie: &'static str) {
         self.told.push(lie);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
+use ordering::assignment::AssignmentChange;
 use ordering::directory::Directory;
 use ordering::identifiers::{ClientId, Digest, MachineId, Order};
 use ordering::message::{REQUEST_WINDOW, Request};
@@ -123,6 +124,45 @@ impl Client {
     /// Requests that have not ended.
     pub fn unended(&self) -> impl Iterator<Item = (ClientId, u64)> + '_ {
         self.outstanding.keys().map(|number| (self.id, *number))
+    }
+}
+
+/// Has the number of groups changed.
+pub struct Administrator {
+    key: SigningKey,
+    next: u64,
+    /// What was asked for: the machines that get it, as bits, and when it is sent (again), virtual.
+    pub(crate) asked: Vec<(u64, u64, Verified<Arc<Request>>)>,
+}
+
+impl Administrator {
+    /// An administrator with their key.
+    pub fn new(key: SigningKey) -> Self {
+        Administrator {
+            key,
+            next: 1,
+            asked: Vec::new(),
+        }
+    }
+
+    /// Signs a change.
+    pub fn ask(&mut self, change: AssignmentChange) -> Request {
+        self.next += 1;
+        change.request(self.next, &self.key)
+    }
+
+    /// What is due to be sent, when this version is there.
+    pub fn due(&mut self, now_us: u64, version: u64) -> Vec<(u64, Verified<Arc<Request>>)> {
+        let mut due = Vec::new();
+        for (audience, next_us, verified) in &mut self.asked {
+            if *next_us > now_us {
+                continue;
+            }
+            let is_wanted = AssignmentChange::of(verified.message()).is_some_and(|change| change.version > version);
+            *next_us = if is_wanted { now_us + RESEND_US } else { u64::MAX };
+            due.push((*audience, verified.clone()));
+        }
+        due
     }
 }
 

@@ -58,8 +58,12 @@ macro_rules! options {
 options! {
     /// f.
     faults: u8,
-    /// How many groups there are.
+    /// How many groups are in charge at first.
     groups: u16,
+    /// How many more groups there are, which may be in charge later.
+    groups_spare: u16,
+    /// Times that the administrator changes how many groups are in charge.
+    scalings: u32,
     /// Correct clients.
     clients: u32,
     /// Byzantine clients.
@@ -127,6 +131,8 @@ impl Options {
             seed,
             faults,
             groups: rng.random_range(1..=3),
+            groups_spare: 0,
+            scalings: 0,
             clients: rng.random_range(1..=4),
             byzantine_clients: if rng.random_bool(0.3) { 1 } else { 0 },
             requests: rng.random_range(5..=60),
@@ -206,6 +212,11 @@ impl Options {
             }
         }
         Ok(options)
+    }
+
+    /// How many groups there are, whether they are in charge or not.
+    pub fn groups_in_all(&self) -> u16 {
+        self.groups + self.groups_spare
     }
 
     /// What an adversary does with a machine, if it has it.

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ordering::assignment::Assignment;
 use ordering::configuration::group_of;
-use ordering::identifiers::{Digest, GroupId, MachineId, Order};
+use ordering::identifiers::{Digest, GroupId, MachineId, Order, administrator};
 use ordering::ledger::client_table::ClientTable;
 use ordering::message::{CommitDb, CommitDbEntry, ReplyCommitDb, Request};
 
@@ -81,19 +82,32 @@ pub struct Database {
     /// The last order that it holds.
     pub order: Order,
     clients: ClientTable,
+    assignment: Assignment,
+}
+
+/// The group that decides a request; `groups`: how many are in charge at first, and how many there are.
+pub(crate) fn deciding(assignment: &Assignment, (at_first, groups): (u16, u16), request: &Request) -> GroupId {
+    if request.client == administrator() {
+        return GroupId(0);
+    }
+    group_of(request.home, assignment.in_charge(at_first, groups))
 }
 
 /// One voter.
 pub struct Voter {
     quorum: usize,
-    groups: u16,
+    /// How many groups are in charge at first, and how many there are.
+    groups: (u16, u16),
     pending: BTreeMap<Order, Pending>,
     /// The last order that was executed, and the last that the database would keep now.
     executed: Order,
     flushed: Order,
     clients: ClientTable,
-    /// (client table after it) at the flushed order.
+    /// Which groups are in charge of the next order.
+    assignment: Assignment,
+    /// (client table and assignment after it) at the flushed order.
     flushed_clients: ClientTable,
+    flushed_assignment: Assignment,
     /// Where the logs of replicas begin that could not give what it lacks.
     logs_begin: BTreeMap<MachineId, Order>,
     /// The order at the last tick, to see whether anything moves.
@@ -102,8 +116,8 @@ pub struct Voter {
 }
 
 impl Voter {
-    /// A voter with an empty database.
-    pub fn new(quorum: usize, groups: u16) -> Self {
+    /// A voter with an empty database; `groups`: how many are in charge at first, and how many there are.
+    pub fn new(quorum: usize, groups: (u16, u16)) -> Self {
         Voter {
             quorum,
             groups,
@@ -111,7 +125,9 @@ impl Voter {
             executed: Order(0),
             flushed: Order(0),
             clients: ClientTable::default(),
+            assignment: Assignment::FIRST,
             flushed_clients: ClientTable::default(),
+            flushed_assignment: Assignment::FIRST,
             logs_begin: BTreeMap::new(),
             mark: Order(0),
             ticks: 0,
@@ -129,12 +145,14 @@ impl Voter {
         self.logs_begin.clear();
         self.executed = self.flushed;
         self.clients = self.flushed_clients.clone();
+        self.assignment = self.flushed_assignment;
     }
 
     /// The database flushes what was executed.
     pub fn flush(&mut self) {
         self.flushed = self.executed;
         self.flushed_clients = self.clients.clone();
+        self.flushed_assignment = self.assignment;
     }
 
     /// A replica has cut off what the voter lacks. When f+1 have: the first order that one of them still has. (Those that
@@ -152,6 +170,7 @@ impl Voter {
         Database {
             order: self.flushed,
             clients: self.flushed_clients.clone(),
+            assignment: self.flushed_assignment,
         }
     }
 
@@ -159,6 +178,7 @@ impl Voter {
     pub fn repair(&mut self, database: Database) {
         self.flushed = database.order;
         self.flushed_clients = database.clients;
+        self.flushed_assignment = database.assignment;
         self.crash();
     }
 
@@ -219,7 +239,10 @@ impl Voter {
             .is_some_and(|request| self.clients.record(request.client, request.number, request.floor));
         let is_home = request
             .as_ref()
-            .is_some_and(|request| group_of(request.home, self.groups) == group);
+            .is_some_and(|request| deciding(&self.assignment, self.groups, request) == group);
+        if let Some(request) = &request {
+            self.assignment = self.assignment.after(order, request);
+        }
         Some(Executed {
             order,
             group,
@@ -266,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_voter_needs_a_quorum_for_the_next_order_and_keeps_what_was_flushed() {
-        let mut voter = Voter::new(2, 1);
+        let mut voter = Voter::new(2, (1, 1));
         voter.count(MachineId(1), &message(2, 0));
         voter.count(MachineId(2), &message(2, 0));
         assert!(voter.execute().is_none(), "order 1 comes first");

@@ -154,6 +154,28 @@ fn pbft_seeds() {
     no_violation::<Pbft>("requests=10");
 }
 
+/// The number of groups is changed several times, rightly and wrongly, while machines crash and lie.
+fn groups_change<P: Protocol>(seeds: u64, options: &str) {
+    let options = format!("scalings=6 groups_spare=3 {options}");
+    let summary = campaign::<P>(0..seeds, &overrides(&options), campaign::threads(), 3, |_| {}).unwrap();
+    println!("{}: {}", P::NAME, summary.line());
+    let failures = summary.failures.iter();
+    let failures: Vec<_> = failures
+        .filter_map(|outcome| Some(format!("{}\n{}", outcome.violation.as_ref()?, outcome.options)))
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn minbft_groups_change() {
+    groups_change::<MinBft>(60, "");
+}
+
+#[test]
+fn pbft_groups_change() {
+    groups_change::<Pbft>(60, "requests=10");
+}
+
 #[test]
 fn minbft_regressions() {
     no_regression::<MinBft>();

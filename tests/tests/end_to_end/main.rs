@@ -14,6 +14,7 @@ mod pgbench;
 mod psql;
 mod rejoin;
 mod repair;
+mod scale;
 mod temporary;
 mod tpcc;
 mod waiting;

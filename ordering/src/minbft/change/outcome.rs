@@ -20,7 +20,7 @@ use crate::minbft::wire::outcome::{Outcome, OutcomeEntry};
 ///    one is in it, or was committed in its view. Above the base its entries follow.
 /// 3. Then the PREPAREs of the basis' view, in counter order. A group's share of a batch may have been decided
 ///    only if at most f of these machines did not commit it: such shares stay, all others become nothing, and
-///    their requests will be ordered again.
+///    their requests will be ordered again. A change of the assignment that does not stay ends the outcome.
 /// 4. The counters of these machines are admitted where they are; restarted ones with their new epoch (rule
 ///    AdmittedEpochs); all others stay as they were.
 ///
@@ -108,14 +108,18 @@ fn follow_prepares(
     let needed = changes.len().saturating_sub(usize::from(unseen_max));
     let mut next = Order(base.order.0 + entries.len() as u64 + 1);
     let mut kept = entries.len();
-    for (value, prepare) in by_value {
+    'batches: for (value, prepare) in by_value {
         if prepare.first != next {
             // At or below the base; there is no gap above it in what any of them shows.
             continue;
         }
         for (index, entry) in prepare.entries.iter().enumerate() {
-            let count = committed.get(&(entry.group, value)).map_or(0, BTreeSet::len);
+            let count = committed.get(&(entry.group.deciding(), value)).map_or(0, BTreeSet::len);
             let may_be_decided = count >= needed;
+            if !may_be_decided && entry.group.is_change() {
+                // It was not decided, so no correct replica has committed anything behind it (rule ChangesDivide).
+                break 'batches;
+            }
             entries.push(OutcomeEntry {
                 group: entry.group,
                 time_us: prepare.time_us + index as u64,

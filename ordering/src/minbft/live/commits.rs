@@ -99,9 +99,11 @@ impl Live {
         if state.certifying || !core.runs.has_room(core.ledger.configuration.evidence_bytes_max()) {
             return;
         }
+        let is_divided = !core.ledger.configuration.is(Mutant::CommitBehindChange);
+        let divide = if is_divided { self.stream.divide() } else { u64::MAX };
         let (mut batches, mut share) = (Vec::new(), Vec::new());
         while let Some(slot) = state.to_commit.front().and_then(|value| self.stream.slot_mut(*value)) {
-            if batches.len() == COMMIT_BATCHES_MAX || !is_ready(slot, group, quorum) {
+            if batches.len() == COMMIT_BATCHES_MAX || slot.value > divide || !is_ready(slot, group, quorum) {
                 break;
             }
             state.to_commit.pop_front();

@@ -21,6 +21,9 @@ impl Live {
     /// Extends the history by the batches that are decided in all of their groups.
     pub(super) fn extend_history(&mut self, core: &mut Core) {
         while let Some(slot) = self.stream.pop_delivered() {
+            if slot.is_change() {
+                self.touch_all();
+            }
             let before = core.ledger.history.point;
             let operations = slot.operations();
             let operations: Vec<_> = operations
@@ -101,7 +104,7 @@ impl Live {
         for (_, operation) in passed.flat_map(|slot| slot.operations()) {
             core.ledger.bodies.forget_location(&operation.digest, operation.order);
         }
-        self.stream.jump(point.value, point.order.next(), point.time_us);
+        self.stream.jump(point);
         self.committed = self.committed.max(point.value);
         for group in &mut self.groups {
             group.jump(point.value);

@@ -76,11 +76,12 @@ impl Live {
         let value = admission.positions.first().copied().unwrap_or(0);
         let point = core.ledger.history.point;
         let (stream, groups) = if core.is_sequencer() {
-            (Stream::new(value, outcome.end(), outcome.time_us()), Vec::new())
+            let stream = Stream::new(value, outcome.end(), outcome.time_us(), outcome.assignment());
+            (stream, Vec::new())
         } else {
             let groups = (0..core.ledger.configuration.groups).map(|group| new_group(core, proof, GroupId(group)));
             (
-                Stream::new(point.value, point.order.next(), point.time_us),
+                Stream::new(point.value, point.order.next(), point.time_us, point.assignment),
                 groups.collect(),
             )
         };
@@ -169,9 +170,13 @@ impl Live {
     pub(crate) fn pump(&mut self, core: &mut Core) {
         self.look_at_groups(core);
         self.extend_history(core);
-        // A checkpoint may have shown how far others have followed somebody.
+        // A checkpoint may have shown how far others have followed somebody, or a change been decided that others waited for.
         self.look_at_groups(core);
         self.extend_history(core);
+        while !self.touched.is_empty() {
+            self.look_at_groups(core);
+            self.extend_history(core);
+        }
         self.tell_progress(core);
         self.order_batches(core);
     }
@@ -245,6 +250,12 @@ impl Live {
                 first.unwrap_or(self.stream.next),
                 core.ledger.history.point.order.next(),
                 "the stream continues the history"
+            );
+            let first = self.stream.slots.front().map(|slot| slot.assignment);
+            assert_eq!(
+                first.unwrap_or(self.stream.assignment),
+                core.ledger.history.point.assignment,
+                "what PREPAREs say of groups is what their bodies change"
             );
         }
     }

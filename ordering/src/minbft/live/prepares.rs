@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::agreement::MisbehaviourKind;
-use crate::configuration::{WATERMARK_BYTES, WATERMARK_ORDERS};
+use crate::assignment::Assignment;
+use crate::configuration::{Mutant, WATERMARK_BYTES, WATERMARK_ORDERS};
 use crate::identifiers::{Digest, GroupId};
 use crate::ledger::bodies::Place;
 use crate::message::Request;
@@ -87,8 +88,13 @@ impl Live {
     /// Puts a body in its place in the PREPARE stream.
     pub(crate) fn fill(&mut self, core: &mut Core, place: Place, digest: Digest, request: Arc<Request>) {
         let configuration = &core.ledger.configuration;
-        let group = self.stream.group_at(place.value, place.index);
-        if group.is_some_and(|group| group != configuration.group_of(request.home)) {
+        let named = self.stream.name_at(place.value, place.index);
+        let is_other = |(name, of_order): (GroupId, Assignment)| {
+            let is_of_now = configuration.is(Mutant::AssignmentOfNow);
+            let assignment = if is_of_now { self.stream.assignment } else { of_order };
+            name != configuration.name_of(&assignment, &request)
+        };
+        if named.is_some_and(is_other) {
             // Only with the body this shows. The share is never committed here, and the request waits for the next
             // primary.
             let (now_us, bytes_max) = (core.now_us(), configuration.client_bytes_max);

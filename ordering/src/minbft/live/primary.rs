@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::agreement::To;
+use crate::assignment::Assignment;
 use crate::configuration::{Configuration, Mutant, PRIMARY_SLOT};
-use crate::identifiers::{Digest, GroupId, MachineId, Order};
+use crate::identifiers::{Digest, MachineId, Order};
 use crate::ledger::PrepareEntry;
 use crate::ledger::client_table::ClientTable;
 use crate::message::Request;
@@ -25,7 +26,6 @@ pub(crate) const ISSUED_KEPT: usize = 512;
 #[derive(Debug)]
 struct Queued {
     digest: Digest,
-    group: GroupId,
     request: Arc<Request>,
 }
 
@@ -52,6 +52,8 @@ pub(crate) struct Primary {
     pub(crate) next: Order,
     /// The time of the last entry.
     time_us: u64,
+    /// Which groups are in charge of the next entry.
+    assignment: Assignment,
     /// Numbers that were queued in this view.
     clients: ClientTable,
     queue: VecDeque<Queued>,
@@ -71,11 +73,12 @@ pub(crate) struct Primary {
 
 impl Primary {
     /// `value`: the position of the own counter; `replicas`: whose progress counts, `quorum` of them suffice.
-    fn new(value: u64, next: Order, time_us: u64, replicas: impl Iterator<Item = MachineId>, quorum: u32) -> Self {
+    fn new(value: u64, outcome: &Outcome, replicas: impl Iterator<Item = MachineId>, quorum: u32) -> Self {
         Primary {
             quorum,
-            next,
-            time_us,
+            next: outcome.end(),
+            time_us: outcome.time_us(),
+            assignment: outcome.assignment(),
             clients: ClientTable::default(),
             queue: VecDeque::new(),
             certifying: 0,
@@ -91,13 +94,7 @@ impl Primary {
     pub(crate) fn begin(core: &Core, outcome: &Outcome, value: u64) -> Self {
         let configuration = &core.ledger.configuration;
         let replicas = configuration.replica_machines();
-        let mut leading = Primary::new(
-            value,
-            outcome.end(),
-            outcome.time_us(),
-            replicas,
-            configuration.quorum(),
-        );
+        let mut leading = Primary::new(value, outcome, replicas, configuration.quorum());
         for (digest, request) in core.ledger.bodies.pending_in_order() {
             leading.queue(*digest, Arc::clone(request), configuration);
         }
@@ -113,8 +110,7 @@ impl Primary {
         if !(is_new || configuration.is(Mutant::OrderTwice)) {
             return false;
         }
-        let group = configuration.group_of(request.home);
-        self.queue.push_back(Queued { digest, group, request });
+        self.queue.push_back(Queued { digest, request });
         true
     }
 
@@ -155,11 +151,18 @@ impl Primary {
                 break;
             }
             let Some(queued) = self.queue.pop_front() else { break };
+            let name = configuration.name_of(&self.assignment, &queued.request);
+            let order = Order(batch.first.0 + batch.entries.len() as u64);
+            self.assignment = self.assignment.after_entry(order, name, &queued.digest);
             batch.entries.push(PrepareEntry {
-                group: queued.group,
+                group: name,
                 digest: queued.digest,
             });
             batch.requests.push(queued.request);
+            if name.asked().is_some() {
+                // One assignment is in force for all entries of a batch.
+                break;
+            }
         }
         self.time_us = batch.time_us + batch.entries.len() as u64 - 1;
         self.next = Order(batch.first.0 + batch.entries.len() as u64);

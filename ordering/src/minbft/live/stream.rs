@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::assignment::Assignment;
 use crate::configuration::PREPARE_WINDOW;
 use crate::identifiers::{Digest, GroupId, MachineId, Order};
+use crate::ledger::HistoryPoint;
 use crate::message::{CommitDbEntry, Request};
 use crate::minbft::wire::ordered::Prepare;
 
@@ -56,6 +58,8 @@ pub(crate) struct Slot {
     by_group: Vec<usize>,
     /// Ascending by group.
     pub(crate) shares: Vec<Share>,
+    /// Which groups are in charge of its entries.
+    pub(crate) assignment: Assignment,
     /// The time stamp was too old when it came: needs f+1 COMMITs of others first.
     pub(crate) late: bool,
     /// The PREPARE stands in the log.
@@ -67,9 +71,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    fn new(prepare: Arc<Prepare>, digest: Digest) -> Self {
+    fn new(prepare: Arc<Prepare>, digest: Digest, assignment: Assignment) -> Self {
         let mut by_group: Vec<usize> = (0..prepare.entries.len()).collect();
-        let group_of = |index: &usize| prepare.entries.get(*index).map(|entry| entry.group).unwrap_or_default();
+        let name = |index: &usize| prepare.entries.get(*index).map(|entry| entry.group);
+        let group_of = |index: &usize| name(index).unwrap_or_default().deciding();
         by_group.sort_by_key(group_of);
         let mut shares: Vec<Share> = Vec::new();
         for (position, index) in by_group.iter().enumerate() {
@@ -96,6 +101,7 @@ impl Slot {
             unlogged: shares.len(),
             undelivered: shares.len(),
             shares,
+            assignment,
             late: false,
             logged: false,
             digest,
@@ -131,7 +137,7 @@ impl Slot {
             .prepare
             .entries
             .get(index)
-            .map(|entry| entry.group)
+            .map(|entry| entry.group.deciding())
             .unwrap_or_default();
         if let Some(share) = self.share_mut(group) {
             share.missing -= 1;
@@ -165,7 +171,12 @@ impl Slot {
             digest: entry.digest,
             request: self.bodies.get(index)?.clone(),
         };
-        Some((entry.group, operation))
+        Some((entry.group.deciding(), operation))
+    }
+
+    /// Whether it changes which groups are in charge of what follows.
+    pub(crate) fn is_change(&self) -> bool {
+        self.prepare.entries.last().is_some_and(|entry| entry.group.is_change())
     }
 }
 
@@ -183,6 +194,10 @@ pub(crate) struct Stream {
     pub(crate) next: Order,
     /// The time of the last order that was followed.
     pub(crate) time_us: u64,
+    /// Which groups are in charge of what follows.
+    pub(crate) assignment: Assignment,
+    /// The values of the batches in `slots` that change that, ascending.
+    changes: VecDeque<u64>,
     /// Batches that are not delivered; values without gap, up to `value`.
     pub(crate) slots: VecDeque<Slot>,
     /// PREPAREs ahead of a gap, by value.
@@ -203,11 +218,13 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(value: u64, next: Order, time_us: u64) -> Self {
+    pub(crate) fn new(value: u64, next: Order, time_us: u64, assignment: Assignment) -> Self {
         Stream {
             value,
             next,
             time_us,
+            assignment,
+            changes: VecDeque::new(),
             slots: VecDeque::new(),
             window: BTreeMap::new(),
             kept: VecDeque::new(),
@@ -252,7 +269,16 @@ impl Stream {
         self.time_us = prepare.time_us + prepare.entries.len() as u64 - 1;
         self.shown_bytes += encoded_bytes(&prepare);
         self.kept.push_back(Arc::clone(&prepare));
-        self.slots.push_back(Slot::new(prepare, digest));
+        let slot = Slot::new(prepare, digest, self.assignment);
+        if let Some(last) = slot.prepare.entries.last() {
+            self.assignment = self
+                .assignment
+                .after_entry(slot.prepare.last(), last.group, &last.digest);
+        }
+        if slot.is_change() {
+            self.changes.push_back(slot.value);
+        }
+        self.slots.push_back(slot);
         self.slots.back_mut()
     }
 
@@ -268,9 +294,16 @@ impl Stream {
         self.slots.get_mut(usize::try_from(index).ok()?)
     }
 
-    /// The group that an entry of a batch was given to.
-    pub(crate) fn group_at(&self, value: u64, index: usize) -> Option<GroupId> {
-        Some(self.slot(value)?.prepare.entries.get(index)?.group)
+    /// The name of an entry of a batch (its group, or what it changes), and the assignment in force there.
+    pub(crate) fn name_at(&self, value: u64, index: usize) -> Option<(GroupId, Assignment)> {
+        let slot = self.slot(value)?;
+        Some((slot.prepare.entries.get(index)?.group, slot.assignment))
+    }
+
+    /// The last batch that may be committed: the first one that changes the assignment, as long as that is not part of the history
+    /// (rule ChangesDivide).
+    pub(crate) fn divide(&self) -> u64 {
+        self.changes.front().copied().unwrap_or(u64::MAX)
     }
 
     /// An operation that its group has decided, whole, although others have not.
@@ -291,7 +324,7 @@ impl Stream {
     pub(crate) fn fill(&mut self, value: u64, index: usize, request: Arc<Request>) -> Option<(Order, GroupId)> {
         let bytes = request.operation.len();
         let slot = self.slot_mut(value)?;
-        let group = slot.prepare.entries.get(index)?.group;
+        let group = slot.prepare.entries.get(index)?.group.deciding();
         let order = Order(slot.prepare.first.0 + index as u64);
         if !slot.fill(index, request) {
             return None;
@@ -309,6 +342,7 @@ impl Stream {
     fn pop(&mut self) -> Option<Slot> {
         let slot = self.slots.pop_front()?;
         self.bytes -= slot.bytes();
+        self.changes.pop_front_if(|value| *value == slot.value);
         Some(slot)
     }
 
@@ -357,14 +391,16 @@ impl Stream {
     }
 
     /// Jumps: everything up to this place is decided and logged.
-    pub(crate) fn jump(&mut self, value: u64, next: Order, time_us: u64) {
+    pub(crate) fn jump(&mut self, point: &HistoryPoint) {
+        let value = point.value;
         while self.slots.front().is_some_and(|slot| slot.value <= value) {
             self.pop();
         }
         if value > self.value {
             self.value = value;
-            self.next = next;
-            self.time_us = time_us;
+            self.next = point.order.next();
+            self.time_us = point.time_us;
+            self.assignment = point.assignment;
             self.kept.clear();
             self.shown_bytes = 0;
             self.window = self.window.split_off(&(value + 1));
@@ -394,6 +430,8 @@ impl Stream {
                 .is_none_or(|(value, _)| *value > self.value)
         );
         assert_eq!(self.bytes, self.slots.iter().map(Slot::bytes).sum::<usize>());
+        let changes = self.slots.iter().filter(|slot| slot.is_change());
+        assert!(changes.map(|slot| slot.value).eq(self.changes.iter().copied()));
         for slot in &self.slots {
             assert_eq!(
                 slot.unlogged,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
-use crate::identifiers::{Digest, MachineId, View};
+use crate::assignment::Assignment;
+use crate::identifiers::{Digest, GroupId, MachineId, Order, View};
+use crate::ledger::HistoryPoint;
 use crate::minbft::adoption::{Adoption, Stage};
 use crate::minbft::core::{Core, Then};
 use crate::minbft::start::leader::Leader;
@@ -28,6 +30,29 @@ pub(crate) struct Attempt {
     acknowledgements: BTreeMap<MachineId, (Digest, [u8; 64])>,
     /// How often this machine has announced itself: whose turn it is to be asked.
     rounds: u64,
+}
+
+/// The assignments in force above a base, ascending, as far as our log knows: from how the last live view began, and what was
+/// prepared in it. An order that was decided above the base was committed under one of them.
+fn known_assignments(core: &Core, base: &HistoryPoint) -> Vec<Assignment> {
+    let mut known = vec![base.assignment];
+    let mut follow = |order: Order, name: GroupId, digest: &Digest| {
+        let last = known.last().copied().unwrap_or(base.assignment);
+        let next = last.after_entry(order, name, digest);
+        if order > base.order && next != last && order > last.since {
+            known.push(next);
+        }
+    };
+    let live = core.past.live.iter();
+    for (order, _, entry) in live.flat_map(|live| live.outcome.assigned()) {
+        follow(order, entry.group, &entry.digest);
+    }
+    for prepare in &core.past.prepares {
+        if let Some(last) = prepare.entries.last() {
+            follow(prepare.last(), last.group, &last.digest);
+        }
+    }
+    known
 }
 
 /// Whether this machine may take part in an attempt at all: its counter is the one that was collected, and so is everybody
@@ -94,11 +119,20 @@ impl Attempt {
 
     /// Tells the leader what our log holds above the base.
     fn report(&mut self, core: &mut Core, leader: Option<&mut Leader>) {
-        let base = self.collect.base().order;
+        let point = self.collect.base();
+        let base = point.order;
         let configuration = &core.ledger.configuration;
+        let assignments = known_assignments(core, &point);
         let above = |prepare: &&Arc<Prepare>| prepare.last() > base;
         let held = core.past.held.iter().filter(|(_, (order, _))| *order > base);
-        let held = held.map(|(digest, (_, request))| (*digest, configuration.group_of(request.home)));
+        let held = held.map(|(digest, (order, request))| {
+            let mut before = assignments.iter().rev();
+            let assignment = before.find(|assignment| assignment.since < *order);
+            (
+                *digest,
+                configuration.name_of(assignment.unwrap_or(&point.assignment), request),
+            )
+        });
         let mut report = Report {
             machine: core.own(),
             collect: self.digest,

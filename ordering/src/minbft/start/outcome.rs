@@ -19,7 +19,8 @@ use crate::minbft::wire::start::{Collect, Report};
 ///    they continue without gap. Whatever was decided is among them: f+1 replicas had logged it, and the log of
 ///    each correct one is here.
 /// 4. An entry whose body nobody holds, for the group that it was given to, was not decided; it becomes nothing. (No
-///    correct machine commits a share with a request that another group is in charge of.)
+///    correct machine commits a share with a request that another group is in charge of.) A change of the assignment that
+///    becomes nothing ends the outcome.
 ///
 /// None: the evidence contradicts itself, so more than f machines are faulty, or the reports are not complete.
 pub(crate) fn compute(collect: &Collect, reports: &[Arc<Report>]) -> Option<Outcome> {
@@ -34,11 +35,18 @@ pub(crate) fn compute(collect: &Collect, reports: &[Arc<Report>]) -> Option<Outc
         follow_prepares(live, reports, &base, &mut entries);
     }
     let held: BTreeSet<_> = reports.iter().flat_map(|report| report.held.iter().copied()).collect();
-    for entry in &mut entries {
-        if !held.contains(&(entry.digest, entry.group)) {
-            entry.digest = NOTHING;
+    let mut kept = entries.len();
+    for (index, entry) in entries.iter_mut().enumerate() {
+        if held.contains(&(entry.digest, entry.group)) {
+            continue;
         }
+        if entry.group.is_change() {
+            // It was not decided, so no correct replica has committed anything behind it (rule ChangesDivide).
+            kept = kept.min(index);
+        }
+        entry.digest = NOTHING;
     }
+    entries.truncate(kept);
     let admitted = collect
         .hellos
         .iter()

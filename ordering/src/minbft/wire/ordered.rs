@@ -3,6 +3,7 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use trusted_counter::UniqueWarrant;
 
+use crate::assignment::are_possible;
 use crate::check::{NUMBER_MAX, UNSIGNED, bounded, ensure};
 use crate::configuration::{BATCH_ENTRIES_LIMIT, COMMIT_BATCHES_MAX, PRIMARY_SLOT, is_replica, replica_slot};
 use crate::directory::Directory;
@@ -99,12 +100,11 @@ pub(crate) fn verify_prepare(prepare: &Prepare, directory: &Directory) -> Result
     ensure(prepare.first.0 <= NUMBER_MAX && prepare.time_us <= NUMBER_MAX && prepare.view.0 <= NUMBER_MAX)?;
     ensure(prepare.warrant.value <= NUMBER_MAX)?;
     // The zero digest stands for nothing to run: only a start may say that.
-    ensure(
-        prepare
-            .entries
-            .iter()
-            .all(|entry| is_group(entry.group, directory) && entry.digest != UNSIGNED),
-    )?;
+    ensure(prepare.entries.iter().all(|entry| entry.digest != UNSIGNED))?;
+    ensure(are_possible(
+        prepare.entries.iter().map(|entry| entry.group),
+        directory.groups,
+    ))?;
     let digest = prepare.own_digest();
     directory.verify_warrant(
         primary(prepare.view, directory),

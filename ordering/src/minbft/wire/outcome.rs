@@ -5,6 +5,7 @@ use std::io;
 use borsh::{BorshDeserialize, BorshSerialize};
 use trusted_counter::UniqueWarrant;
 
+use crate::assignment::Assignment;
 use crate::check::{NUMBER_MAX, bounded, ensure};
 use crate::configuration::{is_replica, replica_slot};
 use crate::directory::Directory;
@@ -18,7 +19,7 @@ use crate::verified::Rejection;
 /// One operation that a start takes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct OutcomeEntry {
-    /// The group.
+    /// The group, or what the request changes ([`GroupId::change`]).
     pub group: GroupId,
     /// The time that the former primary stamped.
     pub time_us: u64,
@@ -67,6 +68,25 @@ impl Outcome {
     /// The time of the last operation that it takes over.
     pub fn time_us(&self) -> u64 {
         self.entries.last().map_or(self.base.time_us, |entry| entry.time_us)
+    }
+
+    /// What it takes over: order, the assignment in force there, and the entry.
+    pub(crate) fn assigned(&self) -> impl Iterator<Item = (Order, Assignment, &OutcomeEntry)> {
+        let mut assignment = self.base.assignment;
+        let numbered = (self.base.order.0 + 1..).map(Order).zip(&self.entries);
+        numbered.map(move |(order, entry)| {
+            let before = assignment;
+            assignment = before.after_entry(order, entry.group, &entry.digest);
+            (order, before, entry)
+        })
+    }
+
+    /// Which groups are in charge of what follows.
+    pub fn assignment(&self) -> Assignment {
+        let last = self.assigned().last();
+        last.map_or(self.base.assignment, |(order, before, entry)| {
+            before.after_entry(order, entry.group, &entry.digest)
+        })
     }
 
     /// The last value of a machine's counter before the view, for a slot.

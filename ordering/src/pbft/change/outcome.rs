@@ -53,7 +53,7 @@ pub(crate) fn compute<'a>(
         if !end.continues(&certificate.batch) {
             break;
         }
-        end = End::of(&certificate.batch);
+        end = End::of(&certificate.batch, end.assignment);
         batches.push(Arc::clone(&certificate.batch));
     }
     Outcome { stable, batches }

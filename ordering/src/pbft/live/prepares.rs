@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::agreement::{MisbehaviourKind, To};
+use crate::assignment::Assignment;
 use crate::configuration::{WATERMARK_BYTES, WATERMARK_ORDERS};
 use crate::identifiers::{Digest, MachineId};
 use crate::ledger::bodies::Place;
@@ -45,7 +46,7 @@ impl Live {
                 return;
             }
             self.proposals.remove(&proposal.batch.number);
-            let mut slot = Slot::new(&proposal.batch, digest);
+            let mut slot = Slot::new(&proposal.batch, digest, core.window.next.assignment);
             let behind_us = core.ledger.now.wall_us.saturating_sub(proposal.batch.time_us);
             slot.is_late = behind_us > core.ledger.configuration.clock_behind_max_us;
             slot.pre_prepare = Some(proposal);
@@ -56,8 +57,8 @@ impl Live {
     /// Takes the next batch of the view: looks for its bodies, and votes when they are here.
     fn install(&mut self, core: &mut Core, slot: Slot) {
         let (number, batch, needs_bodies) = (slot.batch.number, Arc::clone(&slot.batch), slot.missing > 0);
+        core.window.next = End::of(&batch, slot.assignment);
         core.window.slots.insert(number, slot);
-        core.window.next = End::of(&batch);
         core.window.skip_accepted();
         if needs_bodies {
             self.find_bodies(core, &batch);
@@ -65,17 +66,18 @@ impl Live {
         self.accept(core, number);
     }
 
-    /// Takes a batch with which the view begins; what is known of it already stays.
-    pub(crate) fn install_again(&mut self, core: &mut Core, batch: &Arc<Batch>) {
+    /// Takes a batch with which the view begins; what is known of it already stays. `assignment`: which groups are in charge of it.
+    pub(crate) fn install_again(&mut self, core: &mut Core, batch: &Arc<Batch>, assignment: Assignment) {
         let number = batch.number;
         if number <= core.window.low_point().value {
-            core.window.next = End::of(batch);
+            core.window.next = End::of(batch, assignment);
             return;
         }
         let digest = batch.digest();
         let slot = match core.window.slots.remove(&number) {
             Some(mut slot) if slot.digest == digest => {
                 slot.stage = Stage::Waiting;
+                slot.assignment = assignment;
                 slot.is_late = false;
                 slot.pre_prepare = None;
                 slot
@@ -87,9 +89,9 @@ impl Live {
             }
             None if number <= core.ledger.history.point.value => {
                 // Fetched from a peer: it stands in our log.
-                Slot::delivered(batch, digest)
+                Slot::delivered(batch, digest, assignment)
             }
-            None => Slot::new(batch, digest),
+            None => Slot::new(batch, digest, assignment),
         };
         self.install(core, slot);
     }

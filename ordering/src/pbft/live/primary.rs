@@ -67,11 +67,16 @@ impl Primary {
             if is_full {
                 break;
             }
+            let name = configuration.name_of(&core.window.next.assignment, request);
             entries.push(PrepareEntry {
-                group: configuration.group_of(request.home),
+                group: name,
                 digest: *digest,
             });
             self.pop();
+            if name.asked().is_some() {
+                // One assignment is in force for all entries of a batch.
+                break;
+            }
         }
         entries
     }

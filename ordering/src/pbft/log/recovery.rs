@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::assignment::Assignment;
 use crate::identifiers::{Digest, MachineId, Order, View};
 use crate::ledger::bodies::Bodies;
 use crate::ledger::client_table::ClientTable;
@@ -15,7 +16,7 @@ use crate::message::Request;
 use crate::pbft::core::{HISTORY_VIEW, LoggedView};
 use crate::pbft::log::record::{Record, Resume};
 use crate::pbft::phase::Begin;
-use crate::pbft::window::{Slot, Stage, Window, operations, point_of};
+use crate::pbft::window::{End, Slot, Stage, Window, operations, point_of};
 use crate::pbft::wire::change::RequestViewChange;
 use crate::pbft::wire::ordered::{Batch, Certificate};
 
@@ -243,12 +244,14 @@ impl Recovery {
     /// The batches above the low end, as they were; those of the view in the stage that the log proves.
     fn window(&mut self) -> Window {
         let mut window = Window::above(self.low.take());
+        let mut end = window.next;
         for (number, accepted) in std::mem::take(&mut self.accepted) {
             let mut slot = if accepted.is_delivered {
-                Slot::delivered(&accepted.batch, accepted.digest)
+                Slot::delivered(&accepted.batch, accepted.digest, end.assignment)
             } else {
-                self.restore_slot(accepted.requests, &accepted.batch, accepted.digest)
+                self.restore_slot(accepted.requests, &accepted.batch, accepted.digest, end.assignment)
             };
+            end = End::of(&accepted.batch, end.assignment);
             if self.is_active && Some(accepted.view) == self.view {
                 let certificate = self.certificates.get(&number);
                 let is_prepared = certificate.is_some_and(|certificate| certificate.view == accepted.view)
@@ -262,8 +265,14 @@ impl Recovery {
         window
     }
 
-    fn restore_slot(&mut self, requests: Vec<Arc<Request>>, batch: &Arc<Batch>, digest: Digest) -> Slot {
-        let mut slot = Slot::new(batch, digest);
+    fn restore_slot(
+        &mut self,
+        requests: Vec<Arc<Request>>,
+        batch: &Arc<Batch>,
+        digest: Digest,
+        assignment: Assignment,
+    ) -> Slot {
+        let mut slot = Slot::new(batch, digest, assignment);
         slot.is_logged = true;
         for (index, (request, entry)) in requests.into_iter().zip(&batch.entries).enumerate() {
             slot.fill(index, request);

@@ -48,8 +48,10 @@ impl Views {
         core.window.committing = low.value;
         core.pace.is_behind = false;
         let mut live = Live::new(view, new_view);
+        let mut end = End::after(&base);
         for batch in &outcome.batches {
-            live.install_again(core, batch);
+            live.install_again(core, batch, end.assignment);
+            end = End::of(batch, end.assignment);
         }
         // We may have fetched more than the view began with: it was decided in this view, or a later one.
         core.window.skip_to(&low);

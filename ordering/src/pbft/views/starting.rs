@@ -60,12 +60,15 @@ fn resume(core: &mut Core, view: View, outcome: &[Arc<Batch>]) -> Live {
     }
     let low = core.window.low_point();
     core.window.next = End::after(&low);
-    for batch in outcome {
+    let mut end = End::after(&low);
+    for batch in outcome.iter().filter(|batch| batch.number > low.value) {
+        let assignment = end.assignment;
+        end = End::of(batch, assignment);
         let slot = core.window.slots.get(&batch.number);
         if slot.is_some_and(|slot| slot.stage != Stage::Waiting) {
-            core.window.next = End::of(batch);
-        } else if batch.number > low.value {
-            live.install_again(core, batch);
+            core.window.next = end;
+        } else {
+            live.install_again(core, batch, assignment);
         }
     }
     core.patience.fresh = core.window.next.number;

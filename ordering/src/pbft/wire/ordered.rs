@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::assignment::are_possible;
 use crate::check::{NUMBER_MAX, bounded, ensure};
 use crate::configuration::BATCH_ENTRIES_LIMIT;
 use crate::directory::Directory;
@@ -168,12 +169,11 @@ fn check_batch(batch: &Batch, directory: &Directory) -> Result<(), Rejection> {
     ensure(!batch.entries.is_empty() && batch.number > 0 && batch.first.0 > 0)?;
     ensure(batch.number <= NUMBER_MAX && batch.first.0 <= NUMBER_MAX && batch.time_us <= NUMBER_MAX)?;
     // The zero digest stands for nothing to run.
-    ensure(
-        batch
-            .entries
-            .iter()
-            .all(|entry| entry.group.0 < directory.groups && entry.digest != NOTHING),
-    )
+    ensure(batch.entries.iter().all(|entry| entry.digest != NOTHING))?;
+    ensure(are_possible(
+        batch.entries.iter().map(|entry| entry.group),
+        directory.groups,
+    ))
 }
 
 pub(crate) fn verify_pre_prepare(pre_prepare: &PrePrepare, directory: &Directory) -> Result<Digest, Rejection> {

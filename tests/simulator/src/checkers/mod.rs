@@ -12,6 +12,7 @@ use crate::violation::Violation;
 
 mod accusation;
 mod agreement;
+mod assignment;
 mod checkpoint;
 mod durability;
 mod exactly_once;
@@ -142,8 +143,8 @@ pub trait Checker {
 pub struct Checkers(Vec<Box<dyn Checker>>);
 
 impl Checkers {
-    /// The checkers of a cluster.
-    pub fn new(clients: usize) -> Self {
+    /// The checkers of a cluster; `groups`: how many are in charge at first, and how many there are.
+    pub fn new(clients: usize, groups: (u16, u16)) -> Self {
         Checkers(vec![
             Box::new(agreement::Agreement::default()),
             Box::new(order::OrderWithoutGaps::default()),
@@ -155,6 +156,7 @@ impl Checkers {
             Box::new(proposal::Proposals::default()),
             Box::new(own_counter::OwnCounter),
             Box::new(accusation::Accusations),
+            Box::new(assignment::Assignments::new(groups)),
         ])
     }
 

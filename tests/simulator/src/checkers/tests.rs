@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use ordering::agreement::{MisbehaviourKind, Phase, Status};
+use ordering::assignment::Assignment;
 use ordering::configuration::{Configuration, Faults};
 use ordering::identifiers::{ClientId, GroupId, MachineId, Order, View};
 use ordering::message::{CommitDbEntry, Request};
@@ -57,7 +58,7 @@ fn signed(request: &Request) -> Observation<'_> {
 
 /// The property that the last of these observations violates, and no earlier one.
 fn violated(observations: &[Observation<'_>]) -> Option<&'static str> {
-    let mut checkers = Checkers::new(1);
+    let mut checkers = Checkers::new(1, (1, 1));
     let (last, before) = observations.split_last().expect("at least one");
     for observation in before {
         checkers.observe(observation).expect("nothing is wrong yet");
@@ -81,6 +82,8 @@ fn status(decided: u64, stable: u64) -> Status {
         log_first: Order(1),
         flushed: Order(0),
         groups: Vec::new(),
+        assignment: Assignment::FIRST,
+        groups_in_charge: 1,
     }
 }
 

@@ -37,6 +37,7 @@ impl<P: Protocol> Cluster<P> {
             }
             Fault::Forget(machine, records) => self.forget(machine, records),
             Fault::SpendCounter(machine) => self.spend_counter(machine),
+            Fault::Scale(groups, mischief) => self.scale(groups, mischief),
             Fault::Corruption => self.corrupt(),
             Fault::Sides(sides) => self.sides = sides,
         }
@@ -210,7 +211,7 @@ impl<P: Protocol> Cluster<P> {
         let instance = &mut self.instances[index];
         let mut old = instance.counter.borrow_mut();
         let mut broken = Counter::new(instance.machine.0, old.epoch(), Trust::Broken);
-        for slot in 0..=u32::from(self.options.groups) {
+        for slot in 0..=u32::from(self.options.groups_in_all()) {
             for _ in 0..old.position(slot) {
                 broken.create(slot, &[0; 32]);
             }

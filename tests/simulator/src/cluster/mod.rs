@@ -39,7 +39,7 @@ use trusted_counter::UniqueWarrant;
 
 use crate::adversary::Conspiracy;
 use crate::checkers::{Checkers, Observation};
-use crate::client::{ByzantineClient, Client};
+use crate::client::{Administrator, ByzantineClient, Client};
 use crate::lies::Told;
 use crate::options::Options;
 use crate::protocol::Protocol;
@@ -53,7 +53,7 @@ use instance::Instance;
 use network::Network;
 pub(crate) use network::Weather;
 pub use setup::test_directory;
-use setup::{configuration, directory, draw_clock, draw_reached};
+use setup::{administrator_key, configuration, directory, draw_clock, draw_reached};
 
 /// How often clients and voters look what they have to do, in microseconds.
 const TICK_US: u64 = 25_000;
@@ -166,6 +166,8 @@ pub struct Cluster<P: Protocol> {
     to_submit: Vec<u32>,
     submits_until_us: u64,
     checkers: Checkers,
+    /// Has the number of groups changed.
+    administrator: Administrator,
     last_decided: Order,
     verified: HashMap<(MachineId, blake3::Hash), Verification<P::Message>>,
     is_corrupted: bool,
@@ -216,7 +218,8 @@ impl<P: Protocol> Cluster<P> {
         });
         let voters = (0..machines).map(|number| {
             let has_voter = (1..=2 * options.faults + 1).contains(&number);
-            has_voter.then(|| Voter::new(usize::from(options.faults) + 1, options.groups))
+            let groups = (options.groups, options.groups_in_all());
+            has_voter.then(|| Voter::new(usize::from(options.faults) + 1, groups))
         });
         let mut client_keys = client_keys.into_iter().zip(0..).map(|(key, id)| (ClientId(id), key));
         let clients = client_keys.by_ref().take(options.clients as usize);
@@ -241,7 +244,11 @@ impl<P: Protocol> Cluster<P> {
             clients,
             byzantine_clients,
             submits_until_us: options.safety_ms * 1000,
-            checkers: Checkers::new(everybody as usize),
+            checkers: Checkers::new(
+                everybody as usize + usize::from(options.scalings > 0),
+                (options.groups, options.groups_in_all()),
+            ),
+            administrator: Administrator::new(administrator_key(&options)),
             last_decided: Order(0),
             verified: HashMap::new(),
             is_corrupted: false,

@@ -170,7 +170,8 @@ impl<P: Protocol> Cluster<P> {
         let mut tools = Tools {
             machine: instance.machine,
             faults: self.options.faults,
-            groups: self.options.groups,
+            groups: self.options.groups_in_all(),
+            changes_groups: self.options.scalings > 0,
             machines,
             key: &self.keys[usize::from(instance.machine.0)],
             counter: &mut counter,

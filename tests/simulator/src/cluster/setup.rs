@@ -3,7 +3,7 @@
 use ed25519_dalek::SigningKey;
 use ordering::configuration::{Configuration, Faults};
 use ordering::directory::{Directory, MachineEntry};
-use ordering::identifiers::{ClientId, MachineId};
+use ordering::identifiers::{ClientId, MachineId, administrator};
 use rand::{Rng, RngExt};
 
 use crate::clock::Clock;
@@ -30,7 +30,7 @@ pub(super) fn directory(options: &Options, keys: &[SigningKey], client_keys: &[S
     };
     Directory {
         faults: Faults(options.faults),
-        groups: options.groups,
+        groups: options.groups_in_all(),
         machines: (0..machines)
             .map(|machine| (MachineId(machine), entry(machine)))
             .collect(),
@@ -38,13 +38,20 @@ pub(super) fn directory(options: &Options, keys: &[SigningKey], client_keys: &[S
             .iter()
             .zip(0..)
             .map(|(key, id)| (ClientId(id), key.verifying_key()))
+            .chain((options.scalings > 0).then(|| (administrator(), administrator_key(options).verifying_key())))
             .collect(),
         verifier: counter::verifier(machines),
     }
 }
 
+/// The administrator's key: of the seed, and not drawn, so that a run without changes draws what it always did.
+pub(super) fn administrator_key(options: &Options) -> SigningKey {
+    SigningKey::from_bytes(blake3::hash(&options.seed.to_le_bytes()).as_bytes())
+}
+
 pub(super) fn configuration<P: Protocol>(options: &Options, number: u8) -> Configuration {
-    let mut configuration = P::configuration(MachineId(number), Faults(options.faults), options.groups);
+    let mut configuration = P::configuration(MachineId(number), Faults(options.faults), options.groups_in_all());
+    configuration.groups_at_first = options.groups;
     configuration.batch_entries_max = options.batch_entries_max;
     configuration.log_bytes_max = options.log_bytes_max;
     configuration.cut_bytes = options.cut_bytes;

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use ordering::agreement::Input;
+use ordering::agreement::{Agreement, Input};
+use ordering::assignment::{Assignment, AssignmentChange};
 use ordering::identifiers::{MachineId, Order};
 use ordering::message::{CommitDb, CommitDbEntry, Request};
 use ordering::verified::Verified;
 use rand::RngExt;
 
+use super::faults::Mischief;
 use super::{Cluster, Event, Observation, Packet, TICK_US};
 use crate::adversary::Behaviour;
 use crate::protocol::Protocol;
@@ -161,6 +163,7 @@ impl<P: Protocol> Cluster<P> {
     pub(super) fn tick(&mut self) {
         self.submit();
         self.resend();
+        self.resend_changes();
         self.resend_by_hand();
         for machine in self.machines() {
             self.tick_voter(machine);
@@ -220,6 +223,57 @@ impl<P: Protocol> Cluster<P> {
             for verified in self.clients[client].due(self.now_us) {
                 self.send_request(self.reached[client], &verified);
             }
+        }
+    }
+
+    /// The last assignment that a correct machine knows to be decided.
+    fn last_assignment(&self) -> Assignment {
+        let running = self.correct().filter(|instance| instance.configuration.has_replicas());
+        let running = running.filter_map(|instance| instance.running.as_ref());
+        let assignments = running.map(|machine| machine.status().assignment);
+        assignments.max().unwrap_or(Assignment::FIRST)
+    }
+
+    /// The administrator wants so many groups to be in charge.
+    pub(super) fn scale(&mut self, groups: u16, mischief: Mischief) {
+        let version = self.last_assignment().version;
+        let others = u64::from_le_bytes([0b0101_0101; 8]);
+        let changes = match mischief {
+            Mischief::None => vec![(u64::MAX, version + 1, groups)],
+            Mischief::Few(audience) => vec![(audience, version + 1, groups)],
+            Mischief::OldVersion => vec![(u64::MAX, version, groups)],
+            Mischief::LaterVersion => vec![(u64::MAX, version + 2, groups)],
+            Mischief::Two => vec![(others, version + 1, groups), (!others, version + 1, groups + 1)],
+            Mischief::Again => Vec::new(),
+        };
+        for (audience, version, groups) in changes {
+            let verified = self.sign_change(version, groups);
+            self.administrator.asked.push((audience, self.now_us, verified));
+        }
+        if mischief == Mischief::Again {
+            let asked = self.administrator.asked.iter_mut();
+            asked.for_each(|(_, next_us, _)| *next_us = 0);
+        }
+    }
+
+    /// The administrator signs a change.
+    pub(crate) fn sign_change(&mut self, version: u64, groups: u16) -> Verified<Arc<Request>> {
+        let request = self.administrator.ask(AssignmentChange { version, groups });
+        let verified = self.directory.verify_request(request).expect("it is signed rightly");
+        let (request, digest) = (verified.message().clone(), *verified.digest());
+        let request = &request;
+        self.observe(&Observation::Signed { request, digest });
+        verified
+    }
+
+    /// What the administrator asks for is sent again until its version is there.
+    fn resend_changes(&mut self) {
+        if self.administrator.asked.is_empty() {
+            return;
+        }
+        let version = self.last_assignment().version;
+        for (audience, verified) in self.administrator.due(self.now_us, version) {
+            self.send_request(audience, &verified);
         }
     }
 

@@ -55,6 +55,8 @@ fn options(seed: u64, faults: u8, groups: u16) -> Options {
         seed,
         faults,
         groups,
+        groups_spare: 0,
+        scalings: 0,
         clients: CLIENTS,
         byzantine_clients: 0,
         requests: 0,
@@ -90,6 +92,21 @@ impl<P: Protocol> Scenario<P> {
     /// A cluster whose machines have all just started.
     pub fn new(seed: u64, faults: u8, groups: u16) -> Self {
         Self::tuned(seed, faults, groups, |_| {})
+    }
+
+    /// The same, with so many more groups, which may be in charge later.
+    pub fn scalable(seed: u64, faults: u8, groups: u16, groups_spare: u16) -> Self {
+        let options = Options {
+            groups_spare,
+            // The one that is drawn comes at the end of all times.
+            scalings: 1,
+            ..options(seed, faults, groups)
+        };
+        let tune = |configuration: &mut Configuration| configuration.tail_bytes_max = 0;
+        Scenario {
+            cluster: Cluster::tuned(options, None, Some(Hand::new()), tune),
+            next_numbers: [0; CLIENTS as usize],
+        }
     }
 
     /// The same, with machines that are configured a little differently.
@@ -220,6 +237,16 @@ impl<P: Protocol> Scenario<P> {
             digest,
         });
         let next_us = Some(self.now_us());
+        self.submitted.push(Submitted { verified, next_us });
+        self.cluster.resend_by_hand();
+        digest
+    }
+
+    /// The administrator has the number of groups changed: sends that to all machines that clients reach, until it is decided.
+    pub fn scale(&mut self, version: u64, groups: u16) -> Digest {
+        self.has_scaled = true;
+        let verified = self.cluster.sign_change(version, groups);
+        let (digest, next_us) = (*verified.digest(), Some(self.now_us()));
         self.submitted.push(Submitted { verified, next_us });
         self.cluster.resend_by_hand();
         digest

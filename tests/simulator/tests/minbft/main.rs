@@ -4,6 +4,7 @@ use simulator::protocol::MinBft;
 use simulator::scenario::Scenario;
 
 mod changes;
+mod groups;
 mod injecting;
 mod lies;
 mod rules;

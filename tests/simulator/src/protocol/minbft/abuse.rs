@@ -89,8 +89,7 @@ fn prepares(script: &mut Script<MinBft>, prepare: &Arc<Prepare>, tools: &mut Too
     if script.does(Behaviour::WrongGroups, tools.rng) {
         tools.tell("orders for wrong groups");
         for entry in &mut altered.entries {
-            // The last one is no group at all: verification refuses the whole batch.
-            entry.group = GroupId(tools.rng.random_range(0..=tools.groups));
+            entry.group = tools.wrong_group();
         }
     }
     if script.does(Behaviour::BreakingOrder, tools.rng) {

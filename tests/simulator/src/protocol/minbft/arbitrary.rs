@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
+use ordering::assignment::Assignment;
 use ordering::configuration::{PRIMARY_SLOT, replica_slot};
 use ordering::identifiers::{Digest, GroupId, MachineId, Order, View};
 use ordering::ledger::{Checkpoint, History, HistoryEntry, HistoryPoint, PrepareEntry, StableCheckpoint};
@@ -332,6 +333,7 @@ fn point(tools: &mut Tools<'_>) -> HistoryPoint {
         bytes: number(tools),
         view: view(tools),
         value: number(tools),
+        assignment: Assignment::FIRST,
     }
 }
 

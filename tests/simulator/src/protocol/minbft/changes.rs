@@ -106,9 +106,9 @@ fn commit_of(view: View, prepare: &Prepare, tools: &mut Tools<'_>) -> Option<Com
     let entry = prepare.entries.get(tools.rng.random_range(0..prepare.entries.len()))?;
     Some(Commit {
         view,
-        group: entry.group,
+        group: entry.group.deciding(),
         batches: vec![(prepare.warrant.value, prepare.own_digest())],
-        warrant: tools.counter.pretend(replica_slot(entry.group), 0),
+        warrant: tools.counter.pretend(replica_slot(entry.group.deciding()), 0),
     })
 }
 

@@ -143,7 +143,7 @@ fn spoil(script: &Script<Pbft>, batch: &mut Batch, tools: &mut Tools<'_>) {
     if script.does(Behaviour::WrongGroups, tools.rng) {
         tools.tell("orders for wrong groups");
         for entry in &mut batch.entries {
-            entry.group = GroupId(tools.rng.random_range(0..=tools.groups));
+            entry.group = tools.wrong_group();
         }
     }
     if script.does(Behaviour::BreakingOrder, tools.rng) {

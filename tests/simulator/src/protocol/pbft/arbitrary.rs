@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ed25519_dalek::Signer;
+use ordering::assignment::Assignment;
 use ordering::identifiers::{Digest, GroupId, Order, View};
 use ordering::ledger::{Checkpoint, History, HistoryEntry, HistoryPoint, Nothing, PrepareEntry};
 use ordering::pbft::{Batch, Commit, Message, NewView, Standing, ViewChange};
@@ -95,6 +96,7 @@ fn checkpoint(tools: &mut Tools<'_>) -> Checkpoint<Nothing> {
         bytes: number(tools),
         view: View(0),
         value: number(tools),
+        assignment: Assignment::FIRST,
     };
     let clients = tools.noise();
     let mut checkpoint = Checkpoint {
