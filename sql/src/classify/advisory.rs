@@ -266,7 +266,7 @@ mod tests {
             "select pg_advisory_lock(k)",
             "select pg_advisory_lock(hashtext('x'))",
             "select pg_advisory_lock(1, 3000000000)",
-            "select pg_advisory_lock(1, 2::bigint)",
+            "select pg_advisory_lock(1, $1::bigint)",
             "select pg_advisory_lock(9223372036854775808)",
             "select pg_advisory_lock(1.5)",
             "select pg_advisory_lock()",

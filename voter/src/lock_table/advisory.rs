@@ -387,7 +387,7 @@ impl AdvisoryLocks {
         let held = self.keys.values().map(|key| key.holders.len()).sum::<usize>();
         let waits = self.keys.values().map(|key| key.waiting.len()).sum::<usize>();
         let members = self.sessions.values();
-        let as_many = held == members.clone().map(|member| member.keys.len()).sum()
+        let as_many = held == members.clone().map(|member| member.keys.len()).sum::<usize>()
             && waits == members.clone().filter(|member| member.wait.is_some()).count();
         let nobody = members
             .clone()
