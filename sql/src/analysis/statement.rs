@@ -265,11 +265,15 @@ fn resolve(
 }
 
 /// Savepoints: their time and outcome depend on nothing.
-/// Whether what its tokens name is no reason to refuse a statement: the database nodes do not see it, or it is refused already.
+/// Whether what its tokens name is no reason to refuse a statement: the database nodes do not see it, or it is refused already. The
+/// statement in PREPARE is analysed by itself.
 fn is_beyond_refusal(class: &StatementClass) -> bool {
     matches!(
         class,
-        StatementClass::Refused(_) | StatementClass::Listening(_) | StatementClass::Advisory(_)
+        StatementClass::Refused(_)
+            | StatementClass::Listening(_)
+            | StatementClass::Advisory(_)
+            | StatementClass::Prepare { .. }
     )
 }
 
