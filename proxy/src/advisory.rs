@@ -190,10 +190,7 @@ impl Station {
     ) -> Result<(String, u64), ApplicationError> {
         self.begin(&advisory);
         let answered = order(client, context, advisory.clone()).await;
-        let answered = answered.and_then(|(messages, order)| {
-            let tag = command_tag(&messages).unwrap_or_default();
-            Ok((tag, order))
-        });
+        let answered = answered.map(|(messages, order)| (command_tag(&messages).unwrap_or_default(), order));
         self.note(&advisory, answered.as_ref().ok());
         answered
     }
