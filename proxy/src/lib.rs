@@ -1,6 +1,7 @@
 //! The Postgres wire front and the client side of the agreement (`docs/design.md`): the thesis's client
 //! plugin. Applications connect to a [`Proxy`] as to a PostgreSQL server; it answers what a majority decided.
 
+mod advisory;
 mod cancels;
 mod catalog;
 mod client;

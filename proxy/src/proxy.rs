@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use crate::advisory::keep_asking;
 use crate::client::Client;
 use crate::config::{Authentication, ProxyConfig};
 use crate::leftovers;
@@ -60,6 +61,7 @@ impl Proxy {
         let dispatcher = tokio::spawn(Arc::clone(&client).dispatch(port.from));
         let keeper = tokio::spawn(Arc::clone(&client).keep_alive());
         let listener_keeper = tokio::spawn(keep_listening(Arc::clone(&shared)));
+        let locks_keeper = tokio::spawn(keep_asking(Arc::clone(&shared)));
         let loaders: Vec<_> = shared
             .catalogs
             .values()
@@ -107,6 +109,7 @@ impl Proxy {
         loaders.iter().for_each(tokio::task::JoinHandle::abort);
         keeper.abort();
         listener_keeper.abort();
+        locks_keeper.abort();
         dispatcher.abort();
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::advisory::Board;
 use crate::cancels::Cancels;
 use crate::catalog::Catalog;
 use crate::client::Client;
@@ -27,6 +28,7 @@ pub(crate) struct Shared {
     pub(crate) client: Arc<Client>,
     pub(crate) catalogs: HashMap<String, Arc<Catalog>>,
     pub(crate) cancels: Arc<Cancels>,
+    pub(crate) advisory: Arc<Board>,
     pub(crate) descriptions: Descriptions,
     pub(crate) metrics: Measures,
     pub(crate) verifiers: BTreeMap<String, Verifier>,
@@ -51,6 +53,7 @@ impl Shared {
             catalogs: config.databases.iter().map(catalog).collect(),
             verifiers: verifiers(&config)?,
             cancels: Arc::default(),
+            advisory: Arc::default(),
             descriptions: Descriptions::default(),
             metrics: Measures::new(),
             secret: blake3::derive_key(SALTS_CONTEXT, config.signing_key.as_bytes()),

@@ -419,7 +419,7 @@ async fn psql_works() {
         output.contains("WARNING:  there is no transaction in progress"),
         "{output}"
     );
-    let output = world.psql(&["-c", "SELECT pg_advisory_lock(1)"]).await;
+    let output = world.psql(&["-c", "SELECT lo_create(0)"]).await;
     assert!(output.contains("ERROR:"), "{output}");
 }
 

@@ -1,5 +1,6 @@
 //! What kind of statement it is, from its keywords alone: it must be known also of what the parser cannot read.
 
+mod advisory;
 mod configs;
 mod control;
 mod copy;
@@ -105,6 +106,9 @@ pub(crate) fn classify(words: Words<'_>) -> Sketch<'_> {
 /// SELECT, VALUES, TABLE, WITH or a parenthesis.
 fn query(words: Words<'_>) -> Sketch<'_> {
     if let Some(class) = configs::classify(words) {
+        return Sketch::of(class);
+    }
+    if let Some(class) = advisory::classify(words) {
         return Sketch::of(class);
     }
     if asks_for_channels(words) {

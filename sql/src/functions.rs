@@ -30,8 +30,6 @@ pub(crate) enum FunctionKind {
     SetConfig,
     /// `pg_notify`: has an effect when it commits, and touches no data.
     Notify,
-    /// Without effect through the proxy (`pg_advisory_unlock_all`).
-    Nothing,
     /// May do anything.
     Unknown,
     /// A stable or immutable user function: reads anything.
@@ -269,7 +267,6 @@ fn built_in(name: &str) -> FunctionKind {
         "currval" | "lastval" => return FunctionKind::SessionSequence,
         "set_config" => return FunctionKind::SetConfig,
         "pg_notify" => return FunctionKind::Notify,
-        "pg_advisory_unlock_all" => return FunctionKind::Nothing,
         _ => {}
     }
     if CLOCK.contains(&name) || CLOCK_KEYWORDS.contains(&name) {

@@ -17,6 +17,108 @@ pub struct TransactionId {
     pub number: u64,
 }
 
+impl TransactionId {
+    /// What stands for a session itself where a transaction is named: no transaction has this number.
+    #[must_use]
+    pub fn of_session(session: SessionId) -> Self {
+        Self {
+            client: session.client,
+            session: session.session,
+            number: SESSION_NUMBER,
+        }
+    }
+
+    /// The session that the transaction belongs to.
+    #[must_use]
+    pub fn session_id(&self) -> SessionId {
+        SessionId {
+            client: self.client,
+            session: self.session,
+        }
+    }
+
+    /// Whether a session itself is meant ([`TransactionId::of_session`]).
+    #[must_use]
+    pub fn is_session(&self) -> bool {
+        self.number == SESSION_NUMBER
+    }
+}
+
+/// The number by which a session itself is named among transactions.
+const SESSION_NUMBER: u64 = u64::MAX;
+
+/// A session of one client, unique for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
+pub struct SessionId {
+    /// The client (proxy identity), as its index in the cluster file.
+    pub client: u32,
+    /// The session (application connection) on that client; the high bits hold the proxy's incarnation.
+    pub session: u64,
+}
+
+/// The key of an advisory lock. Keys of the two forms are different ones, as in Postgres.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
+pub enum AdvisoryKey {
+    /// `(bigint)`.
+    One(i64),
+    /// `(int, int)`.
+    Two(i32, i32),
+}
+
+/// What a session asks of the table of advisory locks (`docs/decisions/0054`). The session is that of the operation's context.
+/// Answered by a command tag, one of [`advisory_tag`], but for [`Advisory::Report`].
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Advisory {
+    /// Takes a lock, or waits for it. A session waits for one lock at most: what it waited for before is given up.
+    Lock {
+        /// The key.
+        key: AdvisoryKey,
+        /// Shared rather than exclusive.
+        shared: bool,
+        /// The open transaction with which it ends; `None`: it is the session's.
+        transaction: Option<TransactionId>,
+        /// Whether it is waited for.
+        waits: bool,
+    },
+    /// Gives back a lock of the session's once.
+    Unlock {
+        /// The key.
+        key: AdvisoryKey,
+        /// The mode that was taken.
+        shared: bool,
+    },
+    /// Gives back all locks of the session's own.
+    UnlockAll,
+    /// The session does not wait any longer for the lock that it asked for at this order.
+    GiveUp {
+        /// The order.
+        since: u64,
+    },
+    /// Which sessions of the client wait, and which hold locks: rows of a session, and the order since which it waits or
+    /// [`advisory_tag::HELD`].
+    Report,
+}
+
+/// How an [`Advisory`] is answered.
+pub mod advisory_tag {
+    /// The lock is held now.
+    pub const GRANTED: &str = "GRANTED";
+    /// It is waited for.
+    pub const WAITS: &str = "WAITS";
+    /// Another session holds it, or waits for it.
+    pub const TAKEN: &str = "TAKEN";
+    /// It is given back.
+    pub const RELEASED: &str = "RELEASED";
+    /// The session holds locks.
+    pub const HELD: &str = "held";
+    /// The session does not hold it in this mode.
+    pub const NOT_HELD: &str = "NOT HELD";
+    /// What was waited for is not waited for any more.
+    pub const GIVEN_UP: &str = "GIVEN UP";
+    /// The session does not wait: what it waited for was granted before, or has ended with its transaction.
+    pub const NOT_WAITING: &str = "NOT WAITING";
+}
+
 /// Who asks, and under which settings: what a backend must be set to before a statement runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
 pub struct SessionContext {
@@ -31,6 +133,17 @@ pub struct SessionContext {
     pub database: String,
     /// The settings (GUCs) that the session has changed, sorted by name; values as `SHOW` prints them.
     pub settings: Vec<(String, String)>,
+}
+
+impl SessionContext {
+    /// The session.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        SessionId {
+            client: self.client,
+            session: self.session,
+        }
+    }
 }
 
 /// One unit of work, as ordered.
@@ -128,6 +241,8 @@ pub enum Work {
         /// Their names; at most [`CHANNELS_MAX`], of at most [`CHANNEL_BYTES_MAX`] bytes.
         channels: Vec<String>,
     },
+    /// A session's wish to the table of advisory locks. Runs nothing.
+    Advisory(Advisory),
 }
 
 /// Channels that one client may listen to, at most.
@@ -147,6 +262,8 @@ impl Work {
             | Work::Cancel { .. }
             | Work::Catalog { .. }
             | Work::Listen { .. } => None,
+            Work::Advisory(Advisory::Lock { transaction, .. }) => *transaction,
+            Work::Advisory(_) => None,
             Work::Read { transaction, .. } => *transaction,
             Work::Begin { transaction, .. }
             | Work::Extend { transaction, .. }

@@ -51,10 +51,69 @@ pub enum StatementClass {
     },
     /// LISTEN or UNLISTEN: concerns the session only.
     Listening(Listening),
+    /// `SELECT pg_advisory_lock(...), ...`: calls of functions of advisory locks, and nothing else.
+    Advisory(Vec<AdvisoryColumn>),
     /// NOTIFY: changes no data, and has an effect when it commits.
     Notify,
     /// Refused before it runs.
     Refused(Refusal),
+}
+
+/// One column of a SELECT that consists of calls of functions of advisory locks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AdvisoryColumn {
+    /// Its name in the result.
+    pub name: String,
+    /// The function.
+    pub call: AdvisoryCall,
+    /// Its arguments: none, a bigint, or two ints.
+    pub key: Vec<AdvisoryArgument>,
+    /// Whether the result is cast to text.
+    pub as_text: bool,
+}
+
+/// A function of advisory locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AdvisoryCall {
+    /// `pg_[try_]advisory_[xact_]lock[_shared]`.
+    Lock {
+        /// `try`.
+        tries: bool,
+        /// `xact`.
+        of_transaction: bool,
+        /// `shared`.
+        shared: bool,
+    },
+    /// `pg_advisory_unlock[_shared]`.
+    Unlock {
+        /// `shared`.
+        shared: bool,
+    },
+    /// `pg_advisory_unlock_all`.
+    UnlockAll,
+}
+
+impl AdvisoryCall {
+    /// Whether it returns a Boolean rather than void.
+    #[must_use]
+    pub fn is_boolean(self) -> bool {
+        match self {
+            AdvisoryCall::Lock { tries, .. } => tries,
+            AdvisoryCall::Unlock { .. } => true,
+            AdvisoryCall::UnlockAll => false,
+        }
+    }
+}
+
+/// A part of the key of an advisory lock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum AdvisoryArgument {
+    /// A number.
+    Number(i64),
+    /// NULL.
+    Null,
+    /// `$n`, counted from 1; perhaps with the type that it is cast to, as its OID.
+    Parameter(u16, Option<u32>),
 }
 
 /// To which channels a session listens.
@@ -311,6 +370,7 @@ impl StatementClass {
             StatementClass::TransactionControl(_)
             | StatementClass::Setting(_)
             | StatementClass::Listening(_)
+            | StatementClass::Advisory(_)
             | StatementClass::Prepare { .. }
             | StatementClass::Execute { .. }
             | StatementClass::Deallocate(_)

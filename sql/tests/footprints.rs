@@ -233,8 +233,9 @@ fn functions() {
         ),
         ("SELECT change_it(1) FROM warehouse w WHERE w ISNULL", "Write {all X}"),
         ("SELECT version(), pg_backend_pid(), inet_server_addr()", "Read {all S}"),
-        ("SELECT pg_advisory_xact_lock(1)", "Write {all X}"),
-        ("SELECT pg_advisory_unlock_all()", "Read {}"),
+        ("SELECT pg_advisory_xact_lock(1)", "Session {}"),
+        ("SELECT pg_advisory_xact_lock(hashtext('1'))", "Write {all X}"),
+        ("SELECT pg_advisory_unlock_all()", "Session {}"),
         (
             "SELECT query_to_xml('delete from plain', true, true, '')",
             "Write {all X}",

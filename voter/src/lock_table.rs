@@ -7,6 +7,7 @@
 //! Use: feed an order ([`LockTable::one_shot`], [`LockTable::begin`], ...), then take every grant with
 //! [`LockTable::next_grant`] and either [`LockTable::run`] or drop it, before the next order is fed.
 
+pub mod advisory;
 mod logical;
 mod mode;
 mod physical;
@@ -14,8 +15,9 @@ mod physical;
 use std::collections::BTreeMap;
 
 use sql::footprint::Footprint;
-use sql::operation::TransactionId;
+use sql::operation::{AdvisoryKey, SessionId, TransactionId};
 
+use advisory::AdvisoryRequest;
 use logical::Logical;
 pub use logical::{LogicalSnapshot, OpenTransaction, WaitingOperation};
 use mode::locks_of;
@@ -60,10 +62,12 @@ pub enum LockRefusal {
     NoTransaction,
     /// The transaction's id is in use.
     TransactionExists,
-    /// The Extend closes a cycle. Nothing changes: its transaction holds what it held, to its ordered end.
+    /// It closes a cycle. Nothing changes: transaction and session hold what they held.
     Deadlock,
     /// Too many operations wait.
     TooMany,
+    /// The sessions of its client hold as many advisory locks as may be.
+    TooManyAdvisory,
     /// So many interactive transactions are open, or wait to be opened: as many as may be.
     TooManyOpen(usize),
 }
@@ -96,6 +100,17 @@ pub struct Ended {
     pub held: Option<Footprint>,
     /// Begin or Extend of the transaction that still waited, and never runs.
     pub cancelled: Option<u64>,
+}
+
+/// What becomes of a session's wish for an advisory lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advised {
+    /// The session holds it.
+    Granted,
+    /// The session waits for it.
+    Waits,
+    /// Others are in its way, and it does not wait.
+    Taken,
 }
 
 /// What the lock table needs to know of a Begin.
@@ -139,7 +154,71 @@ impl LockTable {
     /// # Errors
     /// [`LockRefusal::TooMany`].
     pub fn one_shot(&mut self, order: u64, footprint: &Footprint, bytes: usize) -> Result<(), LockRefusal> {
-        self.logical.wait_or_grant(order, None, footprint, bytes)
+        self.logical.wait_or_grant(order, None, None, footprint, bytes)
+    }
+
+    /// The same of a session that may hold advisory locks.
+    ///
+    /// # Errors
+    /// [`LockRefusal::TooMany`], [`LockRefusal::Deadlock`].
+    pub fn one_shot_of(
+        &mut self,
+        session: SessionId,
+        order: u64,
+        footprint: &Footprint,
+        bytes: usize,
+    ) -> Result<(), LockRefusal> {
+        self.logical.wait_or_grant(order, None, Some(session), footprint, bytes)
+    }
+
+    /// A session asks, at an order, for an advisory lock.
+    ///
+    /// # Errors
+    /// [`LockRefusal::NoTransaction`], [`LockRefusal::TooManyAdvisory`], [`LockRefusal::Deadlock`].
+    pub fn advisory_lock(
+        &mut self,
+        order: u64,
+        session: SessionId,
+        request: AdvisoryRequest,
+        waits: bool,
+    ) -> Result<Advised, LockRefusal> {
+        self.logical.advise(order, session, request, waits)
+    }
+
+    /// A session gives back an advisory lock of its own once; false if it does not hold it in this mode.
+    pub fn advisory_unlock(&mut self, session: SessionId, key: AdvisoryKey, shared: bool) -> bool {
+        self.logical.advisory_mut().unlock(session, key, shared)
+    }
+
+    /// A session gives back all advisory locks of its own, and waits for none.
+    pub fn advisory_unlock_all(&mut self, session: SessionId) {
+        self.logical.advisory_mut().give_up(session);
+        self.logical.advisory_mut().unlock_all(session);
+    }
+
+    /// A session waits no longer for the advisory lock that it asked for at an order; false if it does not wait for it.
+    pub fn advisory_give_up(&mut self, session: SessionId, since: u64) -> bool {
+        self.logical.advisory_mut().give_up_since(session, since)
+    }
+
+    /// A session has ended: it holds no advisory locks.
+    pub fn end_session(&mut self, session: SessionId) {
+        self.logical.advisory_mut().end_session(session);
+    }
+
+    /// Whether a session holds advisory locks, or waits for one.
+    pub fn has_advisory(&self, session: SessionId) -> bool {
+        self.logical.advisory().knows(session)
+    }
+
+    /// The sessions that hold advisory locks or wait for one.
+    pub fn advisory_sessions(&self) -> impl Iterator<Item = SessionId> {
+        self.logical.advisory().sessions()
+    }
+
+    /// The same of one client: of each session the order since which it waits, if so, and whether it holds locks.
+    pub fn advisory_of_client(&self, client: u32) -> impl Iterator<Item = (u64, Option<u64>, bool)> {
+        self.logical.advisory().of_client(client)
     }
 
     /// Takes back, at the order `at`, a one-shot that still waits: it never runs. False when it does not wait.
@@ -150,7 +229,7 @@ impl LockTable {
     /// The Begin of a transaction: as a one-shot, but its locks are held to the end.
     ///
     /// # Errors
-    /// [`LockRefusal::TooManyOpen`], [`LockRefusal::TooMany`], [`LockRefusal::TransactionExists`].
+    /// [`LockRefusal::TooManyOpen`], [`LockRefusal::TooMany`], [`LockRefusal::TransactionExists`], [`LockRefusal::Deadlock`].
     pub fn begin(
         &mut self,
         order: u64,
@@ -159,8 +238,9 @@ impl LockTable {
         kind: BeginKind,
         bytes: usize,
     ) -> Result<(), LockRefusal> {
+        let session = Some(transaction.session_id());
         self.logical
-            .wait_or_grant(order, Some((transaction, kind)), footprint, bytes)
+            .wait_or_grant(order, Some((transaction, kind)), session, footprint, bytes)
     }
 
     /// An Extend: waits only for transactions that hold locks. It takes the place of an earlier one of its transaction that
@@ -182,9 +262,12 @@ impl LockTable {
         self.logical.end(order, transaction)
     }
 
-    /// Whether a transaction is open, or its Begin waits.
+    /// Whether a transaction is open, or its Begin waits; of a session itself, whether it holds advisory locks or waits for one.
     pub fn is_open(&self, transaction: TransactionId) -> bool {
-        self.logical.is_open(transaction)
+        match transaction.is_session() {
+            true => self.has_advisory(transaction.session_id()),
+            false => self.logical.is_open(transaction),
+        }
     }
 
     /// The next operation that was granted, in the order of grants.

@@ -1,6 +1,7 @@
 //! The owner task: holds the pure state, feeds it, and starts work. One life of it per connection to the database.
 
 mod abandon;
+mod advisory;
 mod catalog;
 mod direct;
 mod feed;
@@ -100,6 +101,8 @@ struct Fed {
 enum Start {
     OneShot(Box<OneShot>),
     Read(Box<OrderedRead>),
+    /// An answer that is known: whoever gets it finds in the database what was ordered before.
+    Answer(Asker, Outcome),
     /// In a transaction's task. The transaction may have left the table meanwhile: its end follows.
     Slot(SlotHandle, Box<Command>),
     /// The ends of several transactions at one order.
@@ -495,6 +498,12 @@ impl<'a> Owner<'a> {
             }
             Start::Read(work) => {
                 self.tasks.spawn(crate::executor::run_read(shared, *work));
+            }
+            Start::Answer(asker, outcome) => {
+                self.tasks.spawn(async move {
+                    asker.answer(&shared.reporter, outcome).await;
+                    shared.tell(Event::Finished(asker.order, None));
+                });
             }
             Start::Slot(slot, command) => self.send_to(&slot, *command),
             Start::Slots(ends) => {

@@ -13,6 +13,7 @@ use sql::statement::{Effect, Setting, StatementClass, TransactionControl};
 
 use crate::config::VoterConfig;
 use crate::lock_table::LockRefusal;
+use crate::lock_table::advisory::LOCKS_OF_CLIENT_MAX;
 use crate::outcome::Outcome;
 use crate::postgres::backend::{Sequences, Temporary, TemporaryEnd};
 use crate::postgres::settings;
@@ -112,6 +113,10 @@ impl From<LockRefusal> for Refused {
             LockRefusal::TooMany => Self {
                 hint: "Run the statement again when fewer sessions wait for each other's transactions.".into(),
                 ..Self::new("53400", "too many operations wait for locks")
+            },
+            LockRefusal::TooManyAdvisory => Self {
+                detail: format!("The sessions of one proxy may hold {LOCKS_OF_CLIENT_MAX} advisory locks."),
+                ..Self::new("53200", "too many advisory locks")
             },
             LockRefusal::TooManyOpen(max) => Self {
                 detail: format!("At most {max} may be open at once, over all applications."),
@@ -424,7 +429,7 @@ fn check_class(class: &StatementClass, exchange: &Exchange, place: Place) -> Res
         StatementClass::Cursor(_) => listed,
         StatementClass::CopyFrom => listed && matches!(exchange, Exchange::CopyStart { .. }),
         StatementClass::Maintenance { .. } => place == Place::OneShot,
-        StatementClass::Listening(_) => false,
+        StatementClass::Listening(_) | StatementClass::Advisory(_) => false,
         StatementClass::Write | StatementClass::Notify | StatementClass::Ddl | StatementClass::LockingRead => {
             matches!(place, Place::OneShot | Place::Listed)
         }

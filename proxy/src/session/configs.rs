@@ -2,18 +2,19 @@
 
 use bytes::Bytes;
 use sql::operation::Exchange;
-use sql::statement::{ConfigArgument, ConfigCall, ConfigColumn, StatementClass, pinned_value, setting_refusal};
+use sql::statement::{
+    AdvisoryArgument, ConfigArgument, ConfigCall, ConfigColumn, StatementClass, pinned_value, setting_refusal,
+};
 
 use super::Session;
+use super::advisory::advisory_parameters;
 use super::routing::Kind;
 use super::set::shown_default;
-use super::special::{Reply, TEXT_OID, is_shown_here};
+use super::special::{BOOL_OID, Reply, TEXT_OID, is_shown_here};
 use super::tokens::quote_literal;
 use crate::error::ApplicationError;
 use crate::wire::{Bind, first_error, read_rows};
 
-/// The OID of `bool`.
-const BOOL_OID: u32 = 16;
 /// Bytes of the parameters of one such statement, at most.
 const BOUND_BYTES_MAX: usize = 256 << 10;
 
@@ -85,6 +86,41 @@ impl Bound {
             .ok_or_else(|| ApplicationError::new("22P02", format!("invalid input syntax for type boolean: \"{text}\"")))
     }
 
+    /// The value of an integer argument; `None` for NULL.
+    pub(super) fn integer(&self, argument: &AdvisoryArgument) -> Result<Option<i64>, ApplicationError> {
+        let number = match argument {
+            AdvisoryArgument::Number(number) => return Ok(Some(*number)),
+            AdvisoryArgument::Null => return Ok(None),
+            AdvisoryArgument::Parameter(number, _) => *number,
+        };
+        let (Some(value), format) = self.parameter(number)? else {
+            return Ok(None);
+        };
+        if format == 1 {
+            let short = value
+                .first_chunk::<2>()
+                .map(|bytes| i64::from(i16::from_be_bytes(*bytes)));
+            let int = value
+                .first_chunk::<4>()
+                .map(|bytes| i64::from(i32::from_be_bytes(*bytes)));
+            let long = value.first_chunk::<8>().map(|bytes| i64::from_be_bytes(*bytes));
+            let read = match value.len() {
+                2 => short,
+                4 => int,
+                8 => long,
+                _ => None,
+            };
+            let incorrect = || ApplicationError::new("22P03", "incorrect binary data format");
+            return read.map(Some).ok_or_else(incorrect);
+        }
+        let text = String::from_utf8_lossy(value);
+        let no_integer = |_| {
+            let message = format!("invalid input syntax for type bigint: \"{text}\"");
+            ApplicationError::new("22P02", message)
+        };
+        text.trim().parse().map(Some).map_err(no_integer)
+    }
+
     /// A parameter, with its format.
     fn parameter(&self, number: u16) -> Result<(Option<&[u8]>, i16), ApplicationError> {
         let index = usize::from(number).checked_sub(1);
@@ -120,6 +156,14 @@ pub(super) fn parameter_types(class: &StatementClass, declared: &[u32], count: u
                 && is_boolean
             {
                 *inferred = BOOL_OID;
+            }
+        }
+    }
+    if let StatementClass::Advisory(columns) = class {
+        for (number, oid) in advisory_parameters(columns) {
+            let at = usize::from(number).checked_sub(1);
+            if let Some(inferred) = at.and_then(|at| types.get_mut(at)) {
+                *inferred = oid;
             }
         }
     }

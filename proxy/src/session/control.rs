@@ -198,7 +198,12 @@ impl Session {
             self.committed(&transaction);
             return Ok(true);
         };
-        match self.finish(begun, transaction.catalog_changed).await {
+        let advisory = begun.advisory;
+        let finished = self.finish(begun, transaction.catalog_changed).await;
+        if advisory {
+            self.shared.advisory.moved();
+        }
+        match finished {
             Ok(notices) => {
                 self.connection.out.raw(&notices);
                 self.committed(&transaction);
@@ -236,7 +241,9 @@ impl Session {
             return;
         };
         if let Some(begun) = transaction.begun.take() {
-            self.abort_later(begun);
+            let advisory = begun.advisory;
+            let ending = self.abort_later(begun);
+            self.ending = advisory.then_some(ending);
         }
         self.rolled_back(&transaction, TransactionEnd::RolledBack);
     }

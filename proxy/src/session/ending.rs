@@ -7,6 +7,7 @@ use bytes::Bytes;
 use sql::footprint::Footprint;
 use sql::operation::{Operation, TransactionId, Work, says_nothing_written};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
 
 use super::Session;
 use super::context::Context;
@@ -137,10 +138,10 @@ impl Session {
         }
     }
 
-    /// Has a transaction aborted, without waiting for it.
-    pub(super) fn abort_later(&self, begun: Begun) {
+    /// Has a transaction aborted; need not be waited for.
+    pub(super) fn abort_later(&self, begun: Begun) -> JoinHandle<()> {
         let ending = begun.into_ending();
-        self.abort_ending_later(ending.id, &ending.context, ending.held, ending.room);
+        self.abort_ending_later(ending.id, &ending.context, ending.held, ending.room)
     }
 
     /// Asks for an Abort until it is acknowledged: until then the transaction may hold its locks. The session's room for
@@ -152,7 +153,7 @@ impl Session {
         context: &Context,
         footprint: Footprint,
         room: OwnedSemaphorePermit,
-    ) {
+    ) -> JoinHandle<()> {
         let operation = Operation {
             context: context.decoded.clone(),
             footprint,
@@ -174,7 +175,7 @@ impl Session {
                 }
                 tokio::time::sleep(ABORT_PAUSE).await;
             }
-        });
+        })
     }
 }
 

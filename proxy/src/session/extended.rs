@@ -6,6 +6,7 @@ use bytes::Bytes;
 use sql::operation::{Exchange, StatementText, Step};
 use sql::statement::StatementClass;
 
+use super::advisory::check_declared;
 use super::configs::{Bound, parameter_types};
 use super::connection::Connection;
 use super::describe::DescriptionKey;
@@ -14,7 +15,7 @@ use super::prepared::{Prepared, no_statement};
 use super::release::Pieces;
 use super::routing::Kind;
 use super::simple::is_cursor;
-use super::special::{INT4_OID, is_special, special_columns};
+use super::special::{BOOL_OID, INT4_OID, is_special, special_columns};
 use super::{End, Session};
 use crate::client::VotedResult;
 use crate::error::{ApplicationError, Routine};
@@ -111,6 +112,7 @@ impl Session {
             self.shared.metrics.refused(refusal.rule, refusal.sqlstate);
             return Err(refusal.into());
         }
+        check_declared(&class, &parameter_types)?;
         let special = class == StatementClass::Empty || is_special(&class, &text);
         let statement = StatementText { text, parameter_types };
         let known = !special && self.known_description(&statement).is_some();
@@ -151,7 +153,7 @@ impl Session {
             self.pipeline.bytes += bound.bytes();
             Portal::Special {
                 prepared,
-                binary: bind.result_formats.first() == Some(&1),
+                formats: bind.result_formats,
                 bound,
             }
         } else {
@@ -184,7 +186,7 @@ impl Session {
                     &prepared.statement.parameter_types,
                     prepared.parameters,
                 ));
-                describe_special(&prepared, out);
+                describe_special(&prepared, &[], out);
             });
             return Ok(());
         }
@@ -280,9 +282,9 @@ impl Session {
 
     fn describe_portal(&mut self, name: String) -> Result<(), ApplicationError> {
         match self.portals.get(&name) {
-            Some(Portal::Special { prepared, .. }) => {
-                let prepared = Arc::clone(prepared);
-                self.pipeline.insert(|out| describe_special(&prepared, out));
+            Some(Portal::Special { prepared, formats, .. }) => {
+                let (prepared, formats) = (Arc::clone(prepared), formats.clone());
+                self.pipeline.insert(|out| describe_special(&prepared, &formats, out));
                 return Ok(());
             }
             Some(Portal::Backend) => {}
@@ -299,11 +301,11 @@ impl Session {
         match self.portals.get(&name) {
             Some(Portal::Special {
                 prepared,
-                binary,
+                formats,
                 bound,
             }) => {
-                let (prepared, binary, bound) = (Arc::clone(prepared), *binary, Arc::clone(bound));
-                self.execute_special(&prepared, binary, &bound).await
+                let (prepared, formats, bound) = (Arc::clone(prepared), formats.clone(), Arc::clone(bound));
+                self.execute_special(&prepared, &formats, &bound).await
             }
             None if !self.is_begun() => self.pipeline_error(&no_portal(&name)).await.map(|_| ()),
             _ => {
@@ -315,7 +317,7 @@ impl Session {
         }
     }
 
-    async fn execute_special(&mut self, prepared: &Prepared, binary: bool, bound: &Bound) -> Result<(), End> {
+    async fn execute_special(&mut self, prepared: &Prepared, formats: &[i16], bound: &Bound) -> Result<(), End> {
         if prepared.class == StatementClass::Empty {
             self.pipeline.insert(Backend::empty_query_response);
             return Ok(());
@@ -336,10 +338,13 @@ impl Session {
             Ok(reply) => {
                 let columns = special_columns(&prepared.class, text);
                 for row in reply.rows {
-                    let values = row.into_iter().zip(&columns).map(|(value, (_, oid, _))| {
+                    let values = row.into_iter().zip(&columns).enumerate();
+                    let values = values.map(|(at, (value, (_, oid, _)))| {
                         let value = value?;
-                        match value.parse::<i32>() {
-                            Ok(number) if binary && *oid == INT4_OID => Some(number.to_be_bytes().to_vec()),
+                        let is_binary = format_of(formats, at) == 1;
+                        match (value.parse::<i32>(), *oid) {
+                            (Ok(number), INT4_OID) if is_binary => Some(number.to_be_bytes().to_vec()),
+                            (_, BOOL_OID) if is_binary => Some(vec![u8::from(value == "t")]),
                             _ => Some(value.into_bytes()),
                         }
                     });
@@ -601,10 +606,18 @@ fn check_bind(bind: &Bind, prepared: &Prepared) -> Result<(), ApplicationError> 
     }
 }
 
-fn describe_special(prepared: &Prepared, out: &mut Backend) {
+/// The format of a column, where formats are none, one for all, or one each.
+fn format_of(formats: &[i16], at: usize) -> i16 {
+    match formats {
+        [all] => *all,
+        formats => formats.get(at).copied().unwrap_or(0),
+    }
+}
+
+fn describe_special(prepared: &Prepared, formats: &[i16], out: &mut Backend) {
     match special_columns(&prepared.class, &prepared.statement.text).as_slice() {
         [] => out.no_data(),
-        columns => out.columns(columns),
+        columns => out.columns(columns, |at| format_of(formats, at)),
     }
 }
 

@@ -169,6 +169,8 @@ async fn login(
     let id = shared.next_session();
     let session = Session {
         ear: shared.client.hub.ear(id, registered.process),
+        station: shared.advisory.station(id),
+        ending: None,
         registered,
         id,
         committed_at: None,

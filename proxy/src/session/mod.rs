@@ -1,5 +1,6 @@
 //! One application connection: the state machine that makes a cluster look like one PostgreSQL server.
 
+mod advisory;
 mod block;
 mod configs;
 mod connection;
@@ -31,8 +32,10 @@ use std::sync::Arc;
 use sql::analysis::TextAnalysis;
 use sql::names::Made;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::advisory::Station;
 use crate::cancels::Registered;
 use crate::catalog::Catalog;
 use crate::client::Cancel;
@@ -85,6 +88,10 @@ pub(crate) struct Session {
     is_gone: bool,
     /// What the session listens to, and what waits for it.
     ear: Ear,
+    /// Its advisory locks.
+    station: Arc<Station>,
+    /// A transaction with advisory locks that is being aborted: they are free when the session is ready again.
+    ending: Option<JoinHandle<()>>,
     /// The order at which the session has committed last, until it is ready again.
     committed_at: Option<u64>,
 }
@@ -92,6 +99,9 @@ pub(crate) struct Session {
 /// An application that sends nothing for this long, with neither Sync nor Flush behind what it sent, may be waiting for
 /// an error of it: Postgres runs each message as it comes.
 const PIPELINE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// How long a session waits, at the end of a transaction without effect, until its advisory locks are free.
+const ENDING_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Why a session ends.
 #[derive(Debug)]
@@ -125,8 +135,10 @@ impl Session {
             .metrics
             .prepared_statements
             .decrement(self.statements.len() as f64);
+        let context = self.context();
         let Session {
             shared,
+            station,
             catalog,
             id,
             made_temporary,
@@ -135,6 +147,7 @@ impl Session {
         } = self;
         // The application need not wait.
         drop(connection);
+        station.leave(&shared.client, &context.decoded).await;
         if made_temporary {
             leftovers::discard(&shared, &catalog, id).await;
         }
@@ -175,6 +188,9 @@ impl Session {
         if self.is_gone {
             return Err(End::Gone);
         }
+        if self.station.is_lost() {
+            return Err(End::Told(advisory::lost()));
+        }
         if !self.pipeline.is_empty() {
             let pause = self.connection.message();
             match tokio::time::timeout(PIPELINE_PAUSE, pause).await {
@@ -188,7 +204,7 @@ impl Session {
         let (idle_limit, idle_end) = self.idle_limit();
         let deadline = idle_limit.map(|limit| Instant::now() + limit);
         let mut end_at = None;
-        let cancel = Arc::clone(&self.cancel);
+        let (cancel, station) = (Arc::clone(&self.cancel), Arc::clone(&self.station));
         cancel.set_idle(true);
         let next = loop {
             tokio::select! {
@@ -202,6 +218,7 @@ impl Session {
                         break Err(error.into());
                     }
                 }
+                () = station.lost() => break Err(End::Told(advisory::lost())),
                 () = sleep_until(deadline) => break Err(End::Told(idle_end)),
                 () = sleep_until(end_at) => break Err(End::Told(ApplicationError::shutting_down())),
                 () = ended(shutdown), if end_at.is_none() => {
@@ -261,6 +278,11 @@ impl Session {
             Some(transaction) if transaction.failed => b'E',
             Some(_) => b'T',
         };
+        if let Some(ending) = self.ending.take() {
+            // What is not known to have ended in time ends later.
+            let _ = tokio::time::timeout(ENDING_PATIENCE, ending).await;
+            self.shared.advisory.moved();
+        }
         self.connection.write_limit = self.is_begun().then_some(self.shared.config.transaction_timeout);
         self.notify().await;
         self.connection.out.ready_for_query(status);

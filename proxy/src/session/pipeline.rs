@@ -25,7 +25,8 @@ pub(super) enum Portal {
     /// Of a statement that the proxy answers itself.
     Special {
         prepared: Arc<Prepared>,
-        binary: bool,
+        /// Of its columns: none, one for all, or one each.
+        formats: Vec<i16>,
         bound: Arc<Bound>,
     },
 }

@@ -42,7 +42,7 @@ impl Prepared {
     pub(super) fn new(statement: StatementText, class: StatementClass, special: bool) -> Self {
         let counted = match class {
             // Of the others that the proxy runs itself, none takes any.
-            StatementClass::Setting(Setting::Configs(_)) => parameters(&statement.text),
+            StatementClass::Setting(Setting::Configs(_)) | StatementClass::Advisory(_) => parameters(&statement.text),
             _ if special => 0,
             _ => parameters(&statement.text),
         };

@@ -451,6 +451,49 @@ impl Session {
         }
     }
 
+    /// Opens the session's transaction on the voters, if it is not open, for advisory locks that end with it. Its end is ordered as
+    /// that of one that has written: when the application is told of it, they are free.
+    pub(super) async fn begin_for_locks(&mut self) -> Result<TransactionId, Failure> {
+        if !self.is_begun() {
+            let transaction = self.transaction.as_ref().ok_or(Failure::Unavailable)?;
+            let context = Context::new(
+                self.shared.client.id(),
+                self.id,
+                &self.role,
+                &self.database,
+                &transaction.settings_before,
+            );
+            let mut exchanges = transaction.deferred.clone();
+            exchanges.push(self.nothing());
+            let opening = Opening {
+                context,
+                isolation: transaction.voters_isolation(),
+                read_only: transaction.read_only,
+                footprint: Footprint::empty(),
+                exchanges,
+                rows: Rows::Unordered,
+                at_commit: false,
+            };
+            match self.open(opening).await {
+                Ok((begun, _)) => {
+                    if let Some(transaction) = &mut self.transaction {
+                        transaction.begun = Some(begun);
+                        transaction.deferred.clear();
+                    }
+                }
+                Err(failure @ (Failure::Refused(_) | Failure::Cancelled)) => return Err(failure),
+                Err(failure) => {
+                    self.doom();
+                    return Err(failure);
+                }
+            }
+        }
+        let begun = self.begun().ok_or(Failure::Unavailable)?;
+        begun.wrote = true;
+        begun.advisory = true;
+        Ok(begun.id)
+    }
+
     /// A statement of a transaction that is open on the voters.
     async fn within(&mut self, routed: &Routed<'_>) -> Result<VotedResult, Failure> {
         if routed.numbers_objects() {

@@ -175,7 +175,7 @@ impl Session {
     fn write_reply(&mut self, reply: &Reply, class: &StatementClass, text: &str) {
         let columns = special_columns(class, text);
         if !columns.is_empty() {
-            self.connection.out.columns(&columns);
+            self.connection.out.columns(&columns, |_| 0);
         }
         for row in &reply.rows {
             self.connection

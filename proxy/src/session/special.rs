@@ -5,6 +5,7 @@ use sql::operation::Exchange;
 use sql::statement::{Listening, Setting, StatementClass};
 
 use super::Session;
+use super::advisory::advisory_columns;
 use super::configs::Bound;
 use super::routing::Kind;
 use super::set::shown_default;
@@ -19,6 +20,8 @@ const SEARCH_PATH: &str = "search_path";
 pub(super) const TEXT_OID: u32 = 25;
 /// The OID of `int4`.
 pub(super) const INT4_OID: u32 = 23;
+/// The OID of `bool`.
+pub(super) const BOOL_OID: u32 = 16;
 
 /// The answer to such a statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,7 @@ pub(super) fn is_special(class: &StatementClass, text: &str) -> bool {
     match class {
         StatementClass::TransactionControl(_)
         | StatementClass::Listening(_)
+        | StatementClass::Advisory(_)
         | StatementClass::Prepare { .. }
         | StatementClass::Deallocate(_) => true,
         StatementClass::Setting(Setting::Show(name)) => is_shown_here(name),
@@ -71,6 +75,7 @@ pub(super) fn special_columns(class: &StatementClass, text: &str) -> Vec<Special
         StatementClass::Setting(Setting::Configs(columns)) => {
             columns.iter().map(|column| of_text(&column.name)).collect()
         }
+        StatementClass::Advisory(columns) => advisory_columns(columns),
         StatementClass::Listening(Listening::Show) => vec![of_text("pg_listening_channels")],
         _ if is_backend_pid(text) => vec![("pg_backend_pid".into(), INT4_OID, 4)],
         _ => Vec::new(),
@@ -127,6 +132,7 @@ impl Session {
             StatementClass::Setting(Setting::Configs(columns)) => self.run_configs(columns, bound).await,
             StatementClass::Setting(setting) => self.run_setting(setting, text).await,
             StatementClass::Listening(listening) => self.listening(listening).await,
+            StatementClass::Advisory(columns) => self.run_advisory(columns, bound).await,
             StatementClass::Prepare { name, body } => self.sql_prepare(name, body, text).await,
             StatementClass::Deallocate(name) => self.sql_deallocate(name.as_deref()),
             _ => Ok(Reply::row(vec![Some(self.registered.process.to_string())])),
@@ -164,6 +170,7 @@ impl Session {
                 self.reset_all().await?;
                 self.discard_temporary().await?;
                 self.unlisten_all();
+                self.advisory_unlock_all().await?;
                 self.shared
                     .metrics
                     .prepared_statements

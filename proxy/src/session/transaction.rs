@@ -87,6 +87,8 @@ pub(super) struct Begun {
     pub(super) wrote: bool,
     /// Whether the application sees one voter's answers: its reads are listed too, so that words cover them.
     pub(super) at_commit: bool,
+    /// Whether it may hold advisory locks: who is told of its end may take them at once.
+    pub(super) advisory: bool,
     /// Whether all servers number alike the objects that it makes next, as far as the proxy can bring it about.
     pub(super) numbers_alike: bool,
     writes: Vec<TransactionWrite>,
@@ -187,6 +189,7 @@ impl Begun {
             all_short: true,
             wrote: false,
             at_commit: false,
+            advisory: false,
             numbers_alike: false,
             writes: Vec::new(),
             inline_bytes: 0,

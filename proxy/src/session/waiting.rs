@@ -122,7 +122,7 @@ impl Session {
 }
 
 /// Completes when the statement is to be given up.
-async fn given_up(channel: Option<&mut Channel>, cancel: &Cancel, limits: Limits) -> Reason {
+pub(super) async fn given_up(channel: Option<&mut Channel>, cancel: &Cancel, limits: Limits) -> Reason {
     let gone = async {
         match channel {
             Some(channel) => channel.gone().await,

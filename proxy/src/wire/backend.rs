@@ -142,18 +142,18 @@ impl Backend {
         });
     }
 
-    /// RowDescription of columns that belong to no table: of each its name, the type's OID and width.
-    pub(crate) fn columns(&mut self, columns: &[(String, u32, i16)]) {
+    /// RowDescription of columns that belong to no table: of each its name, the type's OID and width; and by its place, the format.
+    pub(crate) fn columns(&mut self, columns: &[(String, u32, i16)], format: impl Fn(usize) -> i16) {
         self.message(b'T', |body| {
             body.put_u16(u16::try_from(columns.len()).unwrap_or(u16::MAX));
-            for (name, type_oid, type_bytes) in columns {
+            for (at, (name, type_oid, type_bytes)) in columns.iter().enumerate() {
                 put_string(body, name);
                 body.put_u32(0);
                 body.put_i16(0);
                 body.put_u32(*type_oid);
                 body.put_i16(*type_bytes);
                 body.put_i32(-1);
-                body.put_i16(0);
+                body.put_i16(format(at));
             }
         });
     }

@@ -450,6 +450,7 @@ impl Cluster {
             Work::Cancel { .. } => panic!("nothing waits for locks here"),
             // These voters remember nothing.
             Work::Catalog { .. } => refused("BF008"),
+            Work::Advisory(_) => panic!("there are no advisory locks here"),
             Work::Listen { .. } => done(ExchangeResult {
                 messages: message(b'C', b"LISTEN\0").into(),
                 status: b'I',

@@ -185,5 +185,6 @@ pub fn kind(work: &Work) -> &'static str {
         Work::Cancel { .. } => "cancel",
         Work::Catalog { .. } => "catalog",
         Work::Listen { .. } => "listen",
+        Work::Advisory(_) => "advisory",
     }
 }

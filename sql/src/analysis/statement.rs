@@ -149,9 +149,7 @@ fn analyse_statement(
     work.discards = derived.class == StatementClass::Setting(Setting::DiscardTemporary);
     let executable = determinism::apply(text, range.clone(), &findings.splices);
     let class = match derived.refusal.or(findings.refusal) {
-        Some(refusal) if !matches!(derived.class, StatementClass::Refused(_) | StatementClass::Listening(_)) => {
-            StatementClass::Refused(refusal)
-        }
+        Some(refusal) if !is_beyond_refusal(&derived.class) => StatementClass::Refused(refusal),
         _ => derived.class,
     };
     splices.extend(findings.splices);
@@ -267,6 +265,18 @@ fn resolve(
 }
 
 /// Savepoints: their time and outcome depend on nothing.
+/// Whether what its tokens name is no reason to refuse a statement: the database nodes do not see it, or it is refused already. The
+/// statement in PREPARE is analysed by itself.
+fn is_beyond_refusal(class: &StatementClass) -> bool {
+    matches!(
+        class,
+        StatementClass::Refused(_)
+            | StatementClass::Listening(_)
+            | StatementClass::Advisory(_)
+            | StatementClass::Prepare { .. }
+    )
+}
+
 fn is_short_control(class: &StatementClass) -> bool {
     use TransactionControl::{Release, RollbackTo, Savepoint};
     match class {
@@ -285,6 +295,7 @@ fn may_run_code(class: &StatementClass) -> bool {
         StatementClass::Empty
         | StatementClass::Setting(_)
         | StatementClass::Listening(_)
+        | StatementClass::Advisory(_)
         | StatementClass::Notify
         | StatementClass::Cursor(Cursor::Close(_)) => false,
         _ => true,

@@ -220,13 +220,14 @@ fn session_bound(name: &str) -> Option<Refusal> {
         "lo_manage",
         "lo_oid",
     ];
-    const ADVISORY: [&str; 6] = [
+    const ADVISORY: [&str; 7] = [
         "pg_advisory_lock",
         "pg_advisory_lock_shared",
         "pg_try_advisory_lock",
         "pg_try_advisory_lock_shared",
         "pg_advisory_unlock",
         "pg_advisory_unlock_shared",
+        "pg_advisory_unlock_all",
     ];
     if LARGE_OBJECTS.contains(&name) {
         return Some(Refusal::new(
@@ -240,8 +241,10 @@ fn session_bound(name: &str) -> Option<Refusal> {
         return Some(Refusal::new(
             NOT_SUPPORTED,
             36,
-            format!("{name}(): advisory locks of a session are not supported through the proxy"),
-            "Use pg_advisory_xact_lock() in a transaction, or lock a row with SELECT ... FOR UPDATE.",
+            format!(
+                "{name}() is not supported inside of other queries and functions, nor of computed keys: no database node holds the advisory locks of sessions"
+            ),
+            format!("Call it by itself, of numbers or parameters: SELECT {name}(...)."),
         ));
     }
     // Answered by the proxy where it stands alone: the servers know of no channel.

@@ -1,5 +1,6 @@
 //! End to end on real processes: `cloudbft up`, real PostgreSQL servers, real applications.
 
+mod advisory;
 mod applications;
 mod byzantine_primary;
 mod crashes;

@@ -368,7 +368,7 @@ fn of_topic(topic: Option<Topic>, random: &mut impl Rng, names: &mut Names) -> S
                 "SELECT touch(1)".into(),
                 format!("DO $$BEGIN INSERT INTO {notes} VALUES ({n}, 'do'); END$$"),
                 format!("INSERT INTO {notes} VALUES ({n}, draw()::text)"),
-                "SELECT pg_advisory_xact_lock(1)".into(),
+                "SELECT pg_advisory_xact_lock(hashtext('1'))".into(),
                 "LOCK TABLE plain".into(),
             ];
             Statement::of(simple(texts.choose(random).unwrap()))

@@ -1,15 +1,17 @@
 //! Logical locks: a function of the ordered history alone.
 
+mod cycles;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use sql::footprint::{Footprint, Resource};
-use sql::operation::TransactionId;
+use sql::operation::{SessionId, TransactionId};
 
+use super::advisory::{AdvisoryLocks, AdvisoryRequest};
 use super::mode::{ByMode, LockMode, Locks, locks_of};
-use super::{BeginKind, Ended, Grant, LockLimits, LockRefusal};
+use super::{Advised, BeginKind, Ended, Grant, LockLimits, LockRefusal};
 
 /// A transaction that holds locks, in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -33,6 +35,8 @@ pub struct WaitingOperation {
     pub order: u64,
     /// The transaction that it begins, and whether that reads one snapshot.
     pub transaction: Option<(TransactionId, bool)>,
+    /// The session of a one-shot, if it is known.
+    pub session: Option<SessionId>,
     /// What it waits for.
     pub footprint: Footprint,
     /// Its size in bytes.
@@ -49,6 +53,8 @@ pub struct LogicalSnapshot {
     /// While a transaction with a snapshot is open: resources that were held exclusively (`true`) or had a child that was,
     /// and the last position at which that ended; ascending.
     pub written: Vec<(Resource, bool, (u64, u64))>,
+    /// Advisory locks.
+    pub advisory: AdvisoryLocks,
 }
 
 #[derive(Debug)]
@@ -63,6 +69,8 @@ struct Open {
 #[derive(Debug)]
 struct Waiting {
     transaction: Option<(TransactionId, BeginKind)>,
+    /// The session of a one-shot, if it is known.
+    session: Option<SessionId>,
     footprint: Footprint,
     locks: Locks,
     bytes: usize,
@@ -90,6 +98,8 @@ pub(super) struct Logical {
     transactions: BTreeMap<TransactionId, Open>,
     waiting: BTreeMap<u64, Waiting>,
     waiting_begins: BTreeMap<TransactionId, u64>,
+    /// One-shots that wait, by their sessions.
+    waiting_one_shots: BTreeSet<(SessionId, u64)>,
     waiting_extends: BTreeMap<u64, TransactionId>,
     waiting_bytes: usize,
     grants: VecDeque<Grant>,
@@ -97,6 +107,7 @@ pub(super) struct Logical {
     written: BTreeMap<(Resource, bool), (u64, u64)>,
     /// Open transactions with a snapshot.
     snapshots: usize,
+    advisory: AdvisoryLocks,
 }
 
 impl Logical {
@@ -107,11 +118,13 @@ impl Logical {
             transactions: BTreeMap::new(),
             waiting: BTreeMap::new(),
             waiting_begins: BTreeMap::new(),
+            waiting_one_shots: BTreeSet::new(),
             waiting_extends: BTreeMap::new(),
             waiting_bytes: 0,
             grants: VecDeque::new(),
             written: BTreeMap::new(),
             snapshots: 0,
+            advisory: snapshot.advisory.clone(),
         };
         for open in &snapshot.transactions {
             table.hold(open.id, open.began, &open.held);
@@ -123,7 +136,7 @@ impl Logical {
         for waiting in &snapshot.waiting {
             let bytes = usize::try_from(waiting.bytes).unwrap_or(usize::MAX);
             let transaction = waiting.transaction.map(|(id, snapshot)| (id, BeginKind { snapshot }));
-            table.queue(waiting.order, transaction, &waiting.footprint, bytes);
+            table.queue(waiting.order, transaction, waiting.session, &waiting.footprint, bytes);
         }
         let written = snapshot.written.iter();
         table.written = written
@@ -143,6 +156,7 @@ impl Logical {
         let waiting = self.waiting.iter().map(|(order, waiting)| WaitingOperation {
             order: *order,
             transaction: waiting.transaction.map(|(id, kind)| (id, kind.snapshot)),
+            session: waiting.session,
             footprint: waiting.footprint.clone(),
             bytes: waiting.bytes as u64,
         });
@@ -154,7 +168,50 @@ impl Logical {
                 .iter()
                 .map(|((resource, exclusive), order)| (resource.clone(), *exclusive, *order))
                 .collect(),
+            advisory: self.advisory.clone(),
         }
+    }
+
+    pub(super) fn advisory(&self) -> &AdvisoryLocks {
+        &self.advisory
+    }
+
+    pub(super) fn advisory_mut(&mut self) -> &mut AdvisoryLocks {
+        &mut self.advisory
+    }
+
+    /// A session asks for an advisory lock. What it waited for before is given up.
+    pub(super) fn advise(
+        &mut self,
+        order: u64,
+        session: SessionId,
+        request: AdvisoryRequest,
+        waits: bool,
+    ) -> Result<Advised, LockRefusal> {
+        self.advisory.give_up(session);
+        let transaction = request.transaction.map(|number| TransactionId {
+            client: session.client,
+            session: session.session,
+            number,
+        });
+        if transaction.is_some_and(|id| !self.transactions.contains_key(&id)) {
+            return Err(LockRefusal::NoTransaction);
+        }
+        if self.advisory.is_full(session.client) {
+            return Err(LockRefusal::TooManyAdvisory);
+        }
+        if !self.advisory.must_wait(session, request) {
+            self.advisory.grant(session, request);
+            return Ok(Advised::Granted);
+        }
+        if !waits {
+            return Ok(Advised::Taken);
+        }
+        if self.advisory_closes_cycle(session, request, order) {
+            return Err(LockRefusal::Deadlock);
+        }
+        self.advisory.wait(session, request, order);
+        Ok(Advised::Waits)
     }
 
     pub(super) fn is_open(&self, transaction: TransactionId) -> bool {
@@ -184,11 +241,12 @@ impl Logical {
         self.grants.pop_front()
     }
 
-    /// A one-shot, or a Begin of `transaction`.
+    /// A one-shot, or a Begin of `transaction`, by a session.
     pub(super) fn wait_or_grant(
         &mut self,
         order: u64,
         transaction: Option<(TransactionId, BeginKind)>,
+        session: Option<SessionId>,
         footprint: &Footprint,
         bytes: usize,
     ) -> Result<(), LockRefusal> {
@@ -209,7 +267,10 @@ impl Logical {
         if full || self.waiting_bytes.saturating_add(bytes) > self.limits.waiting_bytes_max {
             return Err(LockRefusal::TooMany);
         }
-        self.queue(order, transaction, footprint, bytes);
+        if session.is_some_and(|session| self.operation_closes_cycle(session, order, &locks)) {
+            return Err(LockRefusal::Deadlock);
+        }
+        self.queue(order, transaction, session, footprint, bytes);
         Ok(())
     }
 
@@ -256,6 +317,7 @@ impl Logical {
         &mut self,
         order: u64,
         transaction: Option<(TransactionId, BeginKind)>,
+        session: Option<SessionId>,
         footprint: &Footprint,
         bytes: usize,
     ) {
@@ -268,8 +330,14 @@ impl Logical {
                 .of(*mode)
                 .insert(order);
         }
-        if let Some((id, _)) = transaction {
-            self.waiting_begins.insert(id, order);
+        match (transaction, session) {
+            (Some((id, _)), _) => {
+                self.waiting_begins.insert(id, order);
+            }
+            (None, Some(session)) => {
+                self.waiting_one_shots.insert((session, order));
+            }
+            (None, None) => {}
         }
         self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
         let footprint = footprint.clone();
@@ -277,6 +345,7 @@ impl Logical {
             order,
             Waiting {
                 transaction,
+                session,
                 footprint,
                 locks,
                 bytes,
@@ -289,6 +358,9 @@ impl Logical {
         self.waiting_bytes = self.waiting_bytes.saturating_sub(waiting.bytes);
         if let Some((id, _)) = waiting.transaction {
             self.waiting_begins.remove(&id);
+        }
+        if let Some(session) = waiting.session {
+            self.waiting_one_shots.remove(&(session, order));
         }
         for (resource, mode) in &waiting.locks {
             self.change(resource, |state| {
@@ -430,27 +502,8 @@ impl Logical {
         blockers
     }
 
-    /// Whether the holders that an Extend waits for wait, in the end, for its own transaction. Only transactions wait
-    /// while they hold locks, and only in an Extend, so this finds every deadlock.
-    fn closes_cycle(&self, transaction: TransactionId, footprint: &Footprint) -> bool {
-        let mut reached = BTreeSet::new();
-        let mut frontier: Vec<_> = self.blockers(transaction, footprint).into_iter().collect();
-        while let Some(id) = frontier.pop() {
-            if id == transaction {
-                return true;
-            }
-            if !reached.insert(id) {
-                continue;
-            }
-            let extend = self.transactions.get(&id).and_then(|open| open.extend.as_ref());
-            if let Some((_, wanted)) = extend {
-                frontier.extend(self.blockers(id, wanted));
-            }
-        }
-        false
-    }
-
     pub(super) fn end(&mut self, order: u64, transaction: TransactionId) -> Ended {
+        self.advisory.end_transaction(transaction);
         if let Some(begin) = self.waiting_begins.get(&transaction).copied() {
             let released = self.unqueue(begin).map(|waiting| waiting.locks).unwrap_or_default();
             self.regrant(order, &released);

@@ -6,6 +6,7 @@ use sql::operation::TransactionId;
 
 use super::*;
 
+mod advisory;
 mod properties;
 mod rows;
 

@@ -124,6 +124,12 @@ impl Owner<'_> {
         metrics::counter!("cloudbft_voter_abandoned_transactions_total").increment(transactions.len() as u64);
         let (mut held, mut slots) = (Footprint::empty(), Vec::new());
         for id in &transactions {
+            if id.is_session() {
+                tracing::info!(order, ?id, "a session with advisory locks is abandoned");
+                self.abandoned.remove(id);
+                self.locks.end_session(id.session_id());
+                continue;
+            }
             tracing::info!(order, ?id, "a transaction is abandoned");
             self.config.bodies.aborted(*id);
             if let Some((held_by_it, slot)) = self.leave(order, *id).await {
@@ -148,7 +154,7 @@ impl Owner<'_> {
         }
     }
 
-    /// Says which transactions are abandoned, as far as this voter can tell, and ends the reads of clients that are dead.
+    /// Says which transactions, and which sessions with advisory locks, are abandoned, as far as this voter can tell, and ends the reads of clients that are dead.
     pub(super) async fn abandon_silent(&mut self) {
         let now = Instant::now();
         let limits = &self.config.limits;
@@ -167,7 +173,12 @@ impl Owner<'_> {
             let client = open.ordered.client;
             dead(client, id.session) || now.saturating_duration_since(open.since) > open_max
         });
-        let abandoned: BTreeSet<_> = abandoned.map(|(id, _)| *id).take(ABANDONED_MAX).collect();
+        let sessions = self.locks.advisory_sessions();
+        let sessions = sessions.filter(|id| dead(ClientId(id.client), id.session));
+        let abandoned = abandoned
+            .map(|(id, _)| *id)
+            .chain(sessions.map(TransactionId::of_session));
+        let abandoned: BTreeSet<_> = abandoned.take(ABANDONED_MAX).collect();
         let again = now.saturating_duration_since(self.own.said_at) >= AGAIN_INTERVAL;
         if abandoned.is_empty() || (abandoned == self.own.said && !again) {
             return;

@@ -62,7 +62,7 @@ async fn answer(change: &CatalogChange, limits: &CaptureLimits) -> Answer {
 }
 
 /// A DataRow of texts; `None` when they are too large for one.
-fn data_row(texts: [&str; 2]) -> Option<Bytes> {
+pub(super) fn data_row(texts: [&str; 2]) -> Option<Bytes> {
     let mut body = BytesMut::new();
     body.put_i16(2);
     for text in texts {

@@ -140,7 +140,7 @@ impl Owner<'_> {
         }
         match &operation.work {
             Work::OneShot { .. } => {
-                let fed = self.locks.one_shot(order, footprint, bytes);
+                let fed = self.locks.one_shot_of(operation.context.id(), order, footprint, bytes);
                 if fed.is_ok() {
                     self.waiting.insert(order, (asker.client, asker.number));
                 }
@@ -149,6 +149,7 @@ impl Owner<'_> {
             Work::Cancel { request } => self.feed_cancel(asker, *request).await,
             Work::Catalog { since } => self.answer_catalog(asker, *since).await,
             Work::Listen { channels } => self.feed_listen(asker, channels).await,
+            Work::Advisory(advisory) => self.feed_advisory(asker, operation.context.id(), advisory).await,
             Work::Read { .. } => {
                 let grant = Grant {
                     order,
@@ -396,5 +397,6 @@ fn class(work: &Work) -> &'static str {
         Work::Cancel { .. } => "cancel",
         Work::Catalog { .. } => "catalog",
         Work::Listen { .. } => "listen",
+        Work::Advisory(_) => "advisory",
     }
 }

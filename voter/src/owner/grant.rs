@@ -59,7 +59,8 @@ impl Owner<'_> {
             | Work::Nothing
             | Work::Cancel { .. }
             | Work::Catalog { .. }
-            | Work::Listen { .. } => {}
+            | Work::Listen { .. }
+            | Work::Advisory(_) => {}
         }
     }
 
@@ -150,7 +151,7 @@ impl Owner<'_> {
         }
     }
 
-    fn run(&mut self, order: u64, node: Node, footprint: &Footprint, start: Start) {
+    pub(super) fn run(&mut self, order: u64, node: Node, footprint: &Footprint, start: Start) {
         if self.locks.run(order, node, footprint) {
             self.start_work(start);
         } else {

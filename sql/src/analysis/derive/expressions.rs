@@ -276,7 +276,7 @@ impl Deriver<'_> {
             _ => return self.runs_unknown_code(),
         };
         match functions::kind(self.schema, schema_name, name) {
-            FunctionKind::Plain | FunctionKind::Nothing => {}
+            FunctionKind::Plain => {}
             FunctionKind::Clock => self.needs_clock = true,
             FunctionKind::Catalog => {
                 self.reads_catalog = true;

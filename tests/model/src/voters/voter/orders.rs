@@ -153,7 +153,8 @@ impl Voter<'_> {
             | Work::Nothing
             | Work::Cancel { .. }
             | Work::Catalog { .. }
-            | Work::Listen { .. } => {
+            | Work::Listen { .. }
+            | Work::Advisory(_) => {
                 self.refuse(asker, Refused::new("42501", "only nodes order such an operation"));
             }
         }
