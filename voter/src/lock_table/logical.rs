@@ -251,7 +251,8 @@ impl Logical {
         bytes: usize,
     ) -> Result<(), LockRefusal> {
         if let Some((id, _)) = transaction {
-            if self.transactions.contains_key(&id) || self.waiting_begins.contains_key(&id) {
+            // The number that names a session itself is no transaction's: one that had it would never be found abandoned.
+            if id.is_session() || self.transactions.contains_key(&id) || self.waiting_begins.contains_key(&id) {
                 return Err(LockRefusal::TransactionExists);
             }
             if self.transactions.len() + self.waiting_begins.len() >= self.limits.transactions_max {

@@ -296,6 +296,17 @@ fn a_snapshot_of_a_transaction_is_taken_between_all_others() {
     assert_eq!(table.snapshot_open(2), vec![3]);
 }
 
+/// Abandoned transactions are found by their names, and this one is a session's.
+#[test]
+fn no_transaction_has_the_number_that_names_its_session() {
+    let mut table = LockTable::new(LockLimits::default());
+    let session = TransactionId::of_session(transaction(1).session_id());
+    assert_eq!(
+        table.begin(1, session, &exclusive(&[1]), READ_COMMITTED, 0),
+        Err(LockRefusal::TransactionExists)
+    );
+}
+
 #[test]
 fn the_limits_refuse() {
     let limits = LockLimits {
