@@ -15,10 +15,12 @@ impl Cluster {
             }
             DirectKind::Cancel { request } => {
                 assert_eq!(machines, voters(), "a cancellation goes to all");
-                told.cancelled.insert(request);
-                told.stopping = true;
-                if let Some(process) = told.process {
-                    tokio::spawn(terminate(Arc::clone(&self.postgres), process));
+                // One that is sent again must not end the backend that took the place of the cancelled one.
+                if told.cancelled.insert(request) {
+                    told.stopping = true;
+                    if let Some(process) = told.process {
+                        tokio::spawn(terminate(Arc::clone(&self.postgres), process));
+                    }
                 }
             }
             _ => {}
