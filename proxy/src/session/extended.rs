@@ -3,22 +3,21 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sql::operation::{Exchange, StatementText, Step};
+use sql::operation::{StatementText, Step};
 use sql::statement::StatementClass;
 
 use super::advisory::check_declared;
-use super::configs::{Bound, parameter_types};
+use super::configs::Bound;
 use super::connection::Connection;
-use super::describe::DescriptionKey;
 use super::pipeline::{Pipeline, Portal, Undo};
 use super::prepared::{Prepared, no_statement};
 use super::release::Pieces;
 use super::routing::Kind;
 use super::simple::is_cursor;
-use super::special::{BOOL_OID, INT4_OID, is_special, special_columns};
+use super::special::{is_special, special_columns};
 use super::{End, Session};
 use crate::client::VotedResult;
-use crate::error::{ApplicationError, Routine};
+use crate::error::ApplicationError;
 use crate::wire::{Backend, Bind, Frontend, first_error, scan, step_boundaries};
 
 /// Bytes of the parameters that the portals of statements of the proxy's own keep, at most.
@@ -177,126 +176,6 @@ impl Session {
         Ok(())
     }
 
-    fn describe_statement(&mut self, name: &str) -> Result<(), ApplicationError> {
-        let prepared = self.statements.get(name).cloned().ok_or_else(|| no_statement(name))?;
-        if prepared.special {
-            self.pipeline.insert(|out| {
-                out.parameters(&parameter_types(
-                    &prepared.class,
-                    &prepared.statement.parameter_types,
-                    prepared.parameters,
-                ));
-                describe_special(&prepared, &[], out);
-            });
-            return Ok(());
-        }
-        if let Some(description) = self.known_description(&prepared.statement) {
-            prepared.is_described_by(&description, self.catalog.epoch());
-            self.pipeline.insert(|out| out.raw(&description));
-            return Ok(());
-        }
-        let statement = self.pipeline.index(&prepared);
-        self.pipeline.steps.push(Step::DescribeStatement { statement });
-        if self.is_catalog_settled() {
-            let key = self.description_key(&prepared.statement);
-            self.pipeline.described.push((self.pipeline.steps.len(), key, prepared));
-        }
-        Ok(())
-    }
-
-    /// Describes a statement of SQL's PREPARE, which also shows whether it can run.
-    pub(super) async fn describe_as_prepared(&mut self, prepared: &Prepared) -> Result<Bytes, ApplicationError> {
-        let (statement, epoch) = (prepared.described(), self.catalog.epoch());
-        let keeps = self.is_catalog_settled();
-        self.describe_again(statement, keeps.then_some(epoch)).await
-    }
-
-    /// Makes sure that a statement still gives the columns that it was described with: applications decode rows by these.
-    pub(super) async fn check_shape(&mut self, name: &str) -> Result<(), ApplicationError> {
-        let epoch = self.catalog.epoch();
-        let stale = self
-            .statements
-            .get(name)
-            .filter(|prepared| prepared.may_have_changed(epoch));
-        let Some(prepared) = stale.cloned().filter(|_| self.is_catalog_settled()) else {
-            return Ok(());
-        };
-        let description = match self.known_description(prepared.described()) {
-            Some(description) => description,
-            None => self.describe_again(prepared.described(), Some(epoch)).await?,
-        };
-        match prepared.is_described_by(&description, epoch) {
-            true => Ok(()),
-            // Drivers that prepare it anew know the error by the function that raises it.
-            false => Err(
-                ApplicationError::new("0A000", "cached plan must not change result type")
-                    .routine(Routine::RevalidateCachedQuery),
-            ),
-        }
-    }
-
-    /// Asks for a description, and keeps it if it is of a known epoch of the catalog.
-    async fn describe_again(
-        &mut self,
-        statement: &StatementText,
-        epoch: Option<u64>,
-    ) -> Result<Bytes, ApplicationError> {
-        let exchange = Exchange::Extended {
-            statements: vec![statement.clone()],
-            steps: vec![Step::DescribeStatement { statement: 0 }],
-        };
-        let described = self.execute_and_gather(&exchange, Kind::Plain).await?;
-        if let Some(error) = first_error(&described.messages) {
-            return Err(error);
-        }
-        let boundaries = step_boundaries(&described.messages);
-        if let Some(epoch) = epoch
-            && let Some(messages) = step_messages(&described.messages, &boundaries, 1)
-        {
-            let key = self.description_key(statement);
-            self.shared.descriptions.keep(key, epoch, messages);
-        }
-        Ok(described.messages)
-    }
-
-    /// Whether no uncommitted DDL of this session hides the common catalog, and no failure its own state.
-    fn is_catalog_settled(&self) -> bool {
-        self.transaction
-            .as_ref()
-            .is_none_or(|transaction| !transaction.catalog_changed && !transaction.failed)
-    }
-
-    fn description_key(&mut self, statement: &StatementText) -> DescriptionKey {
-        let context = self.context();
-        let of_session = self.made_temporary || mentions_temporary(&statement.text);
-        DescriptionKey::new(&context, &statement.text, &statement.parameter_types, of_session)
-    }
-
-    fn known_description(&mut self, statement: &StatementText) -> Option<Bytes> {
-        if !self.is_catalog_settled() {
-            return None;
-        }
-        let key = self.description_key(statement);
-        self.shared.descriptions.get(key, self.catalog.epoch())
-    }
-
-    fn describe_portal(&mut self, name: String) -> Result<(), ApplicationError> {
-        match self.portals.get(&name) {
-            Some(Portal::Special { prepared, formats, .. }) => {
-                let (prepared, formats) = (Arc::clone(prepared), formats.clone());
-                self.pipeline.insert(|out| describe_special(&prepared, &formats, out));
-                return Ok(());
-            }
-            Some(Portal::Backend) => {}
-            // A cursor of DECLARE is a portal too.
-            None if self.is_begun() => {}
-            None => return Err(no_portal(&name)),
-        }
-        self.pipeline.stateful |= !self.pipeline.bound.contains(&name);
-        self.pipeline.steps.push(Step::DescribePortal { portal: name });
-        Ok(())
-    }
-
     async fn execute_portal(&mut self, name: String, max_rows: u32) -> Result<(), End> {
         match self.portals.get(&name) {
             Some(Portal::Special {
@@ -314,46 +193,6 @@ impl Session {
                 self.pipeline.steps.push(Step::Execute { portal: name, max_rows });
                 Ok(())
             }
-        }
-    }
-
-    async fn execute_special(&mut self, prepared: &Prepared, formats: &[i16], bound: &Bound) -> Result<(), End> {
-        if prepared.class == StatementClass::Empty {
-            self.pipeline.insert(Backend::empty_query_response);
-            return Ok(());
-        }
-        self.run_pipeline(false).await?;
-        if self.skip_to_sync {
-            return Ok(());
-        }
-        let text = prepared.statement.text.as_str();
-        if prepared.class == StatementClass::CopyFrom {
-            self.begin_implicitly();
-            return match self.copy_from(text).await? {
-                Ok(messages) => self.deliver_result(&messages).await,
-                Err(error) => self.pipeline_error(&error).await.map(|_| ()),
-            };
-        }
-        match self.run_special(&prepared.class, text, bound).await {
-            Ok(reply) => {
-                let columns = special_columns(&prepared.class, text);
-                for row in reply.rows {
-                    let values = row.into_iter().zip(&columns).enumerate();
-                    let values = values.map(|(at, (value, (_, oid, _)))| {
-                        let value = value?;
-                        let is_binary = format_of(formats, at) == 1;
-                        match (value.parse::<i32>(), *oid) {
-                            (Ok(number), INT4_OID) if is_binary => Some(number.to_be_bytes().to_vec()),
-                            (_, BOOL_OID) if is_binary => Some(vec![u8::from(value == "t")]),
-                            _ => Some(value.into_bytes()),
-                        }
-                    });
-                    self.connection.out.row(values);
-                }
-                self.connection.out.command_complete(&reply.tag);
-                Ok(())
-            }
-            Err(error) => self.pipeline_error(&error).await.map(|_| ()),
         }
     }
 
@@ -457,7 +296,7 @@ impl Session {
     }
 
     /// Delivers the result of one statement that ran by itself.
-    async fn deliver_result(&mut self, messages: &Bytes) -> Result<(), End> {
+    pub(super) async fn deliver_result(&mut self, messages: &Bytes) -> Result<(), End> {
         self.connection.deliver(messages).await?;
         if scan(messages).failed {
             self.stop_pipeline();
@@ -559,7 +398,7 @@ impl Pieces for WithInserts<'_> {
 }
 
 /// The messages that answer one step (counted from 1).
-fn step_messages(result: &Bytes, boundaries: &[usize], step: usize) -> Option<Bytes> {
+pub(super) fn step_messages(result: &Bytes, boundaries: &[usize], step: usize) -> Option<Bytes> {
     let end = *boundaries.get(step.checked_sub(1)?)?;
     let start = step
         .checked_sub(2)
@@ -606,30 +445,6 @@ fn check_bind(bind: &Bind, prepared: &Prepared) -> Result<(), ApplicationError> 
     }
 }
 
-/// The format of a column, where formats are none, one for all, or one each.
-fn format_of(formats: &[i16], at: usize) -> i16 {
-    match formats {
-        [all] => *all,
-        formats => formats.get(at).copied().unwrap_or(0),
-    }
-}
-
-fn describe_special(prepared: &Prepared, formats: &[i16], out: &mut Backend) {
-    match special_columns(&prepared.class, &prepared.statement.text).as_slice() {
-        [] => out.no_data(),
-        columns => out.columns(columns, |at| format_of(formats, at)),
-    }
-}
-
-/// Whether a text may name temporary objects of its session's by the name of their schema.
-fn mentions_temporary(text: &str) -> bool {
-    let mut places = text.match_indices('_').map(|(at, _)| at);
-    places.any(|at| {
-        let named = at.checked_sub(2).and_then(|start| text.get(start..at + 5));
-        named.is_some_and(|named| named.eq_ignore_ascii_case("pg_temp"))
-    })
-}
-
-fn no_portal(name: &str) -> ApplicationError {
+pub(super) fn no_portal(name: &str) -> ApplicationError {
     ApplicationError::new("34000", format!("portal \"{name}\" does not exist"))
 }

@@ -14,6 +14,7 @@ mod extended;
 mod handshake;
 mod listening;
 mod object_numbers;
+mod opening;
 mod pipeline;
 mod prepared;
 mod release;
@@ -88,7 +89,7 @@ pub(crate) struct Session {
     is_gone: bool,
     /// What the session listens to, and what waits for it.
     ear: Ear,
-    /// Its advisory locks.
+    /// The session's advisory locks.
     station: Arc<Station>,
     /// A transaction with advisory locks that is being aborted: they are free when the session is ready again.
     ending: Option<JoinHandle<()>>,
@@ -279,7 +280,7 @@ impl Session {
             Some(_) => b'T',
         };
         if let Some(ending) = self.ending.take() {
-            // What is not known to have ended in time ends later.
+            // A transaction that has not ended in time ends later.
             let _ = tokio::time::timeout(ENDING_PATIENCE, ending).await;
             self.shared.advisory.moved();
         }

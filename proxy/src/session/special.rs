@@ -4,15 +4,16 @@ use sql::names::DEFAULT_PATH;
 use sql::operation::Exchange;
 use sql::statement::{Listening, Setting, StatementClass};
 
-use super::Session;
 use super::advisory::advisory_columns;
 use super::configs::Bound;
+use super::prepared::Prepared;
 use super::routing::Kind;
 use super::set::shown_default;
 use super::transaction::isolation_name;
+use super::{End, Session};
 use crate::error::ApplicationError;
 use crate::leftovers::DISCARD;
-use crate::wire::first_error;
+use crate::wire::{Backend, first_error};
 
 /// The setting that says where names are looked for.
 const SEARCH_PATH: &str = "search_path";
@@ -198,6 +199,52 @@ impl Session {
         }
     }
 
+    /// Executes a portal of such a statement.
+    pub(super) async fn execute_special(
+        &mut self,
+        prepared: &Prepared,
+        formats: &[i16],
+        bound: &Bound,
+    ) -> Result<(), End> {
+        if prepared.class == StatementClass::Empty {
+            self.pipeline.insert(Backend::empty_query_response);
+            return Ok(());
+        }
+        self.run_pipeline(false).await?;
+        if self.skip_to_sync {
+            return Ok(());
+        }
+        let text = prepared.statement.text.as_str();
+        if prepared.class == StatementClass::CopyFrom {
+            self.begin_implicitly();
+            return match self.copy_from(text).await? {
+                Ok(messages) => self.deliver_result(&messages).await,
+                Err(error) => self.pipeline_error(&error).await.map(|_| ()),
+            };
+        }
+        match self.run_special(&prepared.class, text, bound).await {
+            Ok(reply) => {
+                let columns = special_columns(&prepared.class, text);
+                for row in reply.rows {
+                    let values = row.into_iter().zip(&columns).enumerate();
+                    let values = values.map(|(at, (value, (_, oid, _)))| {
+                        let value = value?;
+                        let is_binary = format_of(formats, at) == 1;
+                        match (value.parse::<i32>(), *oid) {
+                            (Ok(number), INT4_OID) if is_binary => Some(number.to_be_bytes().to_vec()),
+                            (_, BOOL_OID) if is_binary => Some(vec![u8::from(value == "t")]),
+                            _ => Some(value.into_bytes()),
+                        }
+                    });
+                    self.connection.out.row(values);
+                }
+                self.connection.out.command_complete(&reply.tag);
+                Ok(())
+            }
+            Err(error) => self.pipeline_error(&error).await.map(|_| ()),
+        }
+    }
+
     /// Drops the session's temporary objects, if it has made any.
     async fn discard_temporary(&mut self) -> Result<(), ApplicationError> {
         if !self.made_temporary {
@@ -229,6 +276,22 @@ impl Session {
             SEARCH_PATH => set(name, DEFAULT_PATH),
             name => set(name, shown_default(name).unwrap_or_default()),
         }
+    }
+}
+
+/// The format of a column, where formats are none, one for all, or one each.
+fn format_of(formats: &[i16], at: usize) -> i16 {
+    match formats {
+        [all] => *all,
+        formats => formats.get(at).copied().unwrap_or(0),
+    }
+}
+
+/// Describes such a statement, or a portal of it whose columns have these formats.
+pub(super) fn describe_special(prepared: &Prepared, formats: &[i16], out: &mut Backend) {
+    match special_columns(&prepared.class, &prepared.statement.text).as_slice() {
+        [] => out.no_data(),
+        columns => out.columns(columns, |at| format_of(formats, at)),
     }
 }
 
