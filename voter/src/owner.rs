@@ -8,6 +8,7 @@ mod feed;
 mod fence;
 mod floor;
 mod grant;
+mod replicas;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ordering::identifiers::{ClientId, MachineId, Order};
-use ordering::message::{CommitDb, EffectDigests, ReplyCommitDb, ResultKey};
+use ordering::message::{EffectDigests, ResultKey};
 use sql::analysis::Analyzer;
 use sql::operation::{Operation, TransactionId};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -59,9 +60,6 @@ const TICK: Duration = Duration::from_millis(20);
 /// would refuse to run it.
 const BEHIND_ORDERS_MAX: u64 = 1024;
 
-/// The shortest time between two replies to the replicas.
-const REPLY_INTERVAL: Duration = Duration::from_millis(100);
-
 /// How often the database server is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -70,12 +68,6 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How much longer than twice the longest transaction a body is kept of which nothing has come.
 const UNNAMED_BODY_GRACE: Duration = Duration::from_secs(600);
-
-/// The shortest time between two Fetches when the first brought nothing.
-const FETCH_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The longest time between two Fetches while nothing is known to be missing.
-const FETCH_INTERVAL_IDLE: Duration = Duration::from_secs(5);
 
 /// Why one life of the owner ended.
 pub(crate) enum End {
@@ -371,49 +363,6 @@ impl<'a> Owner<'a> {
         }
     }
 
-    async fn commit_db(&mut self, from: MachineId, message: CommitDb) {
-        for entry in message.entries {
-            let counted = self.votes.count(from, message.group, entry);
-            metrics::counter!("cloudbft_votes_total", "voter" => from.0.to_string(), "result" => counted.label())
-                .increment(1);
-        }
-        self.advance().await;
-    }
-
-    /// What another voter has executed was decided. One of f+1 that say so is correct.
-    fn executed_by(&mut self, from: MachineId, order: Order) {
-        self.executed_elsewhere.insert(from, order);
-        let mut orders: Vec<_> = self.executed_elsewhere.values().copied().collect();
-        orders.sort_unstable_by(|one, other| other.cmp(one));
-        if let Some(order) = orders.get(self.config.faults) {
-            self.decided = self.decided.max(*order);
-        }
-    }
-
-    /// A replica has cut off what we lack. One of f+1 that say so is correct, and cuts only what f+1 databases have.
-    fn log_begins(&mut self, from: MachineId, first: Order) {
-        if !self.config.replicas.contains(&from.0) {
-            return;
-        }
-        self.logs_begin.insert(from, first);
-        let left_behind = VoterState::LeftBehind {
-            next: self.votes.next_order(),
-        };
-        if self.is_left_behind() && *self.outside.state.borrow() != left_behind {
-            tracing::error!(
-                ?left_behind,
-                "the replicas' logs do not go back so far: the database needs repair"
-            );
-            self.outside.state.send_replace(left_behind);
-        }
-    }
-
-    fn is_left_behind(&self) -> bool {
-        let next = self.votes.next_order();
-        let cut_off = self.logs_begin.values().filter(|first| **first > next);
-        cut_off.count() > self.config.faults
-    }
-
     async fn take_event(&mut self, event: Event) -> Option<End> {
         match event {
             Event::SnapshotOpen(order) => {
@@ -482,50 +431,6 @@ impl<'a> Owner<'a> {
         self.start_all(ready);
     }
 
-    fn start_all(&mut self, ready: Vec<u64>) {
-        for order in ready {
-            if let Some(start) = self.blocked.remove(&order) {
-                self.start_work(start);
-            }
-        }
-    }
-
-    fn start_work(&mut self, start: Start) {
-        let shared = Arc::clone(&self.shared);
-        match start {
-            Start::OneShot(work) => {
-                self.tasks.spawn(crate::executor::run_one_shot(shared, *work));
-            }
-            Start::Read(work) => {
-                self.tasks.spawn(crate::executor::run_read(shared, *work));
-            }
-            Start::Answer(asker, outcome) => {
-                self.tasks.spawn(async move {
-                    asker.answer(&shared.reporter, outcome).await;
-                    shared.tell(Event::Finished(asker.order, None));
-                });
-            }
-            Start::Slot(slot, command) => self.send_to(&slot, *command),
-            Start::Slots(ends) => {
-                for (slot, command) in ends {
-                    self.send_to(&slot, command);
-                }
-            }
-        }
-    }
-
-    /// A task that has ended runs nothing more; what it does not run must not hold up what follows.
-    fn send_to(&self, slot: &SlotHandle, command: Command) {
-        let order = match slot.send(command) {
-            None => return,
-            Some(Command::Abort(finish, _)) => finish.reached(),
-            Some(unsent) => unsent.order(),
-        };
-        if let Some(order) = order {
-            self.shared.tell(Event::Finished(order, None));
-        }
-    }
-
     /// Answers an ordered operation without running it; its order is over.
     async fn settle(&mut self, asker: Asker, outcome: Outcome) {
         asker.answer(&self.outside.reporter, outcome).await;
@@ -564,12 +469,6 @@ impl<'a> Owner<'a> {
         self.config.bodies.expire(age, |id| self.transactions.contains_key(id));
     }
 
-    /// Decided orders that have not been fed, as far as is known.
-    pub(super) fn behind_by(&self) -> u64 {
-        let highest = self.votes.highest_decided().max(self.decided);
-        (highest.0 + 1).saturating_sub(self.votes.next_order().0)
-    }
-
     /// An idle voter finds out by itself that its server is gone.
     fn ping(&mut self) {
         if self.last_ping.elapsed() < PING_INTERVAL {
@@ -591,54 +490,7 @@ impl<'a> Owner<'a> {
             }
         });
     }
-
-    async fn reply(&mut self) {
-        let executed = self.executed.load(Ordering::Relaxed);
-        let reply = (executed, self.floors.floor());
-        if reply == self.last_reply || self.replied.elapsed() < REPLY_INTERVAL {
-            return;
-        }
-        self.last_reply = reply;
-        self.replied = Instant::now();
-        let (executed, flushed) = (Order(reply.0), Order(reply.1));
-        if !self.is_left_behind() {
-            let contradicted = Order(self.outside.contradicted.load(Ordering::Relaxed));
-            self.outside.state.send_replace(if executed < contradicted {
-                VoterState::Contradicts { order: contradicted }
-            } else {
-                VoterState::Serving { executed, flushed }
-            });
-        }
-        self.output(VoterOutput::Reply(ReplyCommitDb { executed, flushed }))
-            .await;
-    }
-
-    /// Asks for what is missing, when it has not come by itself.
-    async fn fetch_missing(&mut self) {
-        let next = self.votes.next_order().0;
-        let moved = next != self.fetch.seen_next;
-        self.fetch.seen_next = next;
-        let since = self.fetch.at.elapsed();
-        if self.votes.has_next() {
-            return;
-        }
-        let behind = self.behind_by() > 0;
-        let fetched_some = next > self.fetch.from && behind;
-        let stuck = behind && !moved && since >= FETCH_INTERVAL;
-        if !(stuck || fetched_some || since >= FETCH_INTERVAL_IDLE) {
-            return;
-        }
-        for (order, digest) in self.votes.missing_bodies(BODIES_AT_ONCE) {
-            self.output(VoterOutput::FetchRequest { order, digest }).await;
-        }
-        self.fetch.from = next;
-        self.fetch.at = Instant::now();
-        self.output(VoterOutput::Fetch { from: Order(next) }).await;
-    }
 }
-
-/// How many missing bodies are asked for at once.
-const BODIES_AT_ONCE: u64 = 64;
 
 /// A proxy needs a large result no more.
 pub(crate) fn release(reporter: &Reporter, client: ClientId, key: ResultKey) {

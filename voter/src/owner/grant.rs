@@ -13,11 +13,11 @@ use sql::rules::MultiPartition;
 use sql::statement::Effect;
 
 use super::{Asker, BEHIND_ORDERS_MAX, Owner, Start};
-use crate::executor::{OneShot, OrderedRead};
+use crate::executor::{Event, OneShot, OrderedRead};
 use crate::lock_table::{Grant, Node};
 use crate::outcome::Outcome;
 use crate::postgres::backend::{Clock, Job, Record};
-use crate::slot::Command;
+use crate::slot::{Command, SlotHandle};
 use crate::work::{
     Place, Refused, changes_catalog, check, check_listed, decode, recorded_home, seed, sequences, temporary_end,
 };
@@ -290,5 +290,49 @@ impl Owner<'_> {
             Err(refused) => Command::Refused(asker, refused, held.clone()),
         };
         self.run(grant.order, node, &held, Start::Slot(slot, Box::new(command)));
+    }
+
+    pub(super) fn start_all(&mut self, ready: Vec<u64>) {
+        for order in ready {
+            if let Some(start) = self.blocked.remove(&order) {
+                self.start_work(start);
+            }
+        }
+    }
+
+    pub(super) fn start_work(&mut self, start: Start) {
+        let shared = Arc::clone(&self.shared);
+        match start {
+            Start::OneShot(work) => {
+                self.tasks.spawn(crate::executor::run_one_shot(shared, *work));
+            }
+            Start::Read(work) => {
+                self.tasks.spawn(crate::executor::run_read(shared, *work));
+            }
+            Start::Answer(asker, outcome) => {
+                self.tasks.spawn(async move {
+                    asker.answer(&shared.reporter, outcome).await;
+                    shared.tell(Event::Finished(asker.order, None));
+                });
+            }
+            Start::Slot(slot, command) => self.send_to(&slot, *command),
+            Start::Slots(ends) => {
+                for (slot, command) in ends {
+                    self.send_to(&slot, command);
+                }
+            }
+        }
+    }
+
+    /// A task that has ended runs nothing more; what it does not run must not hold up what follows.
+    pub(super) fn send_to(&self, slot: &SlotHandle, command: Command) {
+        let order = match slot.send(command) {
+            None => return,
+            Some(Command::Abort(finish, _)) => finish.reached(),
+            Some(unsent) => unsent.order(),
+        };
+        if let Some(order) = order {
+            self.shared.tell(Event::Finished(order, None));
+        }
     }
 }
