@@ -3,6 +3,7 @@
 //! Read by every process of the cluster. An error names the line and what to do about it; a key that means
 //! nothing is refused, so that a misspelt one cannot pass unnoticed.
 
+mod check;
 mod generate;
 mod layout;
 mod ports;
