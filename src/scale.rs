@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::file::ClusterFile;
+use cluster::front::machine_addresses;
 use cluster::identity::Identity;
-use cluster::link::{Frame, Links, Peer, PeerAddress, Receiver};
+use cluster::link::{Frame, Links, Peer, Receiver};
 use ordering::assignment::AssignmentChange;
 use ordering::identifiers::administrator;
 
@@ -120,15 +121,7 @@ async fn change_groups(
     change: AssignmentChange,
     within: Duration,
 ) -> Result<AssignmentStatus, Failure> {
-    let addresses: Vec<PeerAddress> = file
-        .machines
-        .iter()
-        .map(|machine| PeerAddress {
-            peer: Peer::Machine(machine.id),
-            key: machine.identity,
-            dial: Some(machine.link),
-        })
-        .collect();
+    let addresses = machine_addresses(file);
     let everybody: Vec<Peer> = addresses.iter().map(|address| address.peer).collect();
     // Higher than every number that was used before, as long as the clock does not go back behind the last change.
     let number = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();

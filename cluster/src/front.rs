@@ -149,17 +149,20 @@ fn application_tls(tls: &ApplicationTls) -> Result<Arc<rustls::ServerConfig>, Fr
         .map_err(|error| refused(&error))
 }
 
+/// All machines, as a client dials them.
+pub fn machine_addresses(file: &ClusterFile) -> Vec<PeerAddress> {
+    let machines = file.machines.iter();
+    let addresses = machines.map(|machine| PeerAddress {
+        peer: Peer::Machine(machine.id),
+        key: machine.identity,
+        dial: Some(machine.link),
+    });
+    addresses.collect()
+}
+
 /// Makes the links, and the tasks between them and the front.
 fn connect(file: &ClusterFile, identity: &Identity, client: ClientId) -> Result<ClusterPort, FrontError> {
-    let addresses: Vec<_> = file
-        .machines
-        .iter()
-        .map(|machine| PeerAddress {
-            peer: Peer::Machine(machine.id),
-            key: machine.identity,
-            dial: Some(machine.link),
-        })
-        .collect();
+    let addresses = machine_addresses(file);
     let (to, outgoing) = mpsc::channel(PORT_MESSAGES_MAX);
     let (incoming, from) = mpsc::channel(PORT_MESSAGES_MAX);
     let receiver = Arc::new(FrontReceiver { incoming });
