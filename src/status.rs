@@ -217,7 +217,9 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
     let machines = machines.collect();
     // Of f+1 machines one is correct. Where fewer answer, what is known is what the file says, or any of them.
     let assignment = AssignmentStatus::stated_by(&answers, file.tunables.faults + 1);
-    let assignment = assignment.or_else(|| AssignmentStatus::stated_by(&answers, 1));
+    let assignment = assignment
+        .or_else(|| AssignmentStatus::stated_by(&answers, 1))
+        .filter(|stated| stated.groups <= file.tunables.groups_max);
     let assignment = assignment.unwrap_or(AssignmentStatus {
         groups: file.tunables.groups,
         ..AssignmentStatus::default()
