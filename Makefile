@@ -19,7 +19,7 @@ test: install lint
 	$(CARGO) build --locked --bin cloudbft --features lying-voter,byzantine-primary
 	cp target/debug/cloudbft target/debug/cloudbft-lying
 	$(CARGO) build --locked --bin cloudbft
-	$(CARGO) test --workspace --locked --no-fail-fast
+	CARGO=$(CARGO) scripts/run-tests
 
 ## Formatting, clippy, rustdoc, what the dependencies may be, that citations lead somewhere, and that faults can be put back.
 lint:
