@@ -25,10 +25,10 @@ const HOLDING_INTERVAL: Duration = Duration::from_secs(5);
 /// The pause before the locks of a session that has ended are given back again.
 const RELEASE_PAUSE: Duration = Duration::from_secs(1);
 
-/// What became of a session's wait.
+/// The end of a session's wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waited {
-    /// It holds the lock.
+    /// The session holds the lock.
     Granted,
     /// The voters have taken this proxy for dead: it holds nothing.
     Lost,
@@ -39,15 +39,17 @@ pub(crate) enum Waited {
 struct Locks {
     /// Grows with each wish, before it is sent and when it is answered: an answer to an earlier question says nothing then.
     version: u64,
-    /// Its wish is on its way.
+    /// A wish of the session is on its way.
     is_asking: bool,
-    /// It may hold more locks of its own than are counted: what it asked for was not answered.
+    /// The session may hold more locks of its own than are counted, since a wish of it was not answered.
     is_unsure: bool,
-    /// It holds so many of its own, each as often as it was taken.
+    /// The session's own locks, each counted as often as it was taken.
     own: u64,
-    /// It waits.
+    /// The order since which the session waits.
     waits: Option<u64>,
+    /// The end of its wait, until the session has taken notice.
     waited: Option<Waited>,
+    /// The voters have given the session's locks away.
     is_lost: bool,
 }
 
@@ -74,7 +76,7 @@ pub(crate) struct Board {
     moved: Notify,
 }
 
-/// What was known of a session when it was asked for.
+/// The state of a session when the voters were asked about it.
 struct Known {
     station: Arc<Station>,
     version: u64,

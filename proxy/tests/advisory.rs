@@ -41,7 +41,7 @@ impl Session {
         words(&answers.expect("an answer"))
     }
 
-    /// It waits.
+    /// The statement waits.
     async fn is_quiet(&mut self) {
         let next = tokio::time::timeout(QUIET, self.raw.next()).await;
         assert!(next.is_err(), "{next:?}");

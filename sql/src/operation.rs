@@ -18,7 +18,7 @@ pub struct TransactionId {
 }
 
 impl TransactionId {
-    /// What stands for a session itself where a transaction is named: no transaction has this number.
+    /// The name of a session itself, where a transaction is named: no transaction has this number.
     #[must_use]
     pub fn of_session(session: SessionId) -> Self {
         Self {
@@ -103,17 +103,17 @@ pub enum Advisory {
 pub mod advisory_tag {
     /// The lock is held now.
     pub const GRANTED: &str = "GRANTED";
-    /// It is waited for.
+    /// The lock is waited for.
     pub const WAITS: &str = "WAITS";
     /// Another session holds it, or waits for it.
     pub const TAKEN: &str = "TAKEN";
-    /// It is given back.
+    /// The lock is given back.
     pub const RELEASED: &str = "RELEASED";
     /// The session holds locks.
     pub const HELD: &str = "held";
     /// The session does not hold it in this mode.
     pub const NOT_HELD: &str = "NOT HELD";
-    /// What was waited for is not waited for any more.
+    /// The session waits no more.
     pub const GIVEN_UP: &str = "GIVEN UP";
     /// The session does not wait: what it waited for was granted before, or has ended with its transaction.
     pub const NOT_WAITING: &str = "NOT WAITING";

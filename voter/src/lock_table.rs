@@ -62,7 +62,7 @@ pub enum LockRefusal {
     NoTransaction,
     /// The transaction's id is in use.
     TransactionExists,
-    /// It closes a cycle. Nothing changes: transaction and session hold what they held.
+    /// The operation, Extend or wish closes a cycle. Nothing changes: transaction and session hold what they held.
     Deadlock,
     /// Too many operations wait.
     TooMany,

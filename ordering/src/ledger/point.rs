@@ -48,7 +48,7 @@ impl BorshDeserialize for HistoryPoint {
         let mut assignment = Assignment::FIRST;
         if view & HAS_ASSIGNMENT != 0 {
             let (version, groups, since) = <(u64, u16, Order)>::deserialize_reader(reader)?;
-            // What is encoded otherwise than we do it would be one point with two digests.
+            // A point that is encoded in two ways would have two digests.
             if version == 0 || groups == 0 {
                 return Err(io::ErrorKind::InvalidData.into());
             }

@@ -192,7 +192,7 @@ impl Session {
         self.is_gone |= reason == Reason::Gone;
         match self.advise(Advisory::GiveUp { since }).await?.0.as_str() {
             advisory_tag::GIVEN_UP => Err(reason.error()),
-            // It was granted before.
+            // The lock was granted before.
             _ => Ok(()),
         }
     }

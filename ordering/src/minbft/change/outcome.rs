@@ -117,7 +117,7 @@ fn follow_prepares(
             let count = committed.get(&(entry.group.deciding(), value)).map_or(0, BTreeSet::len);
             let may_be_decided = count >= needed;
             if !may_be_decided && entry.group.is_change() {
-                // It was not decided, so no correct replica has committed anything behind it (rule ChangesDivide).
+                // The change was not decided, so no correct replica has committed anything behind it (rule ChangesDivide).
                 break 'batches;
             }
             entries.push(OutcomeEntry {

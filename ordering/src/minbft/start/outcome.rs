@@ -41,7 +41,7 @@ pub(crate) fn compute(collect: &Collect, reports: &[Arc<Report>]) -> Option<Outc
             continue;
         }
         if entry.group.is_change() {
-            // It was not decided, so no correct replica has committed anything behind it (rule ChangesDivide).
+            // The change was not decided, so no correct replica has committed anything behind it (rule ChangesDivide).
             kept = kept.min(index);
         }
         entry.digest = NOTHING;

@@ -70,7 +70,7 @@ impl Outcome {
         self.entries.last().map_or(self.base.time_us, |entry| entry.time_us)
     }
 
-    /// What it takes over: order, the assignment in force there, and the entry.
+    /// The entries that the view takes over, each with its order and the assignment in force there.
     pub(crate) fn assigned(&self) -> impl Iterator<Item = (Order, Assignment, &OutcomeEntry)> {
         let mut assignment = self.base.assignment;
         let numbered = (self.base.order.0 + 1..).map(Order).zip(&self.entries);

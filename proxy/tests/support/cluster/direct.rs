@@ -15,7 +15,7 @@ impl Cluster {
             }
             DirectKind::Cancel { request } => {
                 assert_eq!(machines, voters(), "a cancellation goes to all");
-                // One that is sent again must not end the backend that took the place of the cancelled one.
+                // A cancel that is sent again must not end the backend that took the place of the cancelled one.
                 if told.cancelled.insert(request) {
                     told.stopping = true;
                     if let Some(process) = told.process {
