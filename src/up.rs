@@ -46,10 +46,10 @@ pub(crate) struct UpOptions {
     /// What an operation on several partitions locks: footprint or global (new clusters)
     #[arg(long)]
     multi_partition: Option<String>,
-    /// Lock rows of tables without a partition rule where statements name them, not the tables (new clusters; see
-    /// docs/decisions/0046 for what may go wrong then)
+    /// Lock rows of tables without a partition rule where statements name them, not the tables: true (the default) or false (new
+    /// clusters; see docs/decisions/0046)
     #[arg(long)]
-    lock_rows: bool,
+    lock_rows: Option<bool>,
     /// Compare what databases change, and take one that differs out of service until it is repaired: true (the default) or false (new
     /// clusters; see docs/decisions/0051)
     #[arg(long)]
@@ -229,7 +229,7 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
     if let Some(word) = &options.multi_partition {
         tunables.multi_partition = file::parse_word(word)?;
     }
-    tunables.partitions.lock_rows |= options.lock_rows;
+    tunables.partitions.lock_rows = options.lock_rows.unwrap_or(tunables.partitions.lock_rows);
     tunables.effects.compare = options.compare_effects.unwrap_or(tunables.effects.compare);
     if let Some(word) = &options.counter {
         tunables.counter = file::parse_word(word)?;

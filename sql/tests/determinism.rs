@@ -42,11 +42,11 @@ fn refused_by_their_keywords() {
 fn rule_16_limits_in_writes_need_a_total_order() {
     check(&[
         (
-            "DELETE FROM plain WHERE id IN (SELECT id FROM plain LIMIT 1)",
+            "DELETE FROM child WHERE id IN (SELECT h_c_id FROM history LIMIT 1)",
             "BF002 rule 16",
         ),
         (
-            "DELETE FROM plain WHERE id IN (SELECT id FROM plain ORDER BY value LIMIT 1)",
+            "DELETE FROM child WHERE id IN (SELECT h_c_id FROM history ORDER BY h_date LIMIT 1)",
             "BF002 rule 16",
         ),
         (
@@ -62,7 +62,7 @@ fn rule_16_limits_in_writes_need_a_total_order() {
             "Write {table:public.child X}",
         ),
         (
-            "INSERT INTO child SELECT DISTINCT ON (value) id FROM plain ORDER BY value",
+            "INSERT INTO child SELECT DISTINCT ON (h_date) h_c_id FROM history ORDER BY h_date",
             "BF002 rule 16",
         ),
         (
@@ -85,7 +85,7 @@ fn rule_16_limits_in_writes_need_a_total_order() {
             "INSERT INTO child SELECT id FROM plain LIMIT ALL",
             "Write {table:public.child X, table:public.plain S}",
         ),
-        // Reads are voted as they are.
+        // A read without a total order is compared.
         ("SELECT * FROM plain LIMIT 1", "Read {table:public.plain S}"),
     ]);
 }
@@ -98,7 +98,7 @@ fn draws_over_several_rows_are_refused() {
             "Write {row:public.plain#[1] X, row:public.plain#[2] X}",
         ),
         (
-            "INSERT INTO plain (id, amount) SELECT id, random() FROM child",
+            "INSERT INTO plain (id, amount) SELECT h_c_id, random() FROM history",
             "BF002 rule 6",
         ),
         (
@@ -114,12 +114,15 @@ fn draws_over_several_rows_are_refused() {
             "UPDATE plain SET amount = random() WHERE id = 1",
             "Write {key:public.plain(note) S, row:public.plain#[1] X}",
         ),
-        ("INSERT INTO numbered (value) SELECT value FROM plain", "BF002 rule 6"),
+        (
+            "INSERT INTO numbered (value) SELECT h_data FROM history",
+            "BF002 rule 6",
+        ),
         (
             "INSERT INTO numbered (value) SELECT value FROM plain ORDER BY id",
             "Write {table:public.numbered X, table:public.plain S, sequence:public.numbered_id_seq X}",
         ),
-        ("INSERT INTO stamped (id) SELECT id FROM plain", "BF002 rule 6"),
+        ("INSERT INTO stamped (id) SELECT h_c_id FROM history", "BF002 rule 6"),
         ("CREATE TABLE t AS SELECT id, random() FROM plain", "BF002 rule 8"),
         (
             "ALTER TABLE plain ADD COLUMN u uuid DEFAULT gen_random_uuid()",
@@ -134,7 +137,7 @@ fn draws_over_several_rows_are_refused() {
 fn aggregates_that_depend_on_order_are_refused_in_writes() {
     check(&[
         (
-            "INSERT INTO numbered (id, value) SELECT 1, string_agg(value, ',') FROM plain",
+            "INSERT INTO numbered (id, value) SELECT 1, string_agg(h_data, ',') FROM history",
             "BF002 rule 19",
         ),
         (
@@ -145,7 +148,10 @@ fn aggregates_that_depend_on_order_are_refused_in_writes() {
             "SELECT string_agg(value, ',') FROM plain",
             "Read {table:public.plain S}",
         ),
-        ("INSERT INTO child (id) SELECT sum(amount) FROM plain", "BF002 rule 20"),
+        (
+            "INSERT INTO child (id) SELECT sum(h_amount::float8) FROM history",
+            "BF002 rule 20",
+        ),
         (
             "INSERT INTO child (id) SELECT sum(id) FROM plain",
             "Write {table:public.child X, table:public.plain S}",
@@ -226,7 +232,7 @@ fn rules_17_and_18_several_matches() {
             "Write {table:public.child X}",
         ),
         (
-            "INSERT INTO child SELECT id FROM plain ON CONFLICT DO NOTHING",
+            "INSERT INTO child SELECT h_c_id FROM history ON CONFLICT DO NOTHING",
             "BF002 rule 18",
         ),
         (

@@ -207,7 +207,7 @@ fn b4_clock_words_in_definitions() {
 fn b6_draws_over_rows() {
     check(&[
         (
-            "WITH r AS (SELECT id, random() AS x FROM plain) UPDATE child SET item_id = 1 FROM r WHERE r.id = child.id",
+            "WITH r AS (SELECT h_c_id AS id, random() AS x FROM history) UPDATE child SET item_id = 1 FROM r WHERE r.id = child.id",
             "BF002 rule 6",
         ),
         ("UPDATE numbered SET id = DEFAULT", "BF002 rule 6"),
@@ -319,14 +319,14 @@ fn b9_caches_of_sequences() {
 #[test]
 fn b16_b19_b20_what_is_stored_by_definitions_and_subqueries() {
     check(&[
-        ("CREATE TABLE x AS SELECT * FROM plain LIMIT 5", "BF002 rule 16"),
+        ("CREATE TABLE x AS SELECT * FROM history LIMIT 5", "BF002 rule 16"),
         (
             "CREATE TABLE x AS SELECT * FROM plain ORDER BY id LIMIT 5",
             "Ddl {all X}",
         ),
-        ("SELECT * INTO x FROM plain LIMIT 5", "BF002 rule 16"),
+        ("SELECT * INTO x FROM history LIMIT 5", "BF002 rule 16"),
         (
-            "CREATE MATERIALIZED VIEW x AS SELECT * FROM plain OFFSET 5 WITH NO DATA",
+            "CREATE MATERIALIZED VIEW x AS SELECT * FROM history OFFSET 5 WITH NO DATA",
             "BF002 rule 16",
         ),
         ("CREATE VIEW x AS SELECT * FROM plain LIMIT 5", "Ddl {all X}"),
@@ -335,7 +335,7 @@ fn b16_b19_b20_what_is_stored_by_definitions_and_subqueries() {
             "BF002 rule 16",
         ),
         (
-            "CREATE TABLE x AS SELECT string_agg(value, ',') FROM plain",
+            "CREATE TABLE x AS SELECT string_agg(h_data, ',') FROM history",
             "BF002 rule 19",
         ),
         (
@@ -343,18 +343,21 @@ fn b16_b19_b20_what_is_stored_by_definitions_and_subqueries() {
             "BF002 rule 19",
         ),
         (
-            "UPDATE child SET item_id = (SELECT sum(amount) FROM plain)",
+            "UPDATE child SET item_id = (SELECT sum(h_amount::float8) FROM history)",
             "BF002 rule 20",
         ),
         (
-            "INSERT INTO child (id) VALUES ((SELECT avg(amount) FROM plain))",
+            "INSERT INTO child (id) VALUES ((SELECT avg(h_amount::float8) FROM history))",
             "BF002 rule 20",
         ),
         (
-            "INSERT INTO child (id) SELECT sum(id::float8) FROM plain",
+            "INSERT INTO child (id) SELECT sum(h_c_id::float8) FROM history",
             "BF002 rule 20",
         ),
-        ("CREATE TABLE x AS SELECT sum(amount) FROM plain", "BF002 rule 20"),
+        (
+            "CREATE TABLE x AS SELECT sum(h_amount::float8) FROM history",
+            "BF002 rule 20",
+        ),
         ("CREATE TABLE x AS SELECT ctid, * FROM plain", "0A000 rule 12"),
     ]);
 }
@@ -437,14 +440,14 @@ fn c1_order_rules_hold_for_every_table() {
         ("UPDATE triggered SET value = random() WHERE id = 1", "Write {all X}"),
         ("DELETE FROM triggered WHERE random() < 0.5", "BF002 rule 6"),
         (
-            "INSERT INTO triggered SELECT nextval('counter') FROM plain",
+            "INSERT INTO triggered SELECT nextval('counter') FROM history",
             "BF002 rule 6",
         ),
-        ("INSERT INTO rich SELECT random() FROM plain", "BF002 rule 6"),
-        ("INSERT INTO unknown_table SELECT random() FROM plain", "BF002 rule 6"),
+        ("INSERT INTO rich SELECT random() FROM history", "BF002 rule 6"),
+        ("INSERT INTO unknown_table SELECT random() FROM history", "BF002 rule 6"),
         ("UPDATE triggered SET value = i.i_name FROM item i", "BF002 rule 17"),
         (
-            "INSERT INTO triggered SELECT id FROM plain ON CONFLICT DO NOTHING",
+            "INSERT INTO triggered SELECT h_c_id FROM history ON CONFLICT DO NOTHING",
             "BF002 rule 18",
         ),
         ("INSERT INTO triggered VALUES (1, random())", "Write {all X}"),

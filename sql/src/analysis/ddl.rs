@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
-use super::derive::{calls_unknown_function, refuse_stored_query};
+use super::derive::{calls_unknown_function, stored_rows};
 use super::template::{clock_word_refusal, is_clock_word};
+use crate::determinism::Splice;
 use crate::functions;
 use crate::lexer::{Token, TokenKind};
 use crate::names::Names;
@@ -17,11 +18,12 @@ const NUMBERED: [&str; 6] = ["serial", "bigserial", "smallserial", "serial2", "s
 /// Types that read the clock for `'now'`; the first word of their names.
 const DATE_TYPES: [&str; 5] = ["date", "time", "timestamp", "timetz", "timestamptz"];
 
-/// Why a statement that changes the catalog would leave the servers with different data or catalogs.
-pub(super) fn refusal(schema: &Schema, names: &Names, words: Words<'_>) -> Option<Refusal> {
-    drawn_rows(schema, words)
-        .or_else(|| stored_query(words).and_then(|query| refuse_stored_query(schema, names, query)))
-        .or_else(|| stored_clock(schema, words))
+/// Why a statement that changes the catalog would leave the servers with different data or catalogs, or what completes the orders that a
+/// query leaves open of which it stores the rows.
+pub(super) fn stored(schema: &Schema, names: &Names, words: Words<'_>) -> Result<Vec<Splice>, Refusal> {
+    drawn_rows(schema, words).map_or(Ok(()), Err)?;
+    let orders = stored_query(words).map_or(Ok(Vec::new()), |query| stored_rows(schema, names, query))?;
+    stored_clock(schema, words).map_or(Ok(orders), Err)
 }
 
 /// Whether it is certain that no code of users runs. (Event triggers would, but no application may create them.)

@@ -7,6 +7,7 @@ mod expressions;
 mod query;
 mod rows;
 mod shape;
+mod total_order;
 mod writes;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use sqlparser::ast::{Expr, ObjectName, Query, Select, Statement, Visit, Visitor}
 use super::level::ParameterUses;
 use super::parse::parse;
 use super::template::{Access, Keyed, Template};
+use crate::determinism::Splice;
 use crate::footprint::{Mode, Resource};
 use crate::functions::{self, FunctionKind};
 use crate::lexer::TokenKind;
@@ -46,6 +48,8 @@ pub(super) struct Derived {
     pub(super) plain_read: bool,
     /// Whether it calls `pg_notify` by itself.
     pub(super) notifies: bool,
+    /// What completes the orders that it leaves open.
+    pub(super) orders: Vec<Splice>,
 }
 
 impl Derived {
@@ -61,6 +65,7 @@ impl Derived {
             short: false,
             plain_read: false,
             notifies: false,
+            orders: Vec::new(),
         }
     }
 }
@@ -79,16 +84,17 @@ pub(super) fn derive(schema: &Schema, names: &Names, words: Words<'_>, class: St
     Derived { short, ..derived }
 }
 
-/// Why the rows that a definition stores (`CREATE TABLE ... AS query`) would differ on the servers.
-pub(super) fn refuse_stored_query(schema: &Schema, names: &Names, words: Words<'_>) -> Option<Refusal> {
+/// Why the rows that a definition stores (`CREATE TABLE ... AS query`) would differ on the servers, or what completes the orders
+/// that its query leaves open.
+pub(super) fn stored_rows(schema: &Schema, names: &Names, words: Words<'_>) -> Result<Vec<Splice>, Refusal> {
     let Some(statement) = parse(words) else {
-        return unparsed_refusal(words);
+        return unparsed_refusal(words).map_or(Ok(Vec::new()), Err);
     };
     let mut deriver = Deriver::new(schema, names, words);
     deriver.collect_names(&statement);
     deriver.modifies = true;
     let _: ControlFlow<()> = statement.visit(&mut deriver);
-    deriver.refusal
+    deriver.refusal.map_or(Ok(deriver.orders), Err)
 }
 
 /// Whether a query reads temporary relations; `None` when it cannot be parsed.
@@ -264,6 +270,11 @@ struct Deriver<'schema> {
     common: BTreeSet<String>,
     /// Subqueries of EXISTS: their rows are not looked at.
     exists: BTreeSet<usize>,
+    words: Words<'schema>,
+    /// What completes orders, the queries of which the order was completed, and the calls of which the input is ordered.
+    orders: Vec<Splice>,
+    completed: BTreeSet<usize>,
+    ordered_calls: BTreeSet<usize>,
     writes: bool,
     notifies: bool,
     locks: bool,
@@ -282,7 +293,7 @@ struct Deriver<'schema> {
 }
 
 impl<'schema> Deriver<'schema> {
-    fn new(schema: &'schema Schema, names: &'schema Names, words: Words<'_>) -> Self {
+    fn new(schema: &'schema Schema, names: &'schema Names, words: Words<'schema>) -> Self {
         Self {
             schema,
             names,
@@ -290,6 +301,10 @@ impl<'schema> Deriver<'schema> {
             template: Template::default(),
             common: BTreeSet::new(),
             exists: BTreeSet::new(),
+            words,
+            orders: Vec::new(),
+            completed: BTreeSet::new(),
+            ordered_calls: BTreeSet::new(),
             writes: false,
             notifies: false,
             locks: false,
@@ -393,6 +408,7 @@ impl<'schema> Deriver<'schema> {
             needs_transaction: self.needs_transaction,
             notifies: self.notifies,
             refusal: self.refusal,
+            orders: self.orders,
         }
     }
 }

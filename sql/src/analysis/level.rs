@@ -264,6 +264,47 @@ impl<'schema> Level<'schema> {
         }
     }
 
+    /// The columns that, behind these keys, give each combination of rows a place of its own: as few of the primary keys' as the level's
+    /// equalities allow. `None` where a source that needs one has no primary key.
+    pub(super) fn missing_keys(&self, keys: &[&Expr]) -> Option<Vec<(usize, &'schema str)>> {
+        let keys: Vec<ColumnOf> = keys.iter().filter_map(|key| self.resolve(key)).collect();
+        let mut missing = Vec::new();
+        let mut determined: Vec<usize> = Vec::new();
+        for next in 0..self.sources.len() {
+            self.close(&keys, &mut determined);
+            if !determined.contains(&next) {
+                missing.extend(self.open_columns(next, &keys)?.into_iter().map(|column| (next, column)));
+                determined.push(next);
+            }
+        }
+        Some(missing)
+    }
+
+    /// Adds the sources of which one row at most goes with a row of each determined one.
+    fn close(&self, keys: &[ColumnOf], determined: &mut Vec<usize>) {
+        let is_next = |index: &usize, determined: &[usize]| {
+            let is_named = || self.open_columns(*index, keys).is_some_and(|open| open.is_empty());
+            !determined.contains(index) && (is_named() || self.follows_from(*index, determined))
+        };
+        while let Some(index) = (0..self.sources.len()).find(|index| is_next(index, determined)) {
+            determined.push(index);
+        }
+    }
+
+    /// The columns of a source's primary key that are neither among these keys nor constant.
+    fn open_columns(&self, index: usize, keys: &[ColumnOf]) -> Option<Vec<&'schema str>> {
+        let primary_key = self.sources.get(index)?.table?.primary_key()?;
+        let is_open = |name: &&str| {
+            let column = ColumnOf {
+                source: index,
+                column: (*name).to_owned(),
+            };
+            let is_constant = || self.values(&column).is_some_and(|values| values.len() == 1);
+            !keys.contains(&column) && !is_constant()
+        };
+        Some(primary_key.into_iter().filter(is_open).collect())
+    }
+
     /// Whether the columns of some unique constraint of a source are constant, or equal to columns of these sources.
     fn follows_from(&self, index: usize, determined: &[usize]) -> bool {
         let Some(table) = self.sources.get(index).and_then(|source| source.table) else {
@@ -275,7 +316,9 @@ impl<'schema> Level<'schema> {
                 source: index,
                 column: name.clone(),
             };
-            let is_linked = self.links.iter().any(|(left, right)| {
+            let joins = self.left_joins.iter().filter(|join| join.joined == index);
+            let mut links = joins.flat_map(|join| &join.links).chain(&self.links);
+            let is_linked = links.any(|(left, right)| {
                 (*left == column && determined.contains(&right.source))
                     || (*right == column && determined.contains(&left.source))
             });

@@ -6,7 +6,7 @@
 use sqlparser::ast::Statement;
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
-use sqlparser::tokenizer::Token as Parsed;
+use sqlparser::tokenizer::{Location, Span, Token as Parsed, TokenWithSpan};
 
 use crate::lexer::{Token, TokenKind};
 use crate::words::Words;
@@ -104,7 +104,7 @@ pub(super) fn parse(words: Words<'_>) -> Option<Statement> {
     let tokens = convert(words)?;
     let mut parser = Parser::new(&PostgreSqlDialect {})
         .with_recursion_limit(DEPTH_MAX)
-        .with_tokens(tokens);
+        .with_tokens_with_locations(tokens);
     let mut statements = parser.parse_statements().ok()?;
     let only = statements.pop()?;
     statements.is_empty().then_some(only)
@@ -124,20 +124,34 @@ fn is_typed_string(text: &str, pair: &[Token]) -> bool {
     is_string && is_name
 }
 
-fn convert(mut words: Words<'_>) -> Option<Vec<Parsed>> {
-    let mut tokens = Vec::with_capacity(2 * words.rest().len());
+fn convert(mut words: Words<'_>) -> Option<Vec<TokenWithSpan>> {
+    let all = words.rest().len();
+    let mut tokens = Vec::with_capacity(all);
     while let Some(token) = words.peek() {
+        let span = span_of(all - words.rest().len());
         if normalise(&mut words, &mut tokens) {
             continue;
         }
-        tokens.push(token_of(token, words.text)?);
+        tokens.push(TokenWithSpan::new(token_of(token, words.text)?, span));
         words.skip();
     }
     Some(tokens)
 }
 
+/// The parser is told of a token's place by its index among ours.
+fn span_of(index: usize) -> Span {
+    let location = Location::new(1, index as u64 + 1);
+    Span::new(location, location)
+}
+
+/// The index, among the tokens of the statement, of the token at which something in the syntax tree begins; `None` for what the
+/// parser made up.
+pub(super) fn index_of(span: Span) -> Option<usize> {
+    usize::try_from(span.start.column).ok()?.checked_sub(1)
+}
+
 /// Clauses that the parser does not know, as others that touch the same.
-fn normalise(words: &mut Words<'_>, tokens: &mut Vec<Parsed>) -> bool {
+fn normalise(words: &mut Words<'_>, tokens: &mut Vec<TokenWithSpan>) -> bool {
     let replacement: &[&str] = if words.accept_all(&["for", "no", "key", "update"]) {
         &["FOR", "UPDATE"]
     } else if words.accept_all(&["for", "key", "share"]) {
@@ -153,7 +167,8 @@ fn normalise(words: &mut Words<'_>, tokens: &mut Vec<Parsed>) -> bool {
     } else {
         return false;
     };
-    tokens.extend(replacement.iter().map(|word| Parsed::make_word(word, None)));
+    let words = replacement.iter().map(|word| Parsed::make_word(word, None));
+    tokens.extend(words.map(|word| TokenWithSpan::new(word, Span::empty())));
     true
 }
 

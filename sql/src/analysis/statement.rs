@@ -136,6 +136,7 @@ fn analyse_statement(
     let mut findings = determinism::inspect(text, ordinary, purpose(&sketch, words));
     let is_parsed = range.len() <= PARSED_BYTES_MAX;
     let mut derived = resolve(schema, names, sketch, words, &findings, is_parsed);
+    findings.splices = determinism::merge(findings.splices, std::mem::take(&mut derived.orders));
     let mut work = TemporaryWork::default();
     if let Some(rewritten) = rewritten {
         findings.splices = determinism::merge(findings.splices, rewritten.splices);
@@ -220,11 +221,16 @@ fn resolve(
         },
         Plan::Everything(mode) => {
             let needs_clock = !matches!(class, StatementClass::Maintenance { .. } | StatementClass::Read);
-            let refusal = (class == StatementClass::Ddl)
-                .then(|| ddl::refusal(schema, names, words))
-                .flatten();
+            let (refusal, orders) = match class {
+                StatementClass::Ddl => match ddl::stored(schema, names, words) {
+                    Ok(orders) => (None, orders),
+                    Err(refusal) => (Some(refusal), Vec::new()),
+                },
+                _ => (None, Vec::new()),
+            };
             Derived {
                 refusal,
+                orders,
                 foreign_code: match class {
                     StatementClass::Setting(Setting::DiscardTemporary) => false,
                     StatementClass::Ddl => !ddl::runs_no_code(words),

@@ -44,6 +44,7 @@ pub fn rules() -> PartitionRules {
             name: "shop".into(),
             tables: vec![("account".into(), "shop".into()), ("ledger".into(), "shop".into())],
         }],
+        lock_rows: true,
         ..PartitionRules::default()
     }
 }

@@ -2,13 +2,14 @@
 
 use sqlparser::ast::{
     AccessExpr, ArrayElemTypeDef, BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr,
-    FunctionArgumentClause, FunctionArguments, UnaryOperator, Value, WindowType,
+    FunctionArgumentClause, FunctionArguments, OrderByExpr, UnaryOperator, Value, WindowType,
 };
 
 use super::super::level::{name_of, parts_of};
 use super::super::template::{clock_word_refusal, is_clock_word};
 use super::Deriver;
 use super::query::address;
+use super::total_order::call_address;
 use crate::footprint::{Mode, Resource};
 use crate::functions::{self, FunctionKind};
 use crate::refusal::{NONDETERMINISTIC, NOT_SUPPORTED, Refusal};
@@ -263,7 +264,8 @@ impl Deriver<'_> {
         }
         self.called(&parts, first_argument(function));
         let name = parts.last().map(String::as_str).unwrap_or_default();
-        if self.modifies && functions::ORDER_SENSITIVE.contains(&name) && !is_ordered(function) {
+        let is_ordered = is_ordered(function) || self.ordered_calls.contains(&call_address(function));
+        if self.modifies && functions::ORDER_SENSITIVE.contains(&name) && !is_ordered {
             self.refuse(order_refusal(name));
         }
     }
@@ -385,19 +387,25 @@ fn string(expression: &Expr) -> Option<&str> {
 
 /// Whether an aggregate or window function is told the order of its input.
 fn is_ordered(function: &Function) -> bool {
-    let in_arguments = match &function.args {
-        FunctionArguments::List(list) => {
+    let is_named = matches!(&function.over, Some(WindowType::NamedWindow(_)));
+    is_named || !own_order(function).is_empty() || !function.within_group.is_empty()
+}
+
+/// The order that a call or its window gives its input.
+pub(super) fn own_order(function: &Function) -> &[OrderByExpr] {
+    match (&function.over, &function.args) {
+        (Some(WindowType::WindowSpec(window)), _) => &window.order_by,
+        (Some(WindowType::NamedWindow(_)), _) => &[],
+        (None, FunctionArguments::List(list)) => {
             let mut clauses = list.clauses.iter();
-            clauses.any(|clause| matches!(clause, FunctionArgumentClause::OrderBy(_)))
+            let order = clauses.find_map(|clause| match clause {
+                FunctionArgumentClause::OrderBy(order) => Some(order.as_slice()),
+                _ => None,
+            });
+            order.unwrap_or_default()
         }
-        _ => false,
-    };
-    let in_window = match &function.over {
-        Some(WindowType::WindowSpec(window)) => !window.order_by.is_empty(),
-        Some(WindowType::NamedWindow(_)) => true,
-        None => false,
-    };
-    in_arguments || in_window || !function.within_group.is_empty()
+        _ => &[],
+    }
 }
 
 /// The folded last part of a function's name.

@@ -33,14 +33,12 @@ impl<'schema> Deriver<'schema> {
         if !is_plain || !is_plain_body(&query.body) {
             self.not_understood();
         }
+        self.complete_if_ordered(query);
         if self.modifies {
             self.refuse_drawn_projection(query);
             self.refuse_float_sums(Some(query));
         }
-        if self.modifies
-            && picks_rows(query)
-            && !self.exists.contains(&address(query))
-            && !self.is_totally_ordered(query)
+        if self.modifies && picks_rows(query) && !self.exists.contains(&address(query)) && !self.gives_one_order(query)
         {
             self.refuse(limit_refusal("its order is not total"));
         }
@@ -56,6 +54,7 @@ impl<'schema> Deriver<'schema> {
         let level = self.level(&select.from, select.selection.as_ref());
         let mode = self.read_mode();
         self.touch_all(&level, mode);
+        self.order_calls(select, &level);
     }
 
     /// Builds a level and touches what only a LEFT JOIN's condition limits.
@@ -322,35 +321,13 @@ impl<'schema> Deriver<'schema> {
                 _ => false,
             });
         }
-        // The level is built on the side: what it touches is found when it is visited.
-        let understood = self.relations_understood;
-        let level = self.level(&select.from, select.selection.as_ref());
-        self.relations_understood = understood;
-        (0..level.sources.len()).all(|index| is_source_ordered(&level, index, &keys))
+        let level = self.side_level(select);
+        level.missing_keys(&keys).is_some_and(|missing| missing.is_empty())
     }
 }
 
-/// Whether order keys and conditions name at most one row of a source for each place in the order.
-fn is_source_ordered(level: &Level<'_>, index: usize, keys: &[&Expr]) -> bool {
-    let Some(source) = level.sources.get(index) else {
-        return false;
-    };
-    let Some(table) = source.table else { return false };
-    let Some(primary_key) = table.primary_key() else {
-        return false;
-    };
-    primary_key.iter().all(|column| {
-        let column = ColumnOf {
-            source: index,
-            column: (*column).to_owned(),
-        };
-        let is_constant = level.values(&column).is_some_and(|values| values.len() == 1);
-        is_constant || keys.iter().any(|key| level.resolve(key).as_ref() == Some(&column))
-    })
-}
-
 /// The expressions of ORDER BY, with positions and output names replaced by what they stand for.
-fn order_keys<'query>(query: &'query Query, select: &'query Select) -> Vec<&'query Expr> {
+pub(super) fn order_keys<'query>(query: &'query Query, select: &'query Select) -> Vec<&'query Expr> {
     let Some(OrderByKind::Expressions(expressions)) = query.order_by.as_ref().map(|order| &order.kind) else {
         return Vec::new();
     };
@@ -406,7 +383,7 @@ fn is_one_aggregate(select: &Select, schema: &crate::schema::Schema) -> bool {
 }
 
 /// Whether only some of the rows are taken.
-fn picks_rows(query: &Query) -> bool {
+pub(super) fn picks_rows(query: &Query) -> bool {
     let limits = match &query.limit_clause {
         None => false,
         Some(LimitClause::LimitOffset { limit, offset, .. }) => {

@@ -1,7 +1,7 @@
 //! INSERT, UPDATE and DELETE: what they touch beyond the rows that they name.
 
 mod constraints;
-mod order;
+pub(super) mod order;
 
 use sqlparser::ast::{
     Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, ObjectName, OnConflictAction, OnInsert, Query,

@@ -1,6 +1,7 @@
 //! What a write may not leave to the order in which a server finds rows, nor to its clock (rules DateWords,
 //! RandomNumbers, SeveralMatches, ConflictSources and FloatSums).
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{DataType, Expr, Query, SelectItem, SetExpr, TableFactor, Value, Visit, Visitor};
@@ -8,13 +9,14 @@ use sqlparser::ast::{DataType, Expr, Query, SelectItem, SetExpr, TableFactor, Va
 use super::super::super::level::{ColumnOf, Level};
 use super::super::super::template::{clock_word_refusal, is_clock_word};
 use super::super::expressions::{arguments, last_name};
+use super::super::total_order::call_address;
 use super::{Deriver, may_be_default};
 use crate::functions;
 use crate::refusal::{NONDETERMINISTIC, Refusal};
 use crate::schema::{ColumnKind, Table};
 
 /// Aggregates of which the result depends on the order of floating-point operands.
-const SUMS: &[&str] = &[
+pub(in super::super) const SUMS: &[&str] = &[
     "sum",
     "avg",
     "stddev",
@@ -86,7 +88,7 @@ impl Deriver<'_> {
                                 | TableFactor::Table { args: Some(_), .. }
                         )
                 });
-                functions_only || self.is_totally_ordered(query)
+                functions_only || self.gives_one_order(query)
             }
             _ => false,
         }
@@ -154,6 +156,10 @@ impl Deriver<'_> {
         }
     }
 
+    fn sums_unordered(&self, expression: &Expr) -> bool {
+        expression.visit(&mut UnorderedSums(&self.ordered_calls)).is_break()
+    }
+
     /// Sums of floats depend on the order in which they are added (rule FloatSums).
     pub(in super::super) fn refuse_float_sums(&mut self, source: Option<&Query>) {
         let Some(query) = source else { return };
@@ -163,12 +169,11 @@ impl Deriver<'_> {
         if !calls_any(query, SUMS) {
             return;
         }
-        let understood = self.relations_understood;
-        let level = self.level(&select.from, None);
-        self.relations_understood = understood;
+        let level = self.side_level(select);
+        self.order_calls(select, &level);
         let sums_floats = select.projection.iter().any(|item| match item {
             SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
-                calls_any(expr, SUMS) && names_float(expr, &level)
+                self.sums_unordered(expr) && names_float(expr, &level)
             }
             _ => false,
         });
@@ -179,6 +184,24 @@ impl Deriver<'_> {
                 "a sum or average of floating-point values depends on the order in which they are added",
                 "Cast the values to numeric.",
             ));
+        }
+    }
+}
+
+/// Whether a sum is called of which the input is in no known order.
+struct UnorderedSums<'derived>(&'derived BTreeSet<usize>);
+
+impl Visitor for UnorderedSums<'_> {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+        match expression {
+            Expr::Function(function)
+                if SUMS.contains(&last_name(function).as_str()) && !self.0.contains(&call_address(function)) =>
+            {
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
         }
     }
 }
@@ -249,7 +272,7 @@ pub(super) fn calls_any(tree: &impl Visit, names: &[&str]) -> bool {
 }
 
 /// Whether a float column is named anywhere in an expression, or something is cast to float.
-fn names_float(expression: &Expr, level: &Level<'_>) -> bool {
+pub(in super::super) fn names_float(expression: &Expr, level: &Level<'_>) -> bool {
     struct Floats<'level, 'schema>(&'level Level<'schema>);
     impl Visitor for Floats<'_, '_> {
         type Break = ();

@@ -1,0 +1,226 @@
+//! Orders that statements leave open are closed by primary keys: the text that runs.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{analyzer, check};
+
+/// Each statement, and what runs in its place.
+fn becomes(cases: &[(&str, &str)]) {
+    let analyzer = analyzer();
+    let wrong: Vec<_> = cases
+        .iter()
+        .filter_map(|(text, expected)| {
+            let analysis = analyzer.text(text);
+            let found = match analysis.refusal() {
+                Some(refusal) => format!("{} rule {}", refusal.sqlstate, refusal.rule),
+                None => analysis.executable().to_owned(),
+            };
+            (found != *expected).then(|| format!("{text}\n    expected {expected}\n    found    {found}"))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+fn stays(texts: &[&str]) {
+    becomes(&texts.iter().map(|text| (*text, *text)).collect::<Vec<_>>());
+}
+
+#[test]
+fn queries_of_which_the_order_means_something() {
+    becomes(&[
+        (
+            "SELECT * FROM plain LIMIT 1",
+            "SELECT * FROM plain ORDER BY \"plain\".\"id\" LIMIT 1",
+        ),
+        (
+            "SELECT * FROM plain AS \"A b\" ORDER BY value DESC NULLS LAST FOR UPDATE",
+            "SELECT * FROM plain AS \"A b\" ORDER BY value DESC NULLS LAST, \"A b\".\"id\" FOR UPDATE",
+        ),
+        (
+            "SELECT value AS offset FROM plain ORDER BY 1 OFFSET 2;",
+            "SELECT value AS offset FROM plain ORDER BY 1, \"plain\".\"id\" OFFSET 2;",
+        ),
+        (
+            "SELECT c.id FROM child c JOIN plain p ON p.id = c.plain_id ORDER BY p.value LIMIT 3",
+            "SELECT c.id FROM child c JOIN plain p ON p.id = c.plain_id ORDER BY p.value, \"c\".\"id\" LIMIT 3",
+        ),
+        (
+            "SELECT c.id FROM child c LEFT JOIN plain p ON p.id = c.plain_id ORDER BY p.value",
+            "SELECT c.id FROM child c LEFT JOIN plain p ON p.id = c.plain_id ORDER BY p.value, \"c\".\"id\"",
+        ),
+        (
+            "SELECT c.id FROM plain p LEFT JOIN child c ON p.id = c.plain_id ORDER BY p.value",
+            "SELECT c.id FROM plain p LEFT JOIN child c ON p.id = c.plain_id ORDER BY p.value, \"p\".\"id\", \"c\".\"id\"",
+        ),
+        (
+            "SELECT c_id FROM customer WHERE c_w_id = 1 AND c_d_id = 2 AND c_last = 'x' ORDER BY c_first",
+            "SELECT c_id FROM customer WHERE c_w_id = 1 AND c_d_id = 2 AND c_last = 'x' ORDER BY c_first, \"customer\".\"c_id\"",
+        ),
+        (
+            "SELECT id, (SELECT i.i_id FROM item i ORDER BY i_name LIMIT 1) FROM plain",
+            "SELECT id, (SELECT i.i_id FROM item i ORDER BY i_name, \"i\".\"i_id\" LIMIT 1) FROM plain",
+        ),
+        (
+            "WITH x AS (SELECT * FROM plain LIMIT 3) SELECT * FROM x",
+            "WITH x AS (SELECT * FROM plain ORDER BY \"plain\".\"id\" LIMIT 3) SELECT * FROM x",
+        ),
+        (
+            "SELECT value, count(*) FROM plain GROUP BY value ORDER BY count(*) DESC LIMIT 3",
+            "SELECT value, count(*) FROM plain GROUP BY value ORDER BY count(*) DESC, value LIMIT 3",
+        ),
+        (
+            "SELECT lower(value), note FROM plain GROUP BY lower(value), note HAVING count(*) > 1 LIMIT 3",
+            "SELECT lower(value), note FROM plain GROUP BY lower(value), note HAVING count(*) > 1 ORDER BY lower(value), note LIMIT 3",
+        ),
+        (
+            "SELECT DISTINCT value, note FROM plain ORDER BY note LIMIT 3",
+            "SELECT DISTINCT value, note FROM plain ORDER BY note, 1, 2 LIMIT 3",
+        ),
+        (
+            "SELECT DISTINCT ON (value, lower(note)) * FROM plain",
+            "SELECT DISTINCT ON (value, lower(note)) * FROM plain ORDER BY value, lower(note), \"plain\".\"id\"",
+        ),
+        (
+            "SELECT DISTINCT ON (value) * FROM plain ORDER BY value, note",
+            "SELECT DISTINCT ON (value) * FROM plain ORDER BY value, note, \"plain\".\"id\"",
+        ),
+        (
+            "SELECT id FROM plain UNION SELECT id FROM child ORDER BY 1 LIMIT 2",
+            "SELECT id FROM plain UNION SELECT id FROM child ORDER BY 1, 1 LIMIT 2",
+        ),
+        (
+            "DECLARE c CURSOR FOR SELECT * FROM plain ORDER BY value",
+            "DECLARE c CURSOR FOR SELECT * FROM plain ORDER BY value, \"plain\".\"id\"",
+        ),
+        (
+            "COPY (SELECT * FROM plain ORDER BY value) TO STDOUT",
+            "COPY (SELECT * FROM plain ORDER BY value, \"plain\".\"id\") TO STDOUT",
+        ),
+    ]);
+}
+
+#[test]
+fn what_has_an_order_or_needs_none_stays_as_it_is() {
+    stays(&[
+        "SELECT * FROM plain",
+        "SELECT * FROM plain WHERE id = 1 ORDER BY value LIMIT 1",
+        "SELECT * FROM plain ORDER BY value, id",
+        "SELECT count(*) FROM plain LIMIT 1",
+        "SELECT max(id) + 1 FROM plain ORDER BY 1",
+        "SELECT 1 FROM plain HAVING count(*) > 0 ORDER BY 1",
+        "SELECT p.id FROM plain p JOIN child c ON c.plain_id = p.id ORDER BY c.id",
+        "SELECT id FROM plain WHERE EXISTS (SELECT 1 FROM child LIMIT 1)",
+        // An order of their own, which SQL does not promise.
+        "SELECT * FROM (SELECT * FROM plain ORDER BY id) AS p LIMIT 3",
+        "SELECT * FROM generate_series(1, 9) AS g LIMIT 3",
+        "SELECT * FROM rich LIMIT 3",
+        "VALUES (1), (2) LIMIT 1",
+        // Peers mean something.
+        "SELECT * FROM plain ORDER BY value FETCH FIRST 3 ROWS WITH TIES",
+        "SELECT rank() OVER (ORDER BY value) FROM plain",
+        // A table without a key, and what may be an aggregate of users.
+        "SELECT * FROM history ORDER BY h_date",
+        "SELECT double_it(id) FROM plain LIMIT 2",
+        // Equal rows of any type.
+        "SELECT id FROM plain UNION ALL SELECT id FROM child LIMIT 2",
+        // What is stored keeps the words of who wrote it.
+        "CREATE VIEW x AS SELECT * FROM plain LIMIT 5",
+    ]);
+}
+
+#[test]
+fn aggregates_and_window_functions() {
+    becomes(&[
+        (
+            "SELECT string_agg(value, ',') FROM plain",
+            "SELECT string_agg(value, ',' ORDER BY \"plain\".\"id\") FROM plain",
+        ),
+        (
+            "SELECT note, array_agg(value ORDER BY value) FILTER (WHERE id > 1) FROM plain GROUP BY note",
+            "SELECT note, array_agg(value ORDER BY value, \"plain\".\"id\") FILTER (WHERE id > 1) FROM plain GROUP BY note",
+        ),
+        (
+            "SELECT pg_catalog.json_agg(p) FROM plain p",
+            "SELECT pg_catalog.json_agg(p ORDER BY \"p\".\"id\") FROM plain p",
+        ),
+        (
+            "SELECT sum(amount), sum(id), avg(amount * 2) FROM plain",
+            "SELECT sum(amount ORDER BY \"plain\".\"id\"), sum(id), avg(amount * 2 ORDER BY \"plain\".\"id\") FROM plain",
+        ),
+        (
+            "SELECT row_number() OVER (), ntile(4) OVER (PARTITION BY note ORDER BY value) FROM plain",
+            "SELECT row_number() OVER ( ORDER BY \"plain\".\"id\"), ntile(4) OVER (PARTITION BY note ORDER BY value, \"plain\".\"id\") FROM plain",
+        ),
+        (
+            "SELECT row_number() OVER (PARTITION BY note) FROM plain",
+            "SELECT row_number() OVER (PARTITION BY note ORDER BY \"plain\".\"id\") FROM plain",
+        ),
+        (
+            "SELECT json_agg(x) FROM (SELECT id FROM plain) AS x",
+            "SELECT json_agg(x) FROM (SELECT id FROM plain ORDER BY \"plain\".\"id\") AS x",
+        ),
+        (
+            "SELECT ARRAY(SELECT id FROM plain)",
+            "SELECT ARRAY(SELECT id FROM plain ORDER BY \"plain\".\"id\")",
+        ),
+        (
+            "SELECT string_agg((SELECT i_name FROM item WHERE i_id = c.item_id), '') FROM child c",
+            "SELECT string_agg((SELECT i_name FROM item WHERE i_id = c.item_id), '' ORDER BY \"c\".\"id\") FROM child c",
+        ),
+    ]);
+    stays(&[
+        "SELECT array_agg(DISTINCT value) FROM plain",
+        "SELECT string_agg(value, ',') FROM plain WHERE id = 1",
+        "SELECT array_agg(g) FROM generate_series(1, 3) AS g",
+        "SELECT sum(amount) OVER (ORDER BY value) FROM plain",
+        "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY value) FROM plain",
+        "SELECT row_number() OVER w FROM plain WINDOW w AS (ORDER BY value)",
+    ]);
+}
+
+#[test]
+fn writes_that_were_refused_for_their_order() {
+    becomes(&[
+        (
+            "DELETE FROM plain WHERE id IN (SELECT id FROM plain ORDER BY value LIMIT 1 FOR UPDATE SKIP LOCKED)",
+            "DELETE FROM plain WHERE id IN (SELECT id FROM plain ORDER BY value, \"plain\".\"id\" LIMIT 1 FOR UPDATE SKIP LOCKED)",
+        ),
+        (
+            "INSERT INTO numbered (value) SELECT value FROM plain RETURNING id",
+            "INSERT INTO numbered (value) SELECT value FROM plain ORDER BY \"plain\".\"id\" RETURNING id",
+        ),
+        (
+            "INSERT INTO plain (id) SELECT plain_id FROM child ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO plain (id) SELECT plain_id FROM child ORDER BY \"child\".\"id\" ON CONFLICT (id) DO NOTHING",
+        ),
+        (
+            "CREATE TABLE x AS SELECT * FROM plain LIMIT 5 WITH NO DATA",
+            "CREATE TABLE x AS SELECT * FROM plain ORDER BY \"plain\".\"id\" LIMIT 5 WITH NO DATA",
+        ),
+        (
+            "INSERT INTO child (id) SELECT sum(amount) FROM plain",
+            "INSERT INTO child (id) SELECT sum(amount ORDER BY \"plain\".\"id\") FROM plain",
+        ),
+    ]);
+    check(&[
+        (
+            "DELETE FROM child WHERE id IN (SELECT h_c_id FROM history LIMIT 1)",
+            "BF002 rule 16",
+        ),
+        (
+            "INSERT INTO numbered (value) SELECT h_data FROM history",
+            "BF002 rule 6",
+        ),
+        (
+            "INSERT INTO child (id) SELECT count(x) FROM (SELECT array_agg(id) AS x FROM (SELECT id FROM child) y) z",
+            "BF002 rule 19",
+        ),
+        (
+            "INSERT INTO child (id) SELECT sum(h_amount::float8) FROM history AS h",
+            "BF002 rule 20",
+        ),
+        ("UPDATE plain SET amount = random()", "BF002 rule 6"),
+    ]);
+}
