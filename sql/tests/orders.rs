@@ -195,6 +195,19 @@ fn writes_that_were_refused_for_their_order() {
             "INSERT INTO plain (id) SELECT plain_id FROM child ON CONFLICT (id) DO NOTHING",
             "INSERT INTO plain (id) SELECT plain_id FROM child ORDER BY \"child\".\"id\" ON CONFLICT (id) DO NOTHING",
         ),
+        // Of a table that is not known, and of one with a trigger, each row may get a number.
+        (
+            "INSERT INTO unknown_table SELECT id FROM plain",
+            "INSERT INTO unknown_table SELECT id FROM plain ORDER BY \"plain\".\"id\"",
+        ),
+        (
+            "INSERT INTO triggered SELECT id FROM plain",
+            "INSERT INTO triggered SELECT id FROM plain ORDER BY \"plain\".\"id\"",
+        ),
+        (
+            "INSERT INTO child SELECT id FROM plain",
+            "INSERT INTO child SELECT id FROM plain",
+        ),
         (
             "CREATE TABLE x AS SELECT * FROM plain LIMIT 5 WITH NO DATA",
             "CREATE TABLE x AS SELECT * FROM plain ORDER BY \"plain\".\"id\" LIMIT 5 WITH NO DATA",
