@@ -118,7 +118,7 @@ async fn wait_for(world: &World, text: &str, expected: &str) {
         let connection = server.supervise().await;
         let start = Instant::now();
         loop {
-            // What this server has not executed yet may be the table itself.
+            // The table itself may not be there yet.
             let found = connection
                 .query_one(text, &[])
                 .await
@@ -147,7 +147,7 @@ async fn notices_about_rows_in_another_order_are_told() {
     wait_for(&world, "SELECT string_agg(v, ' ' ORDER BY id) FROM source", "a! b! c!").await;
 }
 
-/// What each server would answer otherwise, were it not for the order that the primary key gives.
+/// Each server would answer otherwise, were it not for the order that the primary key gives.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_leaves_its_order_open_is_answered_in_the_order_of_the_key() {
     let (_world, client) = turned().await;

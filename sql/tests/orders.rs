@@ -125,7 +125,7 @@ fn what_has_an_order_or_needs_none_stays_as_it_is() {
         "SELECT double_it(id) FROM plain LIMIT 2",
         // Equal rows of any type.
         "SELECT id FROM plain UNION ALL SELECT id FROM child LIMIT 2",
-        // What is stored keeps the words of who wrote it.
+        // Definitions keep the words of who wrote them.
         "CREATE VIEW x AS SELECT * FROM plain LIMIT 5",
     ]);
 }

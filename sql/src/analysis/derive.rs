@@ -48,7 +48,7 @@ pub(super) struct Derived {
     pub(super) plain_read: bool,
     /// Whether it calls `pg_notify` by itself.
     pub(super) notifies: bool,
-    /// What completes the orders that it leaves open.
+    /// Texts that complete the orders which it leaves open.
     pub(super) orders: Vec<Splice>,
 }
 
@@ -271,7 +271,7 @@ struct Deriver<'schema> {
     /// Subqueries of EXISTS: their rows are not looked at.
     exists: BTreeSet<usize>,
     words: Words<'schema>,
-    /// What completes orders, the queries of which the order was completed, and the calls of which the input is ordered.
+    /// Texts that complete orders, the queries of which the order was completed, and the calls of which the input is ordered.
     orders: Vec<Splice>,
     completed: BTreeSet<usize>,
     ordered_calls: BTreeSet<usize>,
@@ -297,7 +297,7 @@ impl<'schema> Deriver<'schema> {
         Self {
             schema,
             names,
-            uses: parameter_uses(words),
+            uses: ParameterUses::of(words),
             template: Template::default(),
             common: BTreeSet::new(),
             exists: BTreeSet::new(),
@@ -482,25 +482,4 @@ impl Visitor for Mentioned {
         self.modifies |= !matches!(statement, Statement::Query(_));
         ControlFlow::Continue(())
     }
-}
-
-/// How often each parameter occurs.
-fn parameter_uses(words: Words<'_>) -> ParameterUses {
-    let mut uses = Vec::new();
-    for token in words.rest().iter().filter(|token| token.kind == TokenKind::Parameter) {
-        let number = token
-            .source(words.text)
-            .get(1..)
-            .and_then(|digits| digits.parse::<u16>().ok());
-        let Some(index) = number.and_then(|number| usize::from(number).checked_sub(1)) else {
-            continue;
-        };
-        if uses.len() <= index {
-            uses.resize(index + 1, 0_u16);
-        }
-        if let Some(count) = uses.get_mut(index) {
-            *count = count.saturating_add(1);
-        }
-    }
-    ParameterUses(std::rc::Rc::new(uses))
 }

@@ -7,8 +7,9 @@ use sqlparser::ast::{
 
 use super::template::{KeyKind, KeySource, text_value, uuid_value};
 use crate::footprint::PartitionValue;
-use crate::lexer::fold;
+use crate::lexer::{TokenKind, fold};
 use crate::schema::{Table, TableName};
+use crate::words::Words;
 
 /// More conditions of one level are not followed.
 const CONDITIONS_MAX: usize = 256;
@@ -54,9 +55,30 @@ struct LeftJoin {
 
 /// How often each parameter is used in the statement.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ParameterUses(pub(super) std::rc::Rc<Vec<u16>>);
+pub(super) struct ParameterUses(std::rc::Rc<Vec<u16>>);
 
 impl ParameterUses {
+    /// Counts the parameters of a statement.
+    pub(super) fn of(words: Words<'_>) -> Self {
+        let mut uses = Vec::new();
+        for token in words.rest().iter().filter(|token| token.kind == TokenKind::Parameter) {
+            let number = token
+                .source(words.text)
+                .get(1..)
+                .and_then(|digits| digits.parse::<u16>().ok());
+            let Some(index) = number.and_then(|number| usize::from(number).checked_sub(1)) else {
+                continue;
+            };
+            if uses.len() <= index {
+                uses.resize(index + 1, 0_u16);
+            }
+            if let Some(count) = uses.get_mut(index) {
+                *count = count.saturating_add(1);
+            }
+        }
+        Self(std::rc::Rc::new(uses))
+    }
+
     fn is_only_use(&self, index: u16) -> bool {
         self.0.get(usize::from(index)) == Some(&1)
     }

@@ -1,7 +1,7 @@
 //! From our tokens to the parser's syntax tree.
 //!
 //! The parser never sees the text: so it cannot read a string, a comment or an operator differently from Postgres.
-//! The tree is used to find what is touched, and never to make text that runs.
+//! The tree is used to find what is touched and what lacks an order, and never to make text that runs: where something is added, our tokens say.
 
 use sqlparser::ast::Statement;
 use sqlparser::dialect::PostgreSqlDialect;

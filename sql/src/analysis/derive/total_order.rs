@@ -84,7 +84,7 @@ impl<'schema> Deriver<'schema> {
         Some(clause(place, &keys))
     }
 
-    /// What gives each row of a select's result a place of its own.
+    /// Keys that give each row of a select's result a place of its own.
     fn keys_of_rows(&mut self, query: &Query, select: &Select) -> Option<Vec<String>> {
         if matches!(select.distinct, Some(Distinct::Distinct)) {
             return positions(select);
