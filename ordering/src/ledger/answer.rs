@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::identifiers::{GroupId, MachineId, Order};
 use crate::ledger::Said;
-use crate::ledger::checkpoint::StableCheckpoint;
+use crate::ledger::checkpoint_message::StableCheckpoint;
 use crate::ledger::history::{ANSWER_BYTES_MAX, ANSWER_ENTRIES_MAX, by_group, bytes_of, to_history};
 use crate::ledger::piece::History;
 use crate::message::{CommitDb, CommitDbEntry};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::agreement::{MisbehaviourKind, To};
 use crate::configuration::WATERMARK_ORDERS;
 use crate::identifiers::{MachineId, Order};
-use crate::ledger::checkpoint::{CertifiedCheckpoint, StableCheckpoint};
+use crate::ledger::checkpoint_message::{CertifiedCheckpoint, StableCheckpoint};
 use crate::ledger::history::extend_over;
 use crate::ledger::piece::History;
 use crate::ledger::point::HistoryPoint;

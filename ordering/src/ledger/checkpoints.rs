@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::configuration::{CHECKPOINT_BYTES, CHECKPOINT_ORDERS, Configuration};
 use crate::identifiers::{Digest, MachineId, Order};
-use crate::ledger::checkpoint::{Attachment, CertifiedCheckpoint, Checkpoint, CheckpointSignature, StableCheckpoint};
+use crate::ledger::checkpoint_message::{
+    Attachment, CertifiedCheckpoint, Checkpoint, CheckpointSignature, StableCheckpoint,
+};
 use crate::ledger::client_table::ClientTable;
 use crate::ledger::history::DecidedHistory;
 use crate::ledger::point::HistoryPoint;

@@ -5,7 +5,7 @@
 //! | bodies of requests: waiting, missing, and where the others are | `bodies.rs` |
 //! | exactly once: which numbers of a client have been seen | `client_table.rs` |
 //! | the decided history: its end and hash, a tail in memory, places and pieces on the wire | `history.rs`, `point.rs`, `piece.rs` |
-//! | checkpoints: on the wire, and who has signed which | `checkpoint.rs`, `checkpoints.rs` |
+//! | checkpoints: on the wire, and who has signed which | `checkpoint_message.rs`, `checkpoints.rs` |
 //! | a machine that lacks history fetches it | `catch_up.rs` |
 //! | answers to voters and peers, from memory or from the log | `serving.rs`, `answer.rs` |
 //! | the log: what waits for a record, where to read, where to cut | `journal.rs`, `log_index.rs`, `retained.rs` |
@@ -15,7 +15,7 @@
 pub(crate) mod answer;
 pub(crate) mod bodies;
 pub(crate) mod catch_up;
-pub(crate) mod checkpoint;
+pub(crate) mod checkpoint_message;
 pub(crate) mod checkpoints;
 pub mod client_table;
 pub(crate) mod history;
@@ -32,7 +32,9 @@ use std::sync::Arc;
 use ed25519_dalek::{Signer, SigningKey};
 
 pub use answer::LogAnswer;
-pub use checkpoint::{Attachment, CertifiedCheckpoint, Checkpoint, CheckpointSignature, Nothing, StableCheckpoint};
+pub use checkpoint_message::{
+    Attachment, CertifiedCheckpoint, Checkpoint, CheckpointSignature, Nothing, StableCheckpoint,
+};
 pub use history::ANSWER_BYTES_MAX;
 pub use log_index::{LogIndex, LogRecord};
 pub use piece::{History, HistoryEntry, PrepareEntry};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::identifiers::{Digest, GroupId, Order};
-use crate::ledger::checkpoint::StableCheckpoint;
+use crate::ledger::checkpoint_message::StableCheckpoint;
 use crate::message::{CommitDbEntry, Request};
 
 /// The digest of an operation that does nothing.

@@ -9,7 +9,7 @@ use crate::configuration::is_replica;
 use crate::directory::Directory;
 use crate::hashing::digest_of;
 use crate::identifiers::{Digest, MachineId, Order, View};
-use crate::ledger::checkpoint::checkpoint_signed;
+use crate::ledger::checkpoint_message::checkpoint_signed;
 use crate::ledger::{Attachment, Checkpoint, StableCheckpoint};
 use crate::minbft::wire::admission::{Admission, is_admission};
 use crate::minbft::wire::machines;
