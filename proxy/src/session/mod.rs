@@ -12,6 +12,7 @@ mod ending;
 mod execute;
 mod extended;
 mod handshake;
+mod held;
 mod listening;
 mod object_numbers;
 mod opening;
@@ -47,6 +48,7 @@ use crate::shared::Shared;
 use crate::wire::{FrameError, Frontend};
 use connection::Connection;
 use context::Context;
+use held::HeldCursors;
 use pipeline::{Pipeline, Portal};
 use prepared::Statements;
 use settings::Settings;
@@ -54,6 +56,7 @@ use transaction::Transaction;
 
 pub(crate) use describe::Descriptions;
 pub(crate) use handshake::greet;
+pub(crate) use held::HeldRoom;
 pub(crate) use listening::keep_listening;
 
 /// A session after its application has logged in.
@@ -80,6 +83,8 @@ pub(crate) struct Session {
     unended: Arc<Semaphore>,
     statements: Statements,
     portals: HashMap<String, Portal>,
+    /// Its cursors WITH HOLD whose transactions are committed.
+    held: HeldCursors,
     pipeline: Pipeline,
     /// After an error in the extended protocol, everything up to Sync is skipped.
     skip_to_sync: bool,
