@@ -375,6 +375,7 @@ async fn the_extended_protocol_describes_and_formats_rows() {
         fetch(&[1]),
         fetch(&[1, 0, 1, 0]),
         fetch(&[1, 1]),
+        [describe(b'P', "c"), sync()].concat(),
         extended("MOVE BACKWARD ALL IN c", &[]),
         // Prepared before, while the cursor is in its transaction, and after.
         [parse("f", "FETCH 1 FROM c"), sync()].concat(),

@@ -274,6 +274,11 @@ impl Session {
                 return Ok(());
             }
             Some(Portal::Backend) => {}
+            None if self.is_held(&name) => {
+                let description = self.held.description_of(&name);
+                self.pipeline.insert(|out| out.raw(&description.unwrap_or_default()));
+                return Ok(());
+            }
             // A cursor of DECLARE is a portal too.
             None if self.is_begun() => {}
             None => return Err(no_portal(&name)),

@@ -7,6 +7,7 @@ mod crashes;
 mod cut_links;
 mod dump;
 mod effects;
+mod held_cursors;
 mod lying_voter;
 mod notifications;
 mod object_numbers;

@@ -83,6 +83,11 @@ impl HeldCursors {
         }
     }
 
+    /// The description of a held cursor as a portal.
+    pub(super) fn description_of(&self, name: &str) -> Option<Bytes> {
+        Some(self.columns(name)?.described(&[]))
+    }
+
     /// How many columns a statement about a held cursor returns.
     pub(super) fn width(&self, class: &StatementClass) -> usize {
         match class {
