@@ -11,6 +11,7 @@ mod describe;
 mod ending;
 mod execute;
 mod extended;
+mod function_call;
 mod handshake;
 mod held;
 mod listening;
@@ -242,13 +243,7 @@ impl Session {
             Frontend::Sync => self.sync().await,
             // Left over from a COPY that failed: ignored, as by Postgres.
             Frontend::CopyData(_) | Frontend::CopyDone | Frontend::CopyFail(_) => Ok(()),
-            Frontend::FunctionCall => {
-                let error = ApplicationError::new("0A000", "function calls of the wire protocol are not supported")
-                    .hint("Call the function with SELECT; large objects do not work through the proxy.");
-                self.report(&error);
-                self.fail_transaction();
-                self.ready().await
-            }
+            Frontend::FunctionCall(call) => self.function_call(call).await,
             Frontend::Authentication(_) => Err(End::Told(ApplicationError::fatal(
                 "08P01",
                 "unexpected authentication message",

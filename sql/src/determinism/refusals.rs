@@ -136,7 +136,9 @@ fn random_source(name: &str) -> Option<Refusal> {
 }
 
 fn outside(name: &str) -> Option<Refusal> {
-    const NAMES: [&str; 38] = [
+    const NAMES: [&str; 40] = [
+        "lo_import",
+        "lo_export",
         "pg_read_file",
         "pg_read_binary_file",
         "pg_read_file_old",
@@ -198,28 +200,6 @@ fn outside(name: &str) -> Option<Refusal> {
 }
 
 fn session_bound(name: &str) -> Option<Refusal> {
-    const LARGE_OBJECTS: [&str; 20] = [
-        "lo_close",
-        "lo_creat",
-        "lo_create",
-        "lo_export",
-        "lo_from_bytea",
-        "lo_get",
-        "lo_import",
-        "lo_lseek",
-        "lo_lseek64",
-        "lo_open",
-        "lo_put",
-        "lo_tell",
-        "lo_tell64",
-        "lo_truncate",
-        "lo_truncate64",
-        "lo_unlink",
-        "loread",
-        "lowrite",
-        "lo_manage",
-        "lo_oid",
-    ];
     const ADVISORY: [&str; 7] = [
         "pg_advisory_lock",
         "pg_advisory_lock_shared",
@@ -229,14 +209,6 @@ fn session_bound(name: &str) -> Option<Refusal> {
         "pg_advisory_unlock_shared",
         "pg_advisory_unlock_all",
     ];
-    if LARGE_OBJECTS.contains(&name) {
-        return Some(Refusal::new(
-            NOT_SUPPORTED,
-            39,
-            format!("{name}(): large objects are not supported through the proxy"),
-            "Use a bytea column.",
-        ));
-    }
     if ADVISORY.contains(&name) {
         return Some(Refusal::new(
             NOT_SUPPORTED,

@@ -216,7 +216,7 @@ fn other_rules_of_functions() {
             Purpose::Read,
             ("BF004", 37),
         ),
-        ("select lo_create(0)", Purpose::Read, ("BF004", 39)),
+        ("select lo_import('a')", Purpose::Read, ("42501", 45)),
         ("select * from t tablesample system (1)", Purpose::Read, ("0A000", 43)),
         ("select pg_read_file('a')", Purpose::Read, ("42501", 45)),
         (
