@@ -174,6 +174,11 @@ async fn numbers_are_equal_on_all_servers() {
         .unwrap();
     let body = "CREATE FUNCTION draw() RETURNS oid LANGUAGE plpgsql AS $$BEGIN RETURN pg_catalog.lo_create(0); END$$; SELECT draw()";
     client.batch_execute(body).await.unwrap();
+    let shown = client
+        .query_one("SELECT prosrc FROM pg_proc WHERE proname = 'draw'", &[])
+        .await
+        .unwrap();
+    assert_eq!(shown.get::<_, String>(0), "BEGIN RETURN lo_create(0); END");
     let mut raw = Raw::login(world.address).await;
     assert_eq!(raw.tags(&call(LO_CREAT, &[&int(-1)])).await, "VZ");
     assert_eq!(world.everywhere(OBJECTS).await.split(',').count(), 6);

@@ -71,6 +71,11 @@ const LARGE_OBJECT: &[(&str, LargeObjectUse)] = &[
     ("lowrite", LargeObjectUse::Writes),
 ];
 
+/// Whether a function works with large objects.
+pub(crate) fn is_of_large_objects(name: &str) -> bool {
+    LARGE_OBJECT.iter().any(|(function, _)| *function == name)
+}
+
 /// Functions that may number a large object by themselves; they are replaced by functions of schema `cloudbft` of the same name.
 pub(crate) const NUMBERS_LARGE_OBJECTS: &[&str] = &["lo_creat", "lo_create", "lo_from_bytea"];
 

@@ -9,7 +9,7 @@ use crate::refusal::{
 };
 
 /// Functions of schema `cloudbft` that applications may call.
-const OWN_FUNCTIONS: [&str; 15] = [
+const OWN_FUNCTIONS: [&str; 18] = [
     "now",
     "transaction_timestamp",
     "statement_timestamp",
@@ -25,6 +25,9 @@ const OWN_FUNCTIONS: [&str; 15] = [
     "gen_random_uuid",
     "uuid_generate_v4",
     "moment",
+    "lo_creat",
+    "lo_create",
+    "lo_from_bytea",
 ];
 
 /// The refusal of what stands at the present token.
@@ -39,7 +42,7 @@ pub(super) fn refusal(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
         _ => return None,
     }
     if let Some(name) = pass.calls() {
-        return called(&name, purpose);
+        return called(&name, purpose).or_else(|| defined_with_large_object(pass, &name, purpose));
     }
     // Of an extension, so in any schema.
     if pass.is_punctuation(1, b'(')
@@ -68,6 +71,26 @@ fn called(name: &str, purpose: Purpose) -> Option<Refusal> {
         .or_else(|| random_source(name))
         .or_else(|| outside(name))
         .or_else(|| session_bound(name))
+}
+
+/// Functions of large objects in what is not seen where it runs: defaults, checks, views, policies, conditions of triggers. Bodies of
+/// functions run under Everything.
+fn defined_with_large_object(pass: &Pass<'_>, name: &str, purpose: Purpose) -> Option<Refusal> {
+    let is_named = ["function", "routine"].iter().any(|word| pass.is_word(-1, word));
+    let mut first = pass.tokens.iter().take(4);
+    let defines_code = first.any(|token| {
+        let words = ["do", "function", "procedure"];
+        words.iter().any(|word| token.is_word(pass.text, word))
+    });
+    let refused = purpose == Purpose::Definition && !is_named && !defines_code;
+    (refused && functions::is_of_large_objects(name)).then(|| {
+        Refusal::new(
+            NOT_SUPPORTED,
+            39,
+            format!("{name}() is not supported in a definition: statements that use the definition do not show that they work with large objects"),
+            "Call it in the statements themselves, or in a function.",
+        )
+    })
 }
 
 fn local_fact(name: &str) -> Refusal {
