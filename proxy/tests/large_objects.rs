@@ -172,10 +172,10 @@ async fn numbers_are_equal_on_all_servers() {
         )
         .await
         .unwrap();
-    let body = "CREATE FUNCTION draw() RETURNS oid LANGUAGE plpgsql AS $$BEGIN RETURN pg_catalog.lo_create(0); END$$; SELECT draw()";
+    let body = "CREATE FUNCTION make_object() RETURNS oid LANGUAGE plpgsql AS $$BEGIN RETURN pg_catalog.lo_create(0); END$$; SELECT make_object()";
     client.batch_execute(body).await.unwrap();
     let shown = client
-        .query_one("SELECT prosrc FROM pg_proc WHERE proname = 'draw'", &[])
+        .query_one("SELECT prosrc FROM pg_proc WHERE proname = 'make_object'", &[])
         .await
         .unwrap();
     assert_eq!(shown.get::<_, String>(0), "BEGIN RETURN lo_create(0); END");
