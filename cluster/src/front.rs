@@ -130,6 +130,8 @@ fn configuration(
     config.statement_timeout = Duration::from_millis(tunables.timeouts.statement_ms);
     config.transaction_timeout = Duration::from_millis(tunables.timeouts.transaction_ms);
     config.spool = spool::SpoolDirectory::new(file.layout().proxy_results(), tunables.limits.results_bytes_max);
+    config.held_cursors_max = tunables.limits.held_cursors_max;
+    config.held_bytes_max = tunables.limits.held_bytes_max;
     Ok(config)
 }
 

@@ -12,6 +12,11 @@ use sql::rules::PartitionRules;
 /// Bytes of results that a proxy keeps in files, at most, unless it is told otherwise.
 const SPOOL_BYTES_MAX: u64 = 8 << 30;
 
+/// Cursors WITH HOLD of a session, at most, unless it is told otherwise.
+const HELD_CURSORS_MAX: usize = 64;
+/// Bytes that they keep, at most, unless it is told otherwise.
+const HELD_BYTES_MAX: u64 = 4 << 30;
+
 /// A proxy's configuration. No globals: everything a session needs comes from here.
 #[derive(Clone)]
 pub struct ProxyConfig {
@@ -51,6 +56,10 @@ pub struct ProxyConfig {
     pub transaction_timeout: Duration,
     /// Where results lie that must be read to their end before anything of them is released.
     pub spool: SpoolDirectory,
+    /// Cursors WITH HOLD that one session may have at once.
+    pub held_cursors_max: usize,
+    /// Bytes of the rows of one session's cursors WITH HOLD, at most.
+    pub held_bytes_max: u64,
     /// How long sessions may go on with an open transaction after shutdown was asked for.
     pub shutdown_grace: Duration,
 }
@@ -100,6 +109,8 @@ impl ProxyConfig {
             statement_timeout: Duration::from_secs(30),
             transaction_timeout: Duration::from_secs(60),
             spool: SpoolDirectory::new(std::env::temp_dir(), SPOOL_BYTES_MAX),
+            held_cursors_max: HELD_CURSORS_MAX,
+            held_bytes_max: HELD_BYTES_MAX,
             shutdown_grace: Duration::from_secs(10),
         }
     }

@@ -12,7 +12,7 @@ use crate::config::{Authentication, ProxyConfig};
 use crate::measures::Measures;
 use crate::proxy::ProxyError;
 use crate::scram::Verifier;
-use crate::session::Descriptions;
+use crate::session::{Descriptions, HeldRoom};
 
 /// Separates the use of the signing key for salts from all others.
 const SALTS_CONTEXT: &str = "CloudBFT proxy 2026-11 salts of unknown roles";
@@ -30,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) cancels: Arc<Cancels>,
     pub(crate) advisory: Arc<Board>,
     pub(crate) descriptions: Descriptions,
+    pub(crate) held: Arc<HeldRoom>,
     pub(crate) metrics: Measures,
     pub(crate) verifiers: BTreeMap<String, Verifier>,
     /// Makes the salts of roles that do not exist: the same after each start, as those of roles that do are.
@@ -55,6 +56,7 @@ impl Shared {
             cancels: Arc::default(),
             advisory: Arc::default(),
             descriptions: Descriptions::default(),
+            held: Arc::new(HeldRoom::new(config.spool.clone())),
             metrics: Measures::new(),
             secret: blake3::derive_key(SALTS_CONTEXT, config.signing_key.as_bytes()),
             next_session: AtomicU64::new(u64::from(config.incarnation) << 32 | 1),

@@ -419,7 +419,7 @@ async fn psql_works() {
         output.contains("WARNING:  there is no transaction in progress"),
         "{output}"
     );
-    let output = world.psql(&["-c", "SELECT lo_create(0)"]).await;
+    let output = world.psql(&["-c", "SELECT lo_import('/etc/hosts')"]).await;
     assert!(output.contains("ERROR:"), "{output}");
 }
 

@@ -429,8 +429,8 @@ async fn copy_follows_the_protocol() {
         "CZ"
     );
     assert_eq!(raw.tags(&query("COPY t TO STDOUT")).await, "HdddddcCZ");
-    // Fastpath function calls are refused, and cost nothing else.
-    assert_eq!(raw.tags(&message(b'F', b"\0\0\0\0")).await, "EZ");
+    // A function call of what is not for it is refused, and costs nothing else.
+    assert_eq!(raw.tags(&message(b'F', b"\0\0\x05\x13\0\0\0\0\0\0")).await, "EZ");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,14 +4,14 @@ mod advisory;
 mod configs;
 mod control;
 mod copy;
+pub(crate) mod cursor;
 mod refused;
 pub(crate) mod setting;
 mod split;
 
 use crate::footprint::Mode;
-use crate::operation::CHANNEL_BYTES_MAX;
 use crate::refusal::{INSUFFICIENT_PRIVILEGE, NOT_SUPPORTED, Refusal};
-use crate::statement::{Cursor, Listening, StatementClass};
+use crate::statement::{Listening, StatementClass};
 use crate::words::Words;
 
 pub(crate) use split::split;
@@ -91,8 +91,8 @@ pub(crate) fn classify(words: Words<'_>) -> Sketch<'_> {
         "prepare" => prepare(after),
         "execute" => execute(after),
         "deallocate" => deallocate(after),
-        "declare" => declare(after),
-        "fetch" | "move" | "close" => cursor(&keyword, after),
+        "declare" => cursor::declare(after),
+        "fetch" | "move" | "close" => cursor::classify(&keyword, after),
         "explain" => explain(after),
         "listen" | "unlisten" => listening(&keyword, after),
         "notify" => Sketch::of(StatementClass::Notify),
@@ -181,28 +181,6 @@ fn deallocate(mut words: Words<'_>) -> Sketch<'_> {
     Sketch::of(StatementClass::Deallocate(name))
 }
 
-fn declare(mut words: Words<'_>) -> Sketch<'_> {
-    let Some(name) = words.identifier() else {
-        return Sketch::everything(StatementClass::Write);
-    };
-    while !words.is_end() && !words.accept("for") {
-        words.skip();
-    }
-    Sketch::query(StatementClass::Cursor(Cursor::Declare { name }), words)
-}
-
-/// FETCH, MOVE and CLOSE: the cursor's name is the last word.
-fn cursor<'text>(keyword: &str, words: Words<'text>) -> Sketch<'text> {
-    let last = words.rest().last().and_then(|token| token.identifier(words.text));
-    let name = last.unwrap_or_default().into_owned();
-    Sketch::of(StatementClass::Cursor(match keyword {
-        "fetch" => Cursor::Fetch { name },
-        "move" => Cursor::Move { name },
-        _ if words.keyword().as_deref() == Some("all") => Cursor::Close(None),
-        _ => Cursor::Close(Some(name)),
-    }))
-}
-
 /// LISTEN and UNLISTEN; what is none for Postgres either is left to Postgres, to say so.
 fn listening<'text>(keyword: &str, mut words: Words<'text>) -> Sketch<'text> {
     let all = keyword == "unlisten" && words.accept_operator("*");
@@ -211,8 +189,8 @@ fn listening<'text>(keyword: &str, mut words: Words<'text>) -> Sketch<'text> {
         false => words.identifier(),
     };
     let listening = match (keyword, name) {
-        ("unlisten", name) if all || name.is_some() => Listening::Unlisten(name.map(channel)),
-        ("listen", Some(name)) => Listening::Listen(channel(name)),
+        ("unlisten", name) if all || name.is_some() => Listening::Unlisten(name.map(cut_off)),
+        ("listen", Some(name)) => Listening::Listen(cut_off(name)),
         _ => return Sketch::everything(StatementClass::Write),
     };
     match words.is_end() {
@@ -238,10 +216,13 @@ fn asks_for_channels(mut words: Words<'_>) -> bool {
         && words.is_end()
 }
 
-/// A channel's name, cut off where Postgres cuts identifiers off.
-fn channel(mut name: String) -> String {
-    let end = (0..=CHANNEL_BYTES_MAX).rev().find(|end| name.is_char_boundary(*end));
-    if name.len() > CHANNEL_BYTES_MAX {
+/// Bytes of an identifier, at most: Postgres cuts longer ones off.
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// A name, cut off where Postgres cuts identifiers off.
+fn cut_off(mut name: String) -> String {
+    if name.len() > IDENTIFIER_BYTES_MAX {
+        let end = (0..=IDENTIFIER_BYTES_MAX).rev().find(|end| name.is_char_boundary(*end));
         name.truncate(end.unwrap_or(0));
     }
     name

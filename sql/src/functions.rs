@@ -28,6 +28,8 @@ pub(crate) enum FunctionKind {
     SessionSequence,
     /// `set_config`.
     SetConfig,
+    /// Works with large objects.
+    LargeObject(LargeObjectUse),
     /// `pg_notify`: has an effect when it commits, and touches no data.
     Notify,
     /// May do anything.
@@ -35,6 +37,50 @@ pub(crate) enum FunctionKind {
     /// A stable or immutable user function: reads anything.
     ReadsAnything,
 }
+
+/// What a function does with large objects (rule LargeObjects).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LargeObjectUse {
+    /// It reads one, and leaves nothing.
+    Gets,
+    /// It reads or moves what the transaction has open.
+    Reads,
+    /// It opens one: for what, its second argument tells.
+    Opens,
+    /// It changes one.
+    Writes,
+}
+
+/// The functions of large objects that a server has, with what they do.
+const LARGE_OBJECT: &[(&str, LargeObjectUse)] = &[
+    ("lo_close", LargeObjectUse::Reads),
+    ("lo_creat", LargeObjectUse::Writes),
+    ("lo_create", LargeObjectUse::Writes),
+    ("lo_from_bytea", LargeObjectUse::Writes),
+    ("lo_get", LargeObjectUse::Gets),
+    ("lo_lseek", LargeObjectUse::Reads),
+    ("lo_lseek64", LargeObjectUse::Reads),
+    ("lo_open", LargeObjectUse::Opens),
+    ("lo_put", LargeObjectUse::Writes),
+    ("lo_tell", LargeObjectUse::Reads),
+    ("lo_tell64", LargeObjectUse::Reads),
+    ("lo_truncate", LargeObjectUse::Writes),
+    ("lo_truncate64", LargeObjectUse::Writes),
+    ("lo_unlink", LargeObjectUse::Writes),
+    ("loread", LargeObjectUse::Reads),
+    ("lowrite", LargeObjectUse::Writes),
+];
+
+/// Whether a function works with large objects.
+pub(crate) fn is_of_large_objects(name: &str) -> bool {
+    LARGE_OBJECT.iter().any(|(function, _)| *function == name)
+}
+
+/// Functions that may number a large object by themselves; they are replaced by functions of schema `cloudbft` of the same name.
+pub(crate) const NUMBERS_LARGE_OBJECTS: &[&str] = &["lo_creat", "lo_create", "lo_from_bytea"];
+
+/// The resource for which all large objects stand.
+pub(crate) const LARGE_OBJECTS: &str = "pg_catalog.pg_largeobject";
 
 /// Names by volatility, one line each, from `pg_proc` of PostgreSQL 15: the worst of a name's overloads.
 const BUILT_IN: &str = include_str!("functions/postgresql_15.txt");
@@ -162,7 +208,15 @@ pub(crate) const CLOCK_KEYWORDS: &[&str] = &[
 ];
 
 /// Functions that give each row another value.
-pub(crate) const PER_CALL: &[&str] = &["random", "gen_random_uuid", "uuid_generate_v4", "nextval"];
+pub(crate) const PER_CALL: &[&str] = &[
+    "random",
+    "gen_random_uuid",
+    "uuid_generate_v4",
+    "nextval",
+    "lo_creat",
+    "lo_create",
+    "lo_from_bytea",
+];
 
 /// Functions of which the result depends on the order of their input rows.
 pub(crate) const ORDER_SENSITIVE: &[&str] = &[
@@ -292,7 +346,8 @@ pub(crate) fn is_local_fact(name: &str) -> bool {
 pub(crate) fn kind(schema: &Schema, schema_name: Option<&str>, name: &str) -> FunctionKind {
     let user = schema.function(name);
     match schema_name {
-        Some("cloudbft") => return FunctionKind::Clock,
+        Some("cloudbft") if !NUMBERS_LARGE_OBJECTS.contains(&name) => return FunctionKind::Clock,
+        Some("cloudbft") => return built_in(name),
         Some("pg_catalog") => return built_in(name),
         _ => {}
     }
@@ -317,6 +372,9 @@ fn built_in(name: &str) -> FunctionKind {
         "set_config" => return FunctionKind::SetConfig,
         "pg_notify" => return FunctionKind::Notify,
         _ => {}
+    }
+    if let Some((_, usage)) = LARGE_OBJECT.iter().find(|(function, _)| *function == name) {
+        return FunctionKind::LargeObject(*usage);
     }
     if CLOCK.contains(&name) || CLOCK_KEYWORDS.contains(&name) {
         return FunctionKind::Clock;

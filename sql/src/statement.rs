@@ -292,19 +292,48 @@ pub enum Cursor {
     Declare {
         /// The cursor's name, folded.
         name: String,
+        /// WITH HOLD: it outlives its transaction, in the proxy (`docs/decisions/0055`). The database nodes run it without.
+        holding: Option<Holding>,
     },
     /// `FETCH ... name`.
     Fetch {
         /// The cursor's name, folded.
         name: String,
+        /// Which rows; `None` if it is nothing that Postgres knows.
+        direction: Option<Direction>,
     },
     /// `MOVE ... name`.
     Move {
         /// The cursor's name, folded.
         name: String,
+        /// Which rows; `None` if it is nothing that Postgres knows.
+        direction: Option<Direction>,
     },
     /// `CLOSE name`, or `None` for ALL.
     Close(Option<String>),
+}
+
+/// A cursor WITH HOLD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Holding {
+    /// Whether it can go backward: everything can that is not declared NO SCROLL. (PostgreSQL decides by the plan where nothing is
+    /// declared, and each server makes its own.)
+    pub scrolls: bool,
+    /// BINARY: its rows are given in binary format where no other is asked for.
+    pub binary: bool,
+}
+
+/// Which rows FETCH or MOVE takes, as written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// So many rows ahead, or `None` for all.
+    Forward(Option<i64>),
+    /// So many rows back, or `None` for all.
+    Backward(Option<i64>),
+    /// The row of this number, from 1, or from the end, from -1.
+    Absolute(i64),
+    /// The row so far ahead.
+    Relative(i64),
 }
 
 /// What a whole exchange does: the strongest of its statements, in ascending order.

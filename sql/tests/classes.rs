@@ -7,7 +7,8 @@ mod common;
 use common::analyzer;
 use sql::operation::Isolation;
 use sql::statement::{
-    ConfigArgument, ConfigCall, ConfigColumn, Cursor, Setting, StatementClass, TransactionControl, TransactionModes,
+    ConfigArgument, ConfigCall, ConfigColumn, Cursor, Direction, Holding, Setting, StatementClass, TransactionControl,
+    TransactionModes,
 };
 
 fn class(text: &str) -> StatementClass {
@@ -220,19 +221,46 @@ fn lists_of_calls_about_settings() {
 
 #[test]
 fn other_classes() {
-    let declared = |name: &str| StatementClass::Cursor(Cursor::Declare { name: name.into() });
+    let declared = |name: &str, holding| {
+        StatementClass::Cursor(Cursor::Declare {
+            name: name.into(),
+            holding,
+        })
+    };
+    let held = |scrolls, binary| Some(Holding { scrolls, binary });
     for (text, expected) in [
         ("", StatementClass::Empty),
         ("/* x */ ;", StatementClass::Empty),
         ("(SELECT 1) UNION (SELECT 2)", StatementClass::Read),
-        ("DECLARE C CURSOR FOR SELECT * FROM plain", declared("c")),
+        ("DECLARE C CURSOR FOR SELECT * FROM plain", declared("c", None)),
+        ("DECLARE c CURSOR WITHOUT HOLD FOR SELECT 1", declared("c", None)),
         (
-            "FETCH 5 FROM c",
-            StatementClass::Cursor(Cursor::Fetch { name: "c".into() }),
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            declared("c", held(true, false)),
         ),
         (
-            "MOVE FORWARD ALL IN c",
-            StatementClass::Cursor(Cursor::Move { name: "c".into() }),
+            "DECLARE \"C\" BINARY INSENSITIVE NO SCROLL CURSOR WITH HOLD FOR TABLE plain",
+            declared("C", held(false, true)),
+        ),
+        // Postgres refuses these.
+        (
+            "DECLARE c SCROLL NO SCROLL CURSOR WITH HOLD FOR SELECT 1",
+            declared("c", held(false, false)),
+        ),
+        ("DECLARE c CURSOR WITH HOLD SELECT 1", declared("c", None)),
+        (
+            "FETCH 5 FROM c",
+            StatementClass::Cursor(Cursor::Fetch {
+                name: "c".into(),
+                direction: Some(Direction::Forward(Some(5))),
+            }),
+        ),
+        (
+            "MOVE BACKWARD ALL IN c",
+            StatementClass::Cursor(Cursor::Move {
+                name: "c".into(),
+                direction: Some(Direction::Backward(None)),
+            }),
         ),
         ("CLOSE c", StatementClass::Cursor(Cursor::Close(Some("c".into())))),
         ("CLOSE ALL", StatementClass::Cursor(Cursor::Close(None))),

@@ -15,7 +15,6 @@ fn refused_by_their_keywords() {
         ("PREPARE TRANSACTION 'a'", "0A000 rule 40"),
         ("COMMIT PREPARED 'a'", "0A000 rule 40"),
         ("ROLLBACK PREPARED 'a'", "0A000 rule 40"),
-        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "BF004 rule 42"),
         ("CREATE DATABASE d", "0A000 rule 44"),
         ("DROP DATABASE d", "0A000 rule 44"),
         ("CREATE TABLESPACE t LOCATION '/'", "42501 rule 44"),

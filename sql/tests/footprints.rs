@@ -11,6 +11,42 @@ use sql::operation::{Exchange, SessionContext};
 use sql::rules::{MultiPartition, PartitionRules};
 use sql::schema::Schema;
 
+/// Rule LargeObjects: one resource for all of them, whoever works with what is open is listed.
+#[test]
+fn large_objects() {
+    check(&[
+        ("SELECT lo_get(5)", "Read {table:pg_catalog.pg_largeobject S}"),
+        (
+            "SELECT pg_catalog.lo_open(5, 262144)",
+            "Write {table:pg_catalog.pg_largeobject S}",
+        ),
+        (
+            "SELECT pg_catalog.lo_open(5, 393216)",
+            "Write {table:pg_catalog.pg_largeobject X}",
+        ),
+        (
+            "SELECT loread(0, 10), lo_lseek(0, 1, 0), lo_tell64(0), lo_close(0)",
+            "Write {table:pg_catalog.pg_largeobject S}",
+        ),
+        (
+            "SELECT lowrite(0, '\\x00')",
+            "Write {table:pg_catalog.pg_largeobject X}",
+        ),
+        ("SELECT lo_unlink(plain.v::oid) FROM plain WHERE false", "Write {all X}"),
+        (
+            "SELECT lo_create(0), lo_creat(-1), lo_from_bytea(0, '')",
+            "Write {table:pg_catalog.pg_largeobject X}",
+        ),
+        ("SELECT * FROM lo_get(5)", "Read {table:pg_catalog.pg_largeobject S}"),
+    ]);
+    let analyzer = analyzer();
+    let text = analyzer.text("SELECT lo_create(0), pg_catalog.lo_creat(-1), public.lo_create(1)");
+    assert_eq!(
+        text.executable(),
+        "SELECT cloudbft.lo_create(0), cloudbft.lo_creat(-1), public.lo_create(1)"
+    );
+}
+
 #[test]
 fn keys_in_reads() {
     check(&[

@@ -70,6 +70,16 @@ select format('%I last_value=%s is_called=%s', s.name, s.last_value, s.is_called
   from cloudbft.sequence s join pg_class c on c.relkind = 'S' join pg_namespace n on n.oid = c.relnamespace
  where s.name = n.nspname || '.' || c.relname and USERS";
 
+/// The name under which large objects are compared.
+const LARGE_OBJECTS_PART: &str = "(large objects)";
+
+/// Large objects, with their numbers: applications store these.
+const LARGE_OBJECTS: &str = "
+select format('object %s owner=%s rights=%s comment=%s', m.oid, pg_get_userbyid(m.lomowner), m.lomacl,
+       obj_description(m.oid, 'pg_largeobject')) as line from pg_largeobject_metadata m
+union all
+select format('page %s of object %s %s', l.pageno, l.loid, encode(sha256(l.data), 'hex')) from pg_largeobject l";
+
 /// One thing that is compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Part {
@@ -130,6 +140,8 @@ pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<(Conte
             part(client, COMMITTED_SEQUENCES.replace("USERS", IS_USERS)).await?,
         );
     }
+    let objects = part(client, LARGE_OBJECTS.to_owned()).await?;
+    contents.parts.insert(LARGE_OBJECTS_PART.to_owned(), objects);
     let schema = part(client, SCHEMA_LINES.replace("USERS", IS_USERS)).await?;
     contents.parts.insert(SCHEMA_PART.to_owned(), schema);
     let numbered = client.query(&NUMBERS.replace("USERS", IS_USERS), &[]).await?;

@@ -216,7 +216,9 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
          transaction_bytes_max = {}\nbodies_bytes_max = {}\n\
          # What a machine, and what a proxy, keeps on its disk of results above 1 MiB until applications have read them, in\n\
          # bytes. One result may have half of it; with several proxies, half of a proxy's equal share.\n\
-         results_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
+         results_bytes_max = {}\n\
+         # Cursors WITH HOLD that one application connection may have, and the bytes of their rows, which count as results.\n\
+         held_cursors_max = {}\nheld_bytes_max = {}\nshared_buffers_mib = {}\nnode_threads = {}\n\
          proxy_threads = {}\n",
         limits.application_connections_max,
         limits.open_transactions_max,
@@ -226,6 +228,8 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
         limits.transaction_bytes_max,
         limits.bodies_bytes_max,
         limits.results_bytes_max,
+        limits.held_cursors_max,
+        limits.held_bytes_max,
         limits.shared_buffers_mib,
         limits.node_threads,
         limits.proxy_threads,

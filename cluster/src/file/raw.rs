@@ -198,6 +198,10 @@ pub struct Limits {
     /// Bytes of results above 1 MiB that each machine, and each proxy, keeps on its disk until applications have read them. One
     /// result may have half of its client's share, which is equal for each client.
     pub results_bytes_max: u64,
+    /// Cursors WITH HOLD that one application connection may have at once.
+    pub held_cursors_max: usize,
+    /// Bytes of the rows of one connection's cursors WITH HOLD, which a proxy keeps on its disk within `results_bytes_max`.
+    pub held_bytes_max: u64,
     /// `shared_buffers` of each database server that `up` makes, in MiB.
     pub shared_buffers_mib: usize,
     /// Threads that run a node's tasks (the log's writer has one of its own).
@@ -217,6 +221,8 @@ impl Default for Limits {
             transaction_bytes_max: 4 << 30,
             bodies_bytes_max: 8 << 30,
             results_bytes_max: 16 << 30,
+            held_cursors_max: 64,
+            held_bytes_max: 4 << 30,
             shared_buffers_mib: 128,
             node_threads: 1,
             proxy_threads: 1,

@@ -10,7 +10,8 @@ use crate::error::ApplicationError;
 pub(super) enum Outside {
     /// The exchange runs.
     Runs,
-    /// The exchange runs in a block of its own: the statements of one text are one block, and CLOSE ALL finds nothing in a new one.
+    /// The exchange runs in a block of its own: the statements of one text are one block, CLOSE ALL finds nothing in a new one, and a
+    /// cursor WITH HOLD is kept at the end of one.
     RunsInBlock,
     /// The exchange fails with this error.
     Fails(ApplicationError),
@@ -42,8 +43,9 @@ fn needs_block(statement: &StatementAnalysis, text: &str) -> Outside {
     let fails = |sqlstate, message: String| Outside::Fails(ApplicationError::new(sqlstate, message));
     let only_in_block = |what| fails("25P01", format!("{what} can only be used in transaction blocks"));
     match &statement.class {
+        StatementClass::Cursor(Cursor::Declare { holding: Some(_), .. }) => Outside::RunsInBlock,
         StatementClass::Cursor(Cursor::Declare { .. }) => only_in_block("DECLARE CURSOR"),
-        StatementClass::Cursor(Cursor::Fetch { name } | Cursor::Move { name } | Cursor::Close(Some(name))) => {
+        StatementClass::Cursor(Cursor::Fetch { name, .. } | Cursor::Move { name, .. } | Cursor::Close(Some(name))) => {
             fails("34000", format!("cursor \"{name}\" does not exist"))
         }
         StatementClass::Cursor(Cursor::Close(None)) => Outside::RunsInBlock,

@@ -190,6 +190,13 @@ impl Session {
             self.rollback();
             return Ok(false);
         }
+        let kept = match self.keep_cursors().await {
+            Ok(kept) => kept,
+            Err(error) => {
+                self.rollback();
+                return Err(error);
+            }
+        };
         let Some(mut transaction) = self.transaction.take() else {
             return Ok(false);
         };
@@ -207,6 +214,7 @@ impl Session {
             Ok(notices) => {
                 self.connection.out.raw(&notices);
                 self.committed(&transaction);
+                self.hold(kept);
                 Ok(true)
             }
             Err(failure) => {
@@ -279,6 +287,7 @@ impl Session {
         self.divide(text).await?;
         if let Some(transaction) = &mut self.transaction {
             transaction.savepoints.truncate(at);
+            transaction.holdables.released(at);
         }
         Ok(Reply::tag("RELEASE"))
     }
@@ -293,6 +302,7 @@ impl Session {
         }
         transaction.failed = false;
         transaction.savepoints.truncate(at + 1);
+        transaction.holdables.rolled_back_to(at);
         let savepoint = transaction.savepoints.last();
         let settings = savepoint.map(|savepoint| savepoint.settings.clone());
         let listening = savepoint.map_or(0, |savepoint| savepoint.listening);

@@ -14,6 +14,7 @@ use super::extended::{no_portal, step_messages};
 use super::pipeline::Portal;
 use super::prepared::{Prepared, no_statement};
 use super::routing::Kind;
+use super::simple::is_cursor;
 use super::special::describe_special;
 use crate::error::{ApplicationError, Routine};
 use crate::wire::{first_error, step_boundaries};
@@ -157,14 +158,27 @@ impl Session {
             });
             return Ok(());
         }
-        if let Some(description) = self.known_description(&prepared.statement) {
+        if self.held.concerns(&prepared.class) {
+            let description = self.held.description(&prepared.class, &[]);
+            self.pipeline.insert(|out| {
+                out.parameters(&prepared.statement.parameter_types);
+                match description {
+                    Some(description) => out.raw(&description),
+                    None => out.no_data(),
+                }
+            });
+            return Ok(());
+        }
+        // What FETCH gives depends on a cursor of the session's.
+        let is_common = !is_cursor(&prepared.class);
+        if is_common && let Some(description) = self.known_description(&prepared.statement) {
             prepared.is_described_by(&description, self.catalog.epoch());
             self.pipeline.insert(|out| out.raw(&description));
             return Ok(());
         }
         let statement = self.pipeline.index(&prepared);
         self.pipeline.steps.push(Step::DescribeStatement { statement });
-        if self.is_catalog_settled() {
+        if is_common && self.is_catalog_settled() {
             let key = self.description_key(&prepared.statement);
             self.pipeline.described.push((self.pipeline.steps.len(), key, prepared));
         }
@@ -252,10 +266,19 @@ impl Session {
         match self.portals.get(&name) {
             Some(Portal::Special { prepared, formats, .. }) => {
                 let (prepared, formats) = (Arc::clone(prepared), formats.clone());
-                self.pipeline.insert(|out| describe_special(&prepared, &formats, out));
+                let held = self.held.description(&prepared.class, &formats);
+                self.pipeline.insert(|out| match held {
+                    Some(description) => out.raw(&description),
+                    None => describe_special(&prepared, &formats, out),
+                });
                 return Ok(());
             }
             Some(Portal::Backend) => {}
+            None if self.is_held(&name) => {
+                let description = self.held.description_of(&name);
+                self.pipeline.insert(|out| out.raw(&description.unwrap_or_default()));
+                return Ok(());
+            }
             // A cursor of DECLARE is a portal too.
             None if self.is_begun() => {}
             None => return Err(no_portal(&name)),

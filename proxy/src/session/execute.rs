@@ -116,6 +116,7 @@ impl Session {
                     Outside::Fails(error) => return Err(error),
                 }
             }
+            self.check_declared_cursors(&analysis)?;
             if analysis.effect == Effect::Maintenance && self.transaction.is_some() {
                 return Err(ApplicationError::new(
                     "25001",
@@ -140,7 +141,10 @@ impl Session {
                 kind,
             };
             match self.route_within(&routed, limits).await {
-                Ok(result) => return Ok((result, analysis.effect)),
+                Ok(result) => {
+                    self.note_cursors(exchange, &analysis, &result);
+                    return Ok((result, analysis.effect));
+                }
                 Err(Failure::Refused(error)) if error.sqlstate == FOOTPRINT_TOO_SMALL => {
                     let lost = self.transaction.as_ref().is_some_and(|transaction| transaction.doomed);
                     if lost || retries == CATALOG_RETRIES_MAX {

@@ -9,6 +9,7 @@ use sql::statement::StatementClass;
 use super::advisory::check_declared;
 use super::configs::Bound;
 use super::connection::Connection;
+use super::held::already_exists;
 use super::pipeline::{Pipeline, Portal, Undo};
 use super::prepared::{Prepared, no_statement};
 use super::release::Pieces;
@@ -114,9 +115,10 @@ impl Session {
         check_declared(&class, &parameter_types)?;
         let special = class == StatementClass::Empty || is_special(&class, &text);
         let statement = StatementText { text, parameter_types };
-        let known = !special && self.known_description(&statement).is_some();
+        let held = self.held.concerns(&class);
+        let known = !special && !is_cursor(&class) && self.known_description(&statement).is_some();
         let before = self.keep_statement(&name, Prepared::new(statement, class, special))?;
-        if special || known {
+        if special || held || known {
             self.pipeline.insert(Backend::parse_complete);
         } else if let Some(prepared) = self.statements.get(&name).cloned() {
             let statement = self.pipeline.index(&prepared);
@@ -132,14 +134,24 @@ impl Session {
             .get(&bind.statement)
             .cloned()
             .ok_or_else(|| no_statement(&bind.statement))?;
-        check_bind(&bind, &prepared)?;
+        // Whether the proxy answers FETCH is known now: its cursor may have come to be held since the Parse.
+        let held = self.held.concerns(&prepared.class);
+        let columns = match held {
+            true => Some(self.held.width(&prepared.class)),
+            false if prepared.special => Some(special_columns(&prepared.class, &prepared.statement.text).len()),
+            false => None,
+        };
+        check_bind(&bind, &prepared, columns)?;
         if !bind.portal.is_empty() && self.portals.contains_key(&bind.portal) {
             return Err(ApplicationError::new(
                 "42P03",
                 format!("portal \"{}\" already exists", bind.portal),
             ));
         }
-        let portal = if prepared.special {
+        if self.is_held(&bind.portal) {
+            return Err(already_exists(&bind.portal));
+        }
+        let portal = if prepared.special || held {
             let bound = Arc::new(Bound::of(&bind)?);
             let kept = self.portals.values().map(Portal::bound_bytes).sum::<usize>();
             if kept + bound.bytes() > BOUND_BYTES_MAX {
@@ -204,6 +216,9 @@ impl Session {
 
     fn close_portal(&mut self, name: String) {
         let before = self.portals.remove(&name);
+        if before.is_none() {
+            self.close_held(&name);
+        }
         match &before {
             Some(Portal::Backend) => {
                 self.pipeline.stateful |= !self.pipeline.bound.contains(&name);
@@ -412,7 +427,8 @@ pub(super) fn step_messages(result: &Bytes, boundaries: &[usize], step: usize) -
 }
 
 /// What Postgres refuses in a Bind whatever the database holds; how many columns a query has only the database knows.
-fn check_bind(bind: &Bind, prepared: &Prepared) -> Result<(), ApplicationError> {
+/// `columns`: how many columns the result has, where the proxy gives it.
+fn check_bind(bind: &Bind, prepared: &Prepared, columns: Option<usize>) -> Result<(), ApplicationError> {
     let (formats, supplied, required) = (bind.parameter_formats.len(), bind.parameters.len(), prepared.parameters);
     let violation = |message: String| Err(ApplicationError::new("08P01", message));
     if formats > 1 && formats != supplied {
@@ -426,9 +442,8 @@ fn check_bind(bind: &Bind, prepared: &Prepared) -> Result<(), ApplicationError> 
             "bind message supplies {supplied} parameters, but prepared statement \"{name}\" requires {required}"
         ));
     }
-    if prepared.special {
+    if let Some(columns) = columns {
         let formats = bind.result_formats.len();
-        let columns = special_columns(&prepared.class, &prepared.statement.text).len();
         if formats > 1 && formats != columns {
             return violation(format!(
                 "bind message has {formats} result formats but query has {columns} columns"

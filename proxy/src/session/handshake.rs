@@ -185,6 +185,7 @@ async fn login(
         context: None,
         transaction: None,
         next_transaction: 1,
+        held: super::held::HeldCursors::default(),
         unended: Arc::new(Semaphore::new(UNENDED_MAX)),
         statements: Statements::default(),
         portals: HashMap::new(),

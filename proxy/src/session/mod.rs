@@ -11,7 +11,9 @@ mod describe;
 mod ending;
 mod execute;
 mod extended;
+mod function_call;
 mod handshake;
+mod held;
 mod listening;
 mod object_numbers;
 mod opening;
@@ -47,6 +49,7 @@ use crate::shared::Shared;
 use crate::wire::{FrameError, Frontend};
 use connection::Connection;
 use context::Context;
+use held::HeldCursors;
 use pipeline::{Pipeline, Portal};
 use prepared::Statements;
 use settings::Settings;
@@ -54,6 +57,7 @@ use transaction::Transaction;
 
 pub(crate) use describe::Descriptions;
 pub(crate) use handshake::greet;
+pub(crate) use held::HeldRoom;
 pub(crate) use listening::keep_listening;
 
 /// A session after its application has logged in.
@@ -80,6 +84,8 @@ pub(crate) struct Session {
     unended: Arc<Semaphore>,
     statements: Statements,
     portals: HashMap<String, Portal>,
+    /// Its cursors WITH HOLD whose transactions are committed.
+    held: HeldCursors,
     pipeline: Pipeline,
     /// After an error in the extended protocol, everything up to Sync is skipped.
     skip_to_sync: bool,
@@ -237,13 +243,7 @@ impl Session {
             Frontend::Sync => self.sync().await,
             // Left over from a COPY that failed: ignored, as by Postgres.
             Frontend::CopyData(_) | Frontend::CopyDone | Frontend::CopyFail(_) => Ok(()),
-            Frontend::FunctionCall => {
-                let error = ApplicationError::new("0A000", "function calls of the wire protocol are not supported")
-                    .hint("Call the function with SELECT; large objects do not work through the proxy.");
-                self.report(&error);
-                self.fail_transaction();
-                self.ready().await
-            }
+            Frontend::FunctionCall(call) => self.function_call(call).await,
             Frontend::Authentication(_) => Err(End::Told(ApplicationError::fatal(
                 "08P01",
                 "unexpected authentication message",

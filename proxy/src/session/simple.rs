@@ -8,6 +8,7 @@ use sql::operation::Exchange;
 use sql::statement::{Cursor, StatementClass};
 
 use super::configs::Bound;
+use super::held::Wire;
 use super::release::Whole;
 use super::routing::Kind;
 use super::special::{Reply, is_special, special_columns};
@@ -61,7 +62,7 @@ impl Session {
             self.connection.out.empty_query_response();
             return Ok(());
         }
-        let segments = segments(text, statements);
+        let segments = segments(text, statements, self.may_hold(statements));
         if let [Segment::Plain { stateful, .. }] = segments.as_slice() {
             let exchange = Exchange::Simple { text: text.to_owned() };
             let outcome = self.execute(&exchange, Kind::stateful(*stateful)).await;
@@ -148,7 +149,14 @@ impl Session {
                 if several && !matches!(class, StatementClass::TransactionControl(_)) {
                     self.begin_implicitly();
                 }
-                self.answer_special(class, part).await
+                match class {
+                    class if self.held.concerns(class) => match self.answer_held(class, Wire::Simple).await? {
+                        Ok(()) => Ok(Flow::Continue),
+                        Err(error) => self.answer(Err(error)).await,
+                    },
+                    StatementClass::Cursor(_) => self.run_plain(text, statement.range.clone(), true).await,
+                    class => self.answer_special(class, part).await,
+                }
             }
         }
     }
@@ -229,8 +237,9 @@ fn literal_set_config(text: &str) -> &str {
     }
 }
 
-/// Divides a text into parts that go to the voters and statements that the proxy treats apart.
-fn segments(text: &str, statements: &[StatementAnalysis]) -> Vec<Segment> {
+/// Divides a text into parts that go to the voters and statements that the proxy treats apart. `may_hold`: whether the proxy may answer
+/// statements about cursors when they are reached.
+fn segments(text: &str, statements: &[StatementAnalysis], may_hold: bool) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::new();
     for (index, statement) in statements.iter().enumerate() {
         let part = text.get(statement.range.clone()).unwrap_or_default();
@@ -240,6 +249,7 @@ fn segments(text: &str, statements: &[StatementAnalysis]) -> Vec<Segment> {
                 StatementClass::Execute { .. } | StatementClass::Refused(_)
             );
         let is_cursor = matches!(statement.class, StatementClass::Cursor(_));
+        let apart = apart || may_hold && is_cursor && !is_declare(&statement.class);
         match segments.last_mut() {
             _ if statement.class == StatementClass::Empty => {}
             _ if apart => segments.push(Segment::Special(index)),
@@ -256,10 +266,11 @@ fn segments(text: &str, statements: &[StatementAnalysis]) -> Vec<Segment> {
     segments
 }
 
+fn is_declare(class: &StatementClass) -> bool {
+    matches!(class, StatementClass::Cursor(Cursor::Declare { .. }))
+}
+
 /// Whether a statement's class concerns a cursor.
 pub(super) fn is_cursor(class: &StatementClass) -> bool {
-    matches!(
-        class,
-        StatementClass::Cursor(Cursor::Declare { .. } | Cursor::Fetch { .. } | Cursor::Move { .. } | Cursor::Close(_))
-    )
+    matches!(class, StatementClass::Cursor(_))
 }

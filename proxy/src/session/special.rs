@@ -6,6 +6,7 @@ use sql::statement::{Listening, Setting, StatementClass};
 
 use super::advisory::advisory_columns;
 use super::configs::Bound;
+use super::held::Wire;
 use super::prepared::Prepared;
 use super::routing::Kind;
 use super::set::shown_default;
@@ -172,6 +173,7 @@ impl Session {
                 self.discard_temporary().await?;
                 self.unlisten_all();
                 self.advisory_unlock_all().await?;
+                self.held.clear();
                 self.shared
                     .metrics
                     .prepared_statements
@@ -219,6 +221,12 @@ impl Session {
             self.begin_implicitly();
             return match self.copy_from(text).await? {
                 Ok(messages) => self.deliver_result(&messages).await,
+                Err(error) => self.pipeline_error(&error).await.map(|_| ()),
+            };
+        }
+        if let StatementClass::Cursor(_) = prepared.class {
+            return match self.answer_held(&prepared.class, Wire::Extended(formats)).await? {
+                Ok(()) => Ok(()),
                 Err(error) => self.pipeline_error(&error).await.map(|_| ()),
             };
         }

@@ -11,6 +11,7 @@ use sql::statement::TransactionModes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::Context;
+use super::held::Holdables;
 use super::settings::{ANSWERS, Settings};
 use crate::client::{Live, Voted, VotedResult};
 use crate::notifications::Changes;
@@ -44,6 +45,8 @@ pub(super) struct Transaction {
     pub(super) savepoints: Vec<Savepoint>,
     /// What it changes of what the session listens to, when it commits.
     pub(super) listening: Changes,
+    /// Its cursors that outlive it.
+    pub(super) holdables: Holdables,
     /// The session's settings at its start.
     pub(super) settings_before: Settings,
     /// Its part on the voters, once begun.
@@ -124,6 +127,7 @@ impl Transaction {
             deferred: Vec::new(),
             savepoints: Vec::new(),
             listening: Changes::default(),
+            holdables: Holdables::default(),
             settings_before: settings.clone(),
             begun: None,
         }

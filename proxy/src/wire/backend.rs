@@ -175,6 +175,17 @@ impl Backend {
         });
     }
 
+    /// FunctionCallResponse.
+    pub(crate) fn function_result(&mut self, value: Option<&[u8]>) {
+        self.message(b'V', |body| match value {
+            Some(value) => {
+                body.put_i32(i32::try_from(value.len()).unwrap_or(i32::MAX));
+                body.put_slice(value);
+            }
+            None => body.put_i32(-1),
+        });
+    }
+
     /// NotificationResponse.
     pub(crate) fn notification(&mut self, process: i32, notification: &Notification) {
         self.message(b'A', |body| {

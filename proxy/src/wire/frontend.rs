@@ -28,7 +28,7 @@ pub(crate) enum Frontend {
     CopyData(Bytes),
     CopyDone,
     CopyFail(String),
-    FunctionCall,
+    FunctionCall(FunctionCall),
     /// Password, SASL responses: only while authenticating.
     Authentication(Bytes),
     Terminate,
@@ -42,6 +42,16 @@ pub(crate) struct Bind {
     pub(crate) parameter_formats: Vec<i16>,
     pub(crate) parameters: Vec<Option<Bytes>>,
     pub(crate) result_formats: Vec<i16>,
+}
+
+/// FunctionCall.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FunctionCall {
+    /// The function's number in the catalog.
+    pub(crate) function: u32,
+    pub(crate) argument_formats: Vec<i16>,
+    pub(crate) arguments: Vec<Option<Bytes>>,
+    pub(crate) result_format: i16,
 }
 
 impl Frontend {
@@ -71,7 +81,7 @@ impl Frontend {
             b'd' => return Ok(Frontend::CopyData(fields.remainder())),
             b'c' => Frontend::CopyDone,
             b'f' => Frontend::CopyFail(fields.string()?),
-            b'F' => return Ok(Frontend::FunctionCall),
+            b'F' => Frontend::FunctionCall(parse_function_call(&mut fields)?),
             b'p' => return Ok(Frontend::Authentication(fields.remainder())),
             b'X' => Frontend::Terminate,
             _ => return Err(FrameError::Malformed("invalid frontend message type")),
@@ -110,6 +120,20 @@ fn parse_bind(fields: &mut Fields) -> Result<Bind, FrameError> {
         parameter_formats,
         parameters,
         result_formats,
+    })
+}
+
+fn parse_function_call(fields: &mut Fields) -> Result<FunctionCall, FrameError> {
+    let function = fields.i32()?.cast_unsigned();
+    let argument_formats = parse_formats(fields)?;
+    let count = fields.count(4)?;
+    let arguments = (0..count).map(|_| parse_parameter(fields)).collect::<Result<_, _>>()?;
+    let result_format = fields.i16()?;
+    Ok(FunctionCall {
+        function,
+        argument_formats,
+        arguments,
+        result_format,
     })
 }
 

@@ -59,7 +59,15 @@ impl World {
 
     /// With three real voters under these partition rules.
     pub async fn start_voters_with(rules: sql::rules::PartitionRules) -> World {
-        let config = configured(|config| config.rules = rules);
+        Self::start_voters_and(|config| config.rules = rules).await
+    }
+
+    /// With three real voters, and a proxy that is configured otherwise.
+    pub async fn start_voters_and(change: impl FnOnce(&mut ProxyConfig)) -> World {
+        let config = configured(|config| {
+            config.rules = sql::rules::PartitionRules::tpcc();
+            change(config);
+        });
         let servers: Vec<_> = (0..3).map(|_| Postgres::start()).collect();
         let (port, faults) = voters::start(&servers, config.rules.clone()).await;
         Self::serve(servers, config, port, faults).await

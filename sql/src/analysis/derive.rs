@@ -255,7 +255,11 @@ pub(super) fn calls_unknown_function(schema: &Schema, words: Words<'_>) -> bool 
         !is_keyword
             && matches!(
                 kind,
-                FunctionKind::Unknown | FunctionKind::Sequence | FunctionKind::SetConfig | FunctionKind::Notify
+                FunctionKind::Unknown
+                    | FunctionKind::Sequence
+                    | FunctionKind::SetConfig
+                    | FunctionKind::Notify
+                    | FunctionKind::LargeObject(_)
             )
     })
 }

@@ -7,7 +7,7 @@ use super::derive::{Derived, derive, derive_copy};
 use super::template::Template;
 use super::temporary;
 use super::{PARSED_BYTES_MAX, STATEMENTS_MAX, StatementAnalysis, TEXT_BYTES_MAX, TextAnalysis};
-use crate::classify::{Plan, Sketch, classify, split};
+use crate::classify::{Plan, Sketch, classify, cursor, split};
 use crate::determinism::{self, Findings, Purpose, Splice};
 use crate::footprint::Mode;
 use crate::lexer::{LexicalError, Token, tokenize};
@@ -148,6 +148,13 @@ fn analyse_statement(
     }
     work.renaming = derived.class.renaming();
     work.discards = derived.class == StatementClass::Setting(Setting::DiscardTemporary);
+    if matches!(
+        derived.class,
+        StatementClass::Cursor(Cursor::Declare { holding: Some(_), .. })
+    ) {
+        let splice = cursor::without_hold(words).into_iter().collect();
+        findings.splices = determinism::merge(findings.splices, splice);
+    }
     let executable = determinism::apply(text, range.clone(), &findings.splices);
     let class = match derived.refusal.or(findings.refusal) {
         Some(refusal) if !is_beyond_refusal(&derived.class) => StatementClass::Refused(refusal),

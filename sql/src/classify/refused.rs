@@ -1,9 +1,9 @@
 //! Statements that are refused by their keywords.
 
-use crate::refusal::{FEATURE_NOT_SUPPORTED, INSUFFICIENT_PRIVILEGE, NOT_SUPPORTED, Refusal};
+use crate::refusal::{FEATURE_NOT_SUPPORTED, INSUFFICIENT_PRIVILEGE, Refusal};
 use crate::words::Words;
 
-use super::{control, outside_world};
+use super::{control, cursor, outside_world};
 
 /// Extensions of which the functions depend on their arguments and the database alone, or are known here.
 const EXTENSIONS: [&str; 19] = [
@@ -43,26 +43,10 @@ pub(super) fn refusal(words: Words<'_>) -> Option<Refusal> {
         "alter" | "drop" => alter(&keyword, after),
         "import" => Some(outside_world(45, "IMPORT FOREIGN SCHEMA")),
         "do" => language(after),
-        "declare" if is_with_hold(after) => Some(Refusal::new(
-            NOT_SUPPORTED,
-            42,
-            "cursors WITH HOLD are not supported through the proxy",
-            "Open the cursor inside a transaction, without WITH HOLD.",
-        )),
+        "declare" => cursor::refusal(after),
         "select" | "with" if into(after, &["unlogged"]) => Some(unlogged()),
         _ => None,
     }
-}
-
-fn is_with_hold(words: Words<'_>) -> bool {
-    let mut ahead = words;
-    while !ahead.is_end() && ahead.keyword().as_deref() != Some("for") {
-        if ahead.accept_all(&["with", "hold"]) {
-            return true;
-        }
-        ahead.skip();
-    }
-    false
 }
 
 /// Whether rows are selected into a table of this kind.

@@ -19,7 +19,7 @@ BEGIN
   written := regexp_replace(written, format(moment, 'yesterday'), '(date_trunc(''day''::text, now()) - ''1 day''::interval)', 'g');
   written := regexp_replace(written, 'cloudbft\.uuid_generate_v4\(', 'gen_random_uuid(', 'g');
   RETURN regexp_replace(written, 'cloudbft\.(now|transaction_timestamp|statement_timestamp|clock_timestamp|timeofday|random'
-    '|gen_random_uuid|age)\(', '\1(', 'g');
+    '|gen_random_uuid|age|lo_create|lo_creat|lo_from_bytea)\(', '\1(', 'g');
 END
 $$;
 

@@ -160,3 +160,37 @@ LANGUAGE sql STABLE STRICT PARALLEL SAFE AS $$
       WHERE n.oid OPERATOR(pg_catalog.=) schema AND cloudbft.is_temporary_schema(n.nspname))
     THEN 't'::"char" ELSE persistence END
 $$;
+
+-- Large objects whose number the server is to choose (rule LargeObjects): the number is drawn from the seed, and one that is taken is
+-- passed over. They run as who calls them, who owns what they make.
+CREATE OR REPLACE FUNCTION cloudbft.large_object_number() RETURNS pg_catalog.oid
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog AS $$
+DECLARE
+  number oid;
+BEGIN
+  LOOP
+    -- From 16384 on, as the numbers of all objects that are not PostgreSQL's own.
+    number := (16384 + ('x' || encode(substr(cloudbft.draw(), 1, 5), 'hex'))::bit(40)::bigint % (4294967296 - 16384))::oid;
+    EXIT WHEN NOT EXISTS (SELECT FROM pg_largeobject_metadata AS m WHERE m.oid = number);
+  END LOOP;
+  RETURN number;
+END
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.lo_create(number pg_catalog.oid) RETURNS pg_catalog.oid
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog AS $$
+BEGIN
+  RETURN lo_create(CASE number WHEN 0 THEN cloudbft.large_object_number() ELSE number END);
+END
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.lo_creat(mode pg_catalog.int4) RETURNS pg_catalog.oid
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog AS $$
+BEGIN
+  RETURN lo_create(cloudbft.large_object_number());
+END
+$$;
+CREATE OR REPLACE FUNCTION cloudbft.lo_from_bytea(number pg_catalog.oid, content pg_catalog.bytea) RETURNS pg_catalog.oid
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog AS $$
+BEGIN
+  RETURN lo_from_bytea(CASE number WHEN 0 THEN cloudbft.large_object_number() ELSE number END, content);
+END
+$$;

@@ -9,7 +9,7 @@ use crate::refusal::{
 };
 
 /// Functions of schema `cloudbft` that applications may call.
-const OWN_FUNCTIONS: [&str; 15] = [
+const OWN_FUNCTIONS: [&str; 18] = [
     "now",
     "transaction_timestamp",
     "statement_timestamp",
@@ -25,6 +25,9 @@ const OWN_FUNCTIONS: [&str; 15] = [
     "gen_random_uuid",
     "uuid_generate_v4",
     "moment",
+    "lo_creat",
+    "lo_create",
+    "lo_from_bytea",
 ];
 
 /// The refusal of what stands at the present token.
@@ -39,7 +42,7 @@ pub(super) fn refusal(pass: &Pass<'_>, purpose: Purpose) -> Option<Refusal> {
         _ => return None,
     }
     if let Some(name) = pass.calls() {
-        return called(&name, purpose);
+        return called(&name, purpose).or_else(|| defined_with_large_object(pass, &name, purpose));
     }
     // Of an extension, so in any schema.
     if pass.is_punctuation(1, b'(')
@@ -68,6 +71,26 @@ fn called(name: &str, purpose: Purpose) -> Option<Refusal> {
         .or_else(|| random_source(name))
         .or_else(|| outside(name))
         .or_else(|| session_bound(name))
+}
+
+/// Functions of large objects in what is not seen where it runs: defaults, checks, views, policies, conditions of triggers. Bodies of
+/// functions run under Everything.
+fn defined_with_large_object(pass: &Pass<'_>, name: &str, purpose: Purpose) -> Option<Refusal> {
+    let is_named = ["function", "routine"].iter().any(|word| pass.is_word(-1, word));
+    let mut first = pass.tokens.iter().take(4);
+    let defines_code = first.any(|token| {
+        let words = ["do", "function", "procedure"];
+        words.iter().any(|word| token.is_word(pass.text, word))
+    });
+    let refused = purpose == Purpose::Definition && !is_named && !defines_code;
+    (refused && functions::is_of_large_objects(name)).then(|| {
+        Refusal::new(
+            NOT_SUPPORTED,
+            39,
+            format!("{name}() is not supported in a definition: statements that use the definition do not show that they work with large objects"),
+            "Call it in the statements themselves, or in a function.",
+        )
+    })
 }
 
 fn local_fact(name: &str) -> Refusal {
@@ -136,7 +159,9 @@ fn random_source(name: &str) -> Option<Refusal> {
 }
 
 fn outside(name: &str) -> Option<Refusal> {
-    const NAMES: [&str; 38] = [
+    const NAMES: [&str; 40] = [
+        "lo_import",
+        "lo_export",
         "pg_read_file",
         "pg_read_binary_file",
         "pg_read_file_old",
@@ -198,28 +223,6 @@ fn outside(name: &str) -> Option<Refusal> {
 }
 
 fn session_bound(name: &str) -> Option<Refusal> {
-    const LARGE_OBJECTS: [&str; 20] = [
-        "lo_close",
-        "lo_creat",
-        "lo_create",
-        "lo_export",
-        "lo_from_bytea",
-        "lo_get",
-        "lo_import",
-        "lo_lseek",
-        "lo_lseek64",
-        "lo_open",
-        "lo_put",
-        "lo_tell",
-        "lo_tell64",
-        "lo_truncate",
-        "lo_truncate64",
-        "lo_unlink",
-        "loread",
-        "lowrite",
-        "lo_manage",
-        "lo_oid",
-    ];
     const ADVISORY: [&str; 7] = [
         "pg_advisory_lock",
         "pg_advisory_lock_shared",
@@ -229,14 +232,6 @@ fn session_bound(name: &str) -> Option<Refusal> {
         "pg_advisory_unlock_shared",
         "pg_advisory_unlock_all",
     ];
-    if LARGE_OBJECTS.contains(&name) {
-        return Some(Refusal::new(
-            NOT_SUPPORTED,
-            39,
-            format!("{name}(): large objects are not supported through the proxy"),
-            "Use a bytea column.",
-        ));
-    }
     if ADVISORY.contains(&name) {
         return Some(Refusal::new(
             NOT_SUPPORTED,

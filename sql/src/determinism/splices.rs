@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{Pass, Splice};
 use crate::analysis::is_clock_word;
-use crate::functions::{CLOCK, CLOCK_KEYWORDS};
+use crate::functions::{CLOCK, CLOCK_KEYWORDS, NUMBERS_LARGE_OBJECTS};
 use crate::lexer::{Token, TokenKind};
 
 /// Before a name and a parenthesis, these mean that the name is not called.
@@ -153,7 +153,7 @@ fn type_of(keyword: &str) -> &'static str {
 }
 
 /// `now()`, `random()` and the like (rules TransactionClock, StatementClock, RandomNumbers and RandomIdentifiers), and
-/// `age(x)` with one argument (rule TimeZones).
+/// `age(x)` with one argument (rule TimeZones), and what numbers large objects (rule LargeObjects).
 fn call(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
     let name = match pass.calls() {
         Some(name) => name,
@@ -170,7 +170,8 @@ fn call(pass: &Pass<'_>, token: &Token) -> Option<Splice> {
         return None;
     }
     let is_age = name == "age" && has_one_argument(pass);
-    (is_age || CLOCK.contains(&name.as_ref())).then_some(())?;
+    let is_replaced = is_age || CLOCK.contains(&name.as_ref()) || NUMBERS_LARGE_OBJECTS.contains(&name.as_ref());
+    is_replaced.then_some(())?;
     let start = match pass.is_punctuation(-1, b'.') {
         true => pass.token(-2)?.start,
         false => token.start,

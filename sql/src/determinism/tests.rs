@@ -216,7 +216,13 @@ fn other_rules_of_functions() {
             Purpose::Read,
             ("BF004", 37),
         ),
-        ("select lo_create(0)", Purpose::Read, ("BF004", 39)),
+        ("select lo_import('a')", Purpose::Read, ("42501", 45)),
+        ("create view v as select lo_get(1)", Purpose::Definition, ("BF004", 39)),
+        (
+            "alter table t alter c set default pg_catalog.lo_create(0)",
+            Purpose::Definition,
+            ("BF004", 39),
+        ),
         ("select * from t tablesample system (1)", Purpose::Read, ("0A000", 43)),
         ("select pg_read_file('a')", Purpose::Read, ("42501", 45)),
         (

@@ -7,6 +7,8 @@ mod crashes;
 mod cut_links;
 mod dump;
 mod effects;
+mod held_cursors;
+mod large_objects;
 mod lying_voter;
 mod notifications;
 mod object_numbers;

@@ -11,7 +11,7 @@ use super::Deriver;
 use super::query::address;
 use super::total_order::call_address;
 use crate::footprint::{Mode, Resource};
-use crate::functions::{self, FunctionKind};
+use crate::functions::{self, FunctionKind, LARGE_OBJECTS, LargeObjectUse};
 use crate::refusal::{NONDETERMINISTIC, NOT_SUPPORTED, Refusal};
 use crate::schema::TableName;
 
@@ -262,7 +262,10 @@ impl Deriver<'_> {
         if function.uses_odbc_syntax || !matches!(function.parameters, FunctionArguments::None) {
             self.not_understood();
         }
-        self.called(&parts, first_argument(function));
+        match is_read_only_open(function) {
+            true => self.large_object(LargeObjectUse::Reads),
+            false => self.called(&parts, first_argument(function)),
+        }
         let name = parts.last().map(String::as_str).unwrap_or_default();
         let is_ordered = is_ordered(function) || self.ordered_calls.contains(&call_address(function));
         if self.modifies && functions::ORDER_SENSITIVE.contains(&name) && !is_ordered {
@@ -297,12 +300,26 @@ impl Deriver<'_> {
                 "set_config() is supported in a SELECT of nothing but set_config() and current_setting(), of literals or parameters",
                 "Use SET or SET LOCAL, or send the value as a parameter.",
             )),
+            FunctionKind::LargeObject(usage) => self.large_object(usage),
             FunctionKind::Notify => {
                 self.writes = true;
                 self.notifies = true;
             }
             FunctionKind::Unknown => self.runs_unknown_code(),
         }
+    }
+
+    /// All large objects are one resource (rule LargeObjects). What a transaction has open is state of its backend, so what works with it
+    /// is listed like a write.
+    fn large_object(&mut self, usage: LargeObjectUse) {
+        self.writes |= usage != LargeObjectUse::Gets;
+        // A number may be drawn.
+        self.needs_clock |= usage == LargeObjectUse::Writes;
+        let mode = match usage {
+            LargeObjectUse::Gets | LargeObjectUse::Reads => self.read_mode(),
+            LargeObjectUse::Opens | LargeObjectUse::Writes => Mode::Exclusive,
+        };
+        self.fixed(Resource::Table(LARGE_OBJECTS.to_owned()), mode);
     }
 
     /// `nextval` and `setval` write the sequence that they name.
@@ -354,6 +371,25 @@ pub(super) fn arguments(function: &Function) -> impl Iterator<Item = &Expr> {
         FunctionArg::Unnamed(FunctionArgExpr::Expr(expression)) => Some(expression),
         _ => None,
     })
+}
+
+/// The bit of the mode of `lo_open` that asks for writing.
+const INV_WRITE: u32 = 0x0002_0000;
+
+/// Whether a call opens a large object for reading alone, as its mode tells, a number.
+fn is_read_only_open(function: &Function) -> bool {
+    let is_open = match parts_of(&function.name).as_deref() {
+        Some([schema, name]) => schema == "pg_catalog" && name == "lo_open",
+        _ => false,
+    };
+    let mode = arguments(function).nth(1).and_then(|mode| match mode {
+        Expr::Value(value) => match &value.value {
+            Value::Number(digits, _) => digits.to_string().parse::<u32>().ok(),
+            _ => None,
+        },
+        _ => None,
+    });
+    is_open && mode.is_some_and(|mode| mode & INV_WRITE == 0)
 }
 
 /// The first argument, if it is a string, perhaps cast to regclass.

@@ -1,0 +1,599 @@
+//! Cursors WITH HOLD, on three real voters with a server each (decision 0055, rule CursorOrder).
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+
+use support::raw::{Answer, Raw, message, parse, query, startup, sync};
+use support::{Postgres, World};
+
+const TABLE: &str =
+    "CREATE TABLE held (id int PRIMARY KEY, v text); INSERT INTO held SELECT g, 'v' || g FROM generate_series(1, 7) g";
+
+/// Behind a column's name in a RowDescription.
+const COLUMN_BYTES: usize = 18;
+
+/// An answer in words; of what differs for good reasons (whose table, which line of PostgreSQL's source) nothing.
+fn told(answer: &Answer) -> Option<String> {
+    let body = match answer.tag {
+        b'S' => return None,
+        b'T' => {
+            let mut rest = &answer.body[2..];
+            let mut columns = Vec::new();
+            while !rest.is_empty() {
+                let end = rest.iter().position(|byte| *byte == 0).unwrap();
+                let fields = &rest[end + 1..end + 1 + COLUMN_BYTES];
+                columns.push(format!("{} {:?}", String::from_utf8_lossy(&rest[..end]), &fields[6..]));
+                rest = &rest[end + 1 + COLUMN_BYTES..];
+            }
+            columns.join(", ")
+        }
+        b'E' | b'N' => {
+            let fields = [b'S', b'C', b'M', b'D', b'H', b'P'].map(|kind| answer.field(kind).unwrap_or_default());
+            fields.join("|")
+        }
+        _ => format!("{:?}", String::from_utf8_lossy(&answer.body)),
+    };
+    Some(format!("{} {body}", answer.tag as char))
+}
+
+async fn answers<S: AsyncRead + AsyncWrite + Unpin>(raw: &mut Raw<S>, bytes: &[u8]) -> Vec<String> {
+    raw.send(bytes).await;
+    raw.until_ready().await.iter().filter_map(told).collect()
+}
+
+/// A connection to a server without a proxy.
+async fn plain(server: &Postgres) -> Raw<UnixStream> {
+    let mut raw = Raw::over(UnixStream::connect(server.socket()).await.unwrap());
+    raw.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
+        .await;
+    raw.until_ready().await;
+    raw
+}
+
+/// A proxy with voters, and a server without: both have the same table.
+struct Both {
+    world: World,
+    server: Arc<Postgres>,
+}
+
+impl Both {
+    async fn start() -> Self {
+        let both = Both {
+            world: World::start_voters().await,
+            server: Postgres::start(),
+        };
+        both.world.connect().await.batch_execute(TABLE).await.unwrap();
+        both.server.connect().await.batch_execute(TABLE).await.unwrap();
+        both
+    }
+
+    /// Runs messages one after the other in a new session of each; all answers must be the same.
+    async fn same(&self, script: &[Vec<u8>]) {
+        let mut ours = Raw::login(self.world.address).await;
+        let mut theirs = plain(&self.server).await;
+        for step in script {
+            let expected = answers(&mut theirs, step).await;
+            let shown = String::from_utf8_lossy(step);
+            assert_eq!(answers(&mut ours, step).await, expected, "{shown}");
+        }
+    }
+
+    async fn same_texts(&self, texts: &[&str]) {
+        let script: Vec<_> = texts.iter().map(|text| query(text)).collect();
+        self.same(&script).await;
+    }
+}
+
+/// `columns` of one format, or of one each.
+fn bind(portal: &str, statement: &str, formats: &[u16]) -> Vec<u8> {
+    let mut body = format!("{portal}\0{statement}\0\0\0\0\0").into_bytes();
+    body.extend_from_slice(&(formats.len() as u16).to_be_bytes());
+    formats
+        .iter()
+        .for_each(|format| body.extend_from_slice(&format.to_be_bytes()));
+    message(b'B', &body)
+}
+
+fn execute(portal: &str) -> Vec<u8> {
+    support::raw::execute(portal, 0)
+}
+
+fn describe(kind: u8, name: &str) -> Vec<u8> {
+    message(b'D', &[&[kind], name.as_bytes(), &[0]].concat())
+}
+
+/// A text by the extended protocol, described both ways.
+fn extended(text: &str, formats: &[u16]) -> Vec<u8> {
+    [
+        parse("", text),
+        describe(b'S', ""),
+        bind("", "", formats),
+        describe(b'P', ""),
+        execute(""),
+        sync(),
+    ]
+    .concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_direction_takes_the_rows_that_postgresql_takes() {
+    let both = Both::start().await;
+    let directions = [
+        "FETCH 2 FROM c",
+        "FETCH RELATIVE 0 FROM c",
+        "FETCH PRIOR FROM c",
+        "FETCH PRIOR FROM c",
+        "FETCH 0 FROM c",
+        "MOVE 0 IN c",
+        "FETCH NEXT FROM c",
+        "MOVE RELATIVE 3 IN c",
+        "FETCH BACKWARD 2 FROM c",
+        "FETCH ABSOLUTE 5 FROM c",
+        "FETCH ABSOLUTE -2 FROM c",
+        "FETCH FIRST FROM c",
+        "FETCH LAST FROM c",
+        "FETCH NEXT FROM c",
+        "MOVE BACKWARD ALL IN c",
+        "FETCH ALL FROM c",
+        "FETCH ALL FROM c",
+        "FETCH BACKWARD ALL FROM c",
+        "FETCH c",
+        "FETCH IN c",
+        "MOVE FORWARD 100 IN c",
+        "MOVE 0 c",
+        "FETCH BACKWARD c",
+        "MOVE ABSOLUTE 0 IN c",
+        "FETCH FORWARD -1 FROM c",
+        "FETCH BACKWARD -3 FROM c",
+        "FETCH ABSOLUTE 100 FROM c",
+        "FETCH ABSOLUTE -100 FROM c",
+        "FETCH RELATIVE 2 FROM c",
+        "FETCH RELATIVE -2 FROM c",
+        "CLOSE c",
+        "FETCH c",
+        "CLOSE c",
+    ];
+    for declare in [
+        "DECLARE c CURSOR WITH HOLD FOR SELECT * FROM held ORDER BY id",
+        "DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT id, v FROM held WHERE id < 3 ORDER BY id DESC",
+        "DECLARE c INSENSITIVE CURSOR WITH HOLD FOR SELECT id AS one FROM held WHERE id < 0 ORDER BY id",
+        "DECLARE c BINARY CURSOR WITH HOLD FOR SELECT * FROM held ORDER BY id",
+    ] {
+        let autocommit = [&[declare], &directions[..]].concat();
+        both.same_texts(&autocommit).await;
+        if declare.contains("BINARY") {
+            continue;
+        }
+        // The position is kept over the COMMIT, wherever it is: on a row, before the first one, after the last one.
+        for moved in [
+            "FETCH 2 FROM c",
+            "MOVE 0 IN c",
+            "FETCH ALL FROM c",
+            "MOVE LAST IN c",
+            "FETCH PRIOR FROM c",
+        ] {
+            let block = [
+                "BEGIN",
+                declare,
+                moved,
+                "COMMIT",
+                "FETCH RELATIVE 0 FROM c",
+                "MOVE BACKWARD 1 IN c",
+            ];
+            both.same_texts(&[&block, &directions[..]].concat()).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_with_no_scroll_goes_ahead_only() {
+    let both = Both::start().await;
+    let declare = "DECLARE c NO SCROLL CURSOR WITH HOLD FOR SELECT * FROM held ORDER BY id";
+    for moved in [
+        "MOVE 0 IN c",
+        "FETCH 3 FROM c",
+        "MOVE ABSOLUTE 2 IN c",
+        "FETCH ALL FROM c",
+    ] {
+        for ahead in [
+            "FETCH 2 FROM c",
+            "FETCH RELATIVE 2 FROM c",
+            "FETCH ABSOLUTE 6 FROM c",
+            "MOVE ALL IN c",
+        ] {
+            for wrong in [
+                "FETCH PRIOR FROM c",
+                "MOVE FIRST IN c",
+                "FETCH LAST FROM c",
+                "FETCH 0 FROM c",
+                "MOVE 0 IN c",
+            ] {
+                // Who asks for the impossible loses the cursor.
+                let texts = [
+                    "BEGIN", declare, moved, "COMMIT", ahead, wrong, "FETCH c", "CLOSE c", "FETCH c",
+                ];
+                both.same_texts(&texts).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_and_savepoints_hold_what_postgresql_holds() {
+    let both = Both::start().await;
+    let declare = "DECLARE c CURSOR WITH HOLD FOR SELECT * FROM held ORDER BY id";
+    for texts in [
+        // An aborted transaction leaves nothing.
+        &["BEGIN", declare, "ROLLBACK", "FETCH c"][..],
+        &["BEGIN", declare, "SELECT 1/0", "FETCH c", "COMMIT", "FETCH c"],
+        // Nor does a savepoint that is rolled back to.
+        &["BEGIN", "SAVEPOINT a", declare, "ROLLBACK TO a", "FETCH c", "ROLLBACK"],
+        &["BEGIN", "SAVEPOINT a", declare, "ROLLBACK TO a", "COMMIT", "FETCH c"],
+        &[
+            "BEGIN",
+            "SAVEPOINT a",
+            "SAVEPOINT b",
+            declare,
+            "RELEASE b",
+            "ROLLBACK TO a",
+            "COMMIT",
+            "FETCH c",
+        ],
+        &["BEGIN", "SAVEPOINT a", declare, "RELEASE a", "COMMIT", "FETCH c"],
+        &[
+            "BEGIN",
+            declare,
+            "SAVEPOINT a",
+            "FETCH 2 FROM c",
+            "ROLLBACK TO a",
+            "COMMIT",
+            "FETCH c",
+        ],
+        &[
+            "BEGIN",
+            declare,
+            "SAVEPOINT a",
+            "CLOSE c",
+            "ROLLBACK TO a",
+            "COMMIT",
+            "FETCH c",
+        ],
+        // A later transaction undoes neither FETCH nor CLOSE.
+        &[declare, "BEGIN", "FETCH 2 FROM c", "ROLLBACK", "FETCH c"],
+        &[declare, "BEGIN", "CLOSE c", "ROLLBACK", "FETCH c"],
+        &[
+            declare,
+            "BEGIN",
+            "SELECT 1/0",
+            "FETCH c",
+            "CLOSE c",
+            "ROLLBACK",
+            "FETCH c",
+        ],
+        &[declare, "BEGIN", "FETCH x", "FETCH c", "ROLLBACK", "FETCH c"],
+        // Names.
+        &[declare, declare, "FETCH c"],
+        &["BEGIN", declare, declare, "ROLLBACK"],
+        &[declare, "BEGIN", "DECLARE c CURSOR FOR SELECT 1", "ROLLBACK", "FETCH c"],
+        &[
+            "DECLARE \"C d\" CURSOR WITH HOLD FOR SELECT 1",
+            "FETCH ALL FROM \"C d\"",
+            "FETCH c",
+            "CLOSE \"C d\"",
+        ],
+        // All at once.
+        &[
+            declare,
+            "BEGIN",
+            "DECLARE d CURSOR FOR SELECT 1",
+            "CLOSE ALL",
+            "FETCH d",
+            "ROLLBACK",
+            "FETCH c",
+        ],
+        &["CLOSE ALL", declare, "CLOSE ALL", "FETCH c"],
+        &[declare, "DISCARD ALL", "FETCH c"],
+        &["BEGIN", declare, "CLOSE c", "COMMIT", "FETCH c"],
+        &["BEGIN", declare, "CLOSE ALL", "COMMIT", "FETCH c"],
+        &[
+            "BEGIN", declare, "CLOSE c", declare, "FETCH c", "COMMIT", "FETCH c", "CLOSE c",
+        ],
+        // In one text.
+        &["DECLARE c CURSOR WITH HOLD FOR SELECT * FROM held ORDER BY id; FETCH 2 FROM c; CLOSE c"],
+        &[
+            "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT * FROM held ORDER BY id; COMMIT; FETCH 2 FROM c; MOVE c",
+            "FETCH c; CLOSE c; FETCH c; SELECT 1",
+        ],
+        &[
+            declare,
+            "CLOSE c; DECLARE c CURSOR WITH HOLD FOR SELECT 5; FETCH c",
+            "FETCH ALL FROM c",
+        ],
+        &[
+            "BEGIN",
+            declare,
+            "COMMIT AND CHAIN",
+            "FETCH 2 FROM c",
+            "ROLLBACK",
+            "FETCH c",
+        ],
+        // What is refused.
+        &[
+            "DECLARE c CURSOR WITH HOLD FOR SELECT * FROM held FOR UPDATE",
+            "FETCH c",
+        ],
+        &["DECLARE c CURSOR WITH HOLD FOR SELECT * FROM held ORDER BY id FOR NO KEY UPDATE"],
+        &["DECLARE c CURSOR WITH HOLD FOR SELECT nothing FROM held"],
+        &["DECLARE c SCROLL NO SCROLL CURSOR WITH HOLD FOR SELECT 1"],
+        // Several.
+        &[
+            "BEGIN",
+            declare,
+            "DECLARE d CURSOR WITH HOLD FOR SELECT id AS five FROM held WHERE id = 5",
+            "FETCH c",
+            "COMMIT",
+            "FETCH d",
+            "FETCH c",
+            "CLOSE c",
+            "FETCH PRIOR FROM d",
+        ],
+        // Read only, and on a snapshot.
+        &[
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            declare,
+            "FETCH c",
+            "COMMIT",
+            "FETCH c",
+        ],
+        &[
+            "BEGIN ISOLATION LEVEL SERIALIZABLE",
+            declare,
+            "UPDATE held SET v = v",
+            "COMMIT",
+            "FETCH c",
+        ],
+    ] {
+        both.same_texts(texts).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_extended_protocol_describes_and_formats_rows() {
+    let both = Both::start().await;
+    let declare =
+        "DECLARE c CURSOR WITH HOLD FOR SELECT id, v, id > 2 AS more, id::float8 / 4 AS part FROM held ORDER BY id";
+    let fetch = |formats: &[u16]| extended("FETCH 2 FROM c", formats);
+    let script = [
+        extended(declare, &[]),
+        fetch(&[]),
+        fetch(&[1]),
+        fetch(&[1, 0, 1, 0]),
+        fetch(&[1, 1]),
+        [describe(b'P', "c"), sync()].concat(),
+        extended("MOVE BACKWARD ALL IN c", &[]),
+        // Prepared before, while the cursor is in its transaction, and after.
+        [parse("f", "FETCH 1 FROM c"), sync()].concat(),
+        [
+            bind("", "f", &[1]),
+            execute(""),
+            bind("p", "f", &[0]),
+            describe(b'P', "p"),
+            execute("p"),
+            sync(),
+        ]
+        .concat(),
+        query("CLOSE c"),
+        query("BEGIN"),
+        extended(declare, &[]),
+        [bind("", "f", &[1]), execute(""), sync()].concat(),
+        query("COMMIT"),
+        [bind("", "f", &[1]), describe(b'P', ""), execute(""), sync()].concat(),
+        // In one pipeline with its COMMIT.
+        extended("CLOSE c", &[]),
+        [
+            parse("", "BEGIN"),
+            bind("", "", &[]),
+            execute(""),
+            parse("", declare),
+            bind("", "", &[]),
+            execute(""),
+            parse("", "COMMIT"),
+            bind("", "", &[]),
+            execute(""),
+            parse("", "FETCH LAST FROM c"),
+            bind("", "", &[1]),
+            execute(""),
+            sync(),
+        ]
+        .concat(),
+        // A portal of its name, and its end as a portal.
+        [parse("one", "SELECT 1"), bind("c", "one", &[]), sync()].concat(),
+        [message(b'C', b"Pc\0"), sync()].concat(),
+        query("FETCH c"),
+    ];
+    both.same(&script).await;
+    both.same(&[
+        query("DECLARE c BINARY CURSOR WITH HOLD FOR SELECT id, v FROM held ORDER BY id"),
+        fetch(&[0]),
+        fetch(&[1]),
+        query("FETCH c"),
+    ])
+    .await;
+}
+
+/// A format that the proxy does not make is refused, and the cursor stays where it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_format_that_is_not_kept_is_refused() {
+    let world = World::start_voters().await;
+    let mut raw = Raw::login(world.address).await;
+    raw.tags(&query("DECLARE c CURSOR WITH HOLD FOR SELECT 1.5 AS n")).await;
+    raw.send(&extended("FETCH c", &[1])).await;
+    let answers = raw.until_ready().await;
+    let error = answers.iter().find(|answer| answer.tag == b'E').unwrap();
+    assert_eq!(error.field(b'C').as_deref(), Some("0A000"));
+    assert!(error.field(b'H').unwrap().contains("text format"), "{answers:?}");
+    assert_eq!(raw.tags(&query("FETCH c")).await, "TDCZ");
+}
+
+/// A function closes a cursor that its caller wants to be held: the transaction commits, and there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_of_users_may_close_a_cursor() {
+    let both = Both::start().await;
+    let function =
+        "CREATE FUNCTION shut() RETURNS void LANGUAGE plpgsql AS $$DECLARE r refcursor := 'c'; BEGIN CLOSE r; END$$";
+    let texts = [
+        function,
+        "BEGIN",
+        "INSERT INTO held VALUES (100, 'kept')",
+        "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+        "DECLARE d CURSOR WITH HOLD FOR SELECT 2 AS two",
+        "SELECT shut()",
+        "COMMIT",
+        "FETCH c",
+        "FETCH d",
+        "SELECT v FROM held WHERE id = 100",
+    ];
+    both.same_texts(&texts).await;
+}
+
+/// The rows are those of the cursor's transaction, whatever is committed later, and whoever dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rows_are_those_of_the_transaction() {
+    let world = World::start_voters().await;
+    let client = world.connect().await;
+    client.batch_execute(TABLE).await.unwrap();
+    let mut raw = Raw::login(world.address).await;
+    raw.tags(&query("BEGIN; INSERT INTO held VALUES (8, 'mine')")).await;
+    raw.tags(&query(
+        "DECLARE c CURSOR WITH HOLD FOR SELECT id FROM held ORDER BY id DESC",
+    ))
+    .await;
+    raw.tags(&query("INSERT INTO held VALUES (9, 'too late')")).await;
+    assert_eq!(raw.tags(&query("COMMIT")).await, "CZ");
+    client.batch_execute("DELETE FROM held; DROP TABLE held").await.unwrap();
+    raw.send(&query("FETCH ALL FROM c")).await;
+    let rows: Vec<_> = raw
+        .until_ready()
+        .await
+        .into_iter()
+        .filter(|answer| answer.tag == b'D')
+        .collect();
+    assert_eq!(rows.len(), 8);
+    assert!(rows[0].body.ends_with(b"8"), "{rows:?}");
+}
+
+fn error_of(answers: &[Answer]) -> (String, String) {
+    let error = answers.iter().find(|answer| answer.tag == b'E').unwrap();
+    (error.field(b'C').unwrap(), error.field(b'H').unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn held_cursors_are_bounded_in_number_and_bytes() {
+    let world = World::start_voters_and(|config| {
+        config.held_cursors_max = 3;
+        config.held_bytes_max = 100_000;
+    })
+    .await;
+    world
+        .connect()
+        .await
+        .batch_execute("CREATE TABLE noted (n int)")
+        .await
+        .unwrap();
+    let mut raw = Raw::login(world.address).await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(
+            raw.tags(&query(&format!("DECLARE {name} CURSOR WITH HOLD FOR SELECT 1")))
+                .await,
+            "CZ"
+        );
+    }
+    raw.send(&query("DECLARE d CURSOR WITH HOLD FOR SELECT 1")).await;
+    let (sqlstate, hint) = error_of(&raw.until_ready().await);
+    assert_eq!(sqlstate, "53400");
+    assert!(hint.contains("CLOSE"), "{hint}");
+    assert_eq!(
+        raw.tags(&query("CLOSE a; DECLARE d CURSOR WITH HOLD FOR SELECT 1; FETCH d"))
+            .await,
+        "CCTDCZ"
+    );
+    assert_eq!(raw.tags(&query("CLOSE ALL")).await, "CZ");
+    // Too many rows: the COMMIT says so and has no effect, and what was held before still is.
+    assert_eq!(
+        raw.tags(&query("DECLARE few CURSOR WITH HOLD FOR SELECT 1")).await,
+        "CZ"
+    );
+    raw.tags(&query("BEGIN; INSERT INTO noted VALUES (1)")).await;
+    raw.tags(&query(
+        "DECLARE many CURSOR WITH HOLD FOR SELECT repeat('x', 1000) FROM generate_series(1, 200)",
+    ))
+    .await;
+    raw.send(&query("COMMIT")).await;
+    let answers = raw.until_ready().await;
+    assert_eq!(error_of(&answers).0, "53400");
+    assert_eq!(answers.last().unwrap().body, b"I");
+    assert_eq!(raw.tags(&query("FETCH few; SELECT * FROM noted")).await, "TDCTCZ");
+    assert_eq!(raw.tags(&query("FETCH many")).await, "EZ");
+}
+
+/// A large result goes through a file: in both directions, and in pieces.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_result_is_kept_in_a_file() {
+    let world = World::start_voters().await;
+    let mut raw = Raw::login(world.address).await;
+    let rows = 20_000_usize;
+    let declare = format!(
+        "DECLARE c CURSOR WITH HOLD FOR SELECT g, repeat('x', 300) FROM generate_series(1, {rows}) g ORDER BY g"
+    );
+    assert_eq!(raw.tags(&query(&declare)).await, "CZ");
+    let numbers = |answers: Vec<Answer>| -> Vec<usize> {
+        let rows = answers.into_iter().filter(|answer| answer.tag == b'D');
+        rows.map(|row| {
+            let length = u32::from_be_bytes(row.body[2..6].try_into().unwrap()) as usize;
+            String::from_utf8_lossy(&row.body[6..6 + length]).parse().unwrap()
+        })
+        .collect()
+    };
+    let mut expected = 1;
+    while expected <= rows {
+        raw.send(&query("FETCH 777 FROM c")).await;
+        let fetched = numbers(raw.until_ready().await);
+        let end = (expected + 777).min(rows + 1);
+        assert_eq!(fetched, (expected..end).collect::<Vec<_>>());
+        expected = end;
+    }
+    raw.send(&query("MOVE 1 IN c; FETCH BACKWARD ALL FROM c")).await;
+    assert_eq!(numbers(raw.until_ready().await), (1..=rows).rev().collect::<Vec<_>>());
+    raw.send(&query("FETCH ABSOLUTE 12345 FROM c")).await;
+    assert_eq!(numbers(raw.until_ready().await), [12345]);
+    raw.send(&extended("FETCH ALL FROM c", &[1, 0])).await;
+    let answers = tokio::time::timeout(Duration::from_secs(20), raw.until_ready())
+        .await
+        .unwrap();
+    let binary: Vec<_> = answers.iter().filter(|answer| answer.tag == b'D').collect();
+    assert_eq!(binary.len(), rows - 12345);
+    assert_eq!(binary[0].body[6..10], 12346_i32.to_be_bytes());
+}
+
+/// Nothing is left of a held cursor in the backends of the database nodes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn databases_are_left_without_cursors() {
+    let world = World::start_voters().await;
+    let mut raw = Raw::login(world.address).await;
+    raw.tags(&query("DECLARE c CURSOR WITH HOLD FOR SELECT 1")).await;
+    raw.tags(&query("BEGIN; DECLARE d CURSOR WITH HOLD FOR SELECT 2; COMMIT"))
+        .await;
+    for _ in 0..5 {
+        raw.send(&query("SELECT count(*) FROM pg_cursors WHERE name <> ''"))
+            .await;
+        let answers = raw.until_ready().await;
+        let row = answers.iter().find(|answer| answer.tag == b'D').unwrap();
+        assert!(row.body.ends_with(b"0"), "{row:?}");
+    }
+}
