@@ -211,3 +211,44 @@ async fn what_is_written_in_an_order_left_open_is_written_in_the_order_of_the_ke
     let target = "SELECT string_agg(id || v, ' ' ORDER BY id) FROM target";
     wait_for(&world, target, "1taken 2b 3c 10b 11a").await;
 }
+
+/// The catalog that voters analyse with is that of before the transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_the_transaction_has_dropped_or_renamed_gives_no_order() {
+    let (world, client) = turned().await;
+    client
+        .batch_execute("BEGIN; ALTER TABLE source RENAME id TO uid")
+        .await
+        .unwrap();
+    client
+        .batch_execute("SELECT v FROM source ORDER BY v LIMIT 1; COMMIT; ALTER TABLE source RENAME uid TO id")
+        .await
+        .unwrap();
+    client
+        .batch_execute("BEGIN; ALTER TABLE source DROP CONSTRAINT source_pkey")
+        .await
+        .unwrap();
+    let error = failure(&client, "DELETE FROM source WHERE v IN (SELECT v FROM source LIMIT 1)").await;
+    assert_eq!(error.code().code(), "BF002", "{error:?}");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    client
+        .batch_execute("BEGIN; CREATE TABLE numbered (n serial PRIMARY KEY, v text); CREATE TABLE kept AS TABLE source")
+        .await
+        .unwrap();
+    let error = failure(&client, "INSERT INTO numbered (v) SELECT v FROM kept").await;
+    assert_eq!(error.code().code(), "BF002", "{error:?}");
+    client
+        .batch_execute("ROLLBACK; BEGIN; CREATE TABLE numbered (n serial PRIMARY KEY, v text)")
+        .await
+        .unwrap();
+    client
+        .batch_execute("INSERT INTO numbered (v) SELECT v FROM source; COMMIT")
+        .await
+        .unwrap();
+    wait_for(
+        &world,
+        "SELECT string_agg(n || v, ' ' ORDER BY n) FROM numbered",
+        "1a 2b 3c",
+    )
+    .await;
+}

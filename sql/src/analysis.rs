@@ -5,6 +5,7 @@
 //! its statements.
 
 mod cache;
+mod changed;
 mod ddl;
 mod derive;
 mod level;
@@ -150,6 +151,7 @@ impl Analyzer {
     /// class [`StatementClass::Refused`].
     pub fn text_of(&self, text: &str, names: &Names) -> Arc<TextAnalysis> {
         if !names.is_active()
+            && !names.has_changes()
             && let Some(found) = self.cache().get(text)
         {
             return found;

@@ -98,6 +98,54 @@ pub struct Made {
     temporary: bool,
     /// The search path or the role was changed.
     renaming: Renaming,
+    /// Relations that it has changed.
+    changed: Changed,
+}
+
+/// Relations, by name without schema, of which the catalog that analyses work with does not say what they are any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    names: Arc<BTreeSet<String>>,
+    /// All of them.
+    all: bool,
+}
+
+impl Changed {
+    /// All relations.
+    pub(crate) fn all() -> Self {
+        Self {
+            all: true,
+            ..Self::default()
+        }
+    }
+
+    /// These.
+    pub(crate) fn of(names: BTreeSet<String>) -> Self {
+        Self {
+            names: Arc::new(names),
+            all: false,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.names.is_empty() && !self.all
+    }
+
+    fn add(&mut self, other: &Self) {
+        if !other.names.is_empty() {
+            let names = Arc::make_mut(&mut self.names);
+            names.extend(other.names.iter().cloned());
+            self.all |= names.len() > MADE_MAX;
+        }
+        self.all |= other.all;
+        if self.all {
+            self.names = Arc::default();
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.all || self.names.contains(name)
+    }
 }
 
 /// What became of the search path.
@@ -143,6 +191,7 @@ impl Made {
     pub fn add(&mut self, work: &TemporaryWork) {
         self.temporary |= work.makes();
         self.renaming.follow(&work.renaming);
+        self.changed.add(&work.changed);
         if !work.uncertain.is_empty() {
             let names = Arc::make_mut(&mut self.names);
             names.extend(work.uncertain.iter().cloned());
@@ -181,6 +230,8 @@ pub struct TemporaryWork {
     pub(crate) uncertain: Vec<String>,
     /// What the statement does to the search path.
     pub(crate) renaming: Renaming,
+    /// Relations that it changes.
+    pub(crate) changed: Changed,
 }
 
 impl TemporaryWork {
@@ -194,6 +245,7 @@ impl TemporaryWork {
         self.made.extend(other.made.iter().cloned());
         self.discards |= other.discards;
         self.uncertain.extend(other.uncertain.iter().cloned());
+        self.changed.add(&other.changed);
         match self.renaming {
             Renaming::Nothing => self.renaming = other.renaming.clone(),
             _ => self.renaming.follow(&other.renaming),
@@ -257,6 +309,16 @@ impl Names {
         creation(schema, path.unwrap_or(DEFAULT_PATH), &self.role)
     }
 
+    /// Whether the transaction has changed relations.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.made.changed.is_empty()
+    }
+
+    /// Whether the transaction may have changed a relation of this name.
+    pub(crate) fn is_changed(&self, name: &str) -> bool {
+        self.made.changed.contains(cut(name))
+    }
+
     /// Takes account of a statement before the next one.
     pub(crate) fn after(&mut self, work: &TemporaryWork) {
         self.made.add(work);
@@ -265,7 +327,7 @@ impl Names {
 
     /// Under what an analysis that depends on the session is kept; `None`: it is not.
     pub(crate) fn key(&self, text: &str) -> Option<String> {
-        let plain = self.made.is_empty();
+        let plain = self.made.is_empty() && !self.has_changes();
         let path = self.path.as_deref().unwrap_or(DEFAULT_PATH);
         let renaming = &self.made.renaming;
         plain.then(|| {

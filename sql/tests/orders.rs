@@ -237,3 +237,75 @@ fn writes_that_were_refused_for_their_order() {
         ("UPDATE plain SET amount = random()", "BF002 rule 6"),
     ]);
 }
+
+/// Statements of one text, which is one transaction: what an earlier one has changed is not known to a later one.
+#[test]
+fn what_the_transaction_has_changed_is_not_known() {
+    becomes(&[
+        (
+            "ALTER TABLE plain DROP CONSTRAINT plain_pkey; DELETE FROM plain WHERE value IN (SELECT value FROM plain LIMIT 5)",
+            "BF002 rule 16",
+        ),
+        (
+            "CREATE TABLE made (n serial); INSERT INTO made (id) SELECT id FROM plain",
+            "CREATE TABLE made (n serial); INSERT INTO made (id) SELECT id FROM plain ORDER BY \"plain\".\"id\"",
+        ),
+        (
+            "DROP TABLE plain; ALTER TABLE made RENAME TO plain; INSERT INTO numbered (value) SELECT value FROM plain",
+            "BF002 rule 6",
+        ),
+        (
+            "CREATE TABLE made (n serial, v text); INSERT INTO made (v) SELECT h_data FROM history",
+            "BF002 rule 6",
+        ),
+        (
+            "DROP TYPE mood CASCADE; INSERT INTO numbered (value) SELECT value FROM plain",
+            "BF002 rule 6",
+        ),
+        (
+            "DO $$BEGIN ALTER TABLE plain DROP CONSTRAINT plain_pkey; END$$; INSERT INTO numbered (value) SELECT value FROM plain",
+            "BF002 rule 6",
+        ),
+    ]);
+    stays(&[
+        "ALTER TABLE plain RENAME id TO uid; SELECT value FROM plain ORDER BY note LIMIT 1",
+        "CREATE TABLE made (id serial, v text); INSERT INTO made (v) VALUES ('a'), ('b')",
+    ]);
+}
+
+#[test]
+fn merge_does_not_number_rows() {
+    let merge = |table: &str| {
+        format!(
+            "MERGE INTO {table} USING plain ON plain.id = -{table}.id WHEN NOT MATCHED THEN INSERT (value) VALUES (plain.value)"
+        )
+    };
+    becomes(&[
+        (&merge("numbered"), "BF002 rule 6"),
+        (&merge("triggered"), &merge("triggered")),
+    ]);
+}
+
+/// Some types can be told apart and have no order.
+#[test]
+fn columns_of_unusual_types_get_no_order() {
+    stays(&[
+        "SELECT '3'::xid AS x, value FROM plain GROUP BY 1, 2 LIMIT 2",
+        "SELECT '3'::xid AS x UNION SELECT '4'::xid LIMIT 2",
+        "SELECT DISTINCT relacl FROM pg_class LIMIT 1",
+    ]);
+}
+
+#[test]
+fn parentheses_change_nothing() {
+    becomes(&[
+        (
+            "(SELECT id FROM plain) LIMIT 3",
+            "(SELECT id FROM plain ORDER BY \"plain\".\"id\") LIMIT 3",
+        ),
+        (
+            "INSERT INTO numbered (value) (SELECT value FROM plain)",
+            "INSERT INTO numbered (value) (SELECT value FROM plain ORDER BY \"plain\".\"id\")",
+        ),
+    ]);
+}

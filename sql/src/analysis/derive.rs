@@ -430,6 +430,9 @@ impl Visitor for Deriver<'_> {
                 if writes::draws(other) {
                     self.refuse(writes::draw_refusal());
                 }
+                if let Statement::Merge(merge) = other {
+                    self.merge(merge);
+                }
                 self.runs_unknown_code();
             }
         }

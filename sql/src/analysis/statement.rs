@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::changed::changed;
 use super::ddl;
 use super::derive::{Derived, derive, derive_copy};
 use super::template::Template;
@@ -161,6 +162,7 @@ fn analyse_statement(
         _ => derived.class,
     };
     splices.extend(findings.splices);
+    work.changed = changed(words, &class);
     let numbers_objects = numbers_objects(&class, words);
     let class_notifies = class == StatementClass::Notify;
     let orders_rows = words.contains_pair("order", "by") || matches!(class, StatementClass::Cursor(_));

@@ -221,7 +221,7 @@ impl<'schema> Deriver<'schema> {
             }
             false => name,
         };
-        let table = self.schema.table(&name);
+        let table = self.known_table(&name);
         Source {
             alias,
             name: Some(name),

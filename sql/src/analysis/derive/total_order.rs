@@ -10,7 +10,7 @@ mod places;
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    Distinct, DuplicateTreatment, Expr, Function, FunctionArguments, GroupByExpr, OrderByKind, Query, Select,
+    DataType, Distinct, DuplicateTreatment, Expr, Function, FunctionArguments, GroupByExpr, OrderByKind, Query, Select,
     SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor, Value, Visit, Visitor, WindowType,
 };
 use sqlparser::tokenizer::Span;
@@ -30,7 +30,10 @@ const NUMBERING: [&str; 4] = ["row_number", "ntile", "lag", "lead"];
 impl<'schema> Deriver<'schema> {
     /// Whether the rows of a query come in one order on every server: as it stands, or since its order was completed.
     pub(super) fn gives_one_order(&mut self, query: &Query) -> bool {
-        self.is_totally_ordered(query) || self.completes(query)
+        match query.body.as_ref() {
+            SetExpr::Query(inner) if query.order_by.is_none() => self.gives_one_order(inner),
+            _ => self.is_totally_ordered(query) || self.completes(query),
+        }
     }
 
     /// Completes the order of a query whose order means something, where that can be done.
@@ -68,7 +71,7 @@ impl<'schema> Deriver<'schema> {
             return None;
         }
         let mut keys = match is_union {
-            true => positions(select)?,
+            true => self.positions(select)?,
             false => self.keys_of_rows(query, select)?,
         };
         if let (Some(Distinct::On(expressions)), false) = (&select.distinct, place.is_ordered) {
@@ -87,13 +90,13 @@ impl<'schema> Deriver<'schema> {
     /// Keys that give each row of a select's result a place of its own.
     fn keys_of_rows(&mut self, query: &Query, select: &Select) -> Option<Vec<String>> {
         if matches!(select.distinct, Some(Distinct::Distinct)) {
-            return positions(select);
+            return self.positions(select);
         }
         if let GroupByExpr::Expressions(groups, modifiers) = &select.group_by
             && !groups.is_empty()
         {
             let is_repeatable = modifiers.is_empty() && groups.iter().all(|group| is_repeatable(self.schema, group));
-            is_repeatable.then_some(())?;
+            (is_repeatable && self.has_usual_types(select)).then_some(())?;
             let groups = places::groups(self.words, select.select_token.0.span)?;
             return Some(vec![groups.to_owned()]);
         }
@@ -102,6 +105,25 @@ impl<'schema> Deriver<'schema> {
         }
         let level = self.side_level(select);
         keys_of_level(&level, &order_keys(query, select))
+    }
+
+    /// All output columns by position; `None` where their number is not known, or whether their types have an order.
+    fn positions(&mut self, select: &Select) -> Option<Vec<String>> {
+        let is_one = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
+        let is_known = select.projection.iter().all(is_one) && !select.projection.is_empty();
+        (is_known && self.has_usual_types(select)).then(|| {
+            let positions = 1..=select.projection.len();
+            positions.map(|position| position.to_string()).collect()
+        })
+    }
+
+    /// Whether a select is over tables of users, without casts to other types than SQL's own. Some types of the catalogs (xid, aclitem) can be
+    /// told apart and have no order.
+    fn has_usual_types(&mut self, select: &Select) -> bool {
+        let level = self.side_level(select);
+        let casts =
+            select.projection.visit(&mut OtherTypes).is_break() || select.group_by.visit(&mut OtherTypes).is_break();
+        !casts && level.sources.iter().all(|source| source.table.is_some())
     }
 
     /// A level that is looked at only: what it touches is found when it is visited.
@@ -201,17 +223,6 @@ fn first_select(body: &SetExpr) -> Option<(&Select, bool)> {
     }
 }
 
-/// All output columns by position; `None` where their number is not known.
-fn positions(select: &Select) -> Option<Vec<String>> {
-    let is_one = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
-    let all_known = select.projection.iter().all(is_one) && !select.projection.is_empty();
-    all_known.then(|| {
-        (1..=select.projection.len())
-            .map(|position| position.to_string())
-            .collect()
-    })
-}
-
 /// Whether an expression may be written a second time: its text means the same there, and nothing of it is replaced.
 fn is_repeatable(schema: &Schema, expression: &Expr) -> bool {
     match expression {
@@ -230,6 +241,25 @@ fn is_repeatable(schema: &Schema, expression: &Expr) -> bool {
             is_plain && list.clauses.is_empty() && arguments(function).count() == list.args.len() && all()
         }
         _ => false,
+    }
+}
+
+/// Looks for casts to types that are none of SQL's own.
+struct OtherTypes;
+
+impl Visitor for OtherTypes {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+        let is_other = match expression {
+            Expr::Cast { data_type, .. } => matches!(data_type, DataType::Custom(..) | DataType::Array(_)),
+            Expr::TypedString(typed) => matches!(typed.data_type, DataType::Custom(..)),
+            _ => false,
+        };
+        match is_other {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 }
 

@@ -78,6 +78,7 @@ impl Deriver<'_> {
     pub(super) fn has_known_order(&mut self, query: &Query) -> bool {
         match query.body.as_ref() {
             SetExpr::Values(_) => true,
+            SetExpr::Query(inner) if query.order_by.is_none() => self.has_known_order(inner),
             SetExpr::Select(select) => {
                 let functions_only = select.from.iter().all(|tables| {
                     tables.joins.is_empty()
@@ -212,6 +213,15 @@ pub(super) fn conflict_refusal() -> Refusal {
         18,
         "which of several conflicting rows INSERT ... SELECT ... ON CONFLICT keeps depends on their order",
         "Add ORDER BY over the primary key to the SELECT.",
+    )
+}
+
+pub(super) fn changed_refusal() -> Refusal {
+    Refusal::new(
+        NONDETERMINISTIC,
+        6,
+        "the rows may get numbers in the order in which a server finds them: this transaction has made or changed the table, and its columns are not known yet",
+        "Commit before the INSERT, or insert VALUES.",
     )
 }
 
