@@ -16,6 +16,7 @@ mod psql;
 mod rejoin;
 mod repair;
 mod scale;
+mod scrub;
 mod temporary;
 mod tpcc;
 mod waiting;
