@@ -35,21 +35,33 @@ pub(crate) struct Member {
 
 /// Connects to the databases of these machines.
 pub(crate) async fn connect(file: &ClusterFile, machines: &[MachineId]) -> Result<Vec<Member>, Failure> {
+    let connected = connect_each(file, machines).await?;
+    connected.into_iter().map(|(_, member)| member).collect()
+}
+
+/// Connects to the databases of these machines, as far as they answer.
+pub(crate) async fn connect_each(
+    file: &ClusterFile,
+    machines: &[MachineId],
+) -> Result<Vec<(MachineId, Result<Member, Failure>)>, Failure> {
     let with_database = file.machines.iter().filter(|machine| machine.database.is_some());
     let mut members = Vec::new();
     for (server, machine) in up::databases(file)?.into_iter().zip(with_database) {
         if !machines.contains(&machine.id) {
             continue;
         }
-        let name = machine_name(machine.id);
-        let client = server.connect(&file.tunables.database).await;
-        let client = client.map_err(|error| format!("{name}: {error}"))?;
-        client.batch_execute(SETTINGS).await?;
-        members.push(Member {
-            id: machine.id,
-            name,
-            client: Arc::new(client),
-        });
+        let id = machine.id;
+        let name = machine_name(id);
+        let connecting = async {
+            let client = server.connect(&file.tunables.database).await?;
+            client.batch_execute(SETTINGS).await?;
+            Ok::<_, Failure>(Arc::new(client))
+        };
+        let member = match connecting.await {
+            Ok(client) => Ok(Member { id, name, client }),
+            Err(error) => Err(format!("{name}: {}", crate::with_causes(&*error)).into()),
+        };
+        members.push((id, member));
     }
     Ok(members)
 }

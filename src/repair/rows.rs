@@ -17,7 +17,7 @@ use ordering::identifiers::MachineId;
 
 use super::Machinery;
 use crate::databases::contents;
-use crate::databases::members::{Member, POSITIONS, are_together, close, connect, on_all, open_together};
+use crate::databases::members::{Member, POSITIONS, are_together, close, connect, connect_each, on_all, open_together};
 use crate::databases::tables::{Table, lock};
 use crate::databases::vote::agreed;
 use crate::scrub::{defined, is_at};
@@ -132,7 +132,8 @@ async fn logs_reach(file: &ClusterFile, floor: i64, needed: usize) -> Result<(),
 /// as it.
 async fn open_sources(file: &ClusterFile, own: &Member, serving: &[MachineId], floor: i64) -> Result<Sources, Failure> {
     let needed = file.tunables.faults + 1;
-    let members = connect(file, serving).await?;
+    let connected = connect_each(file, serving).await?;
+    let members: Vec<_> = connected.into_iter().filter_map(|(_, member)| member.ok()).collect();
     for member in &members {
         let settings = "set application_name to 'cloudbft-repair'; set enable_seqscan to off";
         member.client.batch_execute(settings).await?;

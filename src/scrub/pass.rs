@@ -12,7 +12,7 @@ use super::report::{Report, now_seconds};
 use super::{indexes, sequences};
 use crate::Failure;
 use crate::databases::contents;
-use crate::databases::members::{Member, close, connect, on_all, open_together};
+use crate::databases::members::{Member, close, connect_each, on_all, open_together};
 use crate::databases::ranges::{self, Content, Range};
 use crate::databases::tables::{Table, constant, lock, printable};
 use crate::databases::vote::{Verdict, agreed, vote};
@@ -63,6 +63,8 @@ enum Trouble {
 pub(super) struct Pass {
     layout: Layout,
     pub(super) members: Vec<Member>,
+    /// Those whose databases cannot be read any more.
+    damaged: Vec<Member>,
     pub(super) needed: usize,
     faults: usize,
     /// Databases that do not serve, before the pass or by it.
@@ -81,15 +83,25 @@ impl Pass {
         report: Report,
         gentle: bool,
     ) -> Result<Self, Failure> {
-        let members = connect(file, serving).await?;
-        for member in &members {
-            // Ranges are read by the key's index, also in a database that has no statistics.
-            let settings = "set application_name to 'cloudbft-scrub'; set enable_seqscan to off";
-            member.client.batch_execute(settings).await?;
+        let (mut members, mut out, mut report) = (Vec::new(), out, report);
+        for (_, connected) in connect_each(file, serving).await? {
+            match connected {
+                Ok(member) => {
+                    // Ranges are read by the key's index, also in a database that has no statistics.
+                    let settings = "set application_name to 'cloudbft-scrub'; set enable_seqscan to off";
+                    member.client.batch_execute(settings).await?;
+                    members.push(member);
+                }
+                Err(error) => {
+                    out += 1;
+                    report.not_compared(error.to_string());
+                }
+            }
         }
         Ok(Self {
             layout: file.layout(),
             members,
+            damaged: Vec::new(),
             needed: file.tunables.faults + 1,
             faults: file.tunables.faults,
             out,
@@ -101,6 +113,9 @@ impl Pass {
 
     /// Compares everything.
     pub(super) async fn run(&mut self) -> Result<(), Stop> {
+        if self.members.len() < self.needed {
+            return Err(Stop::TooFew);
+        }
         self.schema().await?;
         self.sequences().await?;
         self.tables().await?;
@@ -232,6 +247,7 @@ impl Pass {
                     Trouble::Damaged(what) => {
                         self.find(member.id, None, &what);
                         self.members.retain(|other| other.id != member.id);
+                        self.damaged.push(member.clone());
                     }
                     Trouble::Passing => {
                         passing = true;
@@ -293,23 +309,30 @@ impl Pass {
     /// Takes out of service who differs, unless more than f would be out: then whoever is left must be repaired first.
     pub(super) async fn convict(&mut self) -> Result<(), Failure> {
         for (id, found) in std::mem::take(&mut self.found) {
-            if let Some((table, range)) = &found.range
-                && !self.confirm(id, table, range).await?
-            {
-                self.report.withdraw(id);
-                continue;
+            if let Some((table, range)) = &found.range {
+                match self.confirm(id, table, range).await? {
+                    Some(true) => {}
+                    Some(false) => {
+                        self.report.withdraw(id);
+                        continue;
+                    }
+                    None => {
+                        let why = format!("{}: it cannot be looked at again, so nothing is done", found.what);
+                        self.report.not_compared(why);
+                        continue;
+                    }
+                }
             }
             if self.out >= self.faults {
                 println!("as many databases as may be are out of service already: nothing is done about a further one");
                 continue;
             }
-            let Some(member) = self.members.iter().find(|member| member.id == id) else {
-                // What it said counted against it: its connection may still do.
-                self.report.not_compared(format!("m{id}: {}", found.what));
+            let mut known = self.members.iter().chain(&self.damaged);
+            let Some(member) = known.find(|member| member.id == id) else {
                 continue;
             };
             let note = format!(
-                "set synchronous_commit to on; insert into cloudbft.diverged select coalesce((select max(greatest(granted, \"order\")) \
+                "rollback; set synchronous_commit to on; insert into cloudbft.diverged select coalesce((select max(greatest(granted, \"order\")) \
                  from cloudbft.applied), 0), {} where not exists (select from cloudbft.diverged)",
                 constant(&format!("found by cloudbft scrub: {}", found.what))
             );
@@ -325,13 +348,13 @@ impl Pass {
         Ok(())
     }
 
-    /// Looks at a range again, in other snapshots: whether the machine still differs. Not known counts as no.
-    async fn confirm(&mut self, id: MachineId, table: &Table, range: &Range) -> Result<bool, Failure> {
+    /// Looks at a range again, in other snapshots: whether the machine still differs; `None` when that cannot be.
+    async fn confirm(&mut self, id: MachineId, table: &Table, range: &Range) -> Result<Option<bool>, Failure> {
         for _ in 0..CONFIRM_TIMES {
             match self.open(std::iter::once(table)).await {
                 Ok(true) => {}
                 Ok(false) => continue,
-                Err(Stop::TooFew) => return Ok(false),
+                Err(Stop::TooFew) => return Ok(None),
                 Err(Stop::Failed(error)) => return Err(error),
             }
             let answers = ranges::contents(&self.members, table, range).await?;
@@ -340,13 +363,16 @@ impl Pass {
                 continue;
             }
             let answers: Vec<Option<Content>> = answers.into_iter().map(Result::ok).collect();
-            let Verdict::Differ { others, .. } = vote(&answers, self.needed) else {
-                return Ok(false);
-            };
-            let ids = others.iter().filter_map(|place| self.members.get(*place));
-            return Ok(ids.map(|member| member.id).any(|other| other == id));
+            return Ok(match vote(&answers, self.needed) {
+                Verdict::Equal => Some(false),
+                Verdict::Disputed => None,
+                Verdict::Differ { others, .. } => {
+                    let ids = others.iter().filter_map(|place| self.members.get(*place));
+                    Some(ids.map(|member| member.id).any(|other| other == id))
+                }
+            });
         }
-        Ok(false)
+        Ok(None)
     }
 }
 

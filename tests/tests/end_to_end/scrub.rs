@@ -5,8 +5,10 @@ use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cluster::node::NEEDS_REPAIR;
+use cluster::node::{DATABASE_DOWN, NEEDS_REPAIR};
 use tests::cluster::{Cluster, text};
+
+use crate::repair::wait_for_state;
 
 /// How long something may take that needs a second or two.
 const WITHIN: Duration = Duration::from_secs(90);
@@ -198,6 +200,7 @@ fn a_broken_index_and_a_broken_page_are_found_and_the_database_is_copied() {
         .open(directory.join(file.trim()))
         .expect("a table's file");
     file.write_all_at(b"no row", 3 * 8192 + 4000).expect("written");
+    wait_for_state(&cluster, "m2", DATABASE_DOWN);
     cluster.wait_all_up(WITHIN);
     let log = found_and_repaired(&cluster, "m2", "it cannot be read: ");
     assert!(log.contains("copying the database"), "{log}");
@@ -226,6 +229,51 @@ fn a_database_that_differs_is_no_source() {
     assert_eq!(cluster.behind_the_back("m1", money), "99981|9999\n");
     let verified = cluster.command_on_directory("verify", &[]);
     assert!(text(&verified).contains("DIFFERS on m1\n"), "{}", text(&verified));
+}
+
+/// Whenever a repair is killed, the database is out of service as before, or repaired.
+#[test]
+fn a_repair_that_is_killed_leaves_the_database_as_it_was_or_repaired() {
+    let mut cluster = Cluster::up(&[]);
+    cluster.set(&[("automatic_repair", "false")]);
+    cluster.psql(TABLES);
+    cluster.assert_equal();
+    cluster.behind_the_back(
+        "m2",
+        "UPDATE money SET amount = 1000 WHERE id % 1000 = 1; DELETE FROM heap",
+    );
+    under_load(&cluster, || {
+        assert_eq!(scrub(&cluster).status.code(), Some(1));
+        let (mut killed, mut delay, mut is_repaired) = (0, Duration::from_millis(100), false);
+        loop {
+            let mut repair = cluster.start("repair", &["--machine", "m2"]);
+            let began = Instant::now();
+            let mut ended = None;
+            while began.elapsed() < delay && ended.is_none() {
+                std::thread::sleep(Duration::from_millis(10));
+                ended = repair.try_wait().expect("waitable");
+            }
+            if let Some(status) = ended {
+                assert!(status.success(), "{status}");
+                break;
+            }
+            repair.kill().expect("SIGKILL");
+            repair.wait().expect("reaped");
+            killed += 1;
+            // The server notices that nobody is there any more.
+            std::thread::sleep(Duration::from_millis(500));
+            // One that is begun again takes the machine out of service again.
+            is_repaired |= cluster.behind_the_back("m2", "SELECT count(*) FROM cloudbft.diverged") == "0\n";
+            let rows = if is_repaired { "6000\n" } else { "0\n" };
+            assert_eq!(cluster.behind_the_back("m2", "SELECT count(*) FROM heap"), rows);
+            delay += Duration::from_millis(150);
+        }
+        println!("killed {killed} times");
+        assert!(killed > 3);
+    });
+    cluster.wait_all_up(WITHIN);
+    cluster.assert_equal();
+    cluster.assert_effects_agree();
 }
 
 /// Nobody knows who is right: all go on.

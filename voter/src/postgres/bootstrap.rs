@@ -281,12 +281,13 @@ impl Bookkeeper {
         let rows = self
             .query("SELECT ended, ranges, differences FROM cloudbft.scrub")
             .await?;
+        let row = rows.into_iter().next().unwrap_or_else(|| vec![None; 3]);
         let names = [
             "cloudbft_scrub_ended_seconds",
             "cloudbft_scrub_ranges",
             "cloudbft_scrub_differences",
         ];
-        for (name, value) in names.into_iter().zip(rows.into_iter().next().unwrap_or_default()) {
+        for (name, value) in names.into_iter().zip(row) {
             let value = value.and_then(|value| value.parse::<f64>().ok());
             metrics::gauge!(name).set(value.unwrap_or_default());
         }
