@@ -263,7 +263,7 @@ impl Pass {
         }
     }
 
-    fn leave_out(&mut self, id: MachineId, why: &str) {
+    pub(super) fn leave_out(&mut self, id: MachineId, why: &str) {
         if let Some(at) = self.members.iter().position(|member| member.id == id) {
             let member = self.members.remove(at);
             self.report.not_compared(format!("{}: {why}", member.name));

@@ -16,6 +16,9 @@ use crate::databases::vote::{Verdict, agreed, vote};
 const LOOKS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// After so many looks, whoever is at another order than f+1 is left out: a liar must not hold all others up.
+const LEAVE_OUT_AFTER: usize = 30;
+
 /// Whatever changes definitions is granted everything, and says so in the transaction that does.
 const DEFINED: &str =
     "select coalesce(max(format('%s %s', granted, \"order\")), '') from cloudbft.applied where home = 'everything'";
@@ -51,7 +54,8 @@ pub(crate) async fn is_at(client: &Client, order: &str) -> Result<bool, Error> {
 impl Pass {
     /// Compares the definitions; the tables that f+1 databases have. Whoever has others takes no further part.
     pub(super) async fn schema(&mut self) -> Result<Vec<Table>, Stop> {
-        for _ in 0..LOOKS {
+        let mut is_second = false;
+        for look in 0..LOOKS {
             let looked = on_all(&self.members, defined).await?;
             let (looked, passing) = self.answered(looked)?;
             let looked: Vec<_> = looked.into_iter().map(Option::flatten).collect();
@@ -59,11 +63,20 @@ impl Pass {
             let is_steady =
                 !passing && orders.iter().all(Option::is_some) && vote(&orders, self.needed) == Verdict::Equal;
             if !is_steady {
+                if look == LEAVE_OUT_AFTER && !passing {
+                    self.leave_out_apart(&orders);
+                }
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
             self.report.ranges += 1;
             if let Some(truth) = agreed(&looked, self.needed) {
+                let differs = vote(&looked, self.needed) != Verdict::Equal;
+                if differs && !std::mem::replace(&mut is_second, true) {
+                    // It is looked again before it counts.
+                    tokio::time::sleep(PAUSE * 5).await;
+                    continue;
+                }
                 self.differing(&looked, truth).await?;
                 let truth = looked.into_iter().nth(truth).flatten();
                 return Ok(truth.map(|truth| truth.tables).unwrap_or_default());
@@ -75,6 +88,18 @@ impl Pass {
         self.report
             .not_compared(String::from("the definitions: they change all the time"));
         Err("the definitions of objects change all the time".into())
+    }
+
+    /// Leaves out who is at another order than f+1 others, or at none.
+    fn leave_out_apart(&mut self, orders: &[Option<&String>]) {
+        let Some(truth) = agreed(orders, self.needed).and_then(|place| orders.get(place).copied()) else {
+            return;
+        };
+        let apart = self.members.iter().zip(orders).filter(|(_, order)| **order != truth);
+        let apart: Vec<_> = apart.map(|(member, _)| member.id).collect();
+        for id in apart {
+            self.leave_out(id, "its definitions do not come to the order of the others");
+        }
     }
 
     async fn differing(&mut self, looked: &[Option<Defined>], truth: usize) -> Result<(), Stop> {

@@ -24,7 +24,10 @@ const TABLES: &str = "
     CREATE INDEX heap_w ON heap (w);
     CREATE TABLE counters (id int PRIMARY KEY, n int);
     INSERT INTO counters VALUES (1, 0);
-    CREATE SEQUENCE numbers;";
+    CREATE SEQUENCE numbers;
+    CREATE FUNCTION is_fine(v int) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN v < 100; END $$;
+    CREATE TABLE checked (id int PRIMARY KEY, v int CHECK (is_fine(v)));
+    INSERT INTO checked VALUES (1, 1), (2, 2);";
 
 fn scrub(cluster: &Cluster) -> Output {
     let output = cluster.command_on_directory("scrub", &[]);
@@ -177,6 +180,17 @@ fn a_sequence_that_was_moved_and_tables_and_indexes_that_are_gone_are_found_and_
     cluster.behind_the_back("m3", "DROP INDEX heap_w");
     let log = found_and_repaired(&cluster, "m3", "the definitions: it lacks index CREATE INDEX heap_w");
     assert_whole(&log, "its definitions of tables, functions or other objects differ");
+}
+
+/// A function of users, which would run as superuser, and be anything.
+#[test]
+fn rows_whose_writing_runs_code_of_users_are_not_replaced() {
+    let cluster = Cluster::up(&[]);
+    cluster.psql(TABLES);
+    cluster.assert_equal();
+    cluster.behind_the_back("m3", "DELETE FROM checked WHERE id = 2");
+    let log = found_and_repaired(&cluster, "m3", "public.checked id=2 is missing");
+    assert_whole(&log, "code of users would run when rows of public.checked are written");
 }
 
 #[test]

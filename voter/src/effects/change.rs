@@ -385,6 +385,10 @@ mod tests {
             decode("message: transactional: 0 prefix: other, sz: 1 content:1"),
             Decoded::Ignored
         );
+        assert_eq!(
+            decode("message: transactional: 1 prefix: cloudbft, sz: 6 content:repair"),
+            Decoded::Repair
+        );
         let Decoded::Truncate { tables, flags } =
             decode("table public.a, public.\"b, c\": TRUNCATE: restart_seqs cascade")
         else {
