@@ -86,7 +86,7 @@ pub(crate) async fn run(options: &RepairOptions) -> Result<ExitCode, Failure> {
     let lock = exclude(&file, target.id()).await?;
     if !options.whole && options.from.is_none() {
         if status::ask(&target.machine).await.as_ref().and_then(serves).is_some() {
-            // It goes out of service only where there is something to make it equal to.
+            // The machine goes out of service only where there is something to make its database equal to.
             choose_source(&file, &target, &others, None).await?;
         }
         match rows::repair(&file, &target, &others).await {

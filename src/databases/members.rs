@@ -82,7 +82,7 @@ where
     Ok(answers)
 }
 
-/// What a member's snapshot holds, or why it could not be opened.
+/// Transactions that a member's snapshot holds, or why it could not be opened.
 pub(crate) type Opened = Result<String, tokio_postgres::Error>;
 
 /// Opens snapshots that hold the same transactions; after this long, or when a member fails, whatever they hold. `locks`, the statement

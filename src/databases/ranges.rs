@@ -38,7 +38,7 @@ pub(crate) enum Range {
     Hashes { bits: u32, begin: i32 },
 }
 
-/// What a server says of a range.
+/// A server's account of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) rows: i64,
@@ -55,7 +55,7 @@ impl Content {
     }
 }
 
-/// What a server says, or why it cannot.
+/// A server's account of a range, or why it cannot give one.
 pub(crate) type Answer = Result<Content, Error>;
 
 /// A range, and what each member says of it.
@@ -138,7 +138,7 @@ fn bucket(hash: &str, bits: u32) -> String {
     format!("((get_byte({hash}, 0) * 256 + get_byte({hash}, 1)) >> {shift})")
 }
 
-/// What each member says of one range.
+/// Each member's account of one range.
 pub(crate) async fn contents(members: &[Member], table: &Table, range: &Range) -> Result<Vec<Answer>, Failure> {
     let query = table.content_query(range);
     on_all(members, |client| content(client, query.clone())).await
@@ -155,12 +155,12 @@ async fn content(client: Arc<Client>, query: String) -> Answer {
 /// The first rows behind a key, as a server says.
 pub(crate) type First = (Content, Option<Vec<String>>);
 
-/// What one database holds behind a key: the first rows, and the key of the last of them, if others may follow.
+/// The first rows behind a key in one database, and the key of the last of them, if others may follow.
 pub(crate) async fn first_content(member: &Member, table: &Table, after: &Option<Vec<String>>) -> Result<First, Error> {
     first(Arc::clone(&member.client), table.first_query(after)).await
 }
 
-/// What one database holds of a table without a key, by the first bits of the hashes.
+/// The digests of a table without a key in one database, by the first bits of the hashes.
 pub(crate) async fn hashes_of(member: &Member, table: &Table, bits: u32) -> Result<BTreeMap<i32, Content>, Error> {
     hashes(Arc::clone(&member.client), table.hashes_query(bits), bits).await
 }
@@ -189,7 +189,7 @@ pub(crate) async fn next_keys(
     let query = table.first_query(&after);
     let firsts = on_all(members, |client| first(client, query.clone())).await?;
     if firsts.iter().any(Result::is_err) {
-        // Whoever fails is not asked again in its transaction.
+        // A member that fails is not asked again in its transaction.
         let answers = firsts.into_iter().map(|first| first.map(|(content, _)| content));
         let range = Range::Keys { after, up_to: None };
         return Ok(Compared {
@@ -205,7 +205,7 @@ pub(crate) async fn next_keys(
             after,
             up_to: up_to.clone(),
         };
-        // Who says the same end has said all of this range.
+        // Members that say the same end have said all of this range.
         if firsts.iter().all(|(_, last)| *last == up_to) {
             let answers = firsts.into_iter().map(|(content, _)| Ok(content)).collect();
             return Ok(Compared { range, answers });

@@ -1,4 +1,4 @@
-//! Which tables there are, and by which key each is read in ranges.
+//! The tables that there are, and the key by which each is read in ranges.
 
 use tokio_postgres::{Client, Error};
 
@@ -46,7 +46,7 @@ pub(crate) async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
 }
 
 impl Table {
-    /// One of the voter's own tables.
+    /// The table of this name that voters keep their books in.
     pub(crate) fn own(name: &str, key: &str) -> Self {
         Self {
             schema: String::from("cloudbft"),
@@ -91,7 +91,7 @@ pub(crate) fn constant(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }
 
-/// What a database says, for a terminal or a log.
+/// A database's words, for a terminal or a log.
 pub(crate) fn printable(text: &str) -> String {
     let shown = |character: char| if character.is_control() { ' ' } else { character };
     text.chars().take(200).map(shown).collect()

@@ -1,6 +1,6 @@
-//! What f+1 databases say alike. Pure.
+//! Votes: f+1 databases that say the same are right. Pure.
 
-/// What becomes of the answers to one question.
+/// The outcome of one question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// All that answered say the same.

@@ -35,7 +35,7 @@ struct Sources {
     members: Vec<Member>,
     needed: usize,
     tables: Vec<Table>,
-    /// Which transactions the snapshots hold.
+    /// The transactions that the snapshots hold.
     positions: String,
 }
 
@@ -69,7 +69,7 @@ pub(super) async fn repair(file: &ClusterFile, target: &Machinery, others: &[Mac
     if outcome.is_err() {
         let _ = own.client.batch_execute("rollback").await;
         if is_ours {
-            // It served before: whoever repairs it otherwise takes it out of service again.
+            // The machine served before: a repair of another kind takes it out of service again.
             let _ = own.client.batch_execute("delete from cloudbft.diverged").await;
         }
     }

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use crate::databases::contents::IS_USERS;
 use crate::databases::tables::printable;
 
-/// What one server says of its indexes.
+/// One server's account of its indexes.
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
     /// How many were checked.
@@ -58,7 +58,7 @@ async fn check_all(client: &Client, pause: u32, checked: &mut Checked) -> Result
                     checked.broken.push(printable(&format!("index {name}: {error}")));
                 }
             }
-            // It was dropped meanwhile, or somebody has it.
+            // The index was dropped meanwhile, or somebody has it.
             Err(error) if error.as_db_error().is_some() => {}
             Err(error) => return Err(error),
         }

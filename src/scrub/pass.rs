@@ -1,4 +1,4 @@
-//! One pass: who takes part, what was found, and what is done about it.
+//! A pass: who takes part, what was found, and what is done about it.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -42,7 +42,7 @@ impl<E: Into<Failure>> From<E> for Stop {
     }
 }
 
-/// What one machine's database holds otherwise.
+/// A difference of one machine's database.
 struct Found {
     since: Instant,
     /// A range that differed; `None` for what was looked at several times when it was found.
@@ -50,11 +50,11 @@ struct Found {
     what: String,
 }
 
-/// What is to be done about an error of a member.
+/// The kinds of errors of members, by what is to be done about them.
 enum Trouble {
-    /// It counts against the database.
+    /// The error counts against the database.
     Damaged(String),
-    /// It passes: somebody changes definitions.
+    /// The error passes: somebody changes definitions.
     Passing,
     /// The member is not compared any more.
     Failed(String),
@@ -233,7 +233,7 @@ impl Pass {
         }
     }
 
-    /// What members answered, in their order: whoever could not is a member no more, and what counts against it is noted. True when an
+    /// The answers of members, in their order: whoever could not answer is a member no more, and what counts against it is noted. True when an
     /// error is a passing one.
     pub(super) fn answered<T>(
         &mut self,

@@ -1,4 +1,4 @@
-//! What a pass found: printed, and kept for `cloudbft status`.
+//! The findings of a pass: printed, and kept for `cloudbft status`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// So many differences of one machine, and so many of anything else, are told; the others are counted.
 pub(super) const LISTED_MAX: usize = 20;
 
-/// What one machine's database holds otherwise than f+1 others.
+/// The differences between one machine's database and f+1 others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Differences {
     /// How many ranges, indexes and so on.
@@ -22,28 +22,28 @@ pub(crate) struct Differences {
     pub(crate) noted: bool,
 }
 
-/// What a pass found.
+/// The findings of a pass.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// When it began and ended, in seconds since 1970.
+    /// When the pass began, in seconds since 1970.
     pub(crate) began_seconds: f64,
-    /// See there.
+    /// When the pass ended, in seconds since 1970.
     pub(crate) ended_seconds: f64,
-    /// Tables, ranges, rows and indexes that were compared or checked.
+    /// Tables that were compared.
     pub(crate) tables: u64,
-    /// See there.
+    /// Ranges that were compared.
     pub(crate) ranges: u64,
-    /// See there.
+    /// Rows that were compared, as most databases count them.
     pub(crate) rows: u64,
-    /// See there.
+    /// Indexes that were checked, over all machines.
     pub(crate) indexes: u64,
     /// By machine.
     pub(crate) differences: BTreeMap<String, Differences>,
     /// Of what no f+1 databases hold the same: how much, and the first of it.
     pub(crate) disputed: u64,
-    /// See there.
+    /// The first places in dispute.
     pub(crate) disputed_listed: Vec<String>,
-    /// What was not compared, and why.
+    /// Parts that were not compared, and why.
     pub(crate) not_compared: Vec<String>,
 }
 

@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// After so many looks, whoever is at another order than f+1 is left out: a liar must not hold all others up.
 const LEAVE_OUT_AFTER: usize = 30;
 
-/// Whatever changes definitions is granted everything, and says so in the transaction that does.
+/// The order of the last change of definitions: a change is granted everything, and says so in its transaction.
 const DEFINED: &str =
     "select coalesce(max(format('%s %s', granted, \"order\")), '') from cloudbft.applied where home = 'everything'";
 
@@ -73,7 +73,7 @@ impl Pass {
             if let Some(truth) = agreed(&looked, self.needed) {
                 let differs = vote(&looked, self.needed) != Verdict::Equal;
                 if differs && !std::mem::replace(&mut is_second, true) {
-                    // It is looked again before it counts.
+                    // A difference is looked at again before it counts.
                     tokio::time::sleep(PAUSE * 5).await;
                     continue;
                 }

@@ -40,7 +40,7 @@ async fn look(client: &Client) -> Result<Moved, Error> {
          n.nspname || '.' || c.relname, c.oid, n.nspname, c.relname) \
          from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind = 'S' and {IS_USERS} order by c.oid"
     );
-    // What a server says of itself runs there only.
+    // The text that a server says of itself runs there only.
     let selects: Vec<String> = client.query(&names, &[]).await?.iter().map(|row| row.get(0)).collect();
     let mut moved = Moved::new();
     for selects in selects.chunks(TOGETHER_MAX) {

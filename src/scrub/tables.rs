@@ -36,7 +36,7 @@ struct Place {
     at: usize,
     /// Everything up to this key is compared.
     after: Option<Vec<String>>,
-    /// What was counted of the table so far.
+    /// Counts of the table so far.
     rows: u64,
     ranges: u64,
     differs: u64,
@@ -191,7 +191,7 @@ impl Pass {
         Ok(Looked::Done)
     }
 
-    /// Which rows of a range differ, in words.
+    /// The rows of a range that differ, in words.
     async fn describe(&self, table: &Table, range: &Range, truth: usize, other: usize) -> String {
         let name = table.shown();
         let (Some(truth), Some(other)) = (self.members.get(truth), self.members.get(other)) else {

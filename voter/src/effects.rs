@@ -157,7 +157,7 @@ impl Effects {
 struct Reading {
     effect: Effect,
     order: Option<u64>,
-    /// It is a repair's: what it changes is not compared, and what was before it is another database.
+    /// Set by a repair's transaction: what it changes is not compared, and what was before it is another database.
     is_repair: bool,
 }
 

@@ -45,11 +45,11 @@ pub(crate) enum Event {
     Lost(String),
     /// The database answers otherwise than f+1 voters have certified at this order.
     Contradicted(u64),
-    /// It is noted in the database that it holds something else than f+1 others do.
+    /// A note in the database says that it holds something else than f+1 others do.
     Noted {
         /// The order at which that was found.
         order: u64,
-        /// What differs.
+        /// The difference.
         shown: String,
     },
 }

@@ -77,11 +77,11 @@ pub(crate) enum End {
     Contradicted(u64),
     /// The database has changed something else than f+1 others have.
     Diverged(Divergence),
-    /// It is noted in the database that it holds something else than f+1 others do.
+    /// A note in the database says that it holds something else than f+1 others do.
     Noted {
         /// The order at which that was found.
         order: u64,
-        /// What differs.
+        /// The difference.
         shown: String,
     },
 }

@@ -128,12 +128,12 @@ impl Layout {
         self.proxy().join("incarnation")
     }
 
-    /// What the last pass over all contents said.
+    /// The output of the last pass over all contents.
     pub fn scrub_log(&self) -> PathBuf {
         self.directory.join("scrub.log")
     }
 
-    /// What the last pass over all contents found.
+    /// The findings of the last pass over all contents.
     pub fn scrub_report(&self) -> PathBuf {
         self.directory.join("scrub.json")
     }

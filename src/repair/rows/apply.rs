@@ -1,4 +1,4 @@
-//! What differs is replaced, in one transaction.
+//! Ranges that differ are replaced, in one transaction.
 
 use std::sync::Arc;
 

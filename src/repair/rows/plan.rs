@@ -1,4 +1,4 @@
-//! What differs: which ranges, and what f+1 others hold in them.
+//! Ranges that differ, and what f+1 others hold in them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,19 +21,19 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// A range that is to be replaced.
 pub(super) struct Replacement {
     pub(super) range: Range,
-    /// What it must hold.
+    /// The content that the range must have.
     pub(super) content: Content,
     /// The places of the sources that hold that.
     pub(super) holders: Vec<usize>,
 }
 
-/// What there is to do in one table.
+/// The work in one table.
 pub(super) struct Work {
     pub(super) table: Table,
     pub(super) replacements: Vec<Replacement>,
 }
 
-/// What was compared, and what differs.
+/// Numbers of what was compared, and of what differs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) ranges: u64,
@@ -166,13 +166,13 @@ async fn step(
     Ok((vec![both], next))
 }
 
-/// What one database holds in a range.
+/// The content of a range in one database.
 pub(super) async fn content_of(member: &Member, table: &Table, range: &Range) -> Result<Content, Failure> {
     let answers = contents(std::slice::from_ref(member), table, range).await?;
     Ok(answers.into_iter().next().ok_or("no answer")??)
 }
 
-/// What f+1 sources hold, and which do.
+/// The content that f+1 sources hold, and the places of those.
 fn truth(answers: Vec<Answer>, needed: usize) -> Option<(Content, Vec<usize>)> {
     let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
     let content = answers.get(agreed(&answers, needed)?)?.clone()?;

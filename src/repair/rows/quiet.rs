@@ -20,7 +20,7 @@ const WATCHED: Duration = Duration::from_secs(1);
 /// The name of a voter's connections.
 const VOTER: &str = "cloudbft-voter";
 
-/// Who waits for a lock that this process holds, for longer than a second.
+/// Counts who waits for a lock that a process holds, for longer than a second.
 const WAITING: &str = "select count(*) from pg_stat_activity a where wait_event_type = 'Lock' \
     and $1 = any (pg_blocking_pids(a.pid)) and query_start < clock_timestamp() - interval '1 s'";
 

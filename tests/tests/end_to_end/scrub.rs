@@ -1,4 +1,4 @@
-//! What somebody changes past the voters is found by comparing all contents, and repaired unattended, while applications write.
+//! Changes past the voters are found by comparing all contents, and repaired unattended, while applications write.
 
 use std::os::unix::fs::FileExt;
 use std::process::Output;
@@ -64,7 +64,7 @@ fn under_load<T>(cluster: &Cluster, action: impl FnOnce() -> T) -> T {
     })
 }
 
-/// One pass finds it, the machine goes out of service, and is repaired by itself; how long that took, and what the repair said.
+/// Scrubs once: the machine is found, goes out of service, and is repaired by itself; returns what the repair said.
 fn found_and_repaired(cluster: &Cluster, machine: &str, expected: &str) -> String {
     under_load(cluster, || {
         let output = scrub(cluster);
@@ -146,7 +146,7 @@ fn rows_that_were_changed_deleted_or_added_are_found_and_replaced() {
     cluster.behind_the_back("m3", "INSERT INTO heap VALUES ('v1', 7)");
     assert_by_rows(&found_and_repaired(&cluster, "m3", "public.heap: rows"));
 
-    // What was repaired serves, with another one away, and compares effects again.
+    // Repaired servers serve, with another one away, and compare effects again.
     cluster.assert_effects_agree();
     assert_eq!(
         cluster.behind_the_back("m1", "SELECT amount FROM money WHERE id = 4321"),
@@ -276,7 +276,7 @@ fn a_repair_that_is_killed_leaves_the_database_as_it_was_or_repaired() {
             killed += 1;
             // The server notices that nobody is there any more.
             std::thread::sleep(Duration::from_millis(500));
-            // One that is begun again takes the machine out of service again.
+            // A repair that is begun again takes the machine out of service again.
             is_repaired |= cluster.behind_the_back("m2", "SELECT count(*) FROM cloudbft.diverged") == "0\n";
             let rows = if is_repaired { "6000\n" } else { "0\n" };
             assert_eq!(cluster.behind_the_back("m2", "SELECT count(*) FROM heap"), rows);
