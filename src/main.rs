@@ -2,12 +2,14 @@
 
 mod bench;
 mod children;
+mod databases;
 mod down;
 mod explain;
 mod logging;
 mod process;
 mod repair;
 mod scale;
+mod scrub;
 mod state;
 mod status;
 mod up;
@@ -42,6 +44,9 @@ enum Command {
     Verify(verify::VerifyOptions),
     /// Make the database of one machine anew from another, while the cluster goes on
     Repair(repair::RepairOptions),
+    /// Compare all contents of all databases while applications write, and take one that differs out of service, so that it is repaired;
+    /// exits with 1 when one differs, with 2 when not all could be compared
+    Scrub(scrub::ScrubOptions),
     /// Change how many groups share the ordering work, while applications run
     Scale(scale::ScaleOptions),
     /// Show what a statement locks, and why
@@ -129,6 +134,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::Status(options) => status::run(&options).await,
             Command::Verify(options) => verify::run(&options).await,
             Command::Repair(options) => repair::run(&options).await,
+            Command::Scrub(options) => scrub::run(&options).await,
             Command::Scale(options) => scale::run(&options).await,
             Command::Explain(options) => explain::run(&options).await,
             Command::Bench { command } => Ok(bench::execute(command).await?),

@@ -1,9 +1,12 @@
-//! `cloudbft repair`: makes the database of one machine anew from that of another, while the cluster goes on.
+//! `cloudbft repair`: makes the database of one machine equal to those of the others, while the cluster goes on.
 //!
-//! Only the database server stops, and only while its data are exchanged: the machine's replica takes part all the time. The
+//! At first only the rows that differ are replaced (`rows`). Where that cannot be, all of another database is copied.
+//! Then only the database server stops, and only while its data are exchanged: the machine's replica takes part all the time. The
 //! copy holds how far it goes (`cloudbft.floor`), so that the voter goes on from there by the replicas' logs. A copy is as
 //! good as where it comes from: that is compared with others before, and the result with f+1 others after
 //! (`docs/decisions/0042-a-database-is-copied-from-one-and-checked-by-others.md`).
+
+mod rows;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,9 +41,13 @@ pub(crate) struct RepairOptions {
     /// The machine whose database is made anew
     #[arg(long)]
     machine: String,
-    /// The machine whose database is copied [default: the one of an equal majority that is furthest]
+    /// The machine whose database is copied, as a whole [default: only the rows that differ, from any that f others agree with; where that
+    /// cannot be, the whole of the one of an equal majority that is furthest]
     #[arg(long)]
     from: Option<String>,
+    /// Copy the whole database, not only the rows that differ
+    #[arg(long)]
+    whole: bool,
     /// How long the machine may take to catch up, in seconds
     #[arg(long, default_value_t = 600)]
     wait_seconds: u64,
@@ -48,12 +55,12 @@ pub(crate) struct RepairOptions {
 
 /// A machine with its server.
 #[derive(Clone)]
-struct Member {
+struct Machinery {
     machine: Machine,
     server: DatabaseServer,
 }
 
-impl Member {
+impl Machinery {
     fn id(&self) -> MachineId {
         self.machine.id
     }
@@ -75,8 +82,27 @@ pub(crate) async fn run(options: &RepairOptions) -> Result<ExitCode, Failure> {
         return Err("the cluster does not run; a repair needs the others: start it with `cloudbft up`".into());
     }
     let (target, others) = members(&file, &options.machine)?;
-    let name = target.name();
+    let (name, patience) = (target.name(), Duration::from_secs(options.wait_seconds));
     let lock = exclude(&file, target.id()).await?;
+    if !options.whole && options.from.is_none() {
+        if status::ask(&target.machine).await.as_ref().and_then(serves).is_some() {
+            // The machine goes out of service only where there is something to make its database equal to.
+            choose_source(&file, &target, &others, None).await?;
+        }
+        match rows::repair(&file, &target, &others).await {
+            Ok(()) => match catch_up(&target, decided(&file).await, patience).await {
+                Ok(()) => {
+                    println!("{name} is repaired: each range of its rows held what f+1 others did");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                Err(error) => println!("{name}: {error}"),
+            },
+            Err(error) => {
+                let error = crate::with_causes(&*error);
+                println!("{name}: its rows cannot be replaced where they differ: {error}");
+            }
+        }
+    }
     let source = choose_source(&file, &target, &others, options.from.as_deref()).await?;
     println!("{name}: copying the database of {} ...", source.name());
     copy(&target, &source).await?;
@@ -86,18 +112,18 @@ pub(crate) async fn run(options: &RepairOptions) -> Result<ExitCode, Failure> {
     drop(lock);
     wait_for_server(&target).await?;
     let goal = decided(&file).await;
-    catch_up(&target, goal, Duration::from_secs(options.wait_seconds)).await?;
+    catch_up(&target, goal, patience).await?;
     check(&file, &target, &source, &others).await
 }
 
 /// The machine to repair, and the others that have databases.
-fn members(file: &ClusterFile, wanted: &str) -> Result<(Member, Vec<Member>), Failure> {
+fn members(file: &ClusterFile, wanted: &str) -> Result<(Machinery, Vec<Machinery>), Failure> {
     let with_database = file.machines.iter().filter(|machine| machine.database.is_some());
     let members = up::databases(file)?.into_iter().zip(with_database.cloned());
     let (targets, others): (Vec<_>, Vec<_>) = members
-        .map(|(server, machine)| Member { machine, server })
+        .map(|(server, machine)| Machinery { machine, server })
         .partition(|member| member.name() == wanted);
-    let names: Vec<_> = others.iter().map(Member::name).collect();
+    let names: Vec<_> = others.iter().map(Machinery::name).collect();
     let target = targets.into_iter().next();
     let target = target.ok_or_else(|| format!("{wanted} has no database; those that have: {}", names.join(", ")))?;
     Ok((target, others))
@@ -129,10 +155,10 @@ async fn decided(file: &ClusterFile) -> u64 {
 /// A database that serves, and holds the same as f others at least.
 async fn choose_source(
     file: &ClusterFile,
-    target: &Member,
-    others: &[Member],
+    target: &Machinery,
+    others: &[Machinery],
     wanted: Option<&str>,
-) -> Result<Member, Failure> {
+) -> Result<Machinery, Failure> {
     let needed = file.tunables.faults + 1;
     let mut serving = Vec::new();
     for member in others {
@@ -178,7 +204,7 @@ async fn choose_source(
 }
 
 /// Copies, and says how far it is.
-async fn copy(target: &Member, source: &Member) -> Result<(), Failure> {
+async fn copy(target: &Machinery, source: &Machinery) -> Result<(), Failure> {
     let began = Instant::now();
     let copying = target.server.copy_from(&source.server);
     tokio::pin!(copying);
@@ -204,7 +230,7 @@ async fn copy(target: &Member, source: &Member) -> Result<(), Failure> {
 }
 
 /// `up` starts it.
-async fn wait_for_server(target: &Member) -> Result<(), Failure> {
+async fn wait_for_server(target: &Machinery) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(SERVER_SECONDS);
     while target.server.pid().is_none() || target.server.connect("postgres").await.is_err() {
         if Instant::now() > deadline {
@@ -223,7 +249,7 @@ async fn wait_for_server(target: &Member) -> Result<(), Failure> {
 }
 
 /// Waits until the voter has executed what had been decided when its server ran again.
-async fn catch_up(target: &Member, goal: u64, patience: Duration) -> Result<(), Failure> {
+async fn catch_up(target: &Machinery, goal: u64, patience: Duration) -> Result<(), Failure> {
     let name = target.name();
     let began = Instant::now();
     let (mut told, mut needs_repair) = (Instant::now(), None);
@@ -261,7 +287,12 @@ async fn catch_up(target: &Member, goal: u64, patience: Duration) -> Result<(), 
 }
 
 /// Compares the machine with the others. Where it was copied from is one of f+1 that must hold the same.
-async fn check(file: &ClusterFile, target: &Member, source: &Member, others: &[Member]) -> Result<ExitCode, Failure> {
+async fn check(
+    file: &ClusterFile,
+    target: &Machinery,
+    source: &Machinery,
+    others: &[Machinery],
+) -> Result<ExitCode, Failure> {
     let name = target.name();
     let mut ids = vec![target.id()];
     for member in others {
@@ -271,7 +302,7 @@ async fn check(file: &ClusterFile, target: &Member, source: &Member, others: &[M
     println!("{name}: comparing it with the others ...");
     let read = read_together(file, &ids, false, Duration::from_secs(TOGETHER_SECONDS)).await?;
     let needed = file.tunables.faults + 1;
-    let own = read.nodes.iter().find(|node| node.id == target.id());
+    let own = read.nodes.iter().find(|node| node.id() == target.id());
     let equal = own.map_or_else(Vec::new, |own: &Node| equal_to(&read.nodes, &own.contents));
     let equal: Vec<_> = equal.into_iter().filter(|id| *id != target.id()).collect();
     let names: Vec<_> = equal.iter().map(|id| machine_name(*id)).collect();

@@ -9,6 +9,7 @@ use cluster::http;
 use cluster::node::{EffectsStatus, NEEDS_REPAIR, NodeStatus};
 use serde::Serialize;
 
+use crate::scrub::Report;
 use crate::state::UpState;
 use crate::{Failure, up};
 
@@ -41,6 +42,8 @@ struct ClusterStatus {
     automatic_repair: bool,
     /// How many groups are in charge, and since when.
     assignment: AssignmentStatus,
+    /// The last pass over all contents.
+    scrub: Option<Report>,
     groups: Vec<GroupStatus>,
     machines: Vec<MachineStatus>,
 }
@@ -246,6 +249,7 @@ async fn gather(file: &ClusterFile) -> Result<ClusterStatus, Failure> {
             .filter(|pid| crate::state::is_ours(*pid, file.layout().directory())),
         automatic_repair: file.tunables.automatic_repair,
         assignment,
+        scrub: Report::read(&file.layout().scrub_report()),
         groups: groups.collect(),
         machines,
     })
@@ -275,6 +279,9 @@ fn print_table(status: &ClusterStatus) {
         let (node, postgres) = (pid(machine.node_pid), pid(machine.postgres_pid));
         let (last, lag) = (number(machine.last_order), number(machine.lag));
         println!("{name:<8} {state:<21} {node:>9} {postgres:>9} {last:>11} {lag:>7}");
+    }
+    if let Some(scrub) = &status.scrub {
+        scrub.print_status();
     }
     for machine in &status.machines {
         if let Some(missed) = machine.object_numbers_missed.filter(|missed| *missed > 0) {

@@ -1,6 +1,7 @@
 //! `cloudbft up`: makes a cluster if there is none, starts everything, watches it, and stops it in order.
 
 mod repairs;
+mod scrubs;
 mod supervised;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,5 @@
 //! `cloudbft verify`: compares the contents of all database nodes, table by table.
 
-mod contents;
 mod numbers;
 mod snapshots;
 
@@ -13,8 +12,8 @@ use cluster::file::{ClusterFile, machine_name};
 use cluster::node::{DATABASE_DOWN, NEEDS_REPAIR, NodeStatus, STOPPED};
 use ordering::identifiers::MachineId;
 
+use crate::databases::contents::{self, Contents};
 use crate::{Failure, status};
-use contents::Contents;
 pub(crate) use snapshots::{Node, read_together};
 
 /// The pause between looks at nodes that catch up.
@@ -72,7 +71,7 @@ pub(crate) async fn run(options: &VerifyOptions) -> Result<ExitCode, Failure> {
     for note in numbers::notes(&read.nodes) {
         println!("note: {note}");
     }
-    let names: Vec<_> = read.nodes.iter().map(|node| node.name.as_str()).collect();
+    let names: Vec<_> = read.nodes.iter().map(Node::name).collect();
     if missing.is_empty() {
         println!("all {} database nodes hold the same data", names.len());
         return Ok(ExitCode::SUCCESS);
@@ -133,7 +132,7 @@ pub(crate) fn largest_group(nodes: &[Node]) -> Vec<MachineId> {
 /// The machines that hold exactly this.
 pub(crate) fn equal_to(nodes: &[Node], contents: &Contents) -> Vec<MachineId> {
     let equal = nodes.iter().filter(|node| node.contents == *contents);
-    equal.map(|node| node.id).collect()
+    equal.map(Node::id).collect()
 }
 
 /// Compares everything with what most nodes have, and shows the first row that differs; whether nothing does.
@@ -160,10 +159,7 @@ pub(crate) async fn compare(nodes: &[Node]) -> Result<bool, Failure> {
             continue;
         }
         let others = votes.values().filter(|holders| *holders != most).flatten();
-        let others: Vec<_> = others
-            .filter_map(|index| nodes.get(*index))
-            .map(|node| node.name.as_str())
-            .collect();
+        let others: Vec<_> = others.filter_map(|index| nodes.get(*index)).map(Node::name).collect();
         println!("{name:<40} {rows:>12} {digest:<18} DIFFERS on {}", others.join(", "));
         let other = votes
             .values()
@@ -184,10 +180,13 @@ pub(crate) async fn compare(nodes: &[Node]) -> Result<bool, Failure> {
 
 async fn show_difference(name: &str, one: &Node, other: &Node) -> Result<(), Failure> {
     println!("first difference, in {name}:");
-    let both = ((&one.client, &one.contents), (&other.client, &other.contents));
+    let both = (
+        (&*one.member.client, &one.contents),
+        (&*other.member.client, &other.contents),
+    );
     match contents::first_difference(name, both.0, both.1).await? {
-        Some((Some(row), _)) => println!("  only on {}: {row}", one.name),
-        Some((None, Some(row))) => println!("  only on {}: {row}", other.name),
+        Some((Some(row), _)) => println!("  only on {}: {row}", one.name()),
+        Some((None, Some(row))) => println!("  only on {}: {row}", other.name()),
         _ => println!("  (gone when looked at again: the nodes are not at rest)"),
     }
     Ok(())

@@ -168,6 +168,10 @@ impl Supervised {
         if self.file.tunables.automatic_repair {
             self.watchers.spawn(super::repairs::repair_unasked(self.file.clone()));
         }
+        if let Some(interval) = self.file.tunables.scrub_interval() {
+            self.watchers
+                .spawn(super::scrubs::scrub_unasked(self.file.clone(), interval));
+        }
         loop {
             let proxy_ended = async {
                 match &mut self.proxy {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Node;
-use super::contents::Numbers;
+use crate::databases::contents::Numbers;
 
 /// What to say of each node that numbers objects otherwise than most do.
 pub(super) fn notes(nodes: &[Node]) -> Vec<String> {
-    let named: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), &node.numbers)).collect();
+    let named: Vec<_> = nodes.iter().map(|node| (node.name(), &node.numbers)).collect();
     notes_of(&named)
 }
 

@@ -191,6 +191,18 @@ impl Cluster {
         self.command(&[&[command, "--dir", directory], arguments].concat())
     }
 
+    /// Starts a `cloudbft` command on this cluster's directory, which says nothing.
+    pub fn start(&self, command: &str, arguments: &[&str]) -> Child {
+        Command::new(binary())
+            .args([command, "--dir"])
+            .arg(self.directory.path())
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cloudbft starts")
+    }
+
     /// `cloudbft status --json`.
     pub fn status(&self) -> Value {
         let output = self.command_on_directory("status", &["--json"]);

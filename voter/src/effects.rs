@@ -157,6 +157,8 @@ impl Effects {
 struct Reading {
     effect: Effect,
     order: Option<u64>,
+    /// Set by a repair's transaction: what it changes is not compared, and what was before it is another database.
+    is_repair: bool,
 }
 
 struct Task {
@@ -317,7 +319,16 @@ impl Task {
     /// Takes a line; the transaction that ends with it.
     fn take_line(&mut self, line: &[u8]) -> Option<Reading> {
         let decoded = std::str::from_utf8(line).map_or(Decoded::Unknown, decode);
+        let in_repair = self.reading.as_ref().is_some_and(|reading| reading.is_repair);
+        if in_repair && !matches!(decoded, Decoded::Begin | Decoded::Commit) {
+            return None;
+        }
         match decoded {
+            Decoded::Repair => {
+                if let Some(reading) = &mut self.reading {
+                    reading.is_repair = true;
+                }
+            }
             Decoded::Begin => self.reading = Some(Reading::default()),
             Decoded::Commit => return self.reading.take(),
             Decoded::Fence { executed, ceiling } => {
@@ -348,8 +359,13 @@ impl Task {
         None
     }
 
-    async fn committed(&mut self, Reading { effect, order }: Reading) {
+    async fn committed(&mut self, reading: Reading) {
         self.failures = 0;
+        if reading.is_repair {
+            tracing::info!("the database was repaired: effects are compared from now on");
+            return self.comparison.begin_anew();
+        }
+        let Reading { effect, order, .. } = reading;
         let Some(order) = order else {
             if !effect.only_notes_sequences() {
                 self.unordered(effect);

@@ -45,6 +45,13 @@ pub(crate) enum Event {
     Lost(String),
     /// The database answers otherwise than f+1 voters have certified at this order.
     Contradicted(u64),
+    /// A note in the database says that it holds something else than f+1 others do.
+    Noted {
+        /// The order at which that was found.
+        order: u64,
+        /// The difference.
+        shown: String,
+    },
 }
 
 /// How long a backend that is asked to end may take.

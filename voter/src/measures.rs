@@ -127,6 +127,19 @@ pub(crate) fn describe() {
         "Orders whose changes this machine's voter has not compared with f others yet."
     );
     describe_gauge!(
+        "cloudbft_scrub_ended_seconds",
+        Unit::Seconds,
+        "When the last comparison of all contents that this machine's database took part in ended, in seconds since 1970; 0: none has."
+    );
+    describe_gauge!(
+        "cloudbft_scrub_ranges",
+        "Ranges of rows that the last comparison of all contents compared on all databases."
+    );
+    describe_gauge!(
+        "cloudbft_scrub_differences",
+        "What the last comparison of all contents found to differ, on whatever machine."
+    );
+    describe_gauge!(
         "cloudbft_voter_flushed_order",
         "The order up to which this machine's database has everything on its disk."
     );

@@ -8,6 +8,7 @@ mod feed;
 mod fence;
 mod floor;
 mod grant;
+mod ping;
 mod replicas;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,9 +61,6 @@ const TICK: Duration = Duration::from_millis(20);
 /// would refuse to run it.
 const BEHIND_ORDERS_MAX: u64 = 1024;
 
-/// How often the database server is asked whether it lives.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-
 /// How often old bodies are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -79,6 +77,13 @@ pub(crate) enum End {
     Contradicted(u64),
     /// The database has changed something else than f+1 others have.
     Diverged(Divergence),
+    /// A note in the database says that it holds something else than f+1 others do.
+    Noted {
+        /// The order at which that was found.
+        order: u64,
+        /// The difference.
+        shown: String,
+    },
 }
 
 /// An ordered operation that has been fed and has not finished.
@@ -398,6 +403,7 @@ impl<'a> Owner<'a> {
             Event::Suspect => self.ping_now(),
             Event::Lost(reason) => return Some(End::Lost(reason)),
             Event::Contradicted(order) => return Some(End::Contradicted(order)),
+            Event::Noted { order, shown } => return Some(End::Noted { order, shown }),
         }
         None
     }
@@ -467,28 +473,6 @@ impl<'a> Owner<'a> {
         self.bodies_expired = Instant::now();
         let age = 2 * self.config.limits.transaction_time_max + UNNAMED_BODY_GRACE;
         self.config.bodies.expire(age, |id| self.transactions.contains_key(id));
-    }
-
-    /// An idle voter finds out by itself that its server is gone.
-    fn ping(&mut self) {
-        if self.last_ping.elapsed() < PING_INTERVAL {
-            return;
-        }
-        self.ping_now();
-    }
-
-    fn ping_now(&mut self) {
-        self.last_ping = Instant::now();
-        let shared = Arc::clone(&self.shared);
-        self.tasks.spawn(async move {
-            // Somebody who uses the connection finds out too.
-            let Ok(mut bookkeeper) = shared.bookkeeper.try_lock() else {
-                return;
-            };
-            if let Err(error) = bookkeeper.query("SELECT 1").await {
-                shared.tell(Event::Lost(format!("ping: {error}")));
-            }
-        });
     }
 }
 

@@ -165,7 +165,7 @@ pub enum VoterState {
         /// The order of the Commit.
         order: Order,
     },
-    /// The database has changed something else than f+1 others have: it has to be repaired from the others.
+    /// The database has changed, or holds, something else than f+1 others: it has to be repaired from the others.
     Diverged {
         /// The order.
         order: Order,
@@ -258,6 +258,13 @@ async fn live(outside: Outside, mut inputs: mpsc::Receiver<VoterInput>, mut dive
                     found = Some(divergence);
                     outside.doubts.forget();
                     state
+                }
+                End::Noted { order, shown } => {
+                    outside.doubts.forget();
+                    VoterState::Diverged {
+                        order: Order(order),
+                        changed: shown,
+                    }
                 }
                 End::Lost(reason) => VoterState::Down(reason),
                 End::Contradicted(order) => {

@@ -154,6 +154,7 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
     let Tunables {
         authentication,
         automatic_repair,
+        scrub_interval_seconds,
         limits,
         timeouts,
         ..
@@ -195,7 +196,10 @@ fn tunables_text(tunables: &Tunables, proxy_metrics: SocketAddr) -> String {
          # How applications prove who they are: trust (loopback only) or scram-sha-256.\n\
          authentication = \"{authentication}\"\n\
          # Whether `cloudbft up` makes a database anew from another that lacks orders, or contradicts f+1 others, without being asked.\n\
-         automatic_repair = {automatic_repair}\n"
+         automatic_repair = {automatic_repair}\n\
+         # How often `cloudbft up` compares all contents of all databases (`cloudbft scrub`), in seconds between the end of one pass and the\n\
+         # next; 0: never. A pass works for a quarter of the time.\n\
+         scrub_interval_seconds = {scrub_interval_seconds}\n"
     );
     if let Some(tls) = &tunables.tls {
         let (certificate, key, required) = (quoted(&tls.certificate), quoted(&tls.key), tls.required);

@@ -128,6 +128,21 @@ impl Layout {
         self.proxy().join("incarnation")
     }
 
+    /// The output of the last pass over all contents.
+    pub fn scrub_log(&self) -> PathBuf {
+        self.directory.join("scrub.log")
+    }
+
+    /// The findings of the last pass over all contents.
+    pub fn scrub_report(&self) -> PathBuf {
+        self.directory.join("scrub.json")
+    }
+
+    /// Held while all contents are compared.
+    pub fn scrub_lock(&self) -> PathBuf {
+        self.directory.join("scrub.lock")
+    }
+
     /// The process ids of a running `up` and its children.
     pub fn state(&self) -> PathBuf {
         self.directory.join("up.json")

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ordering::configuration::{Faults, Protocol};
 use serde::Deserialize;
@@ -37,6 +38,8 @@ pub struct Tunables {
     pub authentication: Authentication,
     /// Whether `up` makes the database of a machine anew that needs it, without being asked.
     pub automatic_repair: bool,
+    /// How often `up` compares all contents of all databases, in seconds between the end of one pass and the next; 0: never.
+    pub scrub_interval_seconds: u64,
     /// TLS towards applications.
     pub tls: Option<ApplicationTls>,
     /// Limits.
@@ -68,6 +71,7 @@ impl Default for Tunables {
             multi_partition: MultiPartition::default(),
             authentication: Authentication::default(),
             automatic_repair: true,
+            scrub_interval_seconds: 3_600,
             tls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -81,6 +85,13 @@ impl Default for Tunables {
             clients: Vec::new(),
             administrator: None,
         }
+    }
+}
+
+impl Tunables {
+    /// The pause between passes over all contents; `None`: there are none.
+    pub fn scrub_interval(&self) -> Option<Duration> {
+        (self.scrub_interval_seconds > 0).then(|| Duration::from_secs(self.scrub_interval_seconds))
     }
 }
 

@@ -18,6 +18,7 @@ mod psql;
 mod rejoin;
 mod repair;
 mod scale;
+mod scrub;
 mod temporary;
 mod tpcc;
 mod waiting;

@@ -9,6 +9,9 @@ use std::borrow::Cow;
 /// The prefix of the voter's own logical messages ([`Decoded::Fence`]).
 pub(crate) const MESSAGE_PREFIX: &str = "cloudbft";
 
+/// The content of the message with which a repair's transaction begins (`docs/decisions/0058`).
+const REPAIR: &str = "repair";
+
 /// The bookkeeping of the voter: no data.
 pub(crate) const OWN_SCHEMA: &str = "cloudbft";
 
@@ -31,6 +34,8 @@ pub(crate) enum Decoded<'line> {
         /// No order above this one had been begun.
         ceiling: u64,
     },
+    /// The transaction is no order's: it makes the database equal to the others.
+    Repair,
     /// A row was inserted, updated or deleted.
     Row(RowChange<'line>),
     /// Tables were emptied.
@@ -113,6 +118,9 @@ fn message(rest: &str) -> Option<Decoded<'_>> {
         return Some(Decoded::Ignored);
     };
     let (_, content) = rest.split_once(" content:")?;
+    if content == REPAIR {
+        return Some(Decoded::Repair);
+    }
     let (executed, ceiling) = content.split_once(' ')?;
     Some(Decoded::Fence {
         executed: executed.parse().ok()?,
@@ -376,6 +384,10 @@ mod tests {
         assert_eq!(
             decode("message: transactional: 0 prefix: other, sz: 1 content:1"),
             Decoded::Ignored
+        );
+        assert_eq!(
+            decode("message: transactional: 1 prefix: cloudbft, sz: 6 content:repair"),
+            Decoded::Repair
         );
         let Decoded::Truncate { tables, flags } =
             decode("table public.a, public.\"b, c\": TRUNCATE: restart_seqs cascade")

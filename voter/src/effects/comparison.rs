@@ -136,9 +136,11 @@ impl Comparison {
         self.others = others;
     }
 
-    /// The voter serves, whatever was found before: its database was repaired, or somebody has decided so.
+    /// The voter serves. If its database had diverged, it was repaired, or somebody has decided so: what it changed before says nothing.
     pub(crate) fn resume(&mut self) {
-        self.has_diverged = false;
+        if self.has_diverged {
+            self.begin_anew();
+        }
     }
 
     /// Orders that wait for the digests of others.

@@ -256,7 +256,10 @@ impl Bookkeeper {
     }
 
     /// Refuses a database that was found to differ from f+1 others.
-    async fn check_divergence(&mut self) -> Result<(), PostgresError> {
+    ///
+    /// # Errors
+    /// [`PostgresError::Diverged`] when that is noted in it; others when the connection is lost.
+    pub(crate) async fn check_divergence(&mut self) -> Result<(), PostgresError> {
         let rows = self.query("SELECT \"order\", changed FROM cloudbft.diverged").await?;
         let Some(row) = rows.into_iter().next() else {
             return Ok(());
@@ -268,6 +271,27 @@ impl Bookkeeper {
             order: number(order)?,
             shown: shown.clone(),
         })
+    }
+
+    /// Tells by metrics what the last comparison of all contents has left in this database.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub(crate) async fn tell_scrub(&mut self) -> Result<(), PostgresError> {
+        let rows = self
+            .query("SELECT ended, ranges, differences FROM cloudbft.scrub")
+            .await?;
+        let row = rows.into_iter().next().unwrap_or_else(|| vec![None; 3]);
+        let names = [
+            "cloudbft_scrub_ended_seconds",
+            "cloudbft_scrub_ranges",
+            "cloudbft_scrub_differences",
+        ];
+        for (name, value) in names.into_iter().zip(row) {
+            let value = value.and_then(|value| value.parse::<f64>().ok());
+            metrics::gauge!(name).set(value.unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Notes durably that this database differs from f+1 others, unless it is another server by now.

@@ -17,9 +17,13 @@ CREATE TABLE IF NOT EXISTS cloudbft.floor ("order" bigint NOT NULL, state bytea 
 -- Committed positions of all sequences: nextval itself is neither undone by ROLLBACK nor exact after a crash.
 CREATE TABLE IF NOT EXISTS cloudbft.sequence (name text PRIMARY KEY, last_value bigint NOT NULL, is_called boolean NOT NULL);
 
--- This database has changed something else at this order than f+1 others have: it serves no more until it is another's copy,
--- which has no such row. At most one row.
+-- This database has changed something else at this order than f+1 others have, or holds something else (`cloudbft scrub`): it serves
+-- no more until it is repaired, which takes the row away. At most one row. The voter looks for it all the time.
 CREATE TABLE IF NOT EXISTS cloudbft.diverged ("order" bigint NOT NULL, changed text NOT NULL);
+
+-- The last comparison of all contents with the other databases (`cloudbft scrub`): when it ended (seconds since 1970), how many ranges
+-- were compared, and how many things differed, on whatever machine. At most one row.
+CREATE TABLE IF NOT EXISTS cloudbft.scrub (ended double precision NOT NULL, ranges bigint NOT NULL, differences bigint NOT NULL);
 
 -- Where cloudbft.command writes. Empty.
 CREATE UNLOGGED TABLE IF NOT EXISTS cloudbft.command (written boolean NOT NULL);
@@ -62,6 +66,20 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'cloudbft: wrong token' USING ERRCODE = '42501';
   END IF;
+END
+$$;
+
+-- Checks a B-tree index against its table: fails if it is broken. From the extension amcheck, where the server has it; an extension would
+-- show among the application's objects.
+DO $$
+BEGIN
+  IF to_regprocedure('cloudbft.check_index(regclass,boolean)') IS NULL THEN
+    CREATE FUNCTION cloudbft.check_index(index regclass, heap boolean) RETURNS void
+    LANGUAGE c STRICT AS '$libdir/amcheck', 'bt_index_check';
+    REVOKE EXECUTE ON FUNCTION cloudbft.check_index(regclass, boolean) FROM PUBLIC;
+  END IF;
+EXCEPTION WHEN undefined_file OR undefined_function THEN
+  NULL;
 END
 $$;
 

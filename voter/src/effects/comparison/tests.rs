@@ -169,6 +169,19 @@ fn a_repaired_server_begins_anew() {
 }
 
 #[test]
+fn what_a_server_changed_before_it_diverged_is_forgotten_when_its_voter_serves_again() {
+    let mut comparison = comparison();
+    covered_from(&mut comparison, 1, 1);
+    changed(&mut comparison, 7, A);
+    changed(&mut comparison, 8, A);
+    comparison.told(M2, &says(7, B), NOW);
+    assert_eq!(comparison.told(M3, &says(7, B), NOW)[0], diverged(7));
+    comparison.resume();
+    comparison.told(M2, &says(8, B), NOW);
+    assert_eq!(comparison.told(M3, &says(8, B), NOW), []);
+}
+
+#[test]
 fn a_voter_that_is_late_asks_and_is_answered() {
     let (mut early, mut late) = (comparison(), Comparison::new(1, [M1, M3].into_iter()));
     changed(&mut early, 7, A);

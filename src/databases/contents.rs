@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, Error, Row};
 
 /// Everything that belongs to the application: not the catalog, and not CloudBFT's own schema.
-const IS_USERS: &str = "n.nspname not in ('pg_catalog', 'information_schema', 'cloudbft') \
+pub(crate) const IS_USERS: &str = "n.nspname not in ('pg_catalog', 'information_schema', 'cloudbft') \
     and n.nspname not like 'pg\\_toast%' and n.nspname not like 'pg\\_temp%'";
 
 /// The text forms of the schema: columns, constraints, indexes, views, functions, triggers, types and rights.
@@ -19,21 +19,33 @@ union all
 select format('constraint %I on %s %s', k.conname, k.conrelid::regclass, pg_get_constraintdef(k.oid))
   from pg_constraint k join pg_namespace n on n.oid = k.connamespace where USERS
 union all
-select 'index ' || pg_get_indexdef(i.indexrelid)
+select format('index %s valid=%s', pg_get_indexdef(i.indexrelid), i.indisvalid)
   from pg_index i join pg_class c on c.oid = i.indexrelid join pg_namespace n on n.oid = c.relnamespace where USERS
 union all
 select format('view %I.%I %s', n.nspname, c.relname, pg_get_viewdef(c.oid))
   from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('v','m') and USERS
 union all
+select format('rule %s', pg_get_ruledef(r.oid))
+  from pg_rewrite r join pg_class c on c.oid = r.ev_class join pg_namespace n on n.oid = c.relnamespace
+ where r.rulename <> '_RETURN' and USERS
+union all
+select format('policy %I on %s %s %s %s using=%s check=%s', p.polname, p.polrelid::regclass, p.polcmd, p.polpermissive,
+       array(select r.rolname from pg_roles r where r.oid = any (p.polroles) order by 1)::text,
+       pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+  from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace where USERS
+union all
+select format('temporary %I.%I %s', n.nspname, c.relname, t.at_commit)
+  from cloudbft.temporary t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace where USERS
+union all
 select 'function ' || pg_get_functiondef(p.oid)
   from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.prokind in ('f','p') and USERS
 union all
-select 'trigger ' || pg_get_triggerdef(t.oid)
+select format('trigger %s enabled=%s', pg_get_triggerdef(t.oid), t.tgenabled)
   from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
  where not t.tgisinternal and USERS
 union all
-select format('relation %I.%I kind=%s owner=%s rights=%s', n.nspname, c.relname, c.relkind,
-       pg_get_userbyid(c.relowner), c.relacl)
+select format('relation %I.%I kind=%s owner=%s rights=%s security=%s', n.nspname, c.relname, c.relkind,
+       pg_get_userbyid(c.relowner), c.relacl, c.relrowsecurity)
   from pg_class c join pg_namespace n on n.oid = c.relnamespace where USERS
 union all
 select format('schema %I owner=%s', n.nspname, pg_get_userbyid(n.nspowner)) from pg_namespace n where USERS
@@ -59,7 +71,7 @@ select format('constraint %I on %s', k.conname, k.conrelid::regclass), k.oid
   from pg_constraint k join pg_namespace n on n.oid = k.connamespace where USERS and k.conrelid <> 0";
 
 /// The name under which the schema as a whole is compared.
-const SCHEMA_PART: &str = "(schema)";
+pub(crate) const SCHEMA_PART: &str = "(schema)";
 
 /// The name under which the committed positions of all sequences are compared.
 const SEQUENCES_PART: &str = "(sequences)";
@@ -82,11 +94,11 @@ select format('page %s of object %s %s', l.pageno, l.loid, encode(sha256(l.data)
 
 /// One thing that is compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// How many rows there are, of tables.
-    pub(super) rows: Option<i64>,
+    pub(crate) rows: Option<i64>,
     /// Over all rows.
-    pub(super) digest: String,
+    pub(crate) digest: String,
     /// The query that yields the rows as text, for showing a difference.
     rows_query: String,
 }
@@ -94,7 +106,7 @@ pub(super) struct Part {
 /// All that is compared of one node, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
-    pub(super) parts: BTreeMap<String, Part>,
+    pub(crate) parts: BTreeMap<String, Part>,
 }
 
 /// The numbers of objects, by what they are of. They are no part of the contents.
@@ -102,7 +114,7 @@ pub(crate) type Numbers = BTreeMap<String, u32>;
 
 /// Where positions of sequences are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sequences {
+pub(crate) enum Sequences {
     /// In the sequences: where they stand now, whatever the snapshot is.
     Themselves,
     /// Where the last commit of the snapshot left them.
@@ -110,10 +122,7 @@ pub(super) enum Sequences {
 }
 
 /// Reads everything in the open snapshot, and ends it.
-pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<(Contents, Numbers), Error> {
-    client
-        .batch_execute("set search_path to ''; set extra_float_digits to 1")
-        .await?;
+pub(crate) async fn read(client: &Client, sequences: Sequences) -> Result<(Contents, Numbers), Error> {
     let mut contents = Contents::default();
     let relations = client
         .query(
@@ -130,7 +139,8 @@ pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<(Conte
         let rows_query = match (kind.as_str(), sequences) {
             ("S", Sequences::Themselves) => position_of(&name),
             ("S", Sequences::Committed) => continue,
-            _ => format!("select t::text as line from only {name} t"),
+            // As text by the output functions of types: a cast to text may be an application's function.
+            _ => format!("select textin(record_out(t.*)) as line from only {name} t"),
         };
         contents.parts.insert(name, part(client, rows_query).await?);
     }
@@ -142,12 +152,34 @@ pub(super) async fn read(client: &Client, sequences: Sequences) -> Result<(Conte
     }
     let objects = part(client, LARGE_OBJECTS.to_owned()).await?;
     contents.parts.insert(LARGE_OBJECTS_PART.to_owned(), objects);
-    let schema = part(client, SCHEMA_LINES.replace("USERS", IS_USERS)).await?;
-    contents.parts.insert(SCHEMA_PART.to_owned(), schema);
-    let numbered = client.query(&NUMBERS.replace("USERS", IS_USERS), &[]).await?;
-    let numbers = numbered.iter().map(|row| (row.get(0), row.get(1))).collect();
+    contents.parts.extend(schema(client).await?.parts);
+    let numbers = numbers(client).await?;
     client.batch_execute("commit").await?;
     Ok((contents, numbers))
+}
+
+/// The schema alone. Parts of it are read as they are now, whatever the snapshot is.
+pub(crate) async fn schema(client: &Client) -> Result<Contents, Error> {
+    let schema = part(client, SCHEMA_LINES.replace("USERS", IS_USERS)).await?;
+    let parts = BTreeMap::from([(SCHEMA_PART.to_owned(), schema)]);
+    Ok(Contents { parts })
+}
+
+/// Where the last commit of the open snapshot left the sequences.
+pub(crate) async fn committed_sequences(client: &Client) -> Result<String, Error> {
+    let part = part(client, COMMITTED_SEQUENCES.replace("USERS", IS_USERS)).await?;
+    Ok(part.digest)
+}
+
+/// What large objects there are in the open snapshot, and what they hold.
+pub(crate) async fn large_objects(client: &Client) -> Result<String, Error> {
+    Ok(part(client, LARGE_OBJECTS.to_owned()).await?.digest)
+}
+
+/// The numbers of objects.
+pub(crate) async fn numbers(client: &Client) -> Result<Numbers, Error> {
+    let numbered = client.query(&NUMBERS.replace("USERS", IS_USERS), &[]).await?;
+    Ok(numbered.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 fn position_of(sequence: &str) -> String {
@@ -174,7 +206,7 @@ async fn part(client: &Client, rows_query: String) -> Result<Part, Error> {
 }
 
 /// The first row, in byte order, that one node has and the other has not.
-pub(super) async fn first_difference(
+pub(crate) async fn first_difference(
     name: &str,
     one: (&Client, &Contents),
     other: (&Client, &Contents),
