@@ -191,7 +191,10 @@ async fn open_sources(file: &ClusterFile, own: &Member, serving: &[MachineId], f
 
 /// Large objects are not replaced one by one: where they differ, only a whole copy helps.
 async fn same_large_objects(sources: &Sources, own: &Member) -> Result<(), Failure> {
-    let held = on_all(&sources.members, |client| async move { contents::large_objects(&client).await }).await?;
+    let held = on_all(&sources.members, |client| async move {
+        contents::large_objects(&client).await
+    })
+    .await?;
     let held: Vec<_> = held.into_iter().map(Result::ok).collect();
     let here = Some(contents::large_objects(&own.client).await?);
     match agreed(&held, sources.needed) {
