@@ -213,7 +213,7 @@ async fn a_cursor_with_no_scroll_goes_ahead_only() {
                 "FETCH 0 FROM c",
                 "MOVE 0 IN c",
             ] {
-                // Who asks for the impossible loses the cursor.
+                // A FETCH that cannot be loses the cursor.
                 let texts = [
                     "BEGIN", declare, moved, "COMMIT", ahead, wrong, "FETCH c", "CLOSE c", "FETCH c",
                 ];
@@ -322,7 +322,7 @@ async fn transactions_and_savepoints_hold_what_postgresql_holds() {
             "ROLLBACK",
             "FETCH c",
         ],
-        // What is refused.
+        // Refusals.
         &[
             "DECLARE c CURSOR WITH HOLD FOR SELECT * FROM held FOR UPDATE",
             "FETCH c",

@@ -1,4 +1,4 @@
-//! What the proxy keeps of cursors WITH HOLD, and how much: on three real voters with a server each (decision 0055).
+//! The rows that the proxy keeps of cursors WITH HOLD, and how many: on three real voters with a server each (decision 0055).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support;

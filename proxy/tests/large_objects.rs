@@ -58,7 +58,7 @@ fn long(number: i64) -> [u8; 8] {
     number.to_be_bytes()
 }
 
-/// What all servers answer, once the last one has done what the others have.
+/// The answer of all servers, once the last one has done what the others have.
 async fn everywhere(world: &World, text: &str) -> String {
     for _ in 0..100 {
         let mut answers = std::collections::BTreeSet::new();
@@ -268,7 +268,7 @@ async fn psql_and_pg_dump_move_objects() {
     assert_eq!(everywhere(&world, OBJECTS).await, before, "{restored}");
 }
 
-/// Who writes objects excludes those who work with objects, and nobody else; who reads excludes no reader.
+/// A session that writes objects excludes those that work with objects, and nobody else; one that reads excludes no reader.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_of_objects_wait_for_each_other_and_nobody_else() {
     let world = World::start_voters().await;
@@ -307,7 +307,7 @@ async fn writers_of_objects_wait_for_each_other_and_nobody_else() {
     );
 }
 
-/// What is no function of large objects is refused, and a malformed call ends nothing.
+/// A call of any other function is refused, and a malformed call ends nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_function_calls_are_refused() {
     let world = World::start_voters().await;

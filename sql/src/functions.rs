@@ -38,16 +38,16 @@ pub(crate) enum FunctionKind {
     ReadsAnything,
 }
 
-/// What a function does with large objects (rule LargeObjects).
+/// Uses that a function makes of large objects (rule LargeObjects).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LargeObjectUse {
-    /// It reads one, and leaves nothing.
+    /// Reads one, and leaves nothing.
     Gets,
-    /// It reads or moves what the transaction has open.
+    /// Reads or moves an object that the transaction has open.
     Reads,
-    /// It opens one: for what, its second argument tells.
+    /// Opens one: for what, its second argument tells.
     Opens,
-    /// It changes one.
+    /// Changes one.
     Writes,
 }
 

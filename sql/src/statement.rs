@@ -299,14 +299,14 @@ pub enum Cursor {
     Fetch {
         /// The cursor's name, folded.
         name: String,
-        /// Which rows; `None` if it is nothing that Postgres knows.
+        /// The rows that are taken; `None` if the words mean nothing to Postgres.
         direction: Option<Direction>,
     },
     /// `MOVE ... name`.
     Move {
         /// The cursor's name, folded.
         name: String,
-        /// Which rows; `None` if it is nothing that Postgres knows.
+        /// The rows that are taken; `None` if the words mean nothing to Postgres.
         direction: Option<Direction>,
     },
     /// `CLOSE name`, or `None` for ALL.
@@ -323,7 +323,7 @@ pub struct Holding {
     pub binary: bool,
 }
 
-/// Which rows FETCH or MOVE takes, as written.
+/// The rows that FETCH or MOVE takes, as written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// So many rows ahead, or `None` for all.

@@ -171,7 +171,7 @@ pub(crate) async fn committed_sequences(client: &Client) -> Result<String, Error
     Ok(part.digest)
 }
 
-/// What large objects there are in the open snapshot, and what they hold.
+/// A digest of the large objects in the open snapshot.
 pub(crate) async fn large_objects(client: &Client) -> Result<String, Error> {
     Ok(part(client, LARGE_OBJECTS.to_owned()).await?.digest)
 }

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use crate::databases::contents::IS_USERS;
 use crate::databases::tables::printable;
 
-/// One server's account of its indexes.
+/// The account that one server gives of its indexes.
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
     /// How many were checked.

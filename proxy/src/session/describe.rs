@@ -169,7 +169,7 @@ impl Session {
             });
             return Ok(());
         }
-        // What FETCH gives depends on a cursor of the session's.
+        // The columns of FETCH depend on a cursor of the session's.
         let is_common = !is_cursor(&prepared.class);
         if is_common && let Some(description) = self.known_description(&prepared.statement) {
             prepared.is_described_by(&description, self.catalog.epoch());

@@ -115,7 +115,7 @@ fn exchange(call: FunctionCall) -> Result<Exchange, ApplicationError> {
     let mut arguments = call.arguments;
     let mut parameter_types = types.to_vec();
     let mut parameter_formats = call.argument_formats;
-    // Who opens an object for reading alone excludes nobody who reads: so the mode is in the text.
+    // A session that opens an object for reading alone excludes no reader: so the mode is in the text.
     if *name == LO_OPEN
         && reads_only(arguments.get(1), format_of(&parameter_formats, 1))
         && let Some(mode) = parameters.last_mut()

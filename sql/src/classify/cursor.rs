@@ -16,7 +16,7 @@ const ROW_LOCKS: [(&str, &[&str]); 4] = [
     ("FOR SHARE", &["share"]),
 ];
 
-/// What stands before the query of a DECLARE.
+/// The words before the query of a DECLARE.
 struct Declared<'text> {
     name: String,
     holding: Option<Holding>,
@@ -121,7 +121,7 @@ fn row_lock(mut words: Words<'_>) -> Option<&'static str> {
     None
 }
 
-/// What runs in the place of `CURSOR WITH HOLD`: without HOLD, since the proxy keeps the rows at COMMIT, and with SCROLL unless it
+/// The text that runs in the place of `CURSOR WITH HOLD`: without HOLD, since the proxy keeps the rows at COMMIT, and with SCROLL unless it
 /// says NO SCROLL. As long as that, so that errors name the right place.
 pub(crate) fn without_hold(mut words: Words<'_>) -> Option<Splice> {
     words.accept("declare").then_some(())?;

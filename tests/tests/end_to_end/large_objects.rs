@@ -67,7 +67,7 @@ fn large_objects_are_equal_on_all_machines_whoever_dies() {
         }
     });
     cluster.assert_equal();
-    // What nobody ordered is found.
+    // A change that nobody ordered is found.
     cluster.behind_the_back(
         "m2",
         "SELECT lo_put(oid, 3, 'x') FROM pg_largeobject_metadata ORDER BY oid LIMIT 1",

@@ -71,7 +71,7 @@ impl Holdables {
         let (statements, bound) = executed(exchange, analysis);
         let mut tags = tags(&result.messages);
         if result.before.is_some() {
-            // What came before the last chunk of a large result is not at hand. Those statements have ended.
+            // Of a large result only the last chunk is at hand. Statements whose answers came before it have ended.
             let missing = statements.len().saturating_sub(tags.len());
             tags.splice(..0, std::iter::repeat_n(None, missing));
         }

@@ -15,7 +15,7 @@ pub(super) struct Taken {
     pub(super) rows: Range<u64>,
     /// The last one comes first.
     pub(super) backward: bool,
-    /// What the tag counts.
+    /// The number in the tag.
     pub(super) count: u64,
 }
 

@@ -3,10 +3,11 @@
 mod constraints;
 mod merge;
 pub(super) mod order;
+mod target;
 
 use sqlparser::ast::{
-    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, ObjectName, OnConflictAction, OnInsert, Query,
-    SelectItem, SetExpr, TableObject, Update, UpdateTableFromKind,
+    Assignment, AssignmentTarget, Delete, Expr, FromTable, Insert, OnConflictAction, OnInsert, Query, SelectItem,
+    SetExpr, TableObject, Update, UpdateTableFromKind,
 };
 
 use super::super::level::{ColumnOf, KEYS_MAX, Level, name_of, parts_of};
@@ -21,7 +22,7 @@ use crate::schema::{ColumnKind, Partitioning, Table, TableKind, TableName};
 
 pub(super) use constraints::Change;
 pub(super) use order::draw_refusal;
-use order::{calls_any, changed_refusal, conflict_refusal, key_refusal, names_one_row, several_matches};
+use order::{calls_any, key_refusal, names_one_row, several_matches};
 
 /// What an INSERT puts into one column.
 pub(super) enum Inserted {
@@ -65,62 +66,6 @@ impl<'schema> Deriver<'schema> {
             self.conflicting_row(&name, table, conflict);
             self.assignments(&name, table, &update.assignments, None);
         }
-    }
-
-    /// Refuses an INSERT that depends on the order of rows or on each server's clock, whatever else its table makes run.
-    fn insert_order(&mut self, insert: &Insert, object: &ObjectName) {
-        let source = insert.source.as_deref();
-        let name = self.target_name(object);
-        let table = name.as_ref().and_then(|name| self.known_table(name));
-        let columns = table.and_then(|table| insert_columns(insert, table));
-        match (table, &columns) {
-            (Some(table), Some(columns)) => {
-                self.refuse_draws_over_rows(table, columns, source);
-                if let Some(source) = source {
-                    self.date_literals(table, columns, source);
-                }
-            }
-            _ => self.refuse_calls_over_rows(source),
-        }
-        let Some(source) = source else { return };
-        // A table that an earlier statement of the same text makes may have defaults that draw, and a trigger may number rows.
-        let may_number = table.is_none_or(|table| table.runs_user_code);
-        if !(may_number || insert.on.is_some()) || self.has_known_order(source) {
-            return;
-        }
-        if name.is_some_and(|name| self.names.is_changed(&name.name)) {
-            self.refuse(changed_refusal());
-        } else if insert.on.is_some() {
-            self.refuse(conflict_refusal());
-        }
-    }
-
-    pub(super) fn target_name(&self, object: &ObjectName) -> Option<TableName> {
-        let parts = parts_of(object)?;
-        Some(match parts.as_slice() {
-            [name] => self.names.relation(self.schema, None, name),
-            [schema, name] => self.names.relation(self.schema, Some(schema), name),
-            _ => return None,
-        })
-    }
-
-    /// The table that a statement writes to; what it may touch at all is added when it is not a plain one.
-    fn target(&mut self, object: &ObjectName) -> Option<(TableName, &'schema Table)> {
-        let Some(name) = self.target_name(object) else {
-            self.runs_unknown_code();
-            return None;
-        };
-        let table = self.known_table(&name).filter(|table| is_plain_table(table));
-        if table.is_none() {
-            self.runs_unknown_code();
-        }
-        table.map(|table| (name, table))
-    }
-
-    /// What the catalog says of a table that the transaction has not changed.
-    pub(super) fn known_table(&self, name: &TableName) -> Option<&'schema Table> {
-        let is_changed = self.names.is_changed(&name.name);
-        self.schema.table(name).filter(|_| !is_changed)
     }
 
     /// The partitions that an INSERT puts rows into.

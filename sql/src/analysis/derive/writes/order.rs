@@ -4,13 +4,15 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{DataType, Expr, Query, SelectItem, SetExpr, TableFactor, Value, Visit, Visitor};
+use sqlparser::ast::{
+    DataType, Expr, Insert, ObjectName, Query, SelectItem, SetExpr, TableFactor, Value, Visit, Visitor,
+};
 
 use super::super::super::level::{ColumnOf, Level};
 use super::super::super::template::{clock_word_refusal, is_clock_word};
 use super::super::expressions::{arguments, last_name};
 use super::super::total_order::call_address;
-use super::{Deriver, may_be_default};
+use super::{Deriver, insert_columns, may_be_default};
 use crate::functions;
 use crate::refusal::{NONDETERMINISTIC, Refusal};
 use crate::schema::{ColumnKind, Table};
@@ -39,9 +41,37 @@ pub(in super::super) const SUMS: &[&str] = &[
 ];
 
 impl Deriver<'_> {
+    /// Refuses an INSERT that depends on the order of rows or on each server's clock, whatever else its table makes run.
+    pub(super) fn insert_order(&mut self, insert: &Insert, object: &ObjectName) {
+        let source = insert.source.as_deref();
+        let name = self.target_name(object);
+        let table = name.as_ref().and_then(|name| self.known_table(name));
+        let columns = table.and_then(|table| insert_columns(insert, table));
+        match (table, &columns) {
+            (Some(table), Some(columns)) => {
+                self.refuse_draws_over_rows(table, columns, source);
+                if let Some(source) = source {
+                    self.date_literals(table, columns, source);
+                }
+            }
+            _ => self.refuse_calls_over_rows(source),
+        }
+        let Some(source) = source else { return };
+        // A table that an earlier statement of the same text makes may have defaults that draw, and a trigger may number rows.
+        let may_number = table.is_none_or(|table| table.runs_user_code);
+        if !(may_number || insert.on.is_some()) || self.has_known_order(source) {
+            return;
+        }
+        if name.is_some_and(|name| self.names.is_changed(&name.name)) {
+            self.refuse(changed_refusal());
+        } else if insert.on.is_some() {
+            self.refuse(conflict_refusal());
+        }
+    }
+
     /// Draws (random, UUIDs, sequences) for rows whose order is not known would differ (rules RandomNumbers,
     /// RandomIdentifiers, SequenceValues and ConflictSources).
-    pub(super) fn refuse_draws_over_rows(&mut self, table: &Table, columns: &[String], source: Option<&Query>) {
+    fn refuse_draws_over_rows(&mut self, table: &Table, columns: &[String], source: Option<&Query>) {
         let Some(query) = source else { return };
         let by_default = table.columns.iter().any(|column| {
             (column.default_draws || !column.sequences.is_empty()) && may_be_default(&column.name, columns, source)
@@ -53,7 +83,7 @@ impl Deriver<'_> {
     }
 
     /// The same for a table of which nothing is known.
-    pub(super) fn refuse_calls_over_rows(&mut self, source: Option<&Query>) {
+    fn refuse_calls_over_rows(&mut self, source: Option<&Query>) {
         let Some(query) = source else { return };
         if calls_any(query, functions::PER_CALL) && !self.has_known_order(query) {
             self.refuse(draw_refusal());
@@ -96,7 +126,7 @@ impl Deriver<'_> {
     }
 
     /// `'now'` as the value of a date or time column (rule DateWords), as a literal or a parameter.
-    pub(super) fn date_literals(&mut self, table: &Table, columns: &[String], source: &Query) {
+    fn date_literals(&mut self, table: &Table, columns: &[String], source: &Query) {
         for (position, column) in columns.iter().enumerate() {
             let is_date = table
                 .column(column)
@@ -207,7 +237,7 @@ impl Visitor for UnorderedSums<'_> {
     }
 }
 
-pub(super) fn conflict_refusal() -> Refusal {
+fn conflict_refusal() -> Refusal {
     Refusal::new(
         NONDETERMINISTIC,
         18,
@@ -216,7 +246,7 @@ pub(super) fn conflict_refusal() -> Refusal {
     )
 }
 
-pub(super) fn changed_refusal() -> Refusal {
+fn changed_refusal() -> Refusal {
     Refusal::new(
         NONDETERMINISTIC,
         6,
