@@ -14,7 +14,8 @@ fn applications_do_not_notice_that_the_primary_was_killed() {
     let cluster = Cluster::up(&OPTIONS);
     assert_eq!(cluster.status()["primary"], "m0");
     survive_on(&cluster, |cluster| cluster.kill_node("m0"));
-    assert_eq!(cluster.status()["primary"], "m1");
+    // On a busy machine the next primary may be taken for a slow one, too.
+    assert_ne!(cluster.status()["primary"], "m0");
 }
 
 #[test]
