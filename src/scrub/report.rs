@@ -145,7 +145,8 @@ impl Report {
 
     /// For `cloudbft status`.
     pub(crate) fn print_status(&self) {
-        let age = Duration::from_secs_f64((now_seconds() - self.ended_seconds).max(0.0)).as_secs();
+        let age = Duration::try_from_secs_f64(now_seconds() - self.ended_seconds);
+        let age = age.unwrap_or_default().as_secs();
         println!(
             "scrub: ended {age} s ago, {} ranges compared, {} differences",
             self.ranges,
@@ -171,10 +172,11 @@ impl Report {
     }
 }
 
+/// In whole milliseconds: with more digits, JSON is not read as it was written.
 pub(super) fn now_seconds() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
+        .map_or(0.0, |since| since.as_millis() as f64 / 1000.0)
 }
 
 #[cfg(test)]
