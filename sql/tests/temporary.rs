@@ -354,9 +354,11 @@ fn what_a_transaction_has_made_counts_before_the_catalog_knows_it() {
         "of the temporary one nothing is known"
     );
     assert_eq!(describe(ask("SELECT * FROM plain", &made)), "Read {all S}");
+    // Relations that the transaction has changed are known by name alone.
+    assert_eq!(describe(ask("SELECT * FROM public.plain", &made)), "Read {all S}");
     assert_eq!(
-        describe(ask("SELECT * FROM public.plain", &made)),
-        "Read {table:public.plain S}"
+        describe(ask("SELECT * FROM public.child", &made)),
+        "Read {table:public.child S}"
     );
     let table = ask("CREATE TABLE t ()", &made).expect("it can run");
     assert_eq!(table.texts[0].executable(), "CREATE TABLE \"public\".t ()");
