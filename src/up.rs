@@ -47,7 +47,7 @@ pub(crate) struct UpOptions {
     /// What an operation on several partitions locks: footprint or global (new clusters)
     #[arg(long)]
     multi_partition: Option<String>,
-    /// Lock rows of tables without a partition rule where statements name them, not the tables: true (the default) or false (new
+    /// Lock rows of tables without a partition rule where statements name them, not the tables: true or false (the default; new
     /// clusters; see docs/decisions/0046)
     #[arg(long)]
     lock_rows: Option<bool>,
