@@ -1,5 +1,6 @@
 //! `cloudbft up`: makes a cluster if there is none, starts everything, watches it, and stops it in order.
 
+mod own_command;
 mod repairs;
 mod scrubs;
 mod supervised;

@@ -6,9 +6,8 @@ mod support;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
 
-use support::raw::{Answer, Raw, message, parse, query, startup, sync};
+use support::raw::{Answer, Raw, bind_formats, describe, execute, extended, message, parse, query, sync};
 use support::{Postgres, World};
 
 const TABLE: &str =
@@ -46,15 +45,6 @@ async fn answers<S: AsyncRead + AsyncWrite + Unpin>(raw: &mut Raw<S>, bytes: &[u
     raw.until_ready().await.iter().filter_map(told).collect()
 }
 
-/// A connection to a server without a proxy.
-async fn plain(server: &Postgres) -> Raw<UnixStream> {
-    let mut raw = Raw::over(UnixStream::connect(server.socket()).await.unwrap());
-    raw.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
-        .await;
-    raw.until_ready().await;
-    raw
-}
-
 /// A proxy with voters, and a server without: both have the same table.
 struct Both {
     world: World,
@@ -75,7 +65,7 @@ impl Both {
     /// Runs messages one after the other in a new session of each; all answers must be the same.
     async fn same(&self, script: &[Vec<u8>]) {
         let mut ours = Raw::login(self.world.address).await;
-        let mut theirs = plain(&self.server).await;
+        let mut theirs = Raw::of_server(&self.server).await;
         for step in script {
             let expected = answers(&mut theirs, step).await;
             let shown = String::from_utf8_lossy(step);
@@ -87,37 +77,6 @@ impl Both {
         let script: Vec<_> = texts.iter().map(|text| query(text)).collect();
         self.same(&script).await;
     }
-}
-
-/// `columns` of one format, or of one each.
-fn bind(portal: &str, statement: &str, formats: &[u16]) -> Vec<u8> {
-    let mut body = format!("{portal}\0{statement}\0\0\0\0\0").into_bytes();
-    body.extend_from_slice(&(formats.len() as u16).to_be_bytes());
-    formats
-        .iter()
-        .for_each(|format| body.extend_from_slice(&format.to_be_bytes()));
-    message(b'B', &body)
-}
-
-fn execute(portal: &str) -> Vec<u8> {
-    support::raw::execute(portal, 0)
-}
-
-fn describe(kind: u8, name: &str) -> Vec<u8> {
-    message(b'D', &[&[kind], name.as_bytes(), &[0]].concat())
-}
-
-/// A text by the extended protocol, described both ways.
-fn extended(text: &str, formats: &[u16]) -> Vec<u8> {
-    [
-        parse("", text),
-        describe(b'S', ""),
-        bind("", "", formats),
-        describe(b'P', ""),
-        execute(""),
-        sync(),
-    ]
-    .concat()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -379,40 +338,40 @@ async fn the_extended_protocol_describes_and_formats_rows() {
         // Prepared before, while the cursor is in its transaction, and after.
         [parse("f", "FETCH 1 FROM c"), sync()].concat(),
         [
-            bind("", "f", &[1]),
-            execute(""),
-            bind("p", "f", &[0]),
+            bind_formats("", "f", &[1]),
+            execute("", 0),
+            bind_formats("p", "f", &[0]),
             describe(b'P', "p"),
-            execute("p"),
+            execute("p", 0),
             sync(),
         ]
         .concat(),
         query("CLOSE c"),
         query("BEGIN"),
         extended(declare, &[]),
-        [bind("", "f", &[1]), execute(""), sync()].concat(),
+        [bind_formats("", "f", &[1]), execute("", 0), sync()].concat(),
         query("COMMIT"),
-        [bind("", "f", &[1]), describe(b'P', ""), execute(""), sync()].concat(),
+        [bind_formats("", "f", &[1]), describe(b'P', ""), execute("", 0), sync()].concat(),
         // In one pipeline with its COMMIT.
         extended("CLOSE c", &[]),
         [
             parse("", "BEGIN"),
-            bind("", "", &[]),
-            execute(""),
+            bind_formats("", "", &[]),
+            execute("", 0),
             parse("", declare),
-            bind("", "", &[]),
-            execute(""),
+            bind_formats("", "", &[]),
+            execute("", 0),
             parse("", "COMMIT"),
-            bind("", "", &[]),
-            execute(""),
+            bind_formats("", "", &[]),
+            execute("", 0),
             parse("", "FETCH LAST FROM c"),
-            bind("", "", &[1]),
-            execute(""),
+            bind_formats("", "", &[1]),
+            execute("", 0),
             sync(),
         ]
         .concat(),
         // A portal of its name, and its end as a portal.
-        [parse("one", "SELECT 1"), bind("c", "one", &[]), sync()].concat(),
+        [parse("one", "SELECT 1"), bind_formats("c", "one", &[]), sync()].concat(),
         [message(b'C', b"Pc\0"), sync()].concat(),
         query("FETCH c"),
     ];

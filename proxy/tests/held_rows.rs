@@ -6,41 +6,10 @@ mod support;
 use std::time::Duration;
 
 use support::World;
-use support::raw::{Answer, Raw, message, parse, query, sync};
+use support::raw::{Answer, Raw, extended, query};
 
 const TABLE: &str =
     "CREATE TABLE held (id int PRIMARY KEY, v text); INSERT INTO held SELECT g, 'v' || g FROM generate_series(1, 7) g";
-
-/// `columns` of one format, or of one each.
-fn bind(portal: &str, statement: &str, formats: &[u16]) -> Vec<u8> {
-    let mut body = format!("{portal}\0{statement}\0\0\0\0\0").into_bytes();
-    body.extend_from_slice(&(formats.len() as u16).to_be_bytes());
-    formats
-        .iter()
-        .for_each(|format| body.extend_from_slice(&format.to_be_bytes()));
-    message(b'B', &body)
-}
-
-fn execute(portal: &str) -> Vec<u8> {
-    support::raw::execute(portal, 0)
-}
-
-fn describe(kind: u8, name: &str) -> Vec<u8> {
-    message(b'D', &[&[kind], name.as_bytes(), &[0]].concat())
-}
-
-/// A text by the extended protocol, described both ways.
-fn extended(text: &str, formats: &[u16]) -> Vec<u8> {
-    [
-        parse("", text),
-        describe(b'S', ""),
-        bind("", "", formats),
-        describe(b'P', ""),
-        execute(""),
-        sync(),
-    ]
-    .concat()
-}
 
 /// A format that the proxy does not make is refused, and the cursor stays where it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,10 +5,9 @@ mod support;
 
 use std::time::Duration;
 
-use support::raw::{Answer, Raw, message, query, startup};
+use support::raw::{Answer, Raw, message, query};
 use support::{Postgres, World};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
 
 /// The numbers of all objects.
 const NUMBERS: &str = "SELECT coalesce(string_agg(oid::text, ',' ORDER BY oid), '') FROM pg_largeobject_metadata";
@@ -90,21 +89,12 @@ async fn answers<S: AsyncRead + AsyncWrite + Unpin>(raw: &mut Raw<S>, bytes: &[u
     raw.until_ready().await.iter().map(told).collect()
 }
 
-/// A connection to a server without a proxy.
-async fn plain(server: &Postgres) -> Raw<UnixStream> {
-    let mut raw = Raw::over(UnixStream::connect(server.socket()).await.unwrap());
-    raw.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
-        .await;
-    raw.until_ready().await;
-    raw
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn function_calls_are_answered_as_by_postgresql() {
     let world = World::start_voters().await;
     let server = Postgres::start();
     let mut ours = Raw::login(world.address).await;
-    let mut theirs = plain(&server).await;
+    let mut theirs = Raw::of_server(&server).await;
     let number = int(5000);
     let script = [
         query("BEGIN"),

@@ -53,6 +53,9 @@ async fn failure(client: &Client, text: &str) -> DbError {
     error.as_db_error().unwrap().clone()
 }
 
+/// Less than the two seconds after which a set of rows suffices where no f+1 voters agree on the order.
+const WITHOUT_FALLBACK: Duration = Duration::from_millis(1900);
+
 const TAKEN: &str = "INSERT INTO target SELECT * FROM source";
 
 fn says_what_all_say(error: &DbError) {
@@ -180,11 +183,7 @@ async fn what_leaves_its_order_open_is_answered_in_the_order_of_the_key() {
         let start = Instant::now();
         let found: String = client.query_one(text, &[]).await.unwrap().get(0);
         assert_eq!(found, expected, "{text}");
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{text} took {:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < WITHOUT_FALLBACK, "{text} took {:?}", start.elapsed());
     }
 }
 

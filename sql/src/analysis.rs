@@ -307,6 +307,12 @@ impl TextAnalysis {
         self.executable.as_deref().unwrap_or(&self.text)
     }
 
+    /// Bytes of what runs in its place, as a whole and by statement.
+    fn executable_bytes(&self) -> usize {
+        let statements = self.statements.iter().map(|statement| statement.executable.len());
+        self.executable.as_ref().map_or(0, String::len) + statements.sum::<usize>()
+    }
+
     /// Why it cannot run: the refusal of its first refused statement.
     pub fn refusal(&self) -> Option<&Refusal> {
         self.statements.iter().find_map(|statement| match &statement.class {

@@ -236,19 +236,38 @@ pub(crate) const ORDER_SENSITIVE: &[&str] = &[
     "ntile",
 ];
 
-/// Aggregates, from `pg_proc` of PostgreSQL 15.
-pub(crate) const AGGREGATES: &[&str] = &[
-    "array_agg",
+/// Aggregates of which the result depends on the order of floating-point operands.
+pub(crate) const SUMS: &[&str] = &[
+    "sum",
     "avg",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "variance",
+    "var_pop",
+    "var_samp",
+    "corr",
+    "covar_pop",
+    "covar_samp",
+    "regr_avgx",
+    "regr_avgy",
+    "regr_intercept",
+    "regr_r2",
+    "regr_slope",
+    "regr_sxx",
+    "regr_sxy",
+    "regr_syy",
+];
+
+/// The other aggregates, from `pg_proc` of PostgreSQL 15.
+const OTHER_AGGREGATES: &[&str] = &[
+    "array_agg",
     "bit_and",
     "bit_or",
     "bit_xor",
     "bool_and",
     "bool_or",
-    "corr",
     "count",
-    "covar_pop",
-    "covar_samp",
     "cume_dist",
     "dense_rank",
     "every",
@@ -265,25 +284,15 @@ pub(crate) const AGGREGATES: &[&str] = &[
     "range_agg",
     "range_intersect_agg",
     "rank",
-    "regr_avgx",
-    "regr_avgy",
     "regr_count",
-    "regr_intercept",
-    "regr_r2",
-    "regr_slope",
-    "regr_sxx",
-    "regr_sxy",
-    "regr_syy",
-    "stddev",
-    "stddev_pop",
-    "stddev_samp",
     "string_agg",
-    "sum",
-    "var_pop",
-    "var_samp",
-    "variance",
     "xmlagg",
 ];
+
+/// Whether a function of PostgreSQL's own is an aggregate.
+pub(crate) fn is_aggregate(name: &str) -> bool {
+    SUMS.contains(&name) || OTHER_AGGREGATES.contains(&name)
+}
 
 /// Volatile functions that only tell facts of the server.
 fn tells_facts(name: &str) -> bool {

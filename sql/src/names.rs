@@ -119,11 +119,14 @@ impl Changed {
         }
     }
 
-    /// These.
+    /// The relations of these names; all, where the names are too many to be kept.
     pub(crate) fn of(names: BTreeSet<String>) -> Self {
-        Self {
-            names: Arc::new(names),
-            all: false,
+        match names.len() > MADE_MAX {
+            true => Self::all(),
+            false => Self {
+                names: Arc::new(names),
+                all: false,
+            },
         }
     }
 

@@ -309,3 +309,23 @@ fn parentheses_change_nothing() {
         ),
     ]);
 }
+
+/// Whatever a stranger sends, what runs in its place stays a small multiple of it.
+#[test]
+fn what_is_added_is_bounded() {
+    let analyzer = analyzer();
+    let length = |text: &str| analyzer.text(text).executable().len() - text.len();
+    let calls = |count: usize| format!("SELECT {} FROM plain", vec!["array_agg(id)"; count].join(", "));
+    let each = length(&calls(1));
+    assert_eq!(length(&calls(64)), 64 * each);
+    assert_eq!(length(&calls(9_000)), 64 * each);
+    let sums = format!("SELECT {} FROM plain", vec!["sum(id)"; 9_000].join(", "));
+    assert_eq!(length(&sums), 0);
+    let sources = |count: usize| {
+        let sources: Vec<_> = (0..count).map(|number| format!("plain p{number}")).collect();
+        format!("SELECT 1 FROM {} LIMIT 1", sources.join(", "))
+    };
+    assert_ne!(length(&sources(32)), 0);
+    assert_eq!(length(&sources(33)), 0);
+    assert_eq!(length(&sources(10_000)), 0);
+}

@@ -29,12 +29,12 @@ const DIGEST: &str = "encode(sha256(coalesce(string_agg(h, ''::bytea order by h)
 /// Some rows of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Range {
-    /// Those behind one key up to another, with it; `None`: from the first, to the last.
+    /// The rows behind one key, up to and with another; `None`: from the first row, to the last.
     Keys {
         after: Option<Vec<String>>,
         up_to: Option<Vec<String>>,
     },
-    /// Those whose hashes begin with these bits.
+    /// The rows whose hashes begin with these bits.
     Hashes { bits: u32, begin: i32 },
 }
 

@@ -56,12 +56,12 @@ impl Table {
         }
     }
 
-    /// Its name in a statement.
+    /// The table's name as a statement writes it.
     pub(crate) fn quoted(&self) -> String {
         format!("{}.{}", identifier(&self.schema), identifier(&self.name))
     }
 
-    /// Its name for people.
+    /// The table's name for people.
     pub(crate) fn shown(&self) -> String {
         printable(&format!("{}.{}", self.schema, self.name))
     }

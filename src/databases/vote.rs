@@ -9,7 +9,7 @@ pub(crate) enum Verdict {
     Differ {
         /// The first of those that say the same.
         truth: usize,
-        /// Those that say otherwise.
+        /// The places of the databases that say otherwise.
         others: Vec<usize>,
     },
     /// Too few say the same: nobody knows who is right.

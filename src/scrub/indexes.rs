@@ -14,7 +14,7 @@ use crate::databases::tables::printable;
 pub(crate) struct Checked {
     /// How many were checked.
     pub(crate) count: u64,
-    /// Those that are broken, with what is wrong.
+    /// The indexes that are broken, with what is wrong.
     pub(crate) broken: Vec<String>,
     /// Why the others were not checked.
     pub(crate) failure: Option<String>,

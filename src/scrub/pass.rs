@@ -63,7 +63,7 @@ enum Trouble {
 pub(super) struct Pass {
     layout: Layout,
     pub(super) members: Vec<Member>,
-    /// Those whose databases cannot be read any more.
+    /// Machines whose databases cannot be read any more.
     damaged: Vec<Member>,
     pub(super) needed: usize,
     faults: usize,

@@ -130,7 +130,7 @@ impl Pass {
         }
     }
 
-    /// Its tables are others: nothing more of it is compared.
+    /// Takes a machine out of service at once: since its tables are others, nothing more of that machine is compared.
     async fn convict_now(&mut self, id: ordering::identifiers::MachineId) -> Result<(), Stop> {
         self.convict().await?;
         self.members.retain(|member| member.id != id);

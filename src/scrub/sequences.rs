@@ -19,8 +19,8 @@ const TOGETHER_MAX: usize = 100;
 /// Where sequences stand that were moved.
 pub(super) type Moved = BTreeMap<String, (i64, bool)>;
 
-/// Those that were moved, and stay where they are while it is looked several times. A transaction that draws from a sequence locks it to its
-/// end (RowExclusive).
+/// The sequences that were moved, and stay where they are while they are looked at several times. A transaction that draws from a sequence
+/// locks the sequence to the transaction's end (RowExclusive).
 pub(super) async fn moved(client: Arc<Client>) -> Result<Moved, Error> {
     let mut moved = look(&client).await?;
     for _ in 1..LOOKS {

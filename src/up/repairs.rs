@@ -6,14 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use cluster::file::{ClusterFile, Machine, machine_name};
 use cluster::node::NEEDS_REPAIR;
 use ordering::identifiers::MachineId;
-use tokio::process::Command;
 
+use super::own_command;
 use crate::{Failure, status};
 
 /// How often machines are looked at.
@@ -95,20 +94,12 @@ pub(super) async fn repair_unasked(file: ClusterFile) {
     }
 }
 
-/// Runs `cloudbft repair`, which ends when `up` does: a repair that is killed leaves the old data or the new.
+/// Runs `cloudbft repair`: one that is killed leaves the old data or the new.
 async fn repair(file: &ClusterFile, machine: &Machine) -> Result<bool, Failure> {
     let log = file.layout().repair_log(machine.id);
     let log = File::options().create(true).append(true).open(log)?;
-    let status = Command::new(std::env::current_exe()?)
-        .args(["repair", "--machine", &machine_name(machine.id), "--dir"])
-        .arg(file.layout().directory())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true)
-        .process_group(0)
-        .status()
-        .await?;
+    let arguments = ["repair", "--machine", &machine_name(machine.id)];
+    let status = own_command::run(file, &arguments, log).await?;
     Ok(status.success())
 }
 

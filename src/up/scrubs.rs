@@ -1,12 +1,11 @@
 //! All contents are compared now and then without being asked: `up` runs `cloudbft scrub` (`scrub_interval_seconds` in the cluster file).
 
 use std::fs::File;
-use std::process::Stdio;
 use std::time::Duration;
 
 use cluster::file::ClusterFile;
-use tokio::process::Command;
 
+use super::own_command;
 use crate::Failure;
 
 /// After a pass that found something, or could not compare everything, the next one comes so soon.
@@ -34,18 +33,9 @@ pub(super) async fn scrub_unasked(file: ClusterFile, interval: Duration) {
     }
 }
 
-/// Runs `cloudbft scrub`, which ends when `up` does. Its log holds the last pass.
+/// Runs `cloudbft scrub`. The log holds the last pass.
 async fn scrub(file: &ClusterFile) -> Result<Option<i32>, Failure> {
     let log = File::create(file.layout().scrub_log())?;
-    let status = Command::new(std::env::current_exe()?)
-        .args(["scrub", "--gentle", "--dir"])
-        .arg(file.layout().directory())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true)
-        .process_group(0)
-        .status()
-        .await?;
+    let status = own_command::run(file, &["scrub", "--gentle"], log).await?;
     Ok(status.code())
 }

@@ -6,10 +6,10 @@ use ordering::identifiers::{ClientId, Order};
 use ordering::message::Notifications;
 use sql::operation::SessionContext;
 
-use crate::executor::Reporter;
 use crate::listeners::Listeners;
 use crate::lock_table::Position;
 use crate::postgres::notified::Notified;
+use crate::reporter::Reporter;
 
 /// Those who listen as of the order that lets a transaction commit, and the transaction's place: alike on all voters.
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ pub mod outcome;
 mod owner;
 pub mod postgres;
 mod reads;
+mod reporter;
 pub mod results;
 mod slot;
 pub mod survived;

@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, watch};
 use crate::config::VoterConfig;
 use crate::doubts::Doubts;
 use crate::effects::{Divergence, Effects, EffectsReport};
-use crate::executor::Reporter;
 use crate::owner::{End, Outside, Owner, release, send_unavailable};
 use crate::postgres::PostgresError;
 use crate::postgres::bootstrap::Bookkeeper;
+use crate::reporter::Reporter;
 use crate::results::ResultStore;
 
 /// What the node hands to the voter. Senders are authenticated by the links.

@@ -84,7 +84,7 @@ pub(crate) struct Session {
     unended: Arc<Semaphore>,
     statements: Statements,
     portals: HashMap<String, Portal>,
-    /// Its cursors WITH HOLD whose transactions are committed.
+    /// The session's cursors WITH HOLD whose transactions are committed.
     held: HeldCursors,
     pipeline: Pipeline,
     /// After an error in the extended protocol, everything up to Sync is skipped.

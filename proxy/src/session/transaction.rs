@@ -45,7 +45,7 @@ pub(super) struct Transaction {
     pub(super) savepoints: Vec<Savepoint>,
     /// What it changes of what the session listens to, when it commits.
     pub(super) listening: Changes,
-    /// Its cursors that outlive it.
+    /// The cursors that are to outlive the transaction.
     pub(super) holdables: Holdables,
     /// The session's settings at its start.
     pub(super) settings_before: Settings,

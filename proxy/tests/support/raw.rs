@@ -1,7 +1,7 @@
 //! The wire protocol byte by byte.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// One message with its type.
 pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -52,6 +52,34 @@ pub fn sync() -> Vec<u8> {
     message(b'S', b"")
 }
 
+/// Bind without parameters, for results in these formats: one for all columns, or one each.
+pub fn bind_formats(portal: &str, statement: &str, formats: &[u16]) -> Vec<u8> {
+    let mut body = format!("{portal}\0{statement}\0\0\0\0\0").into_bytes();
+    body.extend_from_slice(&(formats.len() as u16).to_be_bytes());
+    formats
+        .iter()
+        .for_each(|format| body.extend_from_slice(&format.to_be_bytes()));
+    message(b'B', &body)
+}
+
+/// Describe of a statement (`S`) or a portal (`P`).
+pub fn describe(kind: u8, name: &str) -> Vec<u8> {
+    message(b'D', &[&[kind], name.as_bytes(), &[0]].concat())
+}
+
+/// A text by the extended protocol, described both ways.
+pub fn extended(text: &str, formats: &[u16]) -> Vec<u8> {
+    [
+        parse("", text),
+        describe(b'S', ""),
+        bind_formats("", "", formats),
+        describe(b'P', ""),
+        execute("", 0),
+        sync(),
+    ]
+    .concat()
+}
+
 /// A connection that speaks bytes.
 pub struct Raw<S = TcpStream> {
     pub stream: S,
@@ -92,6 +120,17 @@ impl Answer {
 
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim_end_matches('\0').to_owned()
+    }
+}
+
+impl Raw<UnixStream> {
+    /// Connects to a server without a proxy, as `postgres`.
+    pub async fn of_server(server: &super::Postgres) -> Self {
+        let mut raw = Raw::over(UnixStream::connect(server.socket()).await.unwrap());
+        raw.send(&startup(3 << 16, &[("user", "postgres"), ("database", "postgres")]))
+            .await;
+        raw.until_ready().await;
+        raw
     }
 }
 

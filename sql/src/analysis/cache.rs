@@ -7,7 +7,7 @@ use super::TextAnalysis;
 
 /// A generation ends at this many texts ...
 const GENERATION_TEXTS_MAX: usize = 4096;
-/// ... or this many bytes of text.
+/// ... or this many bytes of texts, with what runs in their place.
 const GENERATION_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Two generations: what was used since the present one began survives its end. So the cache is bounded, and
@@ -30,11 +30,12 @@ impl Cache {
     }
 
     pub(super) fn insert(&mut self, text: Arc<str>, analysis: Arc<TextAnalysis>) {
-        if self.young.len() >= GENERATION_TEXTS_MAX || self.young_bytes + text.len() > GENERATION_BYTES_MAX {
+        let bytes = text.len() + analysis.executable_bytes();
+        if self.young.len() >= GENERATION_TEXTS_MAX || self.young_bytes + bytes > GENERATION_BYTES_MAX {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
-        self.young_bytes += text.len();
+        self.young_bytes += bytes;
         self.young.insert(text, analysis);
     }
 }

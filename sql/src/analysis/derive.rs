@@ -279,6 +279,8 @@ struct Deriver<'schema> {
     orders: Vec<Splice>,
     completed: BTreeSet<usize>,
     ordered_calls: BTreeSet<usize>,
+    /// Calls of which the input was, or could have been, ordered.
+    calls_met: usize,
     writes: bool,
     notifies: bool,
     locks: bool,
@@ -309,6 +311,7 @@ impl<'schema> Deriver<'schema> {
             orders: Vec::new(),
             completed: BTreeSet::new(),
             ordered_calls: BTreeSet::new(),
+            calls_met: 0,
             writes: false,
             notifies: false,
             locks: false,

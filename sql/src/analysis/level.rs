@@ -1,5 +1,7 @@
 //! One query level: its tables, and what its conditions say about their columns.
 
+use std::collections::BTreeSet;
+
 use sqlparser::ast::{
     BinaryOperator, CastKind, DataType, Expr, Ident, Join, JoinConstraint, JoinOperator, ObjectName, TableAlias,
     UnaryOperator, Value,
@@ -15,6 +17,8 @@ use crate::words::Words;
 const CONDITIONS_MAX: usize = 256;
 /// More LEFT JOINs of one level are not followed.
 const LEFT_JOINS_MAX: usize = 16;
+/// The rows of more sources are given no order.
+const ORDERED_SOURCES_MAX: usize = 32;
 /// A list of more values names everything.
 pub(super) const KEYS_MAX: usize = 1024;
 
@@ -287,42 +291,49 @@ impl<'schema> Level<'schema> {
     }
 
     /// The columns that, behind these keys, give each combination of rows a place of its own: as few of the primary keys' as the level's
-    /// equalities allow. `None` where a source that needs one has no primary key.
+    /// equalities allow. `None` where a source that needs one has no primary key, and where there are many sources.
     pub(super) fn missing_keys(&self, keys: &[&Expr]) -> Option<Vec<(usize, &'schema str)>> {
-        let keys: Vec<ColumnOf> = keys.iter().filter_map(|key| self.resolve(key)).collect();
+        if self.sources.len() > ORDERED_SOURCES_MAX {
+            return None;
+        }
+        let keys = keys.iter().filter_map(|key| self.resolve(key));
+        let keys: BTreeSet<_> = keys.map(|key| (key.source, key.column)).collect();
+        let open: Vec<_> = (0..self.sources.len())
+            .map(|index| self.open_columns(index, &keys))
+            .collect();
+        let is_named = |index: usize| {
+            open.get(index)
+                .is_some_and(|open| open.as_ref().is_some_and(Vec::is_empty))
+        };
         let mut missing = Vec::new();
         let mut determined: Vec<usize> = Vec::new();
         for next in 0..self.sources.len() {
-            self.close(&keys, &mut determined);
+            // One row at most of such a source goes with a row of each determined one.
+            let follows = |index: &usize, determined: &[usize]| {
+                !determined.contains(index) && (is_named(*index) || self.follows_from(*index, determined))
+            };
+            while let Some(index) = (0..self.sources.len()).find(|index| follows(index, &determined)) {
+                determined.push(index);
+            }
             if !determined.contains(&next) {
-                missing.extend(self.open_columns(next, &keys)?.into_iter().map(|column| (next, column)));
+                let columns = open.get(next)?.as_ref()?;
+                missing.extend(columns.iter().map(|column| (next, *column)));
                 determined.push(next);
             }
         }
         Some(missing)
     }
 
-    /// Adds the sources of which one row at most goes with a row of each determined one.
-    fn close(&self, keys: &[ColumnOf], determined: &mut Vec<usize>) {
-        let is_next = |index: &usize, determined: &[usize]| {
-            let is_named = || self.open_columns(*index, keys).is_some_and(|open| open.is_empty());
-            !determined.contains(index) && (is_named() || self.follows_from(*index, determined))
-        };
-        while let Some(index) = (0..self.sources.len()).find(|index| is_next(index, determined)) {
-            determined.push(index);
-        }
-    }
-
     /// The columns of a source's primary key that are neither among these keys nor constant.
-    fn open_columns(&self, index: usize, keys: &[ColumnOf]) -> Option<Vec<&'schema str>> {
+    fn open_columns(&self, index: usize, keys: &BTreeSet<(usize, String)>) -> Option<Vec<&'schema str>> {
         let primary_key = self.sources.get(index)?.table?.primary_key()?;
         let is_open = |name: &&str| {
             let column = ColumnOf {
                 source: index,
                 column: (*name).to_owned(),
             };
-            let is_constant = || self.values(&column).is_some_and(|values| values.len() == 1);
-            !keys.contains(&column) && !is_constant()
+            let is_constant = self.values(&column).is_some_and(|values| values.len() == 1);
+            !is_constant && !keys.contains(&(column.source, column.column))
         };
         Some(primary_key.into_iter().filter(is_open).collect())
     }

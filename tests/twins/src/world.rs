@@ -44,7 +44,6 @@ pub fn rules() -> PartitionRules {
             name: "shop".into(),
             tables: vec![("account".into(), "shop".into()), ("ledger".into(), "shop".into())],
         }],
-        lock_rows: true,
         ..PartitionRules::default()
     }
 }

@@ -12,9 +12,10 @@ use sql::names::Made;
 use sql::operation::{SessionContext, TransactionId};
 
 use super::Owner;
-use crate::executor::{DirectRead, Reporter, run_direct_read};
+use crate::executor::{DirectRead, run_direct_read};
 use crate::outcome::{Outcome, Report};
 use crate::postgres::backend::{Clock, Job};
+use crate::reporter::Reporter;
 use crate::work::{Place, Refused, check, check_context, decode};
 
 /// Direct statements of one client that wait for their transaction's Begin, or for an order, at most.

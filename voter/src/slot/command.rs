@@ -9,8 +9,8 @@ use ordering::message::{Direct, DirectKind, DirectTransaction};
 use sql::footprint::Footprint;
 
 use crate::audience::Audience;
-use crate::executor::Asker;
 use crate::postgres::backend::Record;
+use crate::reporter::Asker;
 use crate::work::Refused;
 
 /// What the owner asks of a transaction's task. The owner bounds direct statements by [`super::SlotHandle::direct`]; of the

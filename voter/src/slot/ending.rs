@@ -11,13 +11,14 @@ use super::list::{ListRan, Wanted};
 use super::running::{Played, Stop, Task, words_missing};
 use super::{Commit, Finish, RETRY_DELAY, Slot};
 use crate::ending::{Answered, Verdict};
-use crate::executor::{ATTEMPTS_MAX, Asker, Event, observe, outcome};
+use crate::executor::{ATTEMPTS_MAX, Event, observe, outcome};
 use crate::outcome::Outcome;
 use crate::postgres::PostgresError;
 use crate::postgres::backend::{Answer, Record, Sequences, TemporaryEnd};
 use crate::postgres::capture::command_complete;
 use crate::postgres::notified::Notified;
 use crate::postgres::written::Written;
+use crate::reporter::Asker;
 use crate::transactions::chain_over;
 use crate::work::{Refused, is_everything, sequences, temporary_end};
 

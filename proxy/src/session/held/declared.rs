@@ -20,7 +20,7 @@ pub(super) struct Holdable {
     savepoints: usize,
 }
 
-/// Those of a transaction. One that code of users has closed is still here: its rows are asked for in vain.
+/// The cursors WITH HOLD that a transaction has declared. A cursor that code of users has closed is still here: its rows are asked for in vain.
 #[derive(Debug, Default)]
 pub(in crate::session) struct Holdables {
     list: Vec<Holdable>,

@@ -139,7 +139,7 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Those of a RowDescription message; `None` if it is malformed.
+    /// The columns of a RowDescription message; `None` if it is malformed.
     pub(super) fn of(description: Bytes, exact_floats: bool) -> Option<Self> {
         let mut columns = Vec::new();
         let mut at = HEADER_BYTES;

@@ -19,10 +19,16 @@ use super::super::level::{Level, parts_of};
 use super::Deriver;
 use super::expressions::{arguments, last_name, own_order};
 use super::query::{address, order_keys, picks_rows};
-use super::writes::order::{SUMS, names_float};
+use super::writes::order::names_float;
 use crate::determinism::Splice;
-use crate::functions::{self, AGGREGATES, FunctionKind, ORDER_SENSITIVE};
+use crate::functions::{self, FunctionKind, ORDER_SENSITIVE, SUMS};
 use crate::schema::Schema;
+
+/// Calls of one statement that are looked at, at most: what is added stays a small multiple of what was sent.
+const CALLS_MAX: usize = 64;
+
+/// Keys that are added in one place, at most.
+const KEYS_MAX: usize = 64;
 
 /// Window functions of which only the order of the rows decides, not who is whose peer: a longer order changes nothing else.
 const NUMBERING: [&str; 4] = ["row_number", "ntile", "lag", "lead"];
@@ -149,10 +155,13 @@ impl<'schema> Deriver<'schema> {
             self.gives_one_order(query);
             return;
         }
-        let sums_floats = || SUMS.contains(&name.as_str()) && arguments(function).any(|sum| names_float(sum, level));
-        if self.ordered_calls.contains(&call_address(function))
-            || !(ORDER_SENSITIVE.contains(&name.as_str()) || sums_floats())
-        {
+        let name = name.as_str();
+        if self.calls_met >= CALLS_MAX || !(ORDER_SENSITIVE.contains(&name) || SUMS.contains(&name)) {
+            return;
+        }
+        self.calls_met += 1;
+        let sums_floats = || arguments(function).any(|sum| names_float(sum, level));
+        if self.ordered_calls.contains(&call_address(function)) || !(ORDER_SENSITIVE.contains(&name) || sums_floats()) {
             return;
         }
         let Some(span) = name_span(function) else { return };
@@ -160,7 +169,7 @@ impl<'schema> Deriver<'schema> {
             None if is_distinct(function) || !function.within_group.is_empty() => None,
             None => places::of_arguments(self.words, span),
             Some(WindowType::WindowSpec(window))
-                if NUMBERING.contains(&name.as_str())
+                if NUMBERING.contains(&name)
                     && !groups
                     && window.window_name.is_none()
                     && window.window_frame.is_none() =>
@@ -189,6 +198,7 @@ impl<'schema> Deriver<'schema> {
 /// no primary key.
 fn keys_of_level(level: &Level<'_>, keys: &[&Expr]) -> Option<Vec<String>> {
     let missing = level.missing_keys(keys)?;
+    (missing.len() <= KEYS_MAX).then_some(())?;
     let text = |(source, column): (usize, &str)| {
         let alias = &level.sources.get(source)?.alias;
         Some(format!("{}.{}", quoted(alias), quoted(column)))
@@ -277,7 +287,7 @@ fn aggregates(schema: &Schema, query: &Query, select: &Select) -> Option<bool> {
         let is_built_in =
             schema.function(name).is_none() && functions::kind(schema, None, name) != FunctionKind::Unknown;
         is_known &= is_built_in;
-        aggregates |= function.over.is_none() && AGGREGATES.contains(&name);
+        aggregates |= function.over.is_none() && functions::is_aggregate(name);
     });
     let _: ControlFlow<()> = select.projection.visit(&mut calls);
     let _: ControlFlow<()> = query.order_by.visit(&mut calls);

@@ -13,32 +13,9 @@ use super::super::super::template::{clock_word_refusal, is_clock_word};
 use super::super::expressions::{arguments, last_name};
 use super::super::total_order::call_address;
 use super::{Deriver, insert_columns, may_be_default};
-use crate::functions;
+use crate::functions::{self, SUMS};
 use crate::refusal::{NONDETERMINISTIC, Refusal};
 use crate::schema::{ColumnKind, Table};
-
-/// Aggregates of which the result depends on the order of floating-point operands.
-pub(in super::super) const SUMS: &[&str] = &[
-    "sum",
-    "avg",
-    "stddev",
-    "stddev_pop",
-    "stddev_samp",
-    "variance",
-    "var_pop",
-    "var_samp",
-    "corr",
-    "covar_pop",
-    "covar_samp",
-    "regr_avgx",
-    "regr_avgy",
-    "regr_intercept",
-    "regr_r2",
-    "regr_slope",
-    "regr_sxx",
-    "regr_sxy",
-    "regr_syy",
-];
 
 impl Deriver<'_> {
     /// Refuses an INSERT that depends on the order of rows or on each server's clock, whatever else its table makes run.
