@@ -13,6 +13,7 @@ use super::set::shown_default;
 use super::special::{BOOL_OID, Reply, TEXT_OID, is_shown_here};
 use super::tokens::quote_literal;
 use crate::error::ApplicationError;
+use crate::wire::format_of;
 use crate::wire::{Bind, first_error, read_rows};
 
 /// Bytes of the parameters of one such statement, at most.
@@ -126,10 +127,7 @@ impl Bound {
         let index = usize::from(number).checked_sub(1);
         let value = index.and_then(|index| self.values.get(index));
         let value = value.ok_or_else(|| ApplicationError::new("42P02", format!("there is no parameter ${number}")))?;
-        let format = match self.formats.as_slice() {
-            [all] => *all,
-            formats => index.and_then(|index| formats.get(index)).copied().unwrap_or(0),
-        };
+        let format = index.map_or(0, |index| format_of(&self.formats, index));
         Ok((value.as_deref(), format))
     }
 }

@@ -8,7 +8,7 @@ use sql::result::messages;
 use super::routing::Kind;
 use super::{End, Session};
 use crate::error::ApplicationError;
-use crate::wire::{FunctionCall, first_error};
+use crate::wire::{FunctionCall, first_error, format_of};
 
 const INT4: u32 = 23;
 const INT8: u32 = 20;
@@ -144,13 +144,6 @@ fn exchange(call: FunctionCall) -> Result<Exchange, ApplicationError> {
         statements: vec![statement],
         steps: vec![bind, execute],
     })
-}
-
-fn format_of(formats: &[i16], at: usize) -> i16 {
-    match formats {
-        [all] => *all,
-        formats => formats.get(at).copied().unwrap_or(0),
-    }
 }
 
 /// Whether a mode of `lo_open` asks for nothing but reading.

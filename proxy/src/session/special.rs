@@ -14,7 +14,7 @@ use super::transaction::isolation_name;
 use super::{End, Session};
 use crate::error::ApplicationError;
 use crate::leftovers::DISCARD;
-use crate::wire::{Backend, first_error};
+use crate::wire::{Backend, first_error, format_of};
 
 /// The setting that says where names are looked for.
 const SEARCH_PATH: &str = "search_path";
@@ -284,14 +284,6 @@ impl Session {
             SEARCH_PATH => set(name, DEFAULT_PATH),
             name => set(name, shown_default(name).unwrap_or_default()),
         }
-    }
-}
-
-/// The format of a column, where formats are none, one for all, or one each.
-fn format_of(formats: &[i16], at: usize) -> i16 {
-    match formats {
-        [all] => *all,
-        formats => formats.get(at).copied().unwrap_or(0),
     }
 }
 

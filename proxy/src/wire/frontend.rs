@@ -137,6 +137,14 @@ fn parse_function_call(fields: &mut Fields) -> Result<FunctionCall, FrameError> 
     })
 }
 
+/// The format of a column or parameter, where formats are none (all text), one for all, or one each.
+pub(crate) fn format_of(formats: &[i16], at: usize) -> i16 {
+    match formats {
+        [all] => *all,
+        formats => formats.get(at).copied().unwrap_or(0),
+    }
+}
+
 fn parse_formats(fields: &mut Fields) -> Result<Vec<i16>, FrameError> {
     let count = fields.count(2)?;
     (0..count).map(|_| fields.i16()).collect()

@@ -14,7 +14,7 @@ mod tests;
 
 pub(crate) use backend::Backend;
 pub(crate) use frame::{FrameError, FrameReader};
-pub(crate) use frontend::{Bind, Frontend, FunctionCall};
+pub(crate) use frontend::{Bind, Frontend, FunctionCall, format_of};
 pub(crate) use response::{
     command_tag, first_error, leave_out, read_rows, scan, shift_error_position, step_boundaries,
 };

@@ -4,6 +4,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::ApplicationError;
+use crate::wire::format_of;
 
 /// Before the columns of a RowDescription: type, length, number of columns.
 const HEADER_BYTES: usize = 7;
@@ -270,14 +271,6 @@ fn not_converted(column: &str, wanted: i16) -> ApplicationError {
             "The rows are kept in {kept} format since the transaction of the cursor has ended."
         ))
         .hint(hint)
-}
-
-/// The format of a column, where formats are none, one for all, or one each.
-fn format_of(formats: &[i16], at: usize) -> i16 {
-    match formats {
-        [all] => *all,
-        formats => formats.get(at).copied().unwrap_or(TEXT),
-    }
 }
 
 #[cfg(test)]
