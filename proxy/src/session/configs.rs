@@ -13,8 +13,7 @@ use super::set::shown_default;
 use super::special::{BOOL_OID, Reply, TEXT_OID, is_shown_here};
 use super::tokens::quote_literal;
 use crate::error::ApplicationError;
-use crate::wire::format_of;
-use crate::wire::{Bind, first_error, read_rows};
+use crate::wire::{Bind, first_error, format_of, read_rows};
 
 /// Bytes of the parameters of one such statement, at most.
 const BOUND_BYTES_MAX: usize = 256 << 10;
