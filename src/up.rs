@@ -48,7 +48,7 @@ pub(crate) struct UpOptions {
     /// What an operation on several partitions locks: footprint or global (new clusters)
     #[arg(long)]
     multi_partition: Option<String>,
-    /// Lock rows of tables without a partition rule where statements name them, not the tables: true or false (the default; new
+    /// Lock rows of tables without a partition rule where statements name them, not the tables: true (the default) or false (new
     /// clusters; see docs/decisions/0046)
     #[arg(long)]
     lock_rows: Option<bool>,
@@ -222,7 +222,7 @@ fn open_or_generate(options: &UpOptions, directory: &Path) -> Result<ClusterFile
     tunables.groups = options.groups.unwrap_or(tunables.groups);
     tunables.listen = options.listen.unwrap_or(tunables.listen);
     if tunables.listen.port() == 0 {
-        let free = file::free_ports(tunables.listen.ip(), 1)?;
+        let free = file::free_ports(tunables.listen.ip(), 1, &[])?;
         tunables.listen = free.into_iter().next().unwrap_or(tunables.listen);
     }
     if let Some(word) = &options.agreement {

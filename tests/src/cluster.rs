@@ -76,7 +76,7 @@ impl Cluster {
     /// Starts a cluster whose machines and proxy reach each other over wires that can be cut.
     pub fn up_on_wires(groups: u16) -> Cluster {
         let mut cluster = Self::new(&[], &[]);
-        let listen = cluster::file::free_ports([127, 0, 0, 1].into(), 1).expect("a free port")[0];
+        let listen = cluster::file::free_ports([127, 0, 0, 1].into(), 1, &[]).expect("a free port")[0];
         let (network, options) = Network::make(cluster.directory(), groups, listen, &binary());
         (cluster.network, cluster.options) = (Some(network), options);
         cluster.resume();

@@ -76,7 +76,8 @@ pub fn generate(
 ) -> Result<ClusterFile, GenerateError> {
     let layout = Layout::new(directory);
     let machines = tunables.agreement.machines(tunables.faults);
-    let ports = free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * machines + 1);
+    let promised = [tunables.listen.port()];
+    let ports = free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * machines + 1, &promised);
     let mut ports = ports.map_err(system("no free port on 127.0.0.1"))?.into_iter();
     let mut port = || ports.next().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
     let mut text = tunables_text(tunables, port());

@@ -14,9 +14,11 @@ const EPHEMERAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// Ports of an address on which nobody listens now, and which the system gives to no outgoing connection: a process
 /// that is killed finds its port free when it starts again.
 ///
+/// `promised` are left out: ports on which a process that has not started yet will listen.
+///
 /// # Errors
 /// When there are too few, or the address is not this machine's.
-pub fn free_ports(address: IpAddr, count: usize) -> io::Result<Vec<SocketAddr>> {
+pub fn free_ports(address: IpAddr, count: usize, promised: &[u16]) -> io::Result<Vec<SocketAddr>> {
     let candidates = candidates(std::fs::read_to_string(EPHEMERAL_PORTS).ok().as_deref());
     // Clusters that are made at once begin at different places.
     let begin = usize::try_from(RandomState::new().hash_one(count) % candidates.len() as u64).unwrap_or(0);
@@ -25,6 +27,9 @@ pub fn free_ports(address: IpAddr, count: usize) -> io::Result<Vec<SocketAddr>> 
     for port in after.iter().chain(before) {
         if bound.len() == count {
             break;
+        }
+        if promised.contains(port) {
+            continue;
         }
         match TcpListener::bind((address, *port)) {
             Ok(listener) => bound.push(listener),
@@ -61,14 +66,14 @@ mod tests {
 
     #[test]
     fn ports_are_free_different_and_not_those_of_outgoing_connections() {
-        let ports = free_ports(IpAddr::from([127, 0, 0, 1]), 20).unwrap();
+        let ports = free_ports(IpAddr::from([127, 0, 0, 1]), 20, &[]).unwrap();
         let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
         assert_eq!(distinct.len(), 20);
         // Tests beside this one look for ports too: one may be taken for a moment.
         let held: Vec<_> = ports.iter().filter_map(|port| TcpListener::bind(port).ok()).collect();
         assert!(held.len() > 10);
         let taken: Vec<_> = held.iter().map(|listener| listener.local_addr().unwrap()).collect();
-        let others = free_ports(IpAddr::from([127, 0, 0, 1]), 20).unwrap();
+        let others = free_ports(IpAddr::from([127, 0, 0, 1]), 20, &[]).unwrap();
         assert!(others.iter().all(|port| !taken.contains(port)));
         drop(held);
         let given = std::net::TcpListener::bind("127.0.0.1:0")
@@ -86,7 +91,14 @@ mod tests {
     }
 
     #[test]
+    fn promised_ports_are_left_out() {
+        let (few, promised): (Vec<_>, Vec<_>) = candidates(None).into_iter().partition(|port| port % 500 == 0);
+        let ports = free_ports(IpAddr::from([127, 0, 0, 1]), 10, &promised).unwrap();
+        assert!(ports.iter().all(|port| few.contains(&port.port())), "{ports:?}");
+    }
+
+    #[test]
     fn an_address_of_another_machine_is_an_error() {
-        assert!(free_ports(IpAddr::from([192, 0, 2, 1]), 1).is_err());
+        assert!(free_ports(IpAddr::from([192, 0, 2, 1]), 1, &[]).is_err());
     }
 }
