@@ -19,7 +19,7 @@ pub struct PartitionRules {
     #[serde(default)]
     pub multi_partition: MultiPartition,
     /// Whether rows and unique values of tables without a rule are locked, where a statement names them, and not the tables
-    /// (`docs/decisions/0046`). Off unless it is asked for.
+    /// (`docs/decisions/0046`). New clusters do so; a file that does not say it is of an earlier build, which locked tables.
     #[serde(default)]
     pub lock_rows: bool,
 }
@@ -67,7 +67,7 @@ impl PartitionRules {
             }],
             reference_tables: vec!["item".into()],
             multi_partition: MultiPartition::Footprint,
-            lock_rows: false,
+            lock_rows: true,
         }
     }
 

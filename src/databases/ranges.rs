@@ -38,6 +38,9 @@ pub(crate) enum Range {
     Hashes { bits: u32, begin: i32 },
 }
 
+/// Positions that no voter forgets (`voter/src/postgres/bootstrap.rs`).
+const KEPT: &str = "split_part(t.home, ':', 1) not in ('row', 'key', 'value')";
+
 /// A server's account of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Content {
@@ -70,8 +73,17 @@ impl Table {
         self.key.iter().map(quoted).collect()
     }
 
-    /// The condition under which a row `t` of the table is in the range.
+    /// The condition under which a row `t` of the table is in the range, and is compared.
     pub(crate) fn condition(&self, range: &Range) -> String {
+        let within = self.range_condition(range);
+        match self.above {
+            Some(order) => format!("{within} and ({KEPT} or greatest(t.granted, t.\"order\") > {order})"),
+            None => within,
+        }
+    }
+
+    /// The condition under which a row `t` of the table is in the range.
+    pub(crate) fn range_condition(&self, range: &Range) -> String {
         match range {
             Range::Keys { after, up_to } => {
                 let bound = |operator: &str, values: &Option<Vec<String>>| {
@@ -316,6 +328,10 @@ mod tests {
             up_to: None,
         };
         assert_eq!(table.condition(&both), "(t.\"home\", t.\"Day\") > ('a', '1')");
+        let positions = Table::positions(7);
+        let compared = format!("t.\"home\" > 'a' and ({KEPT} or greatest(t.granted, t.\"order\") > 7)");
+        assert_eq!(positions.condition(&range(Some("a"), None)), compared);
+        assert_eq!(positions.range_condition(&range(Some("a"), None)), "t.\"home\" > 'a'");
     }
 
     #[test]

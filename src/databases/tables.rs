@@ -17,6 +17,9 @@ pub(crate) struct Table {
     pub(crate) key: Vec<String>,
     /// A materialized view: nobody can lock it or write to it.
     pub(crate) is_view: bool,
+    /// For positions of a voter: those of rows and unique values are compared above this order only. Up to it everything is over, and
+    /// they may be forgotten.
+    pub(crate) above: Option<i64>,
 }
 
 /// Asks for all tables of the application, in the order of their names.
@@ -41,6 +44,7 @@ pub(crate) async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
         name: row.get(1),
         is_view: row.get(2),
         key: row.get(3),
+        above: None,
     };
     Ok(rows.iter().map(table).collect())
 }
@@ -53,6 +57,15 @@ impl Table {
             name: name.to_owned(),
             key: vec![key.to_owned()],
             is_view: false,
+            above: None,
+        }
+    }
+
+    /// The positions of a voter, where everything up to this order is over.
+    pub(crate) fn positions(above: i64) -> Self {
+        Self {
+            above: Some(above),
+            ..Self::own("applied", "home")
         }
     }
 

@@ -17,7 +17,7 @@ use ordering::identifiers::MachineId;
 
 use super::Machinery;
 use crate::databases::contents;
-use crate::databases::members::{Member, POSITIONS, are_together, close, connect, connect_each, on_all, open_together};
+use crate::databases::members::{Books, Member, Positions, close, connect, connect_each, on_all, open_together};
 use crate::databases::tables::{Table, lock};
 use crate::databases::vote::agreed;
 use crate::scrub::{defined, is_at};
@@ -36,7 +36,7 @@ struct Sources {
     needed: usize,
     tables: Vec<Table>,
     /// The transactions that the snapshots hold.
-    positions: String,
+    positions: Positions,
 }
 
 /// Makes the rows of a machine's database equal to those of f+1 others. An error says why that cannot be, and that nothing has changed.
@@ -62,7 +62,7 @@ pub(super) async fn repair(file: &ClusterFile, target: &Machinery, others: &[Mac
     own.client
         .batch_execute("set application_name to 'cloudbft-repair'; set enable_seqscan to off")
         .await?;
-    let floor = floor_of(&own).await?.ok_or("its database has no books")?;
+    let Books { floor, .. } = Books::read(&own.client).await?;
     logs_reach(file, floor, needed).await?;
     let is_ours = quiet::note(&own).await?;
     let outcome = make_equal(file, target, &own, &serving, floor).await;
@@ -109,15 +109,6 @@ async fn make_equal(
     outcome
 }
 
-/// The order up to which everything is over in a database.
-async fn floor_of(member: &Member) -> Result<Option<i64>, Failure> {
-    let row = member
-        .client
-        .query_opt("select \"order\" from cloudbft.floor", &[])
-        .await?;
-    Ok(row.map(|row| row.get(0)))
-}
-
 /// The voter goes on from its floor: what was ordered since must be in f+1 logs.
 async fn logs_reach(file: &ClusterFile, floor: i64, needed: usize) -> Result<(), Failure> {
     let next = floor.unsigned_abs() + 1;
@@ -155,28 +146,32 @@ async fn open_sources(file: &ClusterFile, own: &Member, serving: &[MachineId], f
         }
         same_numbers(&members, own, needed).await?;
         let opened = open_together(&members, &lock(truth.tables.iter()), TOGETHER).await?;
-        let is_together = are_together(&opened);
-        let positions: Vec<_> = opened.into_iter().map(Result::ok).collect();
+        let positions: Vec<_> = opened.into_iter().map(|opened| opened.ok().flatten()).collect();
         let Some(positions_agreed) =
             agreed(&positions, needed).and_then(|place| positions.get(place).cloned().flatten())
         else {
             close(&members).await?;
             continue;
         };
-        let here = |(member, position): (&Member, &Option<String>)| {
-            (is_together || position.as_ref() == Some(&positions_agreed)).then(|| member.clone())
-        };
-        let group: Vec<_> = members.iter().zip(&positions).filter_map(here).collect();
-        let mut fit = 0;
-        for member in &group {
-            let is_old = floor_of(member).await?.is_none_or(|reached| reached < floor);
-            fit += usize::from(!is_old && is_at(&member.client, &truth.order).await?);
+        let group = members.iter().zip(&positions);
+        let group = group.filter(|(_, position)| position.as_ref() == Some(&positions_agreed));
+        let (mut sources, mut fit) = (Vec::new(), 0);
+        for (member, _) in group {
+            let books = Books::read(&member.client).await?;
+            if books.forgotten <= floor {
+                fit += usize::from(books.floor >= floor && is_at(&member.client, &truth.order).await?);
+                sources.push(member.clone());
+            }
+        }
+        if sources.len() < needed {
+            close(&members).await?;
+            return Err("the others have forgotten positions that its voter would need to go on".into());
         }
         if fit >= needed {
             let mut tables = truth.tables;
-            tables.extend([Table::own("applied", "home"), Table::own("sequence", "name")]);
+            tables.extend([Table::positions(floor), Table::own("sequence", "name")]);
             return Ok(Sources {
-                members: group,
+                members: sources,
                 needed,
                 tables,
                 positions: positions_agreed,
@@ -212,12 +207,6 @@ async fn same_numbers(members: &[Member], own: &Member, needed: usize) -> Result
         Some(place) if numbers.get(place) != Some(&here) => Err("it numbers objects otherwise (OIDs)".into()),
         _ => Ok(()),
     }
-}
-
-/// Whether the transaction that is open here holds exactly these positions.
-async fn holds(member: &Member, positions: &str) -> Result<bool, Failure> {
-    let here: String = member.client.query_one(POSITIONS, &[]).await?.get(0);
-    Ok(here == positions)
 }
 
 /// The names of machines, for messages.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use futures_util::{SinkExt, StreamExt};
 use tokio_postgres::Client;
 
+use super::Sources;
 use super::plan::{Plan, Replacement, Work, content_of};
 use super::quiet::Watch;
-use super::{Sources, holds};
 use crate::Failure;
-use crate::databases::members::Member;
+use crate::databases::members::{Member, Positions};
 use crate::databases::tables::{Table, identifier};
 
 /// Asks what would run when rows of a table are written: code of users must not run as superuser. Triggers and rules that fire for
@@ -65,8 +65,8 @@ pub(super) async fn carry_out(plan: &Plan, sources: &Sources, own: &Member, watc
 }
 
 /// Ends the transaction, after which the voter goes on: its positions are those of the sources.
-pub(super) async fn commit(own: &Member, positions: &str) -> Result<(), Failure> {
-    if !holds(own, positions).await? {
+pub(super) async fn commit(own: &Member, positions: &Positions) -> Result<(), Failure> {
+    if positions.above_same(&own.client).await? != *positions {
         return Err("its positions are not those of the others".into());
     }
     Ok(own.client.batch_execute("commit").await?)
@@ -87,7 +87,7 @@ async fn replace(work: &Work, sources: &Sources, own: &Member, watch: &Watch) ->
     let columns = columns.join(", ");
     // All of them first: a row may have a unique value that a row of another range had.
     for replacement in &work.replacements {
-        let condition = table.condition(&replacement.range);
+        let condition = table.range_condition(&replacement.range);
         let delete = format!("delete from only {quoted} t where {condition}");
         own.client.batch_execute(&delete).await?;
     }

@@ -290,6 +290,52 @@ fn a_repair_that_is_killed_leaves_the_database_as_it_was_or_repaired() {
     cluster.assert_effects_agree();
 }
 
+/// The order up to which a voter has forgotten which rows were written.
+fn forgotten(cluster: &Cluster, machine: &str) -> u64 {
+    let said = cluster.behind_the_back(machine, "SELECT coalesce(max(forgotten), 0) FROM cloudbft.floor");
+    said.trim().parse().expect("an order")
+}
+
+/// A voter forgets at its start which rows were written last, up to where all is over. Another voter, which was out of service longer, would
+/// need to know it.
+#[test]
+fn a_database_that_was_out_while_others_were_restarted_is_copied_whole() {
+    let mut cluster = Cluster::up(&[]);
+    cluster.set(&[("automatic_repair", "false")]);
+    cluster.psql(TABLES);
+    cluster.assert_equal();
+    cluster.behind_the_back("m1", "UPDATE money SET amount = 1 WHERE id = 5");
+    assert_eq!(scrub(&cluster).status.code(), Some(1));
+    for machine in ["m2", "m3"] {
+        for id in 10..20 {
+            cluster.psql(&format!("UPDATE money SET amount = amount + 1 WHERE id = {id}"));
+        }
+        // Until it is written down that these are over.
+        std::thread::sleep(Duration::from_secs(3));
+        let before = forgotten(&cluster, machine);
+        cluster.kill_node(machine);
+        let killed = Instant::now();
+        while forgotten(&cluster, machine) == before || cluster.machine(machine, "state") != "up" {
+            assert!(
+                killed.elapsed() < WITHIN,
+                "{machine} has forgotten nothing: {}",
+                cluster.status()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let repaired = cluster.command_on_directory("repair", &["--machine", "m1"]);
+    assert_eq!(repaired.status.code(), Some(0), "{}", text(&repaired));
+    assert_whole(
+        &text(&repaired),
+        "the others have forgotten positions that its voter would need",
+    );
+    cluster.wait_all_up(WITHIN);
+    cluster.assert_equal();
+    let output = scrub(&cluster);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+}
+
 /// Nobody knows who is right: all go on.
 #[test]
 fn where_no_majority_holds_the_same_nothing_is_done() {

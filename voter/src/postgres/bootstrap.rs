@@ -46,6 +46,8 @@ pub struct Bookkeeper {
     connection: Connection,
     /// The catalog, once it was read.
     pub(super) known: Option<Known>,
+    /// The order up to which positions were forgotten, as [`Bookkeeper::write_floor`] writes it; 0: none were.
+    forgotten: u64,
 }
 
 /// What a voter finds in its database when it starts.
@@ -72,6 +74,7 @@ impl Bookkeeper {
         Ok(Self {
             connection,
             known: None,
+            forgotten: 0,
         })
     }
 
@@ -100,7 +103,7 @@ impl Bookkeeper {
             self.forget_rows(*order).await?;
         }
         Ok(Found {
-            applied: self.applied().await?,
+            applied: self.applied(None).await?,
             floor,
             schema: self.read_catalog(&config.rules).await?,
             functions,
@@ -318,9 +321,13 @@ impl Bookkeeper {
         self.query(&fence).await.map(|_| ())
     }
 
-    async fn applied(&mut self) -> Result<BTreeMap<String, Position>, PostgresError> {
+    /// The positions that there are, of one home or of all.
+    async fn applied(&mut self, home: Option<&str>) -> Result<BTreeMap<String, Position>, PostgresError> {
+        let which = home.map_or(String::from("true"), |home| format!("home = {}", literal(home)));
         let rows = self
-            .query("SELECT home, granted, \"order\" FROM cloudbft.applied")
+            .query(&format!(
+                "SELECT home, granted, \"order\" FROM cloudbft.applied WHERE {which}"
+            ))
             .await?;
         let mut applied = BTreeMap::new();
         for row in rows {
@@ -337,13 +344,19 @@ impl Bookkeeper {
     }
 
     /// Forgets the positions of rows and unique values up to the floor: what they tell is over and never runs again. It is done before
-    /// any backend runs, because a transaction with an older snapshot could not set a position that was deleted since.
+    /// any backend runs, because a transaction with an older snapshot could not set a position that was deleted since. Whoever compares
+    /// positions with another database's is told how far they are forgotten.
     async fn forget_rows(&mut self, floor: u64) -> Result<(), PostgresError> {
         let forget = format!(
-            "DELETE FROM cloudbft.applied WHERE granted <= {floor} AND \"order\" <= {floor} \
-             AND pg_catalog.split_part(home, ':', 1) IN ('row', 'key', 'value')"
+            "WITH gone AS (DELETE FROM cloudbft.applied WHERE granted <= {floor} AND \"order\" <= {floor} \
+             AND pg_catalog.split_part(home, ':', 1) IN ('row', 'key', 'value') RETURNING 1) \
+             UPDATE cloudbft.floor SET forgotten = {floor} WHERE EXISTS (SELECT FROM gone)"
         );
-        self.query(&forget).await.map(|_| ())
+        self.query(&forget).await?;
+        let forgotten = self.query("SELECT coalesce(forgotten, 0) FROM cloudbft.floor").await?;
+        let forgotten = forgotten.into_iter().flatten().flatten().next();
+        self.forgotten = forgotten.as_deref().map(number).transpose()?.unwrap_or(0);
+        Ok(())
     }
 
     async fn floor(&mut self) -> Result<Option<(u64, Vec<u8>)>, PostgresError> {
@@ -365,9 +378,9 @@ impl Bookkeeper {
     /// # Errors
     /// When the connection is lost or the server refuses.
     pub async fn write_floor(&mut self, order: u64, state: &[u8]) -> Result<(), PostgresError> {
-        let state = to_hex(state);
+        let (state, forgotten) = (to_hex(state), self.forgotten);
         let statement = format!(
-            "BEGIN; DELETE FROM cloudbft.floor; INSERT INTO cloudbft.floor VALUES ({order}, '\\x{state}'); COMMIT"
+            "BEGIN; DELETE FROM cloudbft.floor; INSERT INTO cloudbft.floor VALUES ({order}, '\\x{state}', {forgotten}); COMMIT"
         );
         self.query(&statement).await.map(|_| ())
     }
@@ -398,7 +411,7 @@ impl Bookkeeper {
     /// # Errors
     /// When the connection is lost.
     pub async fn applied_at(&mut self, home: &str) -> Result<Option<Position>, PostgresError> {
-        Ok(self.applied().await?.remove(home))
+        Ok(self.applied(Some(home)).await?.remove(home))
     }
 
     /// Runs a text; the rows of all its statements as text.

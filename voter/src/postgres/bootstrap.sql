@@ -11,8 +11,19 @@ CREATE TABLE IF NOT EXISTS cloudbft.applied (
   home text PRIMARY KEY, granted bigint NOT NULL, "order" bigint NOT NULL
 ) WITH (fillfactor = 50);
 
--- Up to where everything is finished and durable, with the voter's logical state at that order. One row.
-CREATE TABLE IF NOT EXISTS cloudbft.floor ("order" bigint NOT NULL, state bytea NOT NULL);
+-- Up to where everything is finished and durable, with the voter's logical state at that order; and up to which order positions of
+-- rows and unique values were forgotten, if ever. One row.
+CREATE TABLE IF NOT EXISTS cloudbft.floor ("order" bigint NOT NULL, state bytea NOT NULL, forgotten bigint);
+-- One of an earlier build lacks the column. (ALTER TABLE would wait for whoever reads it, also if there is nothing to do.)
+DO $$
+BEGIN
+  IF NOT EXISTS (
+    SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'cloudbft.floor'::regclass AND attname = 'forgotten'
+  ) THEN
+    ALTER TABLE cloudbft.floor ADD COLUMN forgotten bigint;
+  END IF;
+END
+$$;
 
 -- Committed positions of all sequences: nextval itself is neither undone by ROLLBACK nor exact after a crash.
 CREATE TABLE IF NOT EXISTS cloudbft.sequence (name text PRIMARY KEY, last_value bigint NOT NULL, is_called boolean NOT NULL);
