@@ -162,6 +162,66 @@ async fn what_reads_or_references_rows_waits_for_them() {
     );
 }
 
+/// Transfers between two accounts, crosswise: each session changes one account and writes an entry that references the other one. PostgreSQL lets
+/// them pass each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accounts_are_referenced_while_their_balances_change() {
+    let world = start().await;
+    let one = world.connect().await;
+    run(
+        &one,
+        "CREATE TABLE account (id int PRIMARY KEY, balance int NOT NULL, owner text UNIQUE)",
+    )
+    .await;
+    run(
+        &one,
+        "CREATE TABLE entry (id int PRIMARY KEY, account_id int REFERENCES account ON DELETE CASCADE, amount int)",
+    )
+    .await;
+    run(
+        &one,
+        "INSERT INTO account VALUES (1, 100, 'a'), (2, 100, 'b'), (3, 100, 'c')",
+    )
+    .await;
+    let other = world.connect().await;
+    run(&one, "BEGIN; UPDATE account SET balance = balance - 5 WHERE id = 1").await;
+    run(&other, "BEGIN; UPDATE account SET balance = balance - 7 WHERE id = 2").await;
+    run(&one, "INSERT INTO entry VALUES (1, 2, 5)").await;
+    run(&other, "INSERT INTO entry VALUES (2, 1, 7)").await;
+    run(&one, "COMMIT").await;
+    run(&other, "COMMIT").await;
+    // A snapshot that is older than the change does not matter to who references the row.
+    run(
+        &other,
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM entry WHERE id = 9",
+    )
+    .await;
+    run(&one, "UPDATE account SET balance = 0 WHERE id = 3").await;
+    run(&other, "INSERT INTO entry VALUES (3, 3, 1); COMMIT").await;
+    // Who locks a row, or changes any unique key of it, is waited for in PostgreSQL, and so here.
+    for change in [
+        "SELECT balance FROM account WHERE id = 1 FOR UPDATE",
+        "UPDATE account SET owner = 'd' WHERE id = 1",
+        "DELETE FROM account WHERE id = 1",
+    ] {
+        let other = world.connect().await;
+        run(&one, &format!("BEGIN; {change}")).await;
+        let waits = waiting(other, "INSERT INTO entry VALUES (4, 1, 1)").await;
+        run(&one, "ROLLBACK").await;
+        let other = at_once(async { waits.await.unwrap() }).await;
+        run(&other, "DELETE FROM entry WHERE id = 4").await;
+    }
+    // Who makes a row, too: on no server is it missing.
+    let other = world.connect().await;
+    run(&one, "BEGIN; INSERT INTO account VALUES (4, 0, 'e')").await;
+    let waits = waiting(other, "INSERT INTO entry VALUES (5, 4, 1)").await;
+    run(&one, "COMMIT").await;
+    at_once(async { waits.await.unwrap() }).await;
+    let entries = "SELECT string_agg(format('%s:%s:%s', e.id, account_id, balance), ' ' ORDER BY e.id) \
+                   FROM entry e JOIN account a ON a.id = account_id";
+    assert_eq!(world.everywhere(entries).await, "1:2:93 2:1:95 3:3:0 5:4:0");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_is_read_from_all_voters_and_a_table_in_order() {
     let world = start().await;

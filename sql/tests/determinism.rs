@@ -78,7 +78,7 @@ fn rule_16_limits_in_writes_need_a_total_order() {
         ),
         (
             "INSERT INTO child SELECT plain_id FROM child GROUP BY plain_id ORDER BY plain_id LIMIT 5",
-            "Write {table:public.child X, table:public.plain S}",
+            "Write {table:public.child X, key:public.plain(id) S}",
         ),
         (
             "INSERT INTO child SELECT id FROM plain LIMIT ALL",
@@ -94,7 +94,7 @@ fn draws_over_several_rows_are_refused() {
     check(&[
         (
             "INSERT INTO plain (id, amount) VALUES (1, random()), (2, random())",
-            "Write {row:public.plain#[1] X, row:public.plain#[2] X}",
+            "Write {row:public.plain#[1] X, row:public.plain#[2] X, value:public.plain(id)#[1] X, value:public.plain(id)#[2] X}",
         ),
         (
             "INSERT INTO plain (id, amount) SELECT h_c_id, random() FROM history",
@@ -166,7 +166,7 @@ fn rule_4_date_words_as_values_are_refused() {
         ("UPDATE plain SET at = 'today' WHERE id = 1", "0A000 rule 4"),
         (
             "INSERT INTO plain (id, value) VALUES (1, 'now')",
-            "Write {row:public.plain#[1] X}",
+            "Write {row:public.plain#[1] X, value:public.plain(id)#[1] X}",
         ),
     ]);
     let insert = "INSERT INTO plain (id, at) VALUES ($1, $2)";
@@ -176,7 +176,7 @@ fn rule_4_date_words_as_values_are_refused() {
     );
     assert_eq!(
         describe(bound(&analyzer, insert, &[], &[Some("1"), Some("2026-01-01")])),
-        common::buckets("Write {row:public.plain#[1] X}")
+        common::buckets("Write {row:public.plain#[1] X, value:public.plain(id)#[1] X}")
     );
     let read = "SELECT $1::text";
     assert_eq!(

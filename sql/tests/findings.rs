@@ -460,12 +460,12 @@ fn d_cascades() {
     check(&[
         (
             "UPDATE top SET id = 9 WHERE id = 1",
-            "Write {table:public.leaf X, table:public.middle X, row:public.top#[9] X, row:public.top#[1] X}",
+            "Write {table:public.leaf X, table:public.middle X, row:public.top#[9] X, row:public.top#[1] X, value:public.top(id)#[9] X, value:public.top(id)#[1] X}",
         ),
         // ON DELETE is NO ACTION on both.
         (
             "DELETE FROM top WHERE id = 1",
-            "Write {table:public.middle S, row:public.top#[1] X}",
+            "Write {table:public.middle S, row:public.top#[1] X, value:public.top(id)#[1] X}",
         ),
         // The row that the default names is read.
         ("DELETE FROM boss WHERE id = 2", "Write {all X}"),

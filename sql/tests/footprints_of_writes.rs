@@ -120,7 +120,7 @@ fn constraints_widen_writes() {
         ("DELETE FROM orders WHERE o_w_id = 1", "Write {w1 X}"),
         (
             "INSERT INTO child VALUES (1, 2, 3)",
-            "Write {row:public.child#[1] X, row:public.plain#[2] S}",
+            "Write {row:public.child#[1] X, value:public.plain(id)#[2] S}",
         ),
         ("INSERT INTO child (id) VALUES (1)", "Write {row:public.child#[1] X}"),
         (
@@ -129,7 +129,7 @@ fn constraints_widen_writes() {
         ),
         (
             "DELETE FROM plain WHERE id = 1",
-            "Write {table:public.child X, key:public.plain(note) S, row:public.plain#[1] X}",
+            "Write {table:public.child X, key:public.plain(note) S, row:public.plain#[1] X, value:public.plain(id)#[1] X}",
         ),
         (
             "UPDATE plain SET value = 'x' WHERE id = 1",
@@ -137,7 +137,7 @@ fn constraints_widen_writes() {
         ),
         (
             "UPDATE plain SET id = 2 WHERE id = 1",
-            "Write {table:public.child S, key:public.plain(note) S, row:public.plain#[1] X, row:public.plain#[2] X}",
+            "Write {table:public.child S, key:public.plain(note) S, row:public.plain#[1] X, row:public.plain#[2] X, value:public.plain(id)#[1] X, value:public.plain(id)#[2] X}",
         ),
         ("INSERT INTO triggered VALUES (1)", "Write {all X}"),
         ("INSERT INTO checked VALUES (1, 'x')", "Write {all X}"),

@@ -16,6 +16,44 @@ use sql::schema::Schema;
 const UUID: &str = "0b7d8e4c-0000-4000-8000-00000000000A";
 const DIGITS: &str = "0b7d8e4c00004000800000000000000a";
 
+/// Whoever references a row waits for those who make it, take it away, change a unique key of it or lock it, as in PostgreSQL, and for nobody
+/// else who changes it.
+#[test]
+fn rows_are_referenced_while_other_columns_of_them_change() {
+    let referencing = "INSERT INTO child VALUES (1, 2, 3)";
+    let analyzer = analyzer();
+    let footprint = |text: &str| simple(&analyzer, text).expect("no refusal").footprint;
+    let excludes = |text: &str| {
+        let (one, other) = (footprint(text), footprint(referencing));
+        let meets = |(resource, mode): &(Resource, Mode)| {
+            let is_other = |(name, with): &(Resource, Mode)| {
+                name == resource && (*mode == Mode::Exclusive || *with == Mode::Exclusive)
+            };
+            other.entries().iter().any(is_other)
+        };
+        one.entries().iter().any(meets)
+    };
+    for text in [
+        "UPDATE plain SET value = 'x' WHERE id = 2",
+        "UPDATE plain SET amount = amount + 1 WHERE id IN (2, 3)",
+        "UPDATE plain SET note = 'x' WHERE id = 5",
+        "SELECT note FROM plain WHERE id = 3 FOR UPDATE",
+        "DELETE FROM holder WHERE id = 2",
+    ] {
+        assert!(!excludes(text), "{text}: {}", footprint(text));
+    }
+    for text in [
+        // A unique key of the row, which is not the one that is referenced.
+        "UPDATE plain SET note = 'x' WHERE id = 2",
+        "SELECT note FROM plain WHERE id = 2 FOR UPDATE",
+        "INSERT INTO plain (id, note) VALUES (2, 'x')",
+        "INSERT INTO plain (id, note) VALUES (2, 'x') ON CONFLICT (id) DO UPDATE SET value = 'y'",
+        "UPDATE plain SET id = 2 WHERE id = 7",
+    ] {
+        assert!(excludes(text), "{text}: {}", footprint(text));
+    }
+}
+
 /// Without `lock_rows` tables are locked, and nothing else: all servers write a table in one order.
 #[test]
 fn tables_are_locked_unless_rows_are() {
@@ -349,7 +387,7 @@ fn foreign_keys_read_the_row_that_they_name() {
     check(&[
         (
             "INSERT INTO refers VALUES (1, 'x', 2)",
-            "Write {row:public.place#[2,'x'] S, row:public.refers#[1] X}",
+            "Write {row:public.refers#[1] X, value:public.place(a,b)#[2,'x'] S}",
         ),
         (
             "INSERT INTO refers VALUES (1, NULL, 2)",
@@ -357,15 +395,15 @@ fn foreign_keys_read_the_row_that_they_name() {
         ),
         (
             "INSERT INTO refers VALUES (1, lower('X'), 2)",
-            "Write {table:public.place S, row:public.refers#[1] X}",
+            "Write {key:public.place(a,b) S, row:public.refers#[1] X}",
         ),
         (
             "UPDATE refers SET place_b = 'x' WHERE id = 1",
-            "Write {table:public.place S, row:public.refers#[1] X}",
+            "Write {key:public.place(a,b) S, row:public.refers#[1] X}",
         ),
         (
             "UPDATE refers SET place_b = 'x', place_a = 2 WHERE id = 1",
-            "Write {row:public.place#[2,'x'] S, row:public.refers#[1] X}",
+            "Write {row:public.refers#[1] X, value:public.place(a,b)#[2,'x'] S}",
         ),
     ]);
 }

@@ -8,7 +8,7 @@ use sqlparser::ast::{
 use super::super::level::{ColumnOf, Level, Source, name_of, parts_of, plain_alias};
 use super::super::template::{KeyKind, KeySource, Keyed};
 use super::Deriver;
-use super::rows::is_harmless;
+use super::rows::{Touch, is_harmless};
 use crate::footprint::{Mode, Resource};
 use crate::functions::{self, FunctionKind};
 use crate::refusal::{NONDETERMINISTIC, Refusal};
@@ -237,7 +237,9 @@ impl<'schema> Deriver<'schema> {
     }
 
     /// Touches what a level says of one of its sources.
-    pub(super) fn touch(&mut self, level: &Level<'schema>, index: usize, mode: Mode) {
+    pub(super) fn touch(&mut self, level: &Level<'schema>, index: usize, touch: impl Into<Touch>) {
+        let touch = touch.into();
+        let mode = touch.mode();
         let Some(source) = level.sources.get(index) else { return };
         let Some(name) = &source.name else { return };
         let Some(table) = source.table else {
@@ -258,7 +260,7 @@ impl<'schema> Deriver<'schema> {
             level.values(&column)
         };
         match table.partitioning {
-            Partitioning::None if level.is_harmless => self.touch_rows(name, table, mode, values),
+            Partitioning::None if level.is_harmless => self.touch_rows(name, table, touch, values),
             _ => self.touch_table(name, table, mode, values),
         }
     }

@@ -18,6 +18,41 @@ use crate::schema::{ForeignKey, LockedKey, Partitioning, Table, TableName, Uniqu
 /// Conditions that are nested more deeply may fail, as far as is known.
 const DEPTH_MAX: usize = 100;
 
+/// How a statement touches rows that it finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touch {
+    Read,
+    /// It changes columns of them that are in no unique key (in PostgreSQL FOR NO KEY UPDATE).
+    KeepKeys,
+    /// It changes them in any way, or locks them.
+    Write,
+}
+
+impl Touch {
+    /// The touch of an UPDATE that sets these columns.
+    pub(super) fn of_update(table: &Table, set: &[String]) -> Self {
+        let mut columns = table.uniques.iter().flat_map(|unique| &unique.columns);
+        let sets_key = columns.any(|column| column.as_ref().is_none_or(|column| table.is_set_by(column, set)));
+        if sets_key { Self::Write } else { Self::KeepKeys }
+    }
+
+    pub(super) fn mode(self) -> Mode {
+        match self {
+            Self::Read => Mode::Shared,
+            Self::KeepKeys | Self::Write => Mode::Exclusive,
+        }
+    }
+}
+
+impl From<Mode> for Touch {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Shared => Self::Read,
+            Mode::Exclusive => Self::Write,
+        }
+    }
+}
+
 /// The values that new rows have in some columns, row by row.
 pub(super) type KeyValues = Vec<Vec<KeySource>>;
 
@@ -35,16 +70,31 @@ impl<'schema> Deriver<'schema> {
         &mut self,
         name: &TableName,
         table: &Table,
-        mode: Mode,
+        touch: Touch,
         values: impl Fn(&str) -> Option<&'values [KeySource]>,
     ) {
+        let mode = touch.mode();
         let found = self.locked_rows(name, table).and_then(|key| {
             let columns: Option<Vec<_>> = key.iter().map(|(column, _)| Some(values(column)?.to_vec())).collect();
-            Some((kinds(&key), product(&columns?)?))
+            Some((key, product(&columns?)?))
         });
         match found {
-            Some((kinds, values)) => self.rows(name, RowsOf::RowKey, kinds, values, mode),
+            Some((key, values)) => {
+                if touch == Touch::Write {
+                    self.row_key_values(name, &key, values.clone());
+                }
+                self.rows(name, RowsOf::RowKey, kinds(&key), values, mode);
+            }
             None => self.fixed(Resource::Table(name.to_string()), mode),
+        }
+    }
+
+    /// Holds values of the row key of a table that is referenced: rows with them are made, go, or are locked for update, all of which whoever
+    /// references them waits for. (Whoever changes only other columns of a row is waited for by nobody who references it.)
+    fn row_key_values(&mut self, name: &TableName, key: &LockedKey<'_>, values: KeyValues) {
+        let references = self.schema.references(name);
+        if references.iter().any(|reference| is_of(&reference.key, key)) {
+            self.rows(name, values_of(key), kinds(key), values, Mode::Exclusive);
         }
     }
 
@@ -75,7 +125,10 @@ impl<'schema> Deriver<'schema> {
             return self.fixed(whole, Mode::Exclusive);
         };
         match rows(self, &columns(&key)) {
-            Some(values) => self.rows(name, RowsOf::RowKey, kinds(&key), values, Mode::Exclusive),
+            Some(values) => {
+                self.row_key_values(name, &key, values.clone());
+                self.rows(name, RowsOf::RowKey, kinds(&key), values, Mode::Exclusive);
+            }
             None => self.fixed(whole, Mode::Exclusive),
         }
     }
@@ -112,28 +165,29 @@ impl<'schema> Deriver<'schema> {
                 (Change::Insert | Change::Delete, true) => {}
                 (Change::Update(_), true) if !sets => {}
                 (Change::Update(_), true) => match rows(self, &columns(&key)) {
-                    Some(values) => self.rows(name, RowsOf::RowKey, kinds(&key), values, Mode::Exclusive),
+                    Some(values) => {
+                        self.row_key_values(name, &key, values.clone());
+                        self.rows(name, RowsOf::RowKey, kinds(&key), values, Mode::Exclusive);
+                    }
                     None => self.fixed(whole(), Mode::Exclusive),
                 },
                 (Change::Insert, false) => match rows(self, &columns(&key)) {
-                    Some(values) => {
-                        let of = RowsOf::Unique(named.join(","));
-                        self.rows(name, of, kinds(&key), values, Mode::Exclusive);
-                    }
-                    None => self.key(name, &named, Mode::Exclusive),
+                    Some(values) => self.rows(name, values_of(&key), kinds(&key), values, Mode::Exclusive),
+                    None => self.key(name, &key, Mode::Exclusive),
                 },
-                (Change::Update(_), false) if sets => self.key(name, &named, Mode::Exclusive),
-                (Change::Update(_) | Change::Delete, false) => self.key(name, &named, Mode::Shared),
+                (Change::Update(_), false) if sets => self.key(name, &key, Mode::Exclusive),
+                (Change::Update(_) | Change::Delete, false) => self.key(name, &key, Mode::Shared),
             }
         }
     }
 
-    fn key(&mut self, name: &TableName, columns: &[String], mode: Mode) {
-        let (table, key) = (name.to_string(), columns.join(","));
+    fn key(&mut self, name: &TableName, key: &LockedKey<'_>, mode: Mode) {
+        let (table, key) = (name.to_string(), columns(key).join(","));
         self.fixed(Resource::Key { table, key }, mode);
     }
 
-    /// The row of a table without partition rule that a foreign key references.
+    /// The row of a table without partition rule that a foreign key references: that there is one is read, and nothing else of it, so the value
+    /// of its row key is held.
     pub(super) fn referenced_row(
         &mut self,
         table: &Table,
@@ -141,19 +195,27 @@ impl<'schema> Deriver<'schema> {
         key: &ForeignKey,
         rows: &impl Fn(&mut Self, &[&str]) -> Option<KeyValues>,
     ) {
-        let found = self.locked_rows(&key.referenced, referenced).and_then(|row_key| {
-            let own = row_key.iter().map(|(column, kind)| {
-                let position = key.referenced_columns.iter().position(|name| name == column)?;
-                let own = key.columns.get(position)?;
-                (table.column(own)?.kind.key_kind() == Some(*kind)).then_some(own.as_str())
-            });
-            let own: Vec<_> = own.collect::<Option<_>>()?;
-            (own.len() == key.columns.len()).then_some((kinds(&row_key), own))
+        let whole = Resource::Table(key.referenced.to_string());
+        let Some(row_key) = self.locked_rows(&key.referenced, referenced) else {
+            return self.fixed(whole, Mode::Shared);
+        };
+        let own = row_key.iter().map(|(column, kind)| {
+            let position = key.referenced_columns.iter().position(|name| name == column)?;
+            let own = key.columns.get(position)?;
+            (table.column(own)?.kind.key_kind() == Some(*kind)).then_some(own.as_str())
         });
-        let values = found.and_then(|(kinds, own)| Some((kinds, rows(self, &own)?)));
-        match values {
-            Some((kinds, values)) => self.rows(&key.referenced, RowsOf::Referenced, kinds, values, Mode::Shared),
-            None => self.fixed(Resource::Table(key.referenced.to_string()), Mode::Shared),
+        match own.collect::<Option<Vec<_>>>().filter(|_| is_of(key, &row_key)) {
+            None => self.fixed(whole, Mode::Shared),
+            Some(own) => match rows(self, &own) {
+                Some(values) => self.rows(
+                    &key.referenced,
+                    values_of(&row_key),
+                    kinds(&row_key),
+                    values,
+                    Mode::Shared,
+                ),
+                None => self.key(&key.referenced, &row_key, Mode::Shared),
+            },
         }
     }
 
@@ -223,6 +285,17 @@ fn takes_unknown(table: &Table, unique: &Unique, change: &Change<'_>) -> bool {
         Change::Update(_) => !unique.plain || columns.is_none_or(|columns: Vec<_>| change.sets_any(table, &columns)),
         Change::Delete => false,
     }
+}
+
+/// Whether a foreign key references this key.
+fn is_of(reference: &ForeignKey, key: &LockedKey<'_>) -> bool {
+    let is_named = |(column, _): &(&str, KeyKind)| reference.referenced_columns.iter().any(|name| name == column);
+    reference.referenced_columns.len() == key.len() && key.iter().all(is_named)
+}
+
+/// What values of a key name, if it is not taken as what names rows.
+fn values_of(key: &LockedKey<'_>) -> RowsOf {
+    RowsOf::Unique(columns(key).join(","))
 }
 
 fn kinds(key: &LockedKey<'_>) -> Vec<KeyKind> {

@@ -14,7 +14,7 @@ use super::super::level::{ColumnOf, KEYS_MAX, Level, name_of, parts_of};
 use super::super::template::{KeySource, Keyed};
 use super::Deriver;
 use super::query::key_kind;
-use super::rows::product;
+use super::rows::{Touch, product};
 use crate::footprint::{Mode, Resource};
 use crate::functions;
 use crate::refusal::{NONDETERMINISTIC, Refusal};
@@ -226,7 +226,9 @@ impl<'schema> Deriver<'schema> {
         if !is_plain || matches!(update.from, Some(UpdateTableFromKind::BeforeSet(_))) {
             return self.runs_unknown_code();
         }
-        let Some((name, table)) = self.written(&level) else {
+        let columns = assigned_columns(&update.assignments);
+        let touch = |table: &Table| columns.map_or(Touch::Write, |columns| Touch::of_update(table, &columns));
+        let Some((name, table)) = self.written(&level, touch) else {
             return;
         };
         self.assignments(&name, table, &update.assignments, Some(&level));
@@ -250,14 +252,18 @@ impl<'schema> Deriver<'schema> {
         if !is_plain || !matches!(delete.from, FromTable::WithFromKeyword(_)) {
             return self.runs_unknown_code();
         }
-        let Some((name, table)) = self.written(&level) else {
+        let Some((name, table)) = self.written(&level, |_| Touch::Write) else {
             return;
         };
         self.constraints(&name, table, &Change::Delete, &|_, _| Inserted::Unknown, &|_, _| None);
     }
 
     /// Touches the level of an UPDATE or DELETE, of which the first source is the target.
-    fn written(&mut self, level: &Level<'schema>) -> Option<(TableName, &'schema Table)> {
+    fn written(
+        &mut self,
+        level: &Level<'schema>,
+        touch: impl FnOnce(&Table) -> Touch,
+    ) -> Option<(TableName, &'schema Table)> {
         let target = level.sources.first()?;
         let found = target
             .name
@@ -268,7 +274,7 @@ impl<'schema> Deriver<'schema> {
             self.runs_unknown_code();
             return None;
         };
-        self.touch(level, 0, Mode::Exclusive);
+        self.touch(level, 0, touch(table));
         self.needs_clock |= table.reads_clock;
         let mode = self.read_mode();
         (1..level.sources.len()).for_each(|index| self.touch(level, index, mode));

@@ -23,9 +23,7 @@ pub(crate) struct Rows {
 pub(crate) enum RowsOf {
     /// Rows, by the row key. A NULL names none that is known: the table is held.
     RowKey,
-    /// Rows, by the row key that a foreign key references: a NULL references nothing.
-    Referenced,
-    /// Values of this other unique key; a value with a NULL conflicts with none.
+    /// Values of this unique key; a value with a NULL conflicts with none, and references none.
     Unique(String),
 }
 
@@ -41,7 +39,7 @@ impl Rows {
         for values in &self.values {
             match (self.canonical(values, parameters), &self.of) {
                 (Canonical::Bytes(bytes), _) => footprint.add(self.resource(bucket(&bytes)), self.mode),
-                (Canonical::Null, RowsOf::Referenced | RowsOf::Unique(_)) => {}
+                (Canonical::Null, RowsOf::Unique(_)) => {}
                 (Canonical::Null, RowsOf::RowKey) | (Canonical::NotUnderstood, _) => {
                     return footprint.add(self.whole(), self.mode);
                 }
@@ -52,7 +50,7 @@ impl Rows {
     fn resource(&self, bucket: u16) -> Resource {
         let table = self.table.clone();
         match &self.of {
-            RowsOf::RowKey | RowsOf::Referenced => Resource::Row { table, bucket },
+            RowsOf::RowKey => Resource::Row { table, bucket },
             RowsOf::Unique(key) => {
                 let key = key.clone();
                 Resource::Value { table, key, bucket }
@@ -63,7 +61,7 @@ impl Rows {
     fn whole(&self) -> Resource {
         let table = self.table.clone();
         match &self.of {
-            RowsOf::RowKey | RowsOf::Referenced => Resource::Table(table),
+            RowsOf::RowKey => Resource::Table(table),
             RowsOf::Unique(key) => Resource::Key {
                 table,
                 key: key.clone(),
