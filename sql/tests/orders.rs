@@ -34,6 +34,15 @@ fn queries_of_which_the_order_means_something() {
             "SELECT * FROM plain LIMIT 1",
             "SELECT * FROM plain ORDER BY \"plain\".\"id\" LIMIT 1",
         ),
+        // A unique key that cannot be NULL does as well; one that can be NULL tells nothing apart.
+        (
+            "SELECT * FROM coded ORDER BY value LIMIT 1",
+            "SELECT * FROM coded ORDER BY value, \"coded\".\"code\" LIMIT 1",
+        ),
+        (
+            "SELECT * FROM only_unique ORDER BY value LIMIT 1",
+            "SELECT * FROM only_unique ORDER BY value LIMIT 1",
+        ),
         (
             "SELECT * FROM plain AS \"A b\" ORDER BY value DESC NULLS LAST FOR UPDATE",
             "SELECT * FROM plain AS \"A b\" ORDER BY value DESC NULLS LAST, \"A b\".\"id\" FOR UPDATE",

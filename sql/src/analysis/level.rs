@@ -290,8 +290,8 @@ impl<'schema> Level<'schema> {
         }
     }
 
-    /// The columns that, behind these keys, give each combination of rows a place of its own: as few of the primary keys' as the level's
-    /// equalities allow. `None` where a source that needs one has no primary key, and where there are many sources.
+    /// The columns that, behind these keys, give each combination of rows a place of its own: as few of the sources' keys as the level's
+    /// equalities allow. `None` where a source that needs one has no key, and where there are many sources.
     pub(super) fn missing_keys(&self, keys: &[&Expr]) -> Option<Vec<(usize, &'schema str)>> {
         if self.sources.len() > ORDERED_SOURCES_MAX {
             return None;
@@ -324,9 +324,9 @@ impl<'schema> Level<'schema> {
         Some(missing)
     }
 
-    /// The columns of a source's primary key that are neither among these keys nor constant.
+    /// The columns of the key that tells a source's rows apart that are neither among these keys nor constant.
     fn open_columns(&self, index: usize, keys: &BTreeSet<(usize, String)>) -> Option<Vec<&'schema str>> {
-        let primary_key = self.sources.get(index)?.table?.primary_key()?;
+        let key = self.sources.get(index)?.table?.identity()?;
         let is_open = |name: &&str| {
             let column = ColumnOf {
                 source: index,
@@ -335,7 +335,7 @@ impl<'schema> Level<'schema> {
             let is_constant = self.values(&column).is_some_and(|values| values.len() == 1);
             !is_constant && !keys.contains(&(column.source, column.column))
         };
-        Some(primary_key.into_iter().filter(is_open).collect())
+        Some(key.into_iter().filter(is_open).collect())
     }
 
     /// Whether the columns of some unique constraint of a source are constant, or equal to columns of these sources.

@@ -78,6 +78,7 @@ struct TableRow {
 struct ColumnRow {
     name: String,
     category: ColumnKind,
+    not_null: bool,
     default: Option<String>,
     identity: String,
     generated: String,
@@ -175,6 +176,7 @@ fn column(row: ColumnRow) -> Column {
     Column {
         name: row.name,
         kind: row.category,
+        not_null: row.not_null,
         has_default: row.default.is_some() || !row.identity.is_empty(),
         is_generated: !row.generated.is_empty(),
         default_reads_clock: determinism::reads_clock(default),

@@ -95,6 +95,8 @@ pub(crate) type LockedKey<'table> = Vec<(&'table str, KeyKind)>;
 pub(crate) struct Column {
     pub(crate) name: String,
     pub(crate) kind: ColumnKind,
+    /// Whether it cannot be NULL.
+    pub(crate) not_null: bool,
     /// Whether an INSERT without it stores something else than NULL.
     pub(crate) has_default: bool,
     /// Whether it is computed from other columns of its row.
@@ -169,6 +171,21 @@ impl Table {
     pub(crate) fn primary_key(&self) -> Option<Vec<&str>> {
         let primary = self.uniques.iter().find(|unique| unique.primary && unique.plain)?;
         primary.columns.iter().map(Option::as_deref).collect()
+    }
+
+    /// The columns of a key that tells all rows apart, and whose order does: the primary key, or the first unique one that cannot be NULL.
+    pub(crate) fn identity(&self) -> Option<Vec<&str>> {
+        let is_identity = |unique: &&Unique| {
+            let cannot_be_null = |name: &Option<String>| {
+                let column = name.as_deref().and_then(|name| self.column(name));
+                column.is_some_and(|column| column.not_null)
+            };
+            unique.plain && unique.natural && unique.columns.iter().all(cannot_be_null)
+        };
+        self.primary_key().or_else(|| {
+            let other = self.uniques.iter().find(is_identity)?;
+            other.columns.iter().map(Option::as_deref).collect()
+        })
     }
 
     /// The unique key by which rows are locked: the primary key, or the first other one of which values can be followed. It is

@@ -261,16 +261,15 @@ pub(super) fn key_refusal() -> Refusal {
 
 /// Whether the conditions name at most one row of the target.
 pub(super) fn names_one_row(level: &Level<'_>, table: &Table) -> bool {
-    let Some(primary_key) = table.primary_key() else {
-        return false;
-    };
-    primary_key.iter().all(|column| {
-        let column = ColumnOf {
+    let is_one_value = |column: &Option<String>| {
+        let column = column.as_ref().map(|column| ColumnOf {
             source: 0,
-            column: (*column).to_owned(),
-        };
-        level.values(&column).is_some_and(|values| values.len() == 1)
-    })
+            column: column.clone(),
+        });
+        column.is_some_and(|column| level.values(&column).is_some_and(|values| values.len() == 1))
+    };
+    let mut keys = table.uniques.iter().filter(|unique| unique.plain);
+    keys.any(|unique| unique.columns.iter().all(is_one_value))
 }
 
 /// Whether one of these functions is called anywhere in a tree.
