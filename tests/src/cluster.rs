@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,15 +12,13 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::network::Network;
+use crate::slot::Slot;
 
 /// How long a cluster may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
 /// How long a cluster may take to stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
-
-/// One cluster at a time: they are heavy, and tests of one binary run side by side.
-static ONE_CLUSTER: Mutex<()> = Mutex::new(());
 
 /// A running cluster; stopped and removed when dropped.
 pub struct Cluster {
@@ -31,7 +28,7 @@ pub struct Cluster {
     network: Option<Network>,
     supervisor: Option<Child>,
     dsn: String,
-    _slot: MutexGuard<'static, ()>,
+    _slot: Slot,
 }
 
 /// The `cloudbft` binary that cargo built beside the tests; `CLOUDBFT_BINARY` names another.
@@ -84,7 +81,7 @@ impl Cluster {
     }
 
     fn new(options: &[&str], variables: &[(&str, &Path)]) -> Cluster {
-        let slot = ONE_CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = Slot::take();
         let directory = tempfile::Builder::new()
             .prefix("cloudbft-test.")
             .tempdir_in("/tmp")
