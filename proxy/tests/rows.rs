@@ -198,7 +198,7 @@ async fn accounts_are_referenced_while_their_balances_change() {
     .await;
     run(&one, "UPDATE account SET balance = 0 WHERE id = 3").await;
     run(&other, "INSERT INTO entry VALUES (3, 3, 1); COMMIT").await;
-    // Who locks a row, or changes any unique key of it, is waited for in PostgreSQL, and so here.
+    // As in PostgreSQL, a reference waits for a session that has locked the row or changed any unique key of it.
     for change in [
         "SELECT balance FROM account WHERE id = 1 FOR UPDATE",
         "UPDATE account SET owner = 'd' WHERE id = 1",
@@ -211,7 +211,7 @@ async fn accounts_are_referenced_while_their_balances_change() {
         let other = at_once(async { waits.await.unwrap() }).await;
         run(&other, "DELETE FROM entry WHERE id = 4").await;
     }
-    // Who makes a row, too: on no server is it missing.
+    // A reference waits for a session that makes the row, too: on no server is the row missing.
     let other = world.connect().await;
     run(&one, "BEGIN; INSERT INTO account VALUES (4, 0, 'e')").await;
     let waits = waiting(other, "INSERT INTO entry VALUES (5, 4, 1)").await;

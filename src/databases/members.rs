@@ -96,7 +96,7 @@ pub(crate) struct Positions {
 }
 
 impl Positions {
-    /// What a database holds above the same order.
+    /// The positions of a database above the same order.
     pub(crate) async fn above_same(&self, client: &Client) -> Result<Self, Error> {
         Self::read(client, self.above).await
     }
@@ -117,7 +117,7 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    /// What a database says.
+    /// Asks a database.
     pub(crate) async fn read(client: &Client) -> Result<Self, Error> {
         let row = client.query_one(BOOKS, &[]).await?;
         Ok(Self {
@@ -161,7 +161,7 @@ pub(crate) async fn open_together(members: &[Member], locks: &str, patience: Dur
     }
 }
 
-/// What the snapshots of members hold above one order: the one above which most say the same. Floors are members' own words, which nobody
+/// The positions in members' snapshots above one order: the order above which most say the same. Floors are members' own words, which nobody
 /// else can tell; so each is tried.
 async fn positions(members: &[Member], answers: Vec<Result<Books, Error>>) -> Result<Vec<Opened>, Failure> {
     if answers.iter().any(Result::is_err) {

@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS cloudbft.applied (
 -- Up to where everything is finished and durable, with the voter's logical state at that order; and up to which order positions of
 -- rows and unique values were forgotten, if ever. One row.
 CREATE TABLE IF NOT EXISTS cloudbft.floor ("order" bigint NOT NULL, state bytea NOT NULL, forgotten bigint);
--- One of an earlier build lacks the column. (ALTER TABLE would wait for whoever reads it, also if there is nothing to do.)
+-- A table of an earlier build lacks the column. (ALTER TABLE would wait for whoever reads it, also if there is nothing to do.)
 DO $$
 BEGIN
   IF NOT EXISTS (

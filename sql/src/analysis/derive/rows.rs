@@ -21,10 +21,11 @@ const DEPTH_MAX: usize = 100;
 /// How a statement touches rows that it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Touch {
+    /// Reads them.
     Read,
-    /// It changes columns of them that are in no unique key (in PostgreSQL FOR NO KEY UPDATE).
+    /// Changes columns of them that are in no unique key (in PostgreSQL FOR NO KEY UPDATE).
     KeepKeys,
-    /// It changes them in any way, or locks them.
+    /// Changes them in any way, or locks them.
     Write,
 }
 
@@ -293,7 +294,7 @@ fn is_of(reference: &ForeignKey, key: &LockedKey<'_>) -> bool {
     reference.referenced_columns.len() == key.len() && key.iter().all(is_named)
 }
 
-/// What values of a key name, if it is not taken as what names rows.
+/// The resources that values of a key name, apart from rows.
 fn values_of(key: &LockedKey<'_>) -> RowsOf {
     RowsOf::Unique(columns(key).join(","))
 }
