@@ -50,7 +50,7 @@ pub enum Resource {
     Row {
         /// The table, as `schema.name`.
         table: String,
-        /// The bucket, below [`BUCKETS`].
+        /// The bucket.
         bucket: u16,
     },
     /// The values of such a key whose hash is in one bucket.
@@ -59,14 +59,10 @@ pub enum Resource {
         table: String,
         /// The columns of the key, by commas.
         key: String,
-        /// The bucket, below [`BUCKETS`].
+        /// The bucket.
         bucket: u16,
     },
 }
-
-/// How many buckets the rows of a table, and the values of a unique key, have. More would cost the lock table and
-/// `cloudbft.applied`, fewer would make strangers wait for each other.
-pub const BUCKETS: u16 = 4096;
 
 /// A footprint with more rows of one table holds the table; with more values of one key, the key.
 pub const ROWS_MAX: usize = 256;
@@ -80,11 +76,12 @@ pub const RESOURCES_MAX: usize = 65_536;
 /// Resources that are added one by one; more are put in order together.
 const FEW_MAX: usize = 16;
 
-/// The bucket of a row or a unique value, from the canonical bytes of its key.
+/// The bucket of a row or a unique value, from the canonical bytes of its key. There are 65,536 for each table and key: more would cost
+/// `cloudbft.applied`, fewer would make strangers wait for each other.
 pub fn bucket(canonical: &[u8]) -> u16 {
     let hash = blake3::hash(canonical);
     let [first, second, ..] = hash.as_bytes();
-    u16::from_le_bytes([*first, *second]) % BUCKETS
+    u16::from_le_bytes([*first, *second])
 }
 
 impl Resource {

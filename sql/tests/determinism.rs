@@ -94,7 +94,7 @@ fn draws_over_several_rows_are_refused() {
     check(&[
         (
             "INSERT INTO plain (id, amount) VALUES (1, random()), (2, random())",
-            "Write {row:public.plain#[1] X, row:public.plain#[2] X, value:public.plain(id)#[1] X, value:public.plain(id)#[2] X}",
+            "Write {row:public.plain#[2] X, row:public.plain#[1] X, value:public.plain(id)#[2] X, value:public.plain(id)#[1] X}",
         ),
         (
             "INSERT INTO plain (id, amount) SELECT h_c_id, random() FROM history",

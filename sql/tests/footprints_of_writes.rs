@@ -137,7 +137,7 @@ fn constraints_widen_writes() {
         ),
         (
             "UPDATE plain SET id = 2 WHERE id = 1",
-            "Write {table:public.child S, key:public.plain(note) S, row:public.plain#[1] X, row:public.plain#[2] X, value:public.plain(id)#[1] X, value:public.plain(id)#[2] X}",
+            "Write {table:public.child S, key:public.plain(note) S, row:public.plain#[2] X, row:public.plain#[1] X, value:public.plain(id)#[2] X, value:public.plain(id)#[1] X}",
         ),
         ("INSERT INTO triggered VALUES (1)", "Write {all X}"),
         ("INSERT INTO checked VALUES (1, 'x')", "Write {all X}"),

@@ -199,7 +199,7 @@ fn an_update_of_a_key_locks_both() {
     check(&[
         (
             "UPDATE pgbench_branches SET bid = 9 WHERE bid = 7",
-            "Write {row:public.pgbench_branches#[9] X, row:public.pgbench_branches#[7] X}",
+            "Write {row:public.pgbench_branches#[7] X, row:public.pgbench_branches#[9] X}",
         ),
         (
             "UPDATE pgbench_branches SET bid = bid + 1 WHERE bid = 7",
