@@ -12,6 +12,9 @@ use twins::run::{Options, run};
 use twins::topic::{Topic, Topics};
 use twins::world::Servers;
 
+/// Progress is told each time so many seeds have run.
+const PROGRESS_SEEDS: u64 = 50;
+
 const USAGE: &str = "\
 usage: twins [--seeds COUNT] [--from SEED] [--jobs COUNT] [--failures COUNT] [--only TOPIC,...] [--without TOPIC,...]
        twins --seed SEED [--only ...] [--without ...]
@@ -112,11 +115,13 @@ async fn campaign(arguments: &Arguments) -> u64 {
     let next = Arc::new(AtomicU64::new(arguments.from));
     let failures = Arc::new(AtomicU64::new(0));
     let fates: Arc<[AtomicU64; 3]> = Arc::default();
-    let end = arguments.from + arguments.seeds;
+    let ran: Arc<AtomicU64> = Arc::default();
+    let from = arguments.from;
+    let end = from + arguments.seeds;
     let mut jobs = tokio::task::JoinSet::new();
     for _ in 0..arguments.jobs {
         let (next, failures, options) = (Arc::clone(&next), Arc::clone(&failures), arguments.options.clone());
-        let fates = Arc::clone(&fates);
+        let (fates, ran) = (Arc::clone(&fates), Arc::clone(&ran));
         let failures_max = arguments.failures;
         jobs.spawn(async move {
             let servers = tokio::task::spawn_blocking(Servers::start).await.unwrap();
@@ -129,6 +134,11 @@ async fn campaign(arguments: &Arguments) -> u64 {
                 let counts = [outcome.committed, outcome.absent, outcome.unknown];
                 for (fate, count) in fates.iter().zip(counts) {
                     fate.fetch_add(count as u64, Ordering::Relaxed);
+                }
+                let ran = ran.fetch_add(1, Ordering::Relaxed) + 1;
+                if ran.is_multiple_of(PROGRESS_SEEDS) {
+                    let seconds = started.elapsed().as_secs();
+                    eprintln!("{ran} of {} seeds in {seconds} s", end - from);
                 }
                 let violations = outcome.violations;
                 if violations.is_empty() {
@@ -144,7 +154,7 @@ async fn campaign(arguments: &Arguments) -> u64 {
         done.unwrap();
     }
     let failures = failures.load(Ordering::Relaxed);
-    let ran = next.load(Ordering::Relaxed).min(end) - arguments.from;
+    let ran = ran.load(Ordering::Relaxed);
     let seconds = started.elapsed().as_secs_f64();
     let [committed, absent, unknown] = [0, 1, 2].map(|at: usize| fates[at].load(Ordering::Relaxed));
     println!("honest transactions: {committed} committed, {absent} not, {unknown} unknown");
