@@ -16,8 +16,8 @@ use sql::schema::Schema;
 const UUID: &str = "0b7d8e4c-0000-4000-8000-00000000000A";
 const DIGITS: &str = "0b7d8e4c00004000800000000000000a";
 
-/// Whoever references a row waits for those who make it, take it away, change a unique key of it or lock it, as in PostgreSQL, and for nobody
-/// else who changes it.
+/// A statement that references a row waits for transactions that insert or delete that row, change a unique key of it or lock it, as in PostgreSQL,
+/// and not for those that change other columns of it.
 #[test]
 fn rows_are_referenced_while_other_columns_of_them_change() {
     let referencing = "INSERT INTO child VALUES (1, 2, 3)";

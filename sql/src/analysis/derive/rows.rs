@@ -80,23 +80,20 @@ impl<'schema> Deriver<'schema> {
             Some((key, product(&columns?)?))
         });
         match found {
-            Some((key, values)) => {
-                if touch == Touch::Write {
-                    self.row_key_values(name, &key, values.clone());
-                }
-                self.rows(name, RowsOf::RowKey, kinds(&key), values, mode);
-            }
+            Some((key, values)) if touch == Touch::Write => self.written_rows(name, &key, values),
+            Some((key, values)) => self.rows(name, RowsOf::RowKey, kinds(&key), values, mode),
             None => self.fixed(Resource::Table(name.to_string()), mode),
         }
     }
 
-    /// Holds values of the row key of a table that is referenced: rows with them are made, go, or are locked for update, all of which whoever
-    /// references them waits for. (Whoever changes only other columns of a row is waited for by nobody who references it.)
-    fn row_key_values(&mut self, name: &TableName, key: &LockedKey<'_>, values: KeyValues) {
+    /// Touches rows that are made, go, change in any way or are locked for update. Rows that reference them wait for that, so the values of their
+    /// row key are held too, where there are foreign keys to it. (A change of other columns is not waited for by rows that reference the row.)
+    fn written_rows(&mut self, name: &TableName, key: &LockedKey<'_>, values: KeyValues) {
         let references = self.schema.references(name);
         if references.iter().any(|reference| is_of(&reference.key, key)) {
-            self.rows(name, values_of(key), kinds(key), values, Mode::Exclusive);
+            self.rows(name, values_of(key), kinds(key), values.clone(), Mode::Exclusive);
         }
+        self.rows(name, RowsOf::RowKey, kinds(key), values, Mode::Exclusive);
     }
 
     fn rows(&mut self, name: &TableName, of: RowsOf, kinds: Vec<KeyKind>, values: KeyValues, mode: Mode) {
@@ -126,10 +123,7 @@ impl<'schema> Deriver<'schema> {
             return self.fixed(whole, Mode::Exclusive);
         };
         match rows(self, &columns(&key)) {
-            Some(values) => {
-                self.row_key_values(name, &key, values.clone());
-                self.rows(name, RowsOf::RowKey, kinds(&key), values, Mode::Exclusive);
-            }
+            Some(values) => self.written_rows(name, &key, values),
             None => self.fixed(whole, Mode::Exclusive),
         }
     }
@@ -166,10 +160,7 @@ impl<'schema> Deriver<'schema> {
                 (Change::Insert | Change::Delete, true) => {}
                 (Change::Update(_), true) if !sets => {}
                 (Change::Update(_), true) => match rows(self, &columns(&key)) {
-                    Some(values) => {
-                        self.row_key_values(name, &key, values.clone());
-                        self.rows(name, RowsOf::RowKey, kinds(&key), values, Mode::Exclusive);
-                    }
+                    Some(values) => self.written_rows(name, &key, values),
                     None => self.fixed(whole(), Mode::Exclusive),
                 },
                 (Change::Insert, false) => match rows(self, &columns(&key)) {

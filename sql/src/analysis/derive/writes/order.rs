@@ -15,7 +15,7 @@ use super::super::total_order::call_address;
 use super::{Deriver, insert_columns, may_be_default};
 use crate::functions::{self, SUMS};
 use crate::refusal::{NONDETERMINISTIC, Refusal};
-use crate::schema::{ColumnKind, Table};
+use crate::schema::{ColumnKind, Table, Unique};
 
 impl Deriver<'_> {
     /// Refuses an INSERT that depends on the order of rows or on each server's clock, whatever else its table makes run.
@@ -268,7 +268,8 @@ pub(super) fn names_one_row(level: &Level<'_>, table: &Table) -> bool {
         });
         column.is_some_and(|column| level.values(&column).is_some_and(|values| values.len() == 1))
     };
-    let mut keys = table.uniques.iter().filter(|unique| unique.plain);
+    let tells_apart = |unique: &&Unique| unique.plain && (unique.primary || unique.natural);
+    let mut keys = table.uniques.iter().filter(tells_apart);
     keys.any(|unique| unique.columns.iter().all(is_one_value))
 }
 
