@@ -207,6 +207,12 @@ async fn accounts_are_referenced_while_their_balances_change() {
         let other = world.connect().await;
         run(&one, &format!("BEGIN; {change}")).await;
         let waits = waiting(other, "INSERT INTO entry VALUES (4, 1, 1)").await;
+        // The wait is the lock table's: no server knows of it.
+        let hidden = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        for server in &world.servers {
+            let row = at_once(async { server.supervise().await.query_one(hidden, &[]).await }).await;
+            assert_eq!(row.get::<_, i64>(0), 0, "{change}");
+        }
         run(&one, "ROLLBACK").await;
         let other = at_once(async { waits.await.unwrap() }).await;
         run(&other, "DELETE FROM entry WHERE id = 4").await;
